@@ -1,0 +1,124 @@
+"""What every data set gives: (image, multi-hot label, mask, name), in its native size, and how an image enters the network."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as F
+
+VOID = 255
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class DataError(ValueError):
+    """A data set is missing, incomplete or damaged; the message says which file and what to do."""
+
+
+class Sample(NamedTuple):
+    image: Tensor  # (3, H, W) uint8
+    label: Tensor  # (C,) float, 0 or 1
+    mask: Tensor  # (H, W) uint8: 0 background, c + 1 for class c, 255 void
+    name: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of a data set: its files, where it has any, and a finer label kept for analysis (a defect's type)."""
+
+    name: str
+    image: Path = Path()
+    mask: Path = Path()
+    kind: str = ""
+
+
+class Segmentation(Dataset[Sample]):
+    """A data set with image labels to train on and masks to score against.
+
+    A subclass sets `entries` (its files in a fixed order) and says how a mask file is read.
+    """
+
+    title: str  # what results are shown as: a subset says that it is one
+    classes: tuple[str, ...]
+    headline: tuple[int, ...] | None = None  # classes averaged into the headline score; None: all that occur
+    size: tuple[int, int] = (224, 224)  # (height, width) of the network's input
+    jitter: tuple[float, float] = (0.8, 1.25)  # range of the scale jitter in training
+    upright: bool = True  # False: flipping upside down keeps the meaning
+    entries: Sequence[Entry]
+
+    def __init__(self, part: str) -> None:
+        self.part = part
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(self.image(index), self.labels[index], torch.from_numpy(self.mask(index)), self.entries[index].name)
+
+    def image(self, index: int) -> Tensor:
+        """(3, H, W) uint8. Raises DataError for a file that cannot be read."""
+        return torch.from_numpy(read(self.entries[index].image, "RGB")).permute(2, 0, 1)
+
+    def mask(self, index: int) -> NDArray[np.uint8]:
+        """(H, W) as in `Sample`. Raises DataError for a file that cannot be read."""
+        raise NotImplementedError
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """(N, C) float: the classes present in each image, read off the masks unless a subclass knows better."""
+        present = [np.unique(self.mask(i)) for i in range(len(self))]
+        return torch.stack([self.multi_hot(p[(p > 0) & (p < VOID)].astype(int) - 1) for p in present])
+
+    @cached_property
+    def scored(self) -> list[int]:
+        """Indices of the images that heatmaps are scored on: those with a class and not known to lack its mask."""
+        return torch.nonzero(self.labels.any(dim=1)).flatten().tolist()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the names and contents of every file this part uses."""
+        digest = hashlib.sha256()
+        for entry in self.entries:
+            digest.update(entry.name.encode())
+            digest.update(entry.image.read_bytes() + entry.mask.read_bytes())
+        return digest.hexdigest()
+
+    def multi_hot(self, present: Sequence[int] | NDArray[np.int_]) -> Tensor:
+        label = torch.zeros(len(self.classes))
+        label[torch.as_tensor(present, dtype=torch.long)] = 1
+        return label
+
+
+def read(path: Path, mode: str | None = None) -> NDArray[np.uint8]:
+    """An image file as an array, converted to `mode` (None keeps palette indices).
+
+    Raises DataError where the file is missing or damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert(mode) if mode else image, dtype=np.uint8)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing: expected an image there; fetch the data set again") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise DataError(f"{path} cannot be read as an image ({error}): it is damaged; fetch it again") from error
+
+
+def require(folder: Path, name: str) -> Path:
+    """`folder`, or DataError saying where data set `name` was expected."""
+    if not folder.is_dir():
+        raise DataError(f"{name} is not at {folder}: set LTCAM_DATA to the folder that holds {folder.name}, see data/README.md")
+    return folder
+
+
+def preprocess(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(3, H, W) uint8 -> (3, *size) float, ImageNet-normalised; the aspect ratio is not kept."""
+    resized = F.resize(image, list(size), antialias=True)
+    return F.normalize(F.to_dtype(resized, torch.float32, scale=True), list(MEAN), list(STD))

@@ -1,0 +1,62 @@
+"""PASCAL VOC 2012 segmentation (Everingham et al., IJCV 2015), or a subset of it in the same layout.
+
+`LTCAM_DATA/VOCdevkit/VOC2012`, parts `train`, `val`, `trainval` and, where the list is there, `train_aug` (train plus images
+with masks of SBD). Test masks are not public, so the paper's "test" is `val` here. Image labels come from the XML annotations
+(every object, the difficult ones too), or from the masks where there are none.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.datasets import VOCSegmentation
+
+from ltcam.datasets.base import DataError, Entry, Segmentation, read, require
+
+CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
+    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+ANIMALS = tuple(CLASSES.index(name) for name in ("cat", "cow", "dog", "horse", "sheep"))
+OFFICIAL = {"train": 1464, "val": 1449, "trainval": 2913}
+
+
+class VOC2012(Segmentation):
+    classes = CLASSES
+
+    def __init__(self, part: str, root: Path) -> None:
+        super().__init__(part)
+        folder = require(root / "VOCdevkit" / "VOC2012", "PASCAL VOC 2012")
+        lists = folder / "ImageSets" / "Segmentation"
+        if not (lists / f"{part}.txt").is_file():
+            there = sorted(path.stem for path in lists.glob("*.txt"))
+            raise DataError(f"part {part!r} has no list {lists / part}.txt: expected one of {there}")
+        voc = VOCSegmentation(str(root), image_set="val")
+        folders = Path(voc.images[0]).parent, Path(voc.targets[0]).parent
+        names = (lists / f"{part}.txt").read_text().split()
+        self.entries = [Entry(n, folders[0] / f"{n}.jpg", folders[1] / f"{n}.png") for n in names]
+        self.annotations = folder / "Annotations"
+        full = OFFICIAL["val"] == len(voc)
+        self.title = "PASCAL VOC 2012" if full else "PASCAL VOC 2012 subset"
+        self.headline = None if full else ANIMALS
+
+    def mask(self, index: int) -> NDArray[np.uint8]:
+        return read(self.entries[index].mask)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        if not self.annotations.is_dir():
+            return super().labels
+        return torch.stack([self.multi_hot(_objects(self.annotations / f"{entry.name}.xml")) for entry in self.entries])
+
+
+def _objects(path: Path) -> list[int]:
+    try:
+        objects = ElementTree.parse(path).getroot().findall("object/name")
+    except (FileNotFoundError, ElementTree.ParseError) as error:
+        raise DataError(f"{path} is missing or damaged ({error}): fetch the data set again") from error
+    return sorted({CLASSES.index(str(o.text)) for o in objects})

@@ -1,0 +1,86 @@
+"""VGG16 as the paper uses it, and the stages S1..S5 of a CNN."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import VGG
+from torchvision.models.vgg import cfgs, make_layers
+
+from ltcam import weights as sources
+
+Head = Literal["fc", "gap"]
+
+
+def vgg16(
+    num_classes: int,
+    head: Head = "fc",
+    weights: str | Path | None = "imagenet",
+    hidden: int | None = None,
+    width: int = 1,
+) -> VGG:
+    """torchvision's VGG16 (Sec. 3.1) with `.features` unchanged (31 modules) and its head replaced.
+
+    head    "fc": torchvision's classifier with its last layer replaced; "gap": global average pooling and one linear layer
+    weights "imagenet" (the sources of `ltcam.weights`), None (random), or the path of a state dict
+    hidden  width of the two hidden "fc" layers, which are then random; None keeps torchvision's 4096 and their pretrained
+            values where the source has them, else 1024 random ones
+    width   divides every channel count: a toy of the same 31 modules, for tests; 1 with "imagenet"
+
+    `model.source` says where the weights came from. Raises ValueError for an unknown head or an impossible combination.
+    """
+    if head not in ("fc", "gap"):
+        raise ValueError(f"head={head!r} is unknown: expected 'fc' or 'gap'")
+    if width != 1 and weights == "imagenet":
+        raise ValueError(f"width={width} has no ImageNet weights: pass weights=None, or width=1")
+    state, source = _state(weights)
+    channels = [c if c == "M" else int(c) // width for c in cfgs["D"]]
+    with torch.device("meta"):  # torchvision builds 120 million head weights that are replaced below
+        model = VGG(nn.Identity(), init_weights=False)
+    model.features = make_layers(channels)
+    pretrained = head == "fc" and hidden is None and source.head
+    if head == "gap":
+        model.avgpool = nn.AdaptiveAvgPool2d(1)
+        model.classifier = nn.Linear(channels[-2], num_classes)
+    else:
+        model.avgpool = nn.AdaptiveAvgPool2d(7)
+        model.classifier = _fc(channels[-2] * 49, 4096 if pretrained else hidden or 1024, num_classes)
+    model.load_state_dict({**model.state_dict(), **_pick(state, pretrained)})
+    model.source = source
+    return model
+
+
+def stages(model: nn.Module) -> dict[str, str]:
+    """{"S1": module name, ...}: where the paper reads its stages. For VGG the max-pool outputs of `features`.
+
+    Raises ValueError for a model without `features` that pool: name its layers yourself.
+    """
+    features = getattr(model, "features", None)
+    pools = [name for name, module in (features or nn.Module()).named_modules() if isinstance(module, nn.MaxPool2d)]
+    if not pools:
+        raise ValueError(f"{type(model).__name__} has no max-pools in .features to take as stages: pass layers=[module names]")
+    return {f"S{i}": f"features.{name}" for i, name in enumerate(pools, 1)}
+
+
+def _fc(inputs: int, hidden: int, num_classes: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.ReLU(inplace=True), nn.Dropout(),
+        nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Dropout(),
+        nn.Linear(hidden, num_classes),
+    )  # fmt: skip
+
+
+def _state(weights: str | Path | None) -> tuple[dict[str, Tensor], sources.Source]:
+    if weights is None:
+        return {}, sources.Source("random", "", head=False)
+    if weights == "imagenet":
+        return sources.imagenet_vgg16()
+    path = Path(weights)
+    state = sources.load(path)
+    return state, sources.Source(path.name, sources.sha256(path), head="classifier.3.weight" in state)
+
+
+def _pick(state: dict[str, Tensor], head: bool) -> dict[str, Tensor]:
+    hidden_layers = ("classifier.0.", "classifier.3.") if head else ()
+    return {name: value for name, value in state.items() if name.startswith(("features.", *hidden_layers))}

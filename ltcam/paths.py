@@ -1,0 +1,42 @@
+"""Where things live. Nothing here depends on the working directory of a notebook or a command.
+
+`LTCAM_DATA`   the data root, laid out as the data sets' authors ship them (default: `data/` of the checkout)
+`LTCAM_OUTPUT` where `results/` and `figures/` are written (default: the checkout)
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parents[1]
+ROOT = _HERE if (_HERE / "pyproject.toml").exists() else Path.cwd()
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def data_root() -> Path:
+    return Path(os.environ.get("LTCAM_DATA", ROOT / "data"))
+
+
+def results(profile: str, data: str = "") -> Path:
+    return _output("results", profile, data)
+
+
+def figures(profile: str, data: str = "") -> Path:
+    return _output("figures", profile, data)
+
+
+def _output(kind: str, profile: str, data: str) -> Path:
+    return Path(os.environ.get("LTCAM_OUTPUT", ROOT)) / kind / profile / data
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it when the block ends well and removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,57 @@
+"""A result is `X.csv` beside `X.json`, which says what made it: commit, parameters, versions, device, data, weights, time."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from ltcam.paths import ROOT, atomic
+
+PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-image", "scikit-learn", "matplotlib", "pillow")
+
+
+def save(table: pd.DataFrame, path: Path, *, started: float, **parameters: Any) -> None:
+    """Write `table` to `path` (.csv or .csv.gz) and its provenance to the .json beside it, each renamed into place when whole.
+
+    started: `time.time()` at the start of the work; parameters: whatever it depended on, as plain values.
+    """
+    with atomic(path) as temporary:
+        compression: Any = {"method": "gzip", "mtime": 0, "compresslevel": 6} if path.suffix == ".gz" else None
+        table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n", compression=compression)
+    record = {"rows": len(table), **parameters, **environment(), "seconds": round(time.time() - started, 1)}
+    with atomic(path.with_name(path.name.split(".")[0] + ".json")) as temporary:
+        temporary.write_text(json.dumps(record, indent=2, default=str) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """What of this machine and checkout a number may depend on."""
+    cuda = torch.cuda.is_available()
+    return {
+        "commit": COMMIT,
+        "dirty": DIRTY,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name() if cuda else f"cpu ({platform.machine()})",
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+# Read when the code is loaded: a long run is of the commit that it started from.
+COMMIT = _git("rev-parse", "HEAD")
+DIRTY = bool(_git("status", "--porcelain", "--untracked-files=no", "--", "ltcam"))

@@ -1,0 +1,230 @@
+"""Train a classifier on image-level labels only (Sec. 3.1): `ltcam train --data NAME`.
+
+The settings the paper omits are the fields of `Recipe`. Masks are never looked at, but for VOC's labels where a copy has no XML
+annotations. The best epoch is chosen by mean average precision of the labels on the held-out part.
+"""
+
+import logging
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from sklearn.metrics import average_precision_score
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchvision.models import VGG
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from ltcam import datasets, provenance
+from ltcam.datasets import Segmentation
+from ltcam.models import Head, stages, vgg16
+from ltcam.paths import atomic
+from ltcam.weights import load
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a training run depends on. Equal recipes on one machine give equal checkpoints."""
+
+    data: str = "demo"
+    train: str = "train"  # the part trained on
+    test: str = "test"  # the held-out part
+    head: Head = "fc"
+    hidden: int | None = None
+    width: int = 1
+    weights: str | None = "imagenet"
+    size: tuple[int, int] | None = None  # (height, width) of the input; None: the data set's own
+    frozen: int = 2  # stages kept as they are; with all 5 their features are computed once and only the head is fitted
+    epochs: int = 4
+    batch_size: int = 16
+    lr: float = 3e-4  # of the head; the convolutions learn at a tenth of it
+    weight_decay: float = 1e-4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.frozen <= 5:
+            raise ValueError(f"frozen={self.frozen}: VGG16 has 5 stages, expected 0 to 5")
+        if self.size is not None:
+            object.__setattr__(self, "size", tuple(self.size))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model with what is needed to use it."""
+
+    model: VGG
+    recipe: Recipe
+    classes: tuple[str, ...]
+    size: tuple[int, int]
+    record: dict[str, Any]  # best epoch, its label scores, the source of the weights, fingerprints of the data
+
+
+def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -> Path:
+    """Train by `recipe`, or go on where an interrupted run of the same recipe stopped; returns the checkpoint's path.
+
+    Writes `checkpoint.pt` (the best epoch), `train.csv` (loss and mAP per epoch) and `labels.csv` (AP per class, best epoch)
+    into `out`. A finished run of the same recipe on the same data is returned as it is; a run of another recipe is replaced.
+    """
+    started = time.time()
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    fit, held_out = datasets.load(recipe.data, recipe.train), datasets.load(recipe.data, recipe.test)
+    best, last = out / "checkpoint.pt", out / "last.pt"
+    identity = {"recipe": asdict(recipe), "data": {"train": fit.fingerprint, "test": held_out.fingerprint}}
+    state = load(last) if last.is_file() else {}
+    if state and state["identity"] != identity:
+        log.warning("%s: another recipe or other data made the run in %s; training anew", recipe.data, out)
+        state = {}
+    if state.get("epoch") == recipe.epochs and best.is_file():
+        log.info("%s: trained already, %s", recipe.data, best)
+        return best
+
+    torch.manual_seed(recipe.seed)
+    model = vgg16(len(fit.classes), recipe.head, recipe.weights, recipe.hidden, recipe.width)
+    source = asdict(model.source)
+    model.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.contiguous_format)
+    size = recipe.size or fit.size
+    train_set, test_set, trainable = _prepare(model, fit, held_out, size, recipe, device)
+    optimizer = torch.optim.AdamW(_groups(trainable, recipe), weight_decay=recipe.weight_decay)
+    steps = -(-len(fit) // recipe.batch_size)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, epochs=recipe.epochs, steps_per_epoch=steps, pct_start=0.2)
+    if state:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+    history: list[dict[str, float]] = state.get("history", [])
+
+    for epoch in range(len(history), recipe.epochs):
+        torch.manual_seed(recipe.seed * 1000 + epoch)  # an interrupted run draws what an undisturbed one draws
+        loss = _fit_epoch(trainable, train_set, optimizer, schedule, recipe, device)
+        ap = label_scores(predict(trainable, test_set, recipe.batch_size, device), held_out.labels)
+        history.append({"epoch": epoch + 1, "loss": loss, "mAP": float(ap.mean())})
+        log.info("%s: epoch %d/%d, loss %.4f, mAP %.4f", recipe.data, epoch + 1, recipe.epochs, loss, ap.mean())
+        if history[-1]["mAP"] >= max(h["mAP"] for h in history):
+            labels = {name: float(score) for name, score in ap.items()}
+            record = {**identity, "classes": list(fit.classes), "size": list(size), "source": source}
+            record |= {"best": history[-1], "labels": labels}
+            _save({"model": model.state_dict(), "record": record}, best)
+        _save(
+            {
+                "identity": identity, "epoch": epoch + 1, "history": history, "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
+            },
+            last,
+        )  # fmt: skip
+
+    record = load(best)["record"]
+    about = {"started": started, **identity, "source": source, "counts": {"train": len(fit), "test": len(held_out)}}
+    provenance.save(pd.DataFrame(history), out / "train.csv", **about)
+    provenance.save(_label_table(record, held_out), out / "labels.csv", best_epoch=record["best"]["epoch"], **about)
+    return best
+
+
+def load_checkpoint(path: Path, device: str | torch.device | None = None) -> Trained:
+    """The model that `train` left at `path`, in eval mode. Raises FileNotFoundError or ValueError as `ltcam.weights.load`."""
+    state = load(path)
+    record = state["record"]
+    recipe = Recipe(**record["recipe"])
+    hidden = None if recipe.head == "gap" else state["model"]["classifier.0.bias"].numel()
+    model = vgg16(len(record["classes"]), recipe.head, None, hidden, recipe.width)
+    model.load_state_dict(state["model"])
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    return Trained(model, recipe, tuple(record["classes"]), (record["size"][0], record["size"][1]), record)
+
+
+def label_scores(scores: Tensor, labels: Tensor) -> "pd.Series[float]":
+    """Average precision per class that occurs; scores and labels (N, C), any monotone score."""
+    present = torch.nonzero(labels.any(dim=0)).flatten().tolist()
+    return pd.Series({c: average_precision_score(labels[:, c].numpy(), scores[:, c].numpy()) for c in present})
+
+
+@torch.no_grad()
+def predict(model: nn.Module, data: Dataset[Any], batch_size: int, device: torch.device) -> Tensor:
+    """Logits (N, C) on the CPU of a data set of (input, label) pairs."""
+    model.eval()
+    return torch.cat([model(inputs.to(device)).float().cpu() for inputs, _ in _batches(data, batch_size, False, device)])
+
+
+def _fit_epoch(
+    model: nn.Module, data: Dataset[Any], optimizer: torch.optim.Optimizer, schedule: Any, recipe: Recipe, device: torch.device
+) -> float:
+    model.train()
+    total = count = 0.0
+    for inputs, labels in tqdm(_batches(data, recipe.batch_size, True, device), desc=recipe.data, disable=None, leave=False):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = nn.functional.binary_cross_entropy_with_logits(model(inputs.to(device)), labels.to(device))
+        if not loss.isfinite():
+            raise FloatingPointError(f"the loss is {loss.item()} at lr={recipe.lr}: train with a smaller lr")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        total, count = total + loss.item() * len(labels), count + len(labels)
+    return total / count
+
+
+def _prepare(
+    model: VGG, fit: Segmentation, held_out: Segmentation, size: tuple[int, int], recipe: Recipe, device: torch.device
+) -> tuple[Dataset[Any], Dataset[Any], nn.Module]:
+    """The two data sets of (input, label) and the module that maps an input to logits."""
+    boundary = int(list(stages(model).values())[recipe.frozen - 1].split(".")[1]) + 1 if recipe.frozen else 0
+    model.features[:boundary].requires_grad_(False)
+    train_set, test_set = _Labelled(fit, size, _augment(fit)), _Labelled(held_out, size)
+    if recipe.frozen < 5:
+        return train_set, test_set, model
+    features = nn.Sequential(model.features, model.avgpool, nn.Flatten())
+
+    def cached(part: Segmentation) -> Dataset[Any]:
+        return TensorDataset(predict(features, _Labelled(part, size), recipe.batch_size, device), part.labels)
+
+    return cached(fit), cached(held_out), model.classifier
+
+
+def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Parameter groups: the head at `lr`, what is left free of the convolutions at a tenth."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    slow = [p for name, p in named if name.startswith("features.")]
+    fast = [p for name, p in named if not name.startswith("features.")]
+    return [{"params": p, "lr": lr} for p, lr in ((fast, recipe.lr), (slow, recipe.lr / 10)) if p]
+
+
+def _augment(data: Segmentation) -> v2.Transform:
+    flips = [v2.RandomHorizontalFlip()] if data.upright else [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
+    return v2.Compose([*flips, v2.RandomAffine(0, scale=data.jitter, interpolation=v2.InterpolationMode.BILINEAR)])
+
+
+class _Labelled(Dataset[tuple[Tensor, Tensor]]):
+    """(network input, multi-hot label) of a data set, optionally augmented."""
+
+    def __init__(self, data: Segmentation, size: tuple[int, int], augment: v2.Transform | None = None) -> None:
+        self.data, self.size, self.augment = data, size, augment
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = datasets.preprocess(self.data.image(index), self.size)
+        return (self.augment(image) if self.augment else image), self.data.labels[index]
+
+
+def _batches(data: Dataset[Any], batch_size: int, shuffle: bool, device: torch.device) -> DataLoader[Any]:
+    """On a CPU the network is the bottleneck, so loader processes would only take cores from it."""
+    cuda = device.type == "cuda" and not isinstance(data, TensorDataset)
+    return DataLoader(data, batch_size, shuffle, num_workers=8 if cuda else 0, pin_memory=cuda, persistent_workers=False)
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    with atomic(path) as temporary:
+        torch.save(state, temporary)
+
+
+def _label_table(record: dict[str, Any], held_out: Segmentation) -> pd.DataFrame:
+    counts = held_out.labels.sum(dim=0).int().tolist()
+    rows = [{"class": held_out.classes[int(c)], "images": counts[int(c)], "AP": ap} for c, ap in record["labels"].items()]
+    return pd.DataFrame(rows)
