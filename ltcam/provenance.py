@@ -1,10 +1,12 @@
 """A result is `X.csv` beside `X.json`, which says what made it: commit, parameters, versions, device, data, weights, time."""
 
+import hashlib
 import json
 import os
 import platform
 import subprocess
 import time
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ from ltcam.paths import ROOT, atomic
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-image", "scikit-learn", "matplotlib", "pillow")
 
+MEASURING = ("tracing", "methods", "tricks", "cam", "segmentation", "metrics", "evaluation", "datasets/base")
 
-def save(table: pd.DataFrame, path: Path, *, started: float, **parameters: Any) -> None:
+
+def save(table: pd.DataFrame, path: Path, started: float, **parameters: Any) -> None:
     """Write `table` to `path` (.csv or .csv.gz) and its provenance to the .json beside it, each renamed into place when whole.
 
     started: `time.time()` at the start of the work; parameters: whatever it depended on, as plain values.
@@ -45,6 +49,15 @@ def environment() -> dict[str, Any]:
         "tf32": torch.backends.cuda.matmul.allow_tf32,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+@cache
+def code() -> str:
+    """SHA-256 over the modules that a pixel count depends on."""
+    digest = hashlib.sha256()
+    for name in MEASURING:
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+    return digest.hexdigest()
 
 
 def _git(*arguments: str) -> str:

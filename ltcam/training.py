@@ -4,6 +4,8 @@ The settings the paper omits are the fields of `Recipe`. Masks are never looked 
 annotations. The best epoch is chosen by mean average precision of the labels on the held-out part.
 """
 
+from __future__ import annotations
+
 import logging
 import time
 from dataclasses import asdict, dataclass
@@ -120,7 +122,12 @@ def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -
         )  # fmt: skip
 
     record = load(best)["record"]
-    about = {"started": started, **identity, "source": source, "counts": {"train": len(fit), "test": len(held_out)}}
+    about: dict[str, Any] = {
+        "started": started,
+        **identity,
+        "source": source,
+        "counts": {"train": len(fit), "test": len(held_out)},
+    }
     provenance.save(pd.DataFrame(history), out / "train.csv", **about)
     provenance.save(_label_table(record, held_out), out / "labels.csv", best_epoch=record["best"]["epoch"], **about)
     return best
@@ -138,7 +145,7 @@ def load_checkpoint(path: Path, device: str | torch.device | None = None) -> Tra
     return Trained(model, recipe, tuple(record["classes"]), (record["size"][0], record["size"][1]), record)
 
 
-def label_scores(scores: Tensor, labels: Tensor) -> "pd.Series[float]":
+def label_scores(scores: Tensor, labels: Tensor) -> pd.Series[float]:
     """Average precision per class that occurs; scores and labels (N, C), any monotone score."""
     present = torch.nonzero(labels.any(dim=0)).flatten().tolist()
     return pd.Series({c: average_precision_score(labels[:, c].numpy(), scores[:, c].numpy()) for c in present})
@@ -162,7 +169,7 @@ def _fit_epoch(
         if not loss.isfinite():
             raise FloatingPointError(f"the loss is {loss.item()} at lr={recipe.lr}: train with a smaller lr")
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         total, count = total + loss.item() * len(labels), count + len(labels)

@@ -121,4 +121,5 @@ def require(folder: Path, name: str) -> Path:
 def preprocess(image: Tensor, size: tuple[int, int]) -> Tensor:
     """(3, H, W) uint8 -> (3, *size) float, ImageNet-normalised; the aspect ratio is not kept."""
     resized = F.resize(image, list(size), antialias=True)
-    return F.normalize(F.to_dtype(resized, torch.float32, scale=True), list(MEAN), list(STD))
+    normalised: Tensor = F.normalize(F.to_dtype(resized, torch.float32, scale=True), list(MEAN), list(STD))
+    return normalised

@@ -65,17 +65,17 @@ def render(number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 def _background(rng: np.random.Generator) -> Field:
-    texture = getattr(textures, ("brick", "grass", "gravel")[rng.integers(3)])()
+    texture: Field = getattr(textures, ("brick", "grass", "gravel")[rng.integers(3)])() / 255
     top, left = rng.integers(0, 512 - SIZE, 2)
-    crop = np.rot90(texture[top : top + SIZE, left : left + SIZE], rng.integers(4)) / 255
+    crop = np.rot90(texture[top : top + SIZE, left : left + SIZE], int(rng.integers(4)))
     grey = 0.5 + (crop - crop.mean()) * rng.uniform(0.5, 0.9)
-    return np.clip(grey[..., None] * rng.uniform(0.9, 1.1, 3), 0, 1)
+    return np.asarray(np.clip(grey[..., None] * rng.uniform(0.9, 1.1, 3), 0, 1))
 
 
 def _colour(kind: int, rng: np.random.Generator) -> Field:
     """Scratches are bright, spots and cracks dark, stains brownish."""
     grey = (rng.uniform(0.85, 1.0), rng.uniform(0.0, 0.15), rng.uniform(0.35, 0.5), rng.uniform(0.0, 0.12))[kind]
-    return np.array(grey) * (np.array([1.0, 0.7, 0.4]) if kind == 2 else np.ones(3))
+    return np.array([grey, 0.7 * grey, 0.4 * grey] if kind == 2 else [grey] * 3)
 
 
 def _scratch(rng: np.random.Generator) -> Field:
@@ -125,4 +125,4 @@ def _stroke(points: Field, width: float) -> Field:
         dy, dx = end - start
         along = np.clip((y * dy + x * dx) / (dy * dy + dx * dx), 0, 1)
         distances.append(np.hypot(y - along * dy, x - along * dx))
-    return np.minimum.reduce(distances) - width / 2
+    return np.asarray(np.min(distances, axis=0)) - width / 2

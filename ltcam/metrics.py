@@ -1,0 +1,50 @@
+"""Scores from pixel counts, foreground only.
+
+`counts` is a table with one row an (image, class) pair and configuration: columns name, class, those of the configuration,
+and tp, fp, fn in pixels. Every score is a function of it, in percent.
+
+Class means (mIoU, mPrecision, mRecall, mF1) sum the counts of a class over its images and average over classes; pooled scores
+(IoU, Precision, Recall, F1: "micro") sum over everything. Nothing predicted gives precision 0, nothing there recall 0. Void
+pixels are in no count; false positives of a class are counted in the images that have it.
+"""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+CONFIG = ["method", "layers", "delta", "per"]
+
+
+def count(predicted: NDArray[np.bool_], mask: NDArray[np.uint8], c: int, void: int = 255) -> tuple[int, int, int]:
+    """(tp, fp, fn) in pixels of a predicted mask (H, W) of class c against the mask (H, W) with c + 1 where class c is."""
+    truth = mask == c + 1
+    tp = int((predicted & truth).sum())
+    return tp, int((predicted & (mask != void)).sum()) - tp, int(truth.sum()) - tp
+
+
+def scores(counts: pd.DataFrame, classes: tuple[int, ...] | None = None) -> pd.DataFrame:
+    """Class means and pooled scores of each configuration, one row each, in the order they appear.
+
+    classes: those averaged over and pooled; None: all that occur.
+    """
+    kept = counts if classes is None else counts[counts["class"].isin(classes)]
+    mean = by_class(kept).groupby(CONFIG, sort=False, dropna=False)[["IoU", "Precision", "Recall", "F1"]].mean().add_prefix("m")
+    pooled = _rates(kept.groupby(CONFIG, sort=False, dropna=False)[["tp", "fp", "fn"]].sum())
+    return mean.join(pooled).reset_index()
+
+
+def by_class(counts: pd.DataFrame) -> pd.DataFrame:
+    """IoU, Precision, Recall, F1 of each class and configuration, and in how many images (`images`) it was scored."""
+    groups = counts.groupby([*CONFIG, "class"], sort=False, dropna=False)
+    return _rates(groups[["tp", "fp", "fn"]].sum()).assign(images=groups.size())
+
+
+def _rates(sums: pd.DataFrame) -> pd.DataFrame:
+    tp, fp, fn = (sums[name].astype(float) for name in ("tp", "fp", "fn"))
+    rates = {
+        "IoU": tp / (tp + fp + fn),
+        "Precision": tp / (tp + fp),
+        "Recall": tp / (tp + fn),
+        "F1": 2 * tp / (2 * tp + fp + fn),
+    }
+    return pd.DataFrame(rates).fillna(0.0) * 100

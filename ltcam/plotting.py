@@ -1,0 +1,102 @@
+"""The paper's figures: heatmaps over images, one row an image, one column a way to make them."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from ltcam import datasets
+from ltcam.cam import explain
+from ltcam.datasets import Segmentation
+from ltcam.evaluation import Config
+from ltcam.paths import atomic
+from ltcam.tracing import trace
+from ltcam.training import Trained
+
+THUMBNAIL = 160  # pixels of the longer side: photographs appear at figure size only
+
+
+def examples(data: Segmentation, count: int = 5, seed: int = 0, covers: float = 0.01) -> list[tuple[int, int]]:
+    """(image index, class) of `count` images drawn at random, in turn from each headline class (or each defect type).
+
+    covers: the least share of the image that the class must cover, so that there is something to see.
+    """
+    classes = data.headline or tuple(range(len(data.classes)))
+    pool = [(i, c) for i in data.scored for c in classes if data.labels[i, c] and (data.mask(i) == c + 1).mean() >= covers]
+    random.Random(seed).shuffle(pool)
+    turns: dict[tuple[int, str], list[tuple[int, int]]] = {}
+    for i, c in pool:
+        turns.setdefault((c, data.entries[i].kind), []).append((i, c))
+    queues = [turns[key] for key in sorted(turns)]
+    rounds = [queue[n] for n in range(max(map(len, queues))) for queue in queues if n < len(queue)]
+    return rounds[:count]
+
+
+def heatmap_figure(
+    trained: Trained, data: Segmentation, chosen: Sequence[tuple[int, int]], configs: dict[str, Config], truth: bool = False
+) -> Figure:
+    """A grid: the image (with its mask outlined if `truth`), then the heatmap of each configuration over it.
+
+    chosen: (image index, class) a row. A heatmap is shown from 0 to its own maximum.
+    """
+    samples = [data[i] for i, _ in chosen]
+    images = torch.stack([datasets.preprocess(s.image, trained.size) for s in samples])
+    device = next(trained.model.parameters()).device
+    traced = trace(
+        trained.model, images.to(device), [c for _, c in chosen], fullgrad=any(c.method == "fullgrad" for c in configs.values())
+    )
+    thumbnails = [F.resize(s.image, _thumbnail(s.image.shape[1:]), antialias=True).permute(1, 2, 0).numpy() for s in samples]
+    columns = {"image": [None] * len(chosen)} | {
+        title: list(explain(traced, c.method, c.selection, c.delta, per=c.per).cpu()) for title, c in configs.items()
+    }
+    aspect = float(np.mean([t.shape[0] / t.shape[1] for t in thumbnails]))
+    width = 1.35
+    figure, axes = plt.subplots(
+        len(chosen), len(columns), figsize=(width * len(columns), width * aspect * len(chosen) + 0.45),
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for column, (title, maps) in enumerate(columns.items()):
+        axes[0, column].set_title(title.replace("(", "\n("), fontsize=8)
+        for row, heatmap in enumerate(maps):
+            _panel(axes[row, column], thumbnails[row], heatmap)
+            if truth and heatmap is None:
+                mask = samples[row].mask.numpy() == chosen[row][1] + 1
+                axes[row, column].contour(
+                    _fit(torch.from_numpy(mask).float(), thumbnails[row]), [0.5], colors="yellow", linewidths=0.8
+                )
+    for row, (i, c) in enumerate(chosen):
+        axes[row, 0].set_ylabel(data.entries[i].kind or data.classes[c], fontsize=8)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """`path` + .png (200 dpi) and .pdf, the same bytes on every run of one machine."""
+    for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None, "Producer": None, "Creator": None})):
+        with atomic(path.with_name(path.name + suffix)) as temporary:
+            figure.savefig(temporary, dpi=200, metadata=metadata)
+
+
+def _panel(axes: Axes, image: NDArray[np.uint8], heatmap: Tensor | None) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.imshow(image)
+    if heatmap is not None:
+        fitted = _fit(heatmap, image)
+        axes.imshow(fitted, cmap="jet", alpha=0.55, vmin=0, vmax=max(float(fitted.max()), 1e-30))
+
+
+def _fit(heatmap: Tensor, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    fitted: NDArray[np.float32] = F.resize(heatmap[None], list(image.shape[:2]), antialias=True)[0].numpy()
+    return fitted
+
+
+def _thumbnail(size: Sequence[int]) -> list[int]:
+    scale = THUMBNAIL / max(size)
+    return [max(1, round(side * scale)) for side in size]
