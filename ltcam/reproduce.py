@@ -6,7 +6,6 @@ put them.
 """
 
 import logging
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,6 +48,7 @@ def reproduce(name: str, only: str = "", data: str = "", recipe: Mapping[str, An
         settings = Recipe(data=run["data"], **run["recipe"])
         for part in (settings.train, settings.test):
             datasets.load(settings.data, part)
+    logging.getLogger("papermill").setLevel(logging.WARNING)  # what a notebook says on stderr, not that a cell began
     steps = [(run, notebook) for run in runs for notebook in notebooks]
     done = []
     for number, (run, notebook) in enumerate(steps, 1):
@@ -67,8 +67,8 @@ def _execute(notebook: Path, run: Mapping[str, Any]) -> Path:
         with paths.atomic(target) as temporary:
             try:
                 papermill.execute_notebook(
-                    str(notebook), str(temporary), parameters, kernel_name="python3", progress_bar=sys.stderr.isatty(),
-                    cwd=str(paths.NOTEBOOKS),
+                    str(notebook), str(temporary), parameters, kernel_name="python3", log_output=True,
+                    progress_bar=False, extra_arguments=["--log-level=ERROR"],
                 )  # fmt: skip
             except PapermillExecutionError:
                 temporary.replace(failed)

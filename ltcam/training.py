@@ -82,25 +82,21 @@ def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -
     if state and state["identity"] != identity:
         log.warning("%s: another recipe or other data made the run in %s; training anew", recipe.data, out)
         state = {}
-    if state.get("epoch") == recipe.epochs and best.is_file():
+    if state and "model" not in state and best.is_file():
         log.info("%s: trained already, %s", recipe.data, best)
         return best
 
     torch.manual_seed(recipe.seed)
     model = vgg16(len(fit.classes), recipe.head, recipe.weights, recipe.hidden, recipe.width)
-    source = asdict(model.source)
     model.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.contiguous_format)
     size = recipe.size or fit.size
     train_set, test_set, trainable = _prepare(model, fit, held_out, size, recipe, device)
-    optimizer = torch.optim.AdamW(_groups(trainable, recipe), weight_decay=recipe.weight_decay)
-    steps = -(-len(fit) // recipe.batch_size)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, epochs=recipe.epochs, steps_per_epoch=steps, pct_start=0.2)
-    if state:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-    history: list[dict[str, float]] = state.get("history", [])
+    optimizer, schedule = _optimizer(trainable, recipe, steps=-(-len(fit) // recipe.batch_size))
+    if "model" in state:
+        for part, name in ((model, "model"), (optimizer, "optimizer"), (schedule, "schedule")):
+            part.load_state_dict(state[name])
+    history: list[dict[str, float]] = state.get("history", []) if "model" in state else []
+    record = {**identity, "classes": list(fit.classes), "size": list(size), "source": asdict(model.source)}
 
     for epoch in range(len(history), recipe.epochs):
         torch.manual_seed(recipe.seed * 1000 + epoch)  # an interrupted run draws what an undisturbed one draws
@@ -110,26 +106,15 @@ def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -
         log.info("%s: epoch %d/%d, loss %.4f, mAP %.4f", recipe.data, epoch + 1, recipe.epochs, loss, ap.mean())
         if history[-1]["mAP"] >= max(h["mAP"] for h in history):
             labels = {name: float(score) for name, score in ap.items()}
-            record = {**identity, "classes": list(fit.classes), "size": list(size), "source": source}
-            record |= {"best": history[-1], "labels": labels}
-            _save({"model": model.state_dict(), "record": record}, best)
-        _save(
-            {
-                "identity": identity, "epoch": epoch + 1, "history": history, "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
-            },
-            last,
-        )  # fmt: skip
+            _save({"model": model.state_dict(), "record": {**record, "best": history[-1], "labels": labels}}, best)
+        states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+        _save({"identity": identity, "history": history, **states}, last)
 
-    record = load(best)["record"]
-    about: dict[str, Any] = {
-        "started": started,
-        **identity,
-        "source": source,
-        "counts": {"train": len(fit), "test": len(held_out)},
-    }
-    provenance.save(pd.DataFrame(history), out / "train.csv", **about)
-    provenance.save(_label_table(record, held_out), out / "labels.csv", best_epoch=record["best"]["epoch"], **about)
+    kept = load(best)["record"]
+    parameters: dict[str, Any] = {**record, "best": kept["best"], "images": {"train": len(fit), "test": len(held_out)}}
+    provenance.save(pd.DataFrame(history), out / "train.csv", started, **parameters)
+    provenance.save(_label_table(kept, held_out), out / "labels.csv", started, **parameters)
+    _save({"identity": identity, "history": history}, last)  # without the model: finished
     return best
 
 
@@ -193,12 +178,15 @@ def _prepare(
     return cached(fit), cached(held_out), model.classifier
 
 
-def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Parameter groups: the head at `lr`, what is left free of the convolutions at a tenth."""
+def _optimizer(model: nn.Module, recipe: Recipe, steps: int) -> tuple[torch.optim.Optimizer, Any]:
+    """AdamW and a one-cycle schedule: the head at `lr`, what is left free of the convolutions at a tenth."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     slow = [p for name, p in named if name.startswith("features.")]
     fast = [p for name, p in named if not name.startswith("features.")]
-    return [{"params": p, "lr": lr} for p, lr in ((fast, recipe.lr), (slow, recipe.lr / 10)) if p]
+    groups = [(p, rate) for p, rate in ((fast, recipe.lr), (slow, recipe.lr / 10)) if p]
+    optimizer = torch.optim.AdamW([{"params": p} for p, _ in groups], weight_decay=recipe.weight_decay)
+    rates = [rate for _, rate in groups]
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, recipe.epochs * steps, pct_start=0.2)
 
 
 def _augment(data: Segmentation) -> v2.Transform:

@@ -61,7 +61,11 @@ class Segmentation(Dataset[Sample]):
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Sample:
-        return Sample(self.image(index), self.labels[index], torch.from_numpy(self.mask(index)), self.entries[index].name)
+        image, mask, name = self.image(index), torch.from_numpy(self.mask(index)), self.entries[index].name
+        if image.shape[1:] != mask.shape:
+            sizes = [f"{height} x {width}" for height, width in (mask.shape, image.shape[1:])]
+            raise DataError(f"{name}: the mask is {sizes[0]}, the image {sizes[1]}: expected the same; fetch both again")
+        return Sample(image, self.labels[index], mask, name)
 
     def image(self, index: int) -> Tensor:
         """(3, H, W) uint8. Raises DataError for a file that cannot be read."""

@@ -1,0 +1,40 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from ltcam import paths
+from ltcam.models import vgg16
+
+
+@pytest.fixture
+def tiny():
+    """VGG16's 31 modules at a sixteenth of its width, random weights, in eval mode."""
+    torch.manual_seed(0)
+    return vgg16(4, weights=None, width=16, hidden=16).eval()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real images, where there is one."""
+    root = paths.data_root().resolve()
+    if not ((root / "magnetic_tile").is_dir() and (root / "VOCdevkit").is_dir()):
+        pytest.skip(f"no real images in {root}: set LTCAM_DATA to a folder with VOCdevkit/VOC2012 and magnetic_tile")
+    return root
+
+
+@pytest.fixture
+def real(real_data, monkeypatch):
+    monkeypatch.setenv("LTCAM_DATA", str(real_data))
+    return real_data
+
+
+@pytest.fixture
+def output(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("LTCAM_OUTPUT", str(tmp_path))
+    return tmp_path

@@ -1,0 +1,67 @@
+"""Tiny data sets in the layouts of the real ones."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ltcam.datasets.voc import CLASSES
+
+
+def voc(root: Path, annotations: bool = True) -> Path:
+    """8 training and 6 validation images of 60 x 45 with a rectangle of one or two classes and a void border."""
+    folder = root / "VOCdevkit" / "VOC2012"
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation", *(["Annotations"] if annotations else [])):
+        (folder / name).mkdir(parents=True)
+    names = [f"2007_{i:06d}" for i in range(14)]
+    for part, chosen in (("train", names[:8]), ("val", names[8:]), ("trainval", names)):
+        (folder / "ImageSets" / "Segmentation" / f"{part}.txt").write_text("\n".join(chosen) + "\n")
+    for i, name in enumerate(names):
+        rng = np.random.default_rng(i)
+        image, mask = rng.integers(0, 255, (45, 60, 3), dtype=np.uint8), np.zeros((45, 60), np.uint8)
+        present = [7, 11] if i % 3 == 0 else [(7, 11)[i % 2]]
+        for k, c in enumerate(present):
+            mask[5:25, 5 + 25 * k : 25 + 25 * k] = 255
+            mask[6:24, 6 + 25 * k : 24 + 25 * k] = c + 1
+            image[6:24, 6 + 25 * k : 24 + 25 * k, c % 3] = 250
+        Image.fromarray(image).save(folder / "JPEGImages" / f"{name}.jpg")
+        palette = Image.fromarray(mask, "L").convert("P")
+        palette.putdata(mask.flatten().tolist())
+        palette.save(folder / "SegmentationClass" / f"{name}.png")
+        if annotations:
+            objects = "".join(f"<object><name>{CLASSES[c]}</name></object>" for c in present)
+            (folder / "Annotations" / f"{name}.xml").write_text(f"<annotation>{objects}</annotation>")
+    return root
+
+
+def ksdd2(root: Path) -> Path:
+    """12 training and 8 test images of 23 x 63 (width x height), every other one defective; and the two duplicates."""
+    for part, count in (("train", 12), ("test", 8)):
+        folder = root / "KolektorSDD2" / part
+        folder.mkdir(parents=True)
+        for i in range(count):
+            rng = np.random.default_rng(i)
+            image, mask = rng.integers(90, 110, (63, 23, 3), dtype=np.uint8), np.zeros((63, 23), np.uint8)
+            if i % 2:
+                image[20:35, 5:15], mask[20:35, 5:15] = 20, 255
+            Image.fromarray(image).save(folder / f"{10000 + i}.png")
+            Image.fromarray(mask).save(folder / f"{10000 + i}_GT.png")
+    for name in ("10301 (copy)", "10301_GT (copy)"):
+        Image.fromarray(mask).save(root / "KolektorSDD2" / "train" / f"{name}.png")
+    return root
+
+
+def magnetic_tile(root: Path) -> Path:
+    """Ten tiles of six exposures; numbers of one tile lie close, tiles far apart."""
+    for t in range(10):
+        kind = ("Free", "Break")[t % 2]
+        folder = root / "magnetic_tile" / f"MT_{kind}" / "Imgs"
+        folder.mkdir(parents=True, exist_ok=True)
+        for k in range(6):
+            name = f"exp{k + 1}_num_{1000 * t + 15 * k}"
+            mask = np.zeros((40, 30), np.uint8)
+            if kind == "Break":
+                mask[10:20, 10:20], mask[20, 10:20] = 255, 127
+            Image.fromarray(np.full((40, 30), 100 + k, np.uint8)).save(folder / f"{name}.jpg")
+            Image.fromarray(mask).save(folder / f"{name}.png")
+    return root

@@ -1,0 +1,112 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from ltcam import METHODS, explain, layerize, trace, truncate
+from ltcam.cam import layer_maps
+
+
+@pytest.fixture
+def traced(tiny, images):
+    return trace(tiny, images, [[0, 2], [1], [3]], fullgrad=True)
+
+
+@pytest.mark.parametrize("delta", [None, 0, 20])
+@pytest.mark.parametrize("name", METHODS)
+def test_shape_scale_and_size(traced, name, delta):
+    maps = explain(traced, name, delta=delta)
+    assert maps.shape == (4, 64, 64) and maps.dtype == torch.float32 and not maps.requires_grad
+    assert (maps >= 0).all() and (maps.amax(dim=(1, 2)) > 0).all()
+    assert explain(traced, name, delta=delta, size=(30, 50)).shape == (4, 30, 50)
+
+
+@pytest.mark.parametrize("name", ["gradcam", "gradcam++", "layercam"])
+def test_is_the_composition_of_the_paper(traced, name):
+    chosen = ["features.16", "features.30"]
+    maps = [METHODS[name](traced.activation(n), truncate(traced.gradient(n), 20, "channel")) for n in chosen]
+    assert torch.equal(explain(traced, name, ["S3", "S5"], 20, per="channel"), layerize(maps, (64, 64)))
+
+
+def test_layers_by_label_range_and_name(traced):
+    assert list(layer_maps(traced, "gradcam", "S3-S5")) == ["features.16", "features.23", "features.30"]
+    assert list(layer_maps(traced, "gradcam", ["S1", "features.9"])) == ["features.4", "features.9"]
+    assert list(layer_maps(traced, "gradcam")) == traced.layers
+    assert torch.equal(explain(traced, "gradcam"), explain(traced, "gradcam", "S1-S5"))
+
+
+def test_fullgrad_by_hand(traced):
+    total = torch.zeros(4, 64, 64)
+    for value, gradient in [
+        traced.inputs,
+        *((t.bias[:, None, None], t.gradient) for t in traced.biases if t.gradient.ndim == 4),
+    ]:
+        product = (value * gradient).abs()
+        for p in range(4):
+            low, high = product[p].min(), product[p].max()
+            normal = (product[p] - low) / (high - low)
+            total[p] += interpolate(normal[None], (64, 64), mode="bilinear", align_corners=False)[0].sum(dim=0)
+    assert torch.allclose(explain(traced, "fullgrad"), total, rtol=1e-4, atol=1e-4)
+
+
+def test_fullgrad_takes_a_stages_convolutions_and_only_as_a_whole_the_input(traced):
+    names = [f"features.{i}" for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)]
+    assert list(layer_maps(traced, "fullgrad")) == [*names, "input"]
+    assert list(layer_maps(traced, "fullgrad", "S1-S5")) == names
+    assert list(layer_maps(traced, "fullgrad", "S4")) == names[7:10]
+
+
+def test_ltfullgrad_truncates_the_gradient_and_leaves_the_input_alone(traced):
+    plain, truncated = layer_maps(traced, "fullgrad"), layer_maps(traced, "fullgrad", delta=30)
+    assert torch.equal(plain["input"], truncated["input"])
+    term = traced.biases[3]
+    expected = METHODS["fullgrad"](term.bias.view(1, -1, 1, 1), truncate(term.gradient, 30))
+    assert torch.equal(truncated[term.name], expected) and not torch.equal(truncated[term.name], plain[term.name])
+
+
+def test_fullgrad_needs_its_trace(tiny, images):
+    with pytest.raises(ValueError, match=r"needs the gradients at the biases: trace\(..., fullgrad=True\)"):
+        explain(trace(tiny, images, 0), "fullgrad")
+
+
+def test_layercam_at_delta_0_is_layercam(traced):
+    assert torch.equal(explain(traced, "layercam", delta=0), explain(traced, "layercam"))
+
+
+def test_raising_delta_never_raises_a_layercam_map(traced):
+    maps = [explain(traced, "layercam", "S4", delta) for delta in (0, 20, 50, 90)]
+    assert all((b <= a + 1e-7).all() for a, b in pairwise(maps))
+    assert maps[-1].sum() < maps[0].sum()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_batch_is_one_by_one_and_multi_label_is_single_label(tiny, images, traced, name):
+    together = explain(traced, name, delta=20)
+    for p, (i, c) in enumerate(traced.pairs.tolist()):
+        alone = explain(trace(tiny, images[i : i + 1], c, fullgrad=True), name, delta=20)[0]
+        assert torch.allclose(together[p], alone, atol=1e-4 * alone.max(), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "eigencam"}, "method 'eigencam' is unknown"),
+        ({"method": "gradcam", "layers": "S6"}, r"layer 'S6' was not traced: expected one of \['features.4'"),
+        ({"method": "gradcam", "layers": "S1-S9"}, "layer 'S1-S9' was not traced"),
+        ({"method": "gradcam", "layers": "S5-S1"}, "no maps to fuse"),
+        ({"method": "gradcam", "delta": 100}, "delta=100"),
+        ({"method": "fullgrad", "delta": -3}, "delta=-3"),
+    ],
+)
+def test_wrong_arguments(traced, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        explain(traced, **arguments)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", METHODS)
+def test_cpu_is_gpu(tiny, images, traced, name):
+    there = explain(trace(tiny.cuda(), images.cuda(), [[0, 2], [1], [3]], fullgrad=True), name, delta=20).cpu()
+    here = explain(traced, name, delta=20)
+    assert torch.allclose(here, there, atol=1e-3 * here.max())

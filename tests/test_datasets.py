@@ -1,0 +1,179 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ltcam import datasets
+from ltcam.datasets import DataError, magnetic_tile
+from ltcam.datasets.demo import PARTS, render
+from ltcam.datasets.voc import ANIMALS, CLASSES
+from tests import lookalikes
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("LTCAM_DATA", str(tmp_path))
+    return tmp_path
+
+
+def agrees(data):
+    """Every sample is well-formed, and the masks hold the labelled classes."""
+    for i in range(len(data)):
+        sample = data[i]
+        assert sample.image.dtype == sample.mask.dtype == torch.uint8 and sample.image.shape[1:] == sample.mask.shape
+        present = {int(v) - 1 for v in sample.mask.unique() if 0 < v < 255}
+        assert present == set(sample.label.nonzero().flatten().tolist()) and sample.name == data.entries[i].name
+    return True
+
+
+def test_demo_is_whole_and_always_the_same():
+    parts = {part: datasets.load("demo", part) for part in PARTS}
+    assert [len(d) for d in parts.values()] == [140, 60]
+    assert all(agrees(d) for d in parts.values())
+    free = sum(int((d.labels.sum(dim=1) == 0).sum()) for d in parts.values())
+    several = sum(int((d.labels.sum(dim=1) == 2).sum()) for d in parts.values())
+    assert free == 67 and several > 50  # one of a second defect's may cover the first
+    before = [array.copy() for array in render(3)]
+    render.cache_clear()
+    assert all(np.array_equal(a, b) for a, b in zip(before, render(3), strict=True))
+
+
+def test_demo_defects_vary_in_size_and_place():
+    areas = {c: [(render(i)[1] == c + 1).mean() for i in range(200) if (render(i)[1] == c + 1).any()] for c in range(4)}
+    assert all(len(a) >= 40 and max(a) > 2 * min(a) for a in areas.values())
+    assert np.mean(areas[2]) > 5 * np.mean(areas[0])  # stains are large, scratches thin
+
+
+def test_voc(root):
+    lookalikes.voc(root)
+    data = datasets.load("voc2012", "train")
+    assert len(data) == 8 and agrees(data) and data.scored == list(range(8))
+    assert data.title == "PASCAL VOC 2012 subset" and data.headline == ANIMALS
+    assert [CLASSES[c] for c in data.labels[0].nonzero().flatten()] == ["cat", "dog"]
+
+
+def test_voc_labels_from_masks_are_those_from_xml(root, tmp_path_factory):
+    lookalikes.voc(root)
+    with_xml = datasets.load("voc2012", "val").labels
+    for file in (root / "VOCdevkit" / "VOC2012" / "Annotations").iterdir():
+        file.unlink()
+    (root / "VOCdevkit" / "VOC2012" / "Annotations").rmdir()
+    assert torch.equal(datasets.load("voc2012", "val").labels, with_xml)
+
+
+def test_full_voc_is_recognised_by_its_lists(root):
+    lists = lookalikes.voc(root) / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
+    (lists / "val.txt").write_text("".join(f"2008_{i:06d}\n" for i in range(1449)))
+    data = datasets.load("voc2012", "val")
+    assert data.title == "PASCAL VOC 2012" and data.headline is None
+
+
+def test_ksdd2(root):
+    lookalikes.ksdd2(root)
+    train, test = (datasets.load("ksdd2", part) for part in ("train", "test"))
+    assert (len(train), len(test)) == (12, 8)  # without the duplicates
+    assert agrees(train) and test.scored == [1, 3, 5, 7] and train.size == (640, 232)
+
+
+def test_magnetic_tile_groups_do_not_leak(root):
+    lookalikes.magnetic_tile(root)
+    train, test = (datasets.load("magnetic_tile", part) for part in ("train", "test"))
+    assert (len(train), len(test)) == (36, 24) and agrees(train) and agrees(test)
+    tiles = [{e.name.split("_num_")[1][:-3] for e in d.entries} for d in (train, test)]
+    assert not tiles[0] & tiles[1]
+
+
+def test_magnetic_tile_masks_are_cut_above_127(root):
+    lookalikes.magnetic_tile(root)
+    data = datasets.load("magnetic_tile", "train")
+    assert int((data.mask(data.scored[0]) == 1).sum()) == 100
+
+
+def test_real_magnetic_tile(real):
+    train, test = (datasets.load("magnetic_tile", part) for part in ("train", "test"))
+    everything = [*train.entries, *test.entries]
+    assert len(everything) == 1344 == len({e.name for e in everything})
+    assert int(train.labels.sum() + test.labels.sum()) == 392
+    assert len(train.scored) + len(test.scored) == 392 - 4
+    assert all(d.mask(i).any() for d in (train, test) for i in d.scored)
+    assert 0.27 < len(test) / 1344 < 0.33
+    groups = magnetic_tile.groups(everything)
+    tile = {entry: number for number, group in enumerate(groups) for entry in group}
+    assert not {tile[e] for e in train.entries} & {tile[e] for e in test.entries}
+    assert {e.kind for e in train.entries} == {e.kind for e in test.entries} == set(magnetic_tile.KINDS)
+
+
+def test_real_voc(real):
+    lengths = {part: len(datasets.load("voc2012", part)) for part in ("train", "train_aug", "val", "trainval")}
+    assert lengths == {"train": 437, "train_aug": 691, "val": 245, "trainval": 682}
+    val = datasets.load("voc2012", "val")
+    assert val.title == "PASCAL VOC 2012 subset"
+    assert {CLASSES[c]: int(val.labels[:, c].sum()) for c in ANIMALS} == {
+        "cat": 74,
+        "cow": 31,
+        "dog": 83,
+        "horse": 37,
+        "sheep": 27,
+    }
+    sample = val[0]
+    assert set(sample.mask.unique().tolist()) == {0, 17, 255} and sample.image.shape[1:] == sample.mask.shape
+
+
+def test_preprocessing_is_imagenets():
+    grey = torch.full((3, 20, 30), 128, dtype=torch.uint8)
+    result = datasets.preprocess(grey, (8, 4))
+    expected = (128 / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    assert result.shape == (3, 8, 4) and torch.allclose(result[:, 0, 0], expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "message"),
+    [
+        ("coco", "train", "data set 'coco' is unknown: expected one of demo, voc2012, magnetic_tile, ksdd2"),
+        ("demo", "val", r"part 'val' of demo is unknown: expected one of \['train', 'test'\]"),
+        ("voc2012", "train", r"PASCAL VOC 2012 is not at .*VOC2012: set LTCAM_DATA"),
+        ("magnetic_tile", "train", "Magnetic tile is not at .*: set LTCAM_DATA"),
+        ("magnetic_tile", "val", "part 'val' of magnetic_tile is unknown"),
+        ("ksdd2", "train", "KSDD2's part 'train' is not at .*: set LTCAM_DATA"),
+    ],
+)
+def test_what_is_not_there_is_named(root, name, part, message):
+    with pytest.raises(DataError, match=message):
+        datasets.load(name, part)
+
+
+def test_an_unknown_voc_list_is_named(root):
+    lookalikes.voc(root)
+    with pytest.raises(DataError, match=r"part 'train_aug' has no list .*: expected one of \['train', 'trainval', 'val'\]"):
+        datasets.load("voc2012", "train_aug")
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "gone"])
+def test_a_damaged_image_is_named(root, damage):
+    lookalikes.ksdd2(root)
+    path = root / "KolektorSDD2" / "test" / "10001.png"
+    whole = path.read_bytes()
+    data = datasets.load("ksdd2", "test")
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"not an image"}[damage])
+    with pytest.raises(DataError, match=r"10001.png (is missing|cannot be read as an image)"):
+        data[1]
+
+
+def test_a_mask_of_another_size_is_named(root):
+    lookalikes.ksdd2(root)
+    path = root / "KolektorSDD2" / "test" / "10001_GT.png"
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(path)
+    with pytest.raises(DataError, match=r"10001: the mask is 5 x 5, the image 63 x 23"):
+        datasets.load("ksdd2", "test")[1]
+
+
+def test_the_fingerprint_sees_a_changed_file(root):
+    lookalikes.ksdd2(root)
+    before = datasets.load("ksdd2", "test").fingerprint
+    assert before == datasets.load("ksdd2", "test").fingerprint
+    path = root / "KolektorSDD2" / "test" / "10001.png"
+    Image.fromarray(np.zeros((63, 23, 3), np.uint8)).save(path)
+    assert datasets.load("ksdd2", "test").fingerprint != before

@@ -1,0 +1,177 @@
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from skimage.filters import threshold_otsu
+
+from ltcam import datasets, evaluation, explain, metrics, paper, trace
+from ltcam.evaluation import Config, evaluate
+from ltcam.training import Recipe, load_checkpoint, train
+from tests import lookalikes
+from tests.test_training import TINY
+
+CONFIGS = [
+    Config("gradcam"),
+    Config("gradcam", "S1-S5", 20.0),
+    Config("fullgrad", "all"),
+    Config("layercam", "S3-S5", 0.0, "channel"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("LTCAM_DATA", str(lookalikes.voc(folder / "data")))
+        checkpoint = train(Recipe(data="voc2012", test="val", **TINY), folder)
+        yield load_checkpoint(checkpoint), checkpoint
+
+
+def test_counts_are_those_of_explain_and_scikit_image_one_by_one(run, tmp_path):
+    trained, checkpoint = run
+    counts = evaluate(trained, checkpoint, "val", CONFIGS, tmp_path, batch_size=4).set_index(["name", "class", *metrics.CONFIG])
+    data = datasets.load("voc2012", "val")
+    assert len(counts) == len(CONFIGS) * int(data.labels.sum())
+    for i in range(len(data)):
+        sample = data[i]
+        traced = trace(trained.model, datasets.preprocess(sample.image, trained.size)[None], sample.label[None], fullgrad=True)
+        for config in CONFIGS:
+            maps = (
+                explain(traced, config.method, config.selection, config.delta, sample.mask.shape, config.per).double().numpy()
+            )
+            for (_, c), heatmap in zip(traced.pairs.tolist(), maps, strict=True):
+                predicted, truth = heatmap > threshold_otsu(heatmap), sample.mask.numpy() == c + 1
+                valid = sample.mask.numpy() != 255
+                expected = [(predicted & truth).sum(), (predicted & valid & ~truth).sum(), (~predicted & truth).sum()]
+                key = (
+                    sample.name,
+                    c,
+                    config.method,
+                    config.layers,
+                    np.nan if config.delta is None else config.delta,
+                    config.per,
+                )
+                assert np.abs(counts.loc[key, ["tp", "fp", "fn"]].to_numpy() - expected).max() <= 2  # a pixel at the threshold
+
+
+def test_what_is_measured_is_kept_and_only_the_rest_is_measured(run, tmp_path, monkeypatch):
+    trained, checkpoint = run
+    first = evaluate(trained, checkpoint, "val", CONFIGS[:2], tmp_path)
+    asked = []
+    measure = evaluation._measure
+    monkeypatch.setattr(evaluation, "_measure", lambda *a: asked.append(a[2]) or measure(*a))
+    both = evaluate(trained, checkpoint, "val", CONFIGS[1:], tmp_path)
+    assert asked == [CONFIGS[2:]]
+    again = evaluate(trained, checkpoint, "val", CONFIGS, tmp_path)
+    assert len(asked) == 1
+    pd.testing.assert_frame_equal(again.iloc[: len(first)], first)
+    pd.testing.assert_frame_equal(again.iloc[len(first) // 2 :].reset_index(drop=True), both)
+
+
+def test_files_are_the_same_bytes_whatever_the_order(run, tmp_path):
+    trained, checkpoint = run
+    evaluate(trained, checkpoint, "val", CONFIGS, tmp_path / "once")
+    for config in reversed(CONFIGS):
+        evaluate(trained, checkpoint, "val", [config], tmp_path / "piecewise")
+    once, piecewise = ((tmp_path / name / "counts.csv.gz").read_bytes() for name in ("once", "piecewise"))
+    assert gzip.decompress(once) == gzip.decompress(piecewise) and once == piecewise
+
+
+def test_an_interrupted_evaluation_goes_on(run, tmp_path, monkeypatch):
+    trained, checkpoint = run
+    whole = evaluate(trained, checkpoint, "val", CONFIGS, tmp_path / "whole", batch_size=2)
+    count_batch, calls = evaluation._count_batch, []
+
+    def interrupted(*arguments):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return count_batch(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluation, "_count_batch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(trained, checkpoint, "val", CONFIGS, tmp_path / "cut", batch_size=2)
+    journal = next((tmp_path / "cut").glob("*.partial.jsonl"))
+    with journal.open("a") as file:
+        file.write('[["2007_0000')  # a line cut off in the writing
+    monkeypatch.setattr(evaluation, "_count_batch", lambda *a: calls.append(1) or count_batch(*a))
+    pd.testing.assert_frame_equal(evaluate(trained, checkpoint, "val", CONFIGS, tmp_path / "cut", batch_size=2), whole)
+    batches = evaluation._batches(datasets.load("voc2012", "val"), 2)
+    assert len(calls) == len(batches) and not journal.exists()
+
+
+def test_batches_hold_images_with_equally_many_classes():
+    data = datasets.load("demo", "test")
+    batches = evaluation._batches(data, 8)
+    assert sorted(i for batch in batches for i in batch) == data.scored
+    assert all(len({int(data.labels[i].sum()) for i in batch}) == 1 for batch in batches)
+
+
+def test_other_data_are_measured_anew(run, tmp_path):
+    trained, checkpoint = run
+    evaluate(trained, checkpoint, "val", CONFIGS[:1], tmp_path)
+    evaluate(trained, checkpoint, "train", CONFIGS[:1], tmp_path)
+    assert json.loads((tmp_path / "counts.json").read_text())["part"] == "train"
+
+
+def test_provenance_says_what_was_measured(run, tmp_path):
+    trained, checkpoint = run
+    evaluate(trained, checkpoint, "val", CONFIGS[:1], tmp_path)
+    record = json.loads((tmp_path / "counts.json").read_text())
+    assert record["data"] == "PASCAL VOC 2012 subset" and record["images"] == 6 and record["source"]["name"] == "random"
+    assert {"fingerprint", "checkpoint", "code", "commit", "dirty", "versions", "device", "seconds"} <= record.keys()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (Config("scam"), "method 'scam' is unknown"),
+        (Config("gradcam", "S5", 100), "delta=100"),
+        (Config("gradcam", "S9"), "'S9'"),
+    ],
+)
+def test_wrong_configurations(run, tmp_path, config, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(*run, "val", [config], tmp_path)
+
+
+def test_tables_name_their_rows_and_stand_beside_the_papers(run, tmp_path):
+    trained, checkpoint = run
+    for number, rows in paper.TABLES.items():
+        ours = paper.table(number, evaluate(trained, checkpoint, "val", list(rows.values()), tmp_path))
+        assert ours["row"].tolist() == list(rows) == paper.published(number).index.tolist()
+        both = paper.beside(number, ours)
+        expected = ours.set_index("row")["IoU" if number == 4 else "mIoU"].round(2)
+        assert both["mIoU", "ours"].tolist() == expected.tolist()
+        assert both["mIoU", "paper"].tolist() == paper.published(number)["mIoU"].tolist()
+
+
+def test_paper_values_are_the_papers():
+    three, four = paper.published(3), paper.published(4)
+    assert three.loc["LTGrad-CAM(l=5, δ=20)"].tolist() == [28.34, 43.39, 48.78, 43.06]
+    assert four.loc["LTGrad-CAM(l=5, δ=20)", "mIoU"] == 35.37 and four["Recall"].idxmax() == "FullGrad"
+    assert four.loc["LTGrad-CAM(l=5, δ=0)", "mIoU"] - four.loc["Layer-CAM(l=5, δ=0)", "mIoU"] == pytest.approx(4.09)
+    assert paper.published(1)["mIoU"].tolist() == [10.13, 10.87, 11.68, 14.03, 25.31, 22.84, 21.57]
+
+
+def test_table_4_is_pooled_and_table_3_is_not():
+    """What `ltcam.paper` says of the paper's own arithmetic."""
+    for number, holds in ((3, False), (4, True)):
+        rows = paper.published(number)
+        p, r, f1 = rows["Precision"], rows["Recall"], rows["Micro-F1"]
+        assert ((2 * p * r / (p + r) - f1).abs() < 0.02).all() == holds
+        assert ((100 * f1 / (200 - f1) - rows["mIoU"]).abs() < 0.03).all() == holds
+
+
+def test_marks_are_the_best_and_the_second():
+    first, second, third = paper.mark(pd.Series([3.0, 2.0, 1.0]))
+    assert "b7e1c0" in first and "bcd4f0" in second and third == ""
+
+
+def test_checkpoint_that_is_missing_is_named():
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*checkpoint.pt"):
+        load_checkpoint(Path("nowhere") / "checkpoint.pt")

@@ -1,0 +1,93 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from skimage.filters import threshold_otsu
+from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
+
+from ltcam import layerize, metrics
+from ltcam.segmentation import otsu_mask
+
+PAIRS = [("a", 0, 50, 50, 0), ("b", 0, 0, 0, 100), ("a", 1, 10, 30, 10)]
+COUNTS = pd.DataFrame(
+    [(name, c, "gradcam", "S5", None, "layer", tp, fp, fn) for name, c, tp, fp, fn in PAIRS],
+    columns=["name", "class", *metrics.CONFIG, "tp", "fp", "fn"],
+)
+
+
+def test_scores_by_hand():
+    row = metrics.scores(COUNTS).iloc[0]
+    # class 0: tp 50, fp 50, fn 100; class 1: tp 10, fp 30, fn 10
+    assert row["mIoU"] == pytest.approx((50 / 200 + 10 / 50) / 2 * 100)
+    assert row["mPrecision"] == pytest.approx((50 / 100 + 10 / 40) / 2 * 100)
+    assert row["mRecall"] == pytest.approx((50 / 150 + 10 / 20) / 2 * 100)
+    assert row["mF1"] == pytest.approx((100 / 250 + 20 / 60) / 2 * 100)
+    assert row["IoU"] == pytest.approx(60 / 250 * 100) and row["F1"] == pytest.approx(120 / 310 * 100)
+    assert row["Precision"] == pytest.approx(60 / 140 * 100) and row["Recall"] == pytest.approx(60 / 170 * 100)
+
+
+def test_pooled_scores_satisfy_the_identities_of_table_4():
+    row = metrics.scores(COUNTS)[["IoU", "Precision", "Recall", "F1"]].iloc[0] / 100
+    p, r = row["Precision"], row["Recall"]
+    assert row["F1"] == pytest.approx(2 * p * r / (p + r)) and row["IoU"] == pytest.approx(row["F1"] / (2 - row["F1"]))
+
+
+def test_headline_classes():
+    row = metrics.scores(COUNTS, classes=(1,)).iloc[0]
+    assert row["mIoU"] == row["IoU"] == pytest.approx(20)
+
+
+def test_configurations_stay_apart_and_in_order():
+    other = COUNTS.assign(delta=20.0, tp=0)
+    table = metrics.scores(pd.concat([other, COUNTS]))
+    assert table["delta"].iloc[0] == 20 and pd.isna(table["delta"].iloc[1])
+    assert table["IoU"].iloc[0] == 0 < table["IoU"].iloc[1]
+
+
+def test_nothing_predicted_and_nothing_right_is_zero():
+    row = metrics.scores(COUNTS.assign(tp=0, fp=0)).iloc[0]
+    assert row[["mIoU", "mPrecision", "mRecall", "mF1"]].tolist() == [0, 0, 0, 0]
+
+
+def test_by_class_counts_images():
+    table = metrics.by_class(COUNTS).reset_index()
+    assert table[["class", "images"]].to_numpy().tolist() == [[0, 2], [1, 1]]
+
+
+def test_counts_against_scikit_learn():
+    rng = np.random.default_rng(0)
+    mask = rng.choice([0, 1, 2, 255], (40, 50)).astype(np.uint8)
+    predicted = rng.random((40, 50)) > 0.6
+    tp, fp, fn = metrics.count(predicted, mask, 1)
+    table = metrics.scores(pd.DataFrame([("x", 1, "m", "S5", None, "layer", tp, fp, fn)], columns=COUNTS.columns)).iloc[0]
+    truth, guess = mask[mask != 255] == 2, predicted[mask != 255]
+    for name, score in (("IoU", jaccard_score), ("Precision", precision_score), ("Recall", recall_score), ("F1", f1_score)):
+        assert table[name] == pytest.approx(100 * score(truth, guess))
+
+
+def test_otsu_is_scikit_images():
+    heatmap = np.random.default_rng(0).gamma(1, size=(60, 80))
+    assert np.array_equal(otsu_mask(heatmap), heatmap > threshold_otsu(heatmap))
+
+
+def test_otsu_separates_two_values():
+    heatmap = np.zeros((10, 10), np.float32)
+    heatmap[2:5, 3:7] = 1e-9
+    assert np.array_equal(otsu_mask(heatmap), heatmap > 0)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.00001), (0.0, 1e-45)])
+def test_otsu_separates_values_that_float32_has_no_256_bins_between(low, high):
+    heatmap = np.full((4, 4), low, np.float32)
+    heatmap[1:3, 1:3] = high
+    assert np.array_equal(otsu_mask(heatmap), heatmap > np.float32(low))
+
+
+def test_what_resizing_leaves_of_a_constant_is_constant():
+    resized = layerize([torch.full((1, 1, 1), 0.3), torch.full((1, 3, 3), 0.1)], (45, 60))[0].numpy()
+    assert np.ptp(resized) > 0 and not otsu_mask(resized).any()
+
+
+@pytest.mark.parametrize("value", [0.0, 3.5])
+def test_a_constant_map_is_empty(value):
+    assert not otsu_mask(np.full((5, 5), value, np.float32)).any()

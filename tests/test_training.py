@@ -1,0 +1,113 @@
+import json
+import logging
+
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+from ltcam import datasets, training
+from ltcam.training import Recipe, load_checkpoint, train
+from tests import lookalikes
+
+TINY = {"weights": None, "width": 16, "hidden": 16, "size": (64, 64), "frozen": 0, "epochs": 3, "batch_size": 4, "lr": 1e-3}
+
+
+@pytest.fixture
+def voc(tmp_path, monkeypatch):
+    monkeypatch.setenv("LTCAM_DATA", str(lookalikes.voc(tmp_path / "data")))
+    return Recipe(data="voc2012", test="val", **TINY)
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True))
+
+
+def test_a_run_leaves_checkpoint_tables_and_provenance(voc, tmp_path):
+    trained = load_checkpoint(train(voc, tmp_path / "run"))
+    assert trained.recipe == voc and trained.size == (64, 64) and trained.classes == datasets.load("voc2012", "val").classes
+    history = pd.read_csv(tmp_path / "run" / "train.csv")
+    assert history["epoch"].tolist() == [1, 2, 3]
+    assert trained.record["best"]["mAP"] == pytest.approx(history["mAP"].max(), abs=1e-6)
+    labels = pd.read_csv(tmp_path / "run" / "labels.csv")
+    assert labels["class"].tolist() == ["cat", "dog"] and labels["images"].tolist() == [4, 4]
+    record = json.loads((tmp_path / "run" / "labels.json").read_text())
+    assert record["recipe"]["seed"] == 0 and record["images"] == {"train": 8, "test": 6}
+    assert {"commit", "dirty", "versions", "device", "threads", "seconds", "source", "data"} <= record.keys()
+    assert not [p for p in (tmp_path / "run").iterdir() if "partial" in p.name]
+
+
+def test_training_learns(tmp_path):
+    recipe = Recipe(data="demo", **{**TINY, "epochs": 6, "batch_size": 20, "lr": 3e-3, "frozen": 5})
+    train(recipe, tmp_path)
+    loss = pd.read_csv(tmp_path / "train.csv")["loss"]
+    assert loss.iloc[-1] < loss.iloc[0]
+
+
+def test_an_interrupted_run_ends_as_an_undisturbed_one(voc, tmp_path, monkeypatch):
+    train(voc, tmp_path / "whole")
+    fit, calls = training._fit_epoch, []
+
+    def interrupted(*arguments):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return fit(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "_fit_epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(voc, tmp_path / "cut")
+    monkeypatch.setattr(training, "_fit_epoch", lambda *a: calls.append(1) or fit(*a))
+    train(voc, tmp_path / "cut")
+    assert len(calls) == 3  # the first two epochs were not repeated
+    assert (tmp_path / "cut" / "train.csv").read_bytes() == (tmp_path / "whole" / "train.csv").read_bytes()
+    assert same(*(load_checkpoint(tmp_path / run / "checkpoint.pt") for run in ("cut", "whole")))
+
+
+def test_a_finished_run_is_returned_and_another_recipe_trains_anew(voc, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    path = train(voc, tmp_path)
+    written = path.stat().st_mtime_ns
+    assert train(voc, tmp_path) == path and path.stat().st_mtime_ns == written
+    assert "trained already" in caplog.text
+    other = Recipe(data="voc2012", test="val", **{**TINY, "seed": 1})
+    assert load_checkpoint(train(other, tmp_path)).recipe.seed == 1
+    assert "another recipe or other data" in caplog.text
+
+
+def test_frozen_stages_stay(voc, tmp_path):
+    torch.manual_seed(voc.seed)
+    before = training.vgg16(20, "fc", None, 16, 16).state_dict()
+    recipe = Recipe(data="voc2012", test="val", **{**TINY, "frozen": 2})
+    after = load_checkpoint(train(recipe, tmp_path)).model.state_dict()
+    assert torch.equal(before["features.7.weight"], after["features.7.weight"])
+    assert not torch.equal(before["features.10.weight"], after["features.10.weight"])
+
+
+def test_cached_features_are_the_models_own(voc, tmp_path):
+    recipe = Recipe(data="voc2012", test="val", **{**TINY, "frozen": 5})
+    trained = load_checkpoint(train(recipe, tmp_path))
+    val = datasets.load("voc2012", "val")
+    inputs = torch.stack([datasets.preprocess(val[i].image, (64, 64)) for i in range(len(val))])
+    with torch.no_grad():
+        ap = training.label_scores(trained.model(inputs), val.labels)
+    assert ap.mean() == pytest.approx(trained.record["best"]["mAP"], abs=1e-6)
+
+
+def test_label_scores_are_average_precision_of_the_classes_that_occur():
+    scores, labels = torch.tensor([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    assert training.label_scores(scores, labels).to_dict() == {0: average_precision_score([1, 1, 0], [3, 1, 2])}
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(voc, tmp_path):
+    recipe = Recipe(data="voc2012", test="val", **{**TINY, "lr": 1e30})
+    with pytest.raises(FloatingPointError, match=r"the loss is .* at lr=1e\+30: train with a smaller lr"):
+        train(recipe, tmp_path)
+
+
+def test_wrong_recipes():
+    with pytest.raises(ValueError, match="frozen=7: VGG16 has 5 stages"):
+        Recipe(frozen=7)
+    with pytest.raises(TypeError, match="momentum"):
+        Recipe(momentum=0.9)

