@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -24,20 +25,23 @@ from ltcam.training import Trained
 THUMBNAIL = 160  # pixels of the longer side: photographs appear at figure size only
 
 
-def examples(data: Segmentation, count: int = 5, seed: int = 0, covers: float = 0.01) -> list[tuple[int, int]]:
+def examples(data: Segmentation, count: int = 5, seed: int = 0) -> list[tuple[int, int]]:
     """(image index, class) of `count` images drawn at random, in turn from each headline class (or each defect type).
 
-    covers: the least share of the image that the class must cover, so that there is something to see.
+    Drawn from the half of a class's images in which it covers most, so that there is something to see.
     """
     classes = data.headline or tuple(range(len(data.classes)))
-    pool = [(i, c) for i in data.scored for c in classes if data.labels[i, c] and (data.mask(i) == c + 1).mean() >= covers]
-    random.Random(seed).shuffle(pool)
-    turns: dict[tuple[int, str], list[tuple[int, int]]] = {}
-    for i, c in pool:
-        turns.setdefault((c, data.entries[i].kind), []).append((i, c))
-    queues = [turns[key] for key in sorted(turns)]
-    rounds = [queue[n] for n in range(max(map(len, queues))) for queue in queues if n < len(queue)]
-    return rounds[:count]
+    areas: dict[tuple[int, str], list[tuple[float, int]]] = {}
+    for i in data.scored:
+        mask = data.mask(i)
+        for c in classes:
+            if data.labels[i, c]:
+                areas.setdefault((c, data.entries[i].kind), []).append((float((mask == c + 1).mean()), i))
+    rng, queues = random.Random(seed), []
+    for (c, _), found in sorted(areas.items()):
+        largest = sorted(found, reverse=True)[: (len(found) + 1) // 2]
+        queues.append([(i, c) for _, i in rng.sample(largest, len(largest))])
+    return [pair for turn in zip_longest(*queues) for pair in turn if pair][:count]
 
 
 def heatmap_figure(
@@ -79,6 +83,8 @@ def heatmap_figure(
 
 def save(figure: Figure, path: Path) -> None:
     """`path` + .png (200 dpi) and .pdf, the same bytes on every run of one machine."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once: each drawing would move things a little
     for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None, "Producer": None, "Creator": None})):
         with atomic(path.with_name(path.name + suffix)) as temporary:
             figure.savefig(temporary, dpi=200, metadata=metadata)

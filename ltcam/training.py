@@ -83,7 +83,7 @@ def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -
         log.warning("%s: another recipe or other data made the run in %s; training anew", recipe.data, out)
         state = {}
     if state and "model" not in state and best.is_file():
-        log.info("%s: trained already, %s", recipe.data, best)
+        log.info("%s: trained already", recipe.data)
         return best
 
     torch.manual_seed(recipe.seed)

@@ -1,0 +1,54 @@
+# Two commands: `make reproduce` and `make test`. Both build the environment first, from the lock, unless it is there.
+VENV := $(or $(LTCAM_VENV),.venv)
+PYTHON ?= python3
+PROFILE ?= demo
+BIN := $(VENV)/bin
+LOCK := $(shell $(PYTHON) -c "import hashlib; print(hashlib.sha256(open('requirements.lock', 'rb').read()).hexdigest()[:16])")
+STAMP := $(VENV)/.lock-$(LOCK)
+# The code is this checkout's, also in an environment that another checkout built.
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: reproduce test lint unit nbval environment golden notebooks lock
+
+reproduce: $(STAMP)
+	$(BIN)/python -m ltcam reproduce --profile $(PROFILE)
+
+test: lint unit nbval
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest
+
+# The committed notebooks, executed on the demo data and compared cell by cell, from no state at all.
+nbval: $(STAMP)
+	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
+	LTCAM_OUTPUT=$$out $(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/sanitize.cfg -p no:cacheprovider notebooks
+
+environment: $(STAMP)
+
+$(STAMP): requirements.lock
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+# For those who change things: golden values of the demo and the notebooks' outputs; the lock.
+golden: $(STAMP)
+	rm -rf data/golden/demo && mkdir -p data/golden/demo
+	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
+	LTCAM_OUTPUT=$$out $(BIN)/python -m ltcam reproduce --profile demo && \
+	cp $$out/results/demo/demo/labels.csv $$out/results/demo/demo/table*.csv data/golden/demo/
+
+notebooks: $(STAMP)
+	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
+	LTCAM_OUTPUT=$$out $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN \
+	    --ExecutePreprocessor.record_timing=False notebooks/[0-9]*.ipynb
+
+lock: $(STAMP)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	    --no-emit-index-url --no-emit-find-links --upgrade --extra test pyproject.toml -o requirements.lock

@@ -1,0 +1,44 @@
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from ltcam.__main__ import app
+from tests import lookalikes
+from tests.test_training import TINY
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "ltcam", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_train_and_evaluate(tmp_path, monkeypatch):
+    monkeypatch.setenv("LTCAM_DATA", str(lookalikes.voc(tmp_path / "data")))
+    monkeypatch.setattr("ltcam.reproduce.profile", lambda name: [{"data": "voc2012", "recipe": {"test": "val", **TINY}}])
+    done = CliRunner().invoke(app, ["train", "--data", "voc2012", "--epochs", "1", "--out", str(tmp_path / "run")])
+    assert done.exit_code == 0 and done.output.strip().endswith("checkpoint.pt")
+    done = CliRunner().invoke(
+        app, ["evaluate", "--checkpoint", str(tmp_path / "run" / "checkpoint.pt"), "--table", "1", "--table", "4"]
+    )
+    assert done.exit_code == 0 and "Table 1" in done.output and "LTGrad-CAM(l=5, δ=20)" in done.output
+    assert len(pd.read_csv(tmp_path / "run" / "table1.csv")) == 7 and (tmp_path / "run" / "counts.csv.gz").is_file()
+    with pytest.raises(ValueError, match="table 9 is not in the paper"):
+        CliRunner().invoke(
+            app, ["evaluate", "--checkpoint", str(tmp_path / "run" / "checkpoint.pt"), "--table", "9"], catch_exceptions=False
+        )
+
+
+def test_an_error_is_one_line(tmp_path):
+    done = run("evaluate", "--checkpoint", str(tmp_path / "none.pt"))
+    assert done.returncode == 1 and done.stderr.startswith("ltcam: no weights at ") and done.stderr.count("\n") == 1
+    done = run("train", "--data", "voc2012", LTCAM_DATA=str(tmp_path))
+    assert done.returncode == 1 and "set LTCAM_DATA" in done.stderr and "Traceback" not in done.stderr

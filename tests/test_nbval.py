@@ -1,0 +1,64 @@
+"""Strict nbval really compares: a changed output or a golden value moved beyond its tolerance makes it fail."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from ltcam import paths
+
+NOTEBOOK = """
+from ltcam import golden
+import pandas as pd
+table = pd.DataFrame({"row": ["a"], "mIoU": [%s]})
+print(golden.check(table, "table1", "toy"))
+"""
+
+
+def nbval(folder):
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    options = ["--nbval", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(folder)]
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *options, str(folder)], capture_output=True, text=True, env=environment, check=False
+    )
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """A checkout of its own with one notebook, its committed output and its golden value 10.0."""
+    shutil.copytree(paths.ROOT / "ltcam", tmp_path / "ltcam", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(paths.ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "data" / "golden" / "toy").mkdir(parents=True)
+    (tmp_path / "data" / "golden" / "toy" / "table1.csv").write_text("row,mIoU\na,10.0\n")
+
+    def write(value, text="within tolerance\n"):
+        cell = nbformat.v4.new_code_cell(NOTEBOOK % value, execution_count=1, id="a")
+        cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]
+        notebook = nbformat.v4.new_notebook(
+            cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+        )
+        nbformat.write(notebook, tmp_path / "toy.ipynb")
+        return tmp_path
+
+    return write
+
+
+def test_unchanged_passes(toy):
+    folder = toy(10.3)
+    done = nbval(folder)
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
+
+
+def test_a_golden_value_beyond_its_tolerance_fails(toy):
+    folder = toy(10.6)
+    done = nbval(folder)
+    assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout
+
+
+def test_a_changed_output_fails(toy):
+    folder = toy(10.3, "within reach\n")
+    done = nbval(folder)
+    assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout
