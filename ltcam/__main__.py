@@ -33,7 +33,9 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Option(help="checkpoint.pt of a training run")],
     part: Annotated[str, typer.Option(help="part of the data set; the run's held-out part if not given")] = "",
     table: Annotated[list[int] | None, typer.Option(help="tables of the paper to measure; all if not given")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder of counts and tables; the checkpoint's if not given")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of counts and tables; the checkpoint's (and in it the part's, if named)")
+    ] = None,
     batch_size: Annotated[int, typer.Option()] = 8,
 ) -> None:
     """Heatmaps, Otsu masks and scores of the paper's rows on the data set a checkpoint was trained on."""
@@ -43,17 +45,18 @@ def evaluate(
     from ltcam import evaluation as ev
 
     trained = training.load_checkpoint(checkpoint)
-    part, folder = part or trained.recipe.test, out or checkpoint.parent
+    folder = out or checkpoint.parent / part  # another part than the held-out one goes into a folder of its own
+    part = part or trained.recipe.test
     numbers = table or list(paper.TABLES)
     if unknown := set(numbers) - set(paper.TABLES):
         raise ValueError(f"table {min(unknown)} is not in the paper: expected one of {list(paper.TABLES)}")
     started = time.time()
     ev.evaluate(trained, checkpoint, part, [c for n in numbers for c in paper.TABLES[n].values()], folder, batch_size)
-    headline = datasets.load(trained.recipe.data, part).headline
+    data = datasets.load(trained.recipe.data, part)
     for n in numbers:
         counts = ev.evaluate(trained, checkpoint, part, list(paper.TABLES[n].values()), folder, batch_size)
-        scores = paper.table(n, counts, headline)
-        provenance.save(scores, folder / f"table{n}.csv", started, part=part, checkpoint=str(checkpoint.name))
+        scores = paper.table(n, counts, data.headline)
+        provenance.save(scores, folder / f"table{n}.csv", started, **trained.about(data))
         typer.echo(f"Table {n}\n{scores.round(2).to_string(index=False)}\n")
 
 

@@ -18,7 +18,7 @@ from ltcam.paths import ROOT, atomic
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-image", "scikit-learn", "matplotlib", "pillow")
 
-MEASURING = ("tracing", "methods", "tricks", "cam", "segmentation", "metrics", "evaluation", "datasets/base")
+MEASURING = ("tracing", "targets", "methods", "tricks", "cam", "segmentation", "metrics", "evaluation", "datasets/base")
 
 
 def save(table: pd.DataFrame, path: Path, started: float, **parameters: Any) -> None:

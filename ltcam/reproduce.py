@@ -14,6 +14,7 @@ from typing import Any
 import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError
+from papermill.iorw import write_ipynb
 
 from ltcam import datasets, paths
 from ltcam.training import Recipe
@@ -48,7 +49,7 @@ def reproduce(name: str, only: str = "", data: str = "", recipe: Mapping[str, An
         settings = Recipe(data=run["data"], **run["recipe"])
         for part in (settings.train, settings.test):
             datasets.load(settings.data, part)
-    logging.getLogger("papermill").setLevel(logging.WARNING)  # what a notebook says on stderr, not that a cell began
+    logging.getLogger("papermill").addFilter(_said)
     steps = [(run, notebook) for run in runs for notebook in notebooks]
     done = []
     for number, (run, notebook) in enumerate(steps, 1):
@@ -56,6 +57,12 @@ def reproduce(name: str, only: str = "", data: str = "", recipe: Mapping[str, An
         done.append(_execute(notebook, run))
         log.info("[%d/%d] %s %s: %.0f s", number, len(steps), notebook.stem, run["data"], time.time() - started)
     return done
+
+
+def _said(record: logging.LogRecord) -> bool:
+    """Of papermill's log just what the notebooks say on stderr, a line each."""
+    record.msg, record.args = record.getMessage().strip(), ()
+    return record.levelno >= logging.WARNING and bool(record.msg)
 
 
 def _execute(notebook: Path, run: Mapping[str, Any]) -> Path:
@@ -66,13 +73,15 @@ def _execute(notebook: Path, run: Mapping[str, Any]) -> Path:
     try:
         with paths.atomic(target) as temporary:
             try:
-                papermill.execute_notebook(
+                executed = papermill.execute_notebook(
                     str(notebook), str(temporary), parameters, kernel_name="python3", log_output=True,
                     progress_bar=False, extra_arguments=["--log-level=ERROR"],
                 )  # fmt: skip
             except PapermillExecutionError:
                 temporary.replace(failed)
                 raise
+            executed.metadata["papermill"].update(input_path=notebook.name, output_path=target.name)  # no path of this machine
+            write_ipynb(executed, str(temporary))
     except PapermillExecutionError as error:
         raise RuntimeError(
             f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}. See {failed}"

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ltcam.models import stages
+from ltcam.targets import Targets, describe, to_pairs
 
-Targets = int | Sequence[int] | Sequence[Sequence[int]] | Tensor | None
 Layers = Sequence[str | nn.Module] | None
 WithBias = nn.Conv2d | nn.BatchNorm2d | nn.Linear
 
@@ -109,7 +109,7 @@ def trace(model: nn.Module, images: Tensor, targets: Targets = None, layers: Lay
                 if isinstance(module, WithBias) and (bias := _bias(module)) is not None:
                     hooks.callback(module.register_forward_hook(_mark(name, bias, kept, edges)).remove)
         logits = model(images)
-        pairs = _pairs(targets, logits)
+        pairs = to_pairs(targets, logits)
         if missing := modules.keys() - kept.keys():
             raise ValueError(f"layer {min(missing)!r} did not run in the forward pass: choose one that does")
         wanted: list[Any] = [*kept.values(), *(edge for *_, edge in edges), *([images] if fullgrad else [])]
@@ -132,7 +132,7 @@ def trace(model: nn.Module, images: Tensor, targets: Targets = None, layers: Lay
 def _keep(name: str, kept: dict[str, Tensor]) -> Any:
     def hook(module: nn.Module, arguments: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor) or output.ndim != 4:
-            raise ValueError(f"layer {name!r} gives {_describe(output)}: expected one tensor (N, K, h, w)")
+            raise ValueError(f"layer {name!r} gives {describe(output)}: expected one tensor (N, K, h, w)")
         if name in kept:
             raise ValueError(f"layer {name!r} runs more than once in a forward pass: choose a module that runs once")
         # Below the first traced layer nothing needs a gradient, so the graph starts here.
@@ -170,29 +170,6 @@ def _backward(logits: Tensor, pairs: Tensor, wanted: list[Any], names: list[str]
             else:
                 results[i][chosen] = gradient[pairs[chosen, 0]]
     return results
-
-
-def _pairs(targets: Targets, logits: Tensor) -> Tensor:
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise ValueError(f"the model gives {_describe(logits)}: expected logits (N, C)")
-    count, classes = logits.shape
-    if targets is None:
-        per_image = [[c] for c in logits.argmax(dim=1).tolist()]
-    elif isinstance(targets, Tensor) and targets.ndim == 2:
-        if targets.shape != logits.shape or not ((targets == 0) | (targets == 1)).all():
-            raise ValueError(f"targets of shape {tuple(targets.shape)}: expected 0 and 1 of shape {(count, classes)}")
-        per_image = [torch.nonzero(row).flatten().tolist() for row in targets.cpu()]
-    else:
-        listed = targets.tolist() if isinstance(targets, Tensor) else targets
-        listed = [listed] * count if isinstance(listed, int) else list(listed)
-        if len(listed) != count:
-            raise ValueError(f"targets for {len(listed)} images: expected {count}, one entry (an int or ints) an image")
-        per_image = [sorted({int(c) for c in ([t] if isinstance(t, int) else t)}) for t in listed]
-    if not any(per_image):
-        raise ValueError("targets are empty: expected at least one class for at least one image")
-    if outside := [c for row in per_image for c in row if not 0 <= c < classes]:
-        raise ValueError(f"class {outside[0]} is out of range: the model has {classes} logits, expected 0 to {classes - 1}")
-    return torch.tensor([(i, c) for i, row in enumerate(per_image) for c in row], device=logits.device)
 
 
 def _resolve(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
@@ -252,13 +229,9 @@ def _per_pair(value: Tensor, pairs: Tensor) -> Tensor:
 
 def _check_images(model: nn.Module, images: Tensor) -> None:
     if images.ndim != 4 or not images.is_floating_point():
-        raise ValueError(f"images are {_describe(images)}: expected floats (N, 3, H, W)")
+        raise ValueError(f"images are {describe(images)}: expected floats (N, 3, H, W)")
     if not images.isfinite().all():
         raise ValueError("images hold NaN or infinity: expected finite, normalised values")
     parameter = next(model.parameters(), None)
     if parameter is not None and parameter.device != images.device:
         raise ValueError(f"images are on {images.device}, the model is on {parameter.device}: move one to the other")
-
-
-def _describe(value: Any) -> str:
-    return f"a {value.dtype} tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -45,7 +45,8 @@ class Recipe:
     frozen: int = 2  # stages kept as they are; with all 5 their features are computed once and only the head is fitted
     epochs: int = 4
     batch_size: int = 16
-    lr: float = 3e-4  # of the head; the convolutions learn at a tenth of it
+    lr: float = 3e-4  # of the head
+    slow: float = 0.1  # times that: the rate of the convolutions
     weight_decay: float = 1e-4
     seed: int = 0
 
@@ -66,6 +67,12 @@ class Trained:
     size: tuple[int, int]
     record: dict[str, Any]  # best epoch, its label scores, the source of the weights, fingerprints of the data
 
+    def about(self, data: Segmentation) -> dict[str, Any]:
+        """Provenance of what is measured with this model on `data`."""
+        images = {"part": len(data), "scored": len(data.scored)}
+        measured = {"data": data.title, "part": data.part, "images": images, "fingerprint": data.fingerprint}
+        return {**measured, "recipe": asdict(self.recipe), "source": self.record["source"], "trained": self.record["best"]}
+
 
 def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -> Path:
     """Train by `recipe`, or go on where an interrupted run of the same recipe stopped; returns the checkpoint's path.
@@ -77,9 +84,9 @@ def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     fit, held_out = datasets.load(recipe.data, recipe.train), datasets.load(recipe.data, recipe.test)
     best, last = out / "checkpoint.pt", out / "last.pt"
-    identity = {"recipe": asdict(recipe), "data": {"train": fit.fingerprint, "test": held_out.fingerprint}}
+    fingerprints = {"train": fit.fingerprint, "test": held_out.fingerprint}
     state = load(last) if last.is_file() else {}
-    if state and state["identity"] != identity:
+    if state and (Recipe(**state["identity"]["recipe"]), state["identity"]["data"]) != (recipe, fingerprints):
         log.warning("%s: another recipe or other data made the run in %s; training anew", recipe.data, out)
         state = {}
     if state and "model" not in state and best.is_file():
@@ -96,6 +103,7 @@ def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -
         for part, name in ((model, "model"), (optimizer, "optimizer"), (schedule, "schedule")):
             part.load_state_dict(state[name])
     history: list[dict[str, float]] = state.get("history", []) if "model" in state else []
+    identity = {"recipe": asdict(recipe), "data": fingerprints}
     record = {**identity, "classes": list(fit.classes), "size": list(size), "source": asdict(model.source)}
 
     for epoch in range(len(history), recipe.epochs):
@@ -179,11 +187,11 @@ def _prepare(
 
 
 def _optimizer(model: nn.Module, recipe: Recipe, steps: int) -> tuple[torch.optim.Optimizer, Any]:
-    """AdamW and a one-cycle schedule: the head at `lr`, what is left free of the convolutions at a tenth."""
+    """AdamW and a one-cycle schedule: the head at `lr`, what is left free of the convolutions at `slow` times that."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     slow = [p for name, p in named if name.startswith("features.")]
     fast = [p for name, p in named if not name.startswith("features.")]
-    groups = [(p, rate) for p, rate in ((fast, recipe.lr), (slow, recipe.lr / 10)) if p]
+    groups = [(p, rate) for p, rate in ((fast, recipe.lr), (slow, recipe.lr * recipe.slow)) if p]
     optimizer = torch.optim.AdamW([{"params": p} for p, _ in groups], weight_decay=recipe.weight_decay)
     rates = [rate for _, rate in groups]
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, recipe.epochs * steps, pct_start=0.2)

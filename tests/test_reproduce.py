@@ -32,13 +32,16 @@ def test_the_paper_profile_end_to_end(data, output, caplog):
         f"[{i}/6] {name.split('.')[0]} {name.split('.')[1]}" for i, name in enumerate(names, 1)
     ]
     for path in done:
+        assert str(paths.ROOT) not in path.read_text() and str(output) not in path.read_text()
         cells = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
         assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
     for name, table in (("voc2012", 3), ("ksdd2", 4)):
         results, figures = paths.results("paper", name), paths.figures("paper", name)
         assert pd.read_csv(results / f"table{table}.csv")["row"].tolist() == list(paper.SEVEN)
         assert pd.read_csv(results / "table1.csv")["row"].tolist() == list(paper.TABLES[1])
-        assert json.loads((results / f"table{table}.json").read_text())["images"] in (4, 6)
+        record = json.loads((results / f"table{table}.json").read_text())
+        assert record["images"] == {"ksdd2": {"part": 8, "scored": 4}, "voc2012": {"part": 6, "scored": 6}}[name]
+        assert record["recipe"]["seed"] == 0 and {"commit", "versions", "device", "source", "fingerprint"} <= record.keys()
         for figure in ("fig1", f"fig{table - 1}"):
             assert (figures / f"{figure}.png").read_bytes()[:4] == b"\x89PNG" and (figures / f"{figure}.pdf").is_file()
     assert not list(output.rglob("*partial*"))

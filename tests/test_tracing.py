@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -32,6 +33,7 @@ def test_activations_and_gradients_of_a_multi_label_batch(tiny, images):
     [
         (2, [[0, 2], [1, 2], [2, 2]]),
         ([3, 0, 1], [[0, 3], [1, 0], [2, 1]]),
+        ([np.int64(3), np.int64(0), np.int64(1)], [[0, 3], [1, 0], [2, 1]]),
         (torch.tensor([3, 0, 1]), [[0, 3], [1, 0], [2, 1]]),
         ([[3, 1], [], (0,)], [[0, 1], [0, 3], [2, 0]]),
         ([[1, 1], [2], [0]], [[0, 1], [1, 2], [2, 0]]),

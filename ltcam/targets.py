@@ -1,0 +1,42 @@
+"""What to explain: the (image, class) pairs that a user's targets name."""
+
+from collections.abc import Sequence
+from operator import index
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Targets = int | Sequence[int] | Sequence[Sequence[int]] | Tensor | None
+
+
+def to_pairs(targets: Targets, logits: Tensor) -> Tensor:
+    """(P, 2) long, sorted, on the logits' device: (image, class), for targets as `ltcam.trace` takes them.
+
+    Raises ValueError for logits that are not (N, C), and for targets that do not fit them or name no class at all.
+    """
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise ValueError(f"the model gives {describe(logits)}: expected logits (N, C)")
+    count, classes = logits.shape
+    if targets is None:
+        per_image = [[c] for c in logits.argmax(dim=1).tolist()]
+    elif isinstance(targets, Tensor) and targets.ndim == 2:
+        if targets.shape != logits.shape or not ((targets == 0) | (targets == 1)).all():
+            raise ValueError(f"targets of shape {tuple(targets.shape)}: expected 0 and 1 of shape {(count, classes)}")
+        per_image = [torch.nonzero(row).flatten().tolist() for row in targets.cpu()]
+    else:
+        listed = targets.tolist() if isinstance(targets, Tensor) else targets
+        listed = list(listed) if isinstance(listed, Sequence) else [listed] * count
+        if len(listed) != count:
+            raise ValueError(f"targets for {len(listed)} images: expected {count}, one entry (an int or ints) an image")
+        per_image = [sorted({index(c) for c in (t if isinstance(t, Sequence) else [t])}) for t in listed]
+    if not any(per_image):
+        raise ValueError("targets are empty: expected at least one class for at least one image")
+    if outside := [c for row in per_image for c in row if not 0 <= c < classes]:
+        raise ValueError(f"class {outside[0]} is out of range: the model has {classes} logits, expected 0 to {classes - 1}")
+    return torch.tensor([(i, c) for i, row in enumerate(per_image) for c in row], device=logits.device)
+
+
+def describe(value: Any) -> str:
+    """A value in an error message: a tensor by its dtype and shape, anything else by its type."""
+    return f"a {value.dtype} tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
