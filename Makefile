@@ -30,7 +30,9 @@ nbval: $(STAMP)
 
 environment: $(STAMP)
 
-$(STAMP): requirements.lock
+# The lock's hash is in the stamp's name, so what this depends on is not a time.
+$(STAMP):
+	@test ! -e $(VENV) || test -f $(VENV)/pyvenv.cfg || { echo "$(VENV) is there and no virtual environment: set LTCAM_VENV"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

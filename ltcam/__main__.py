@@ -3,7 +3,7 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pret
 @app.command()
 def train(
     data: Annotated[str, typer.Option(help="demo, voc2012, magnetic_tile or ksdd2")],
-    profile: Annotated[str, typer.Option(help="start from this profile's recipe and write into its results")] = "demo",
+    profile: Annotated[str, typer.Option(help="whose recipe to start from; the first that has DATA if not given")] = "",
     epochs: Annotated[int | None, typer.Option(help="instead of the profile's")] = None,
     seed: Annotated[int | None, typer.Option(help="instead of the profile's")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the run; results/<profile>/<data> if not given")] = None,
@@ -22,42 +22,48 @@ def train(
     from ltcam import paths, training
     from ltcam.reproduce import profile as load_profile
 
-    recipes = {run["data"]: run["recipe"] for run in load_profile(profile)}
+    runs = [run for name in ([profile] if profile else ["demo", "real", "paper"]) for run in load_profile(name)]
+    run = next((run for run in runs if run["data"] == data), None)
+    if run is None:
+        raise ValueError(f"no recipe for data set {data!r}: expected one of {sorted({run['data'] for run in runs})}")
     changes = {key: value for key, value in (("epochs", epochs), ("seed", seed)) if value is not None}
-    recipe = training.Recipe(data=data, **{**recipes.get(data, {}), **changes})
-    typer.echo(training.train(recipe, out or paths.results(profile, data)))
+    recipe = training.Recipe(data=data, **{**run["recipe"], **changes})
+    typer.echo(training.train(recipe, out or paths.results(run["profile"], data)))
 
 
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Option(help="checkpoint.pt of a training run")],
     part: Annotated[str, typer.Option(help="part of the data set; the run's held-out part if not given")] = "",
-    table: Annotated[list[int] | None, typer.Option(help="tables of the paper to measure; all if not given")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="folder of counts and tables; the checkpoint's (and in it the part's, if named)")
-    ] = None,
+    table: Annotated[list[int] | None, typer.Option(help="tables of the paper to measure; all if nothing is asked")] = None,
+    config: Annotated[list[str] | None, typer.Option(help="METHOD[:LAYERS[:DELTA]], e.g. gradcam:S1-S5:20")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the results; the checkpoint's, and in it PART if given")] = None,
     batch_size: Annotated[int, typer.Option()] = 8,
 ) -> None:
-    """Heatmaps, Otsu masks and scores of the paper's rows on the data set a checkpoint was trained on."""
+    """Heatmaps, Otsu masks and scores on the data set a checkpoint was trained on."""
     import time
+    from functools import partial
 
-    from ltcam import datasets, paper, provenance, training
+    from ltcam import datasets, metrics, paper, provenance, training
     from ltcam import evaluation as ev
 
-    trained = training.load_checkpoint(checkpoint)
-    folder = out or checkpoint.parent / part  # another part than the held-out one goes into a folder of its own
-    part = part or trained.recipe.test
-    numbers = table or list(paper.TABLES)
+    started = time.time()
+    asked = [ev.Config.parse(text) for text in config or []]
+    numbers = table or ([] if asked else list(paper.TABLES))
     if unknown := set(numbers) - set(paper.TABLES):
         raise ValueError(f"table {min(unknown)} is not in the paper: expected one of {list(paper.TABLES)}")
-    started = time.time()
-    ev.evaluate(trained, checkpoint, part, [c for n in numbers for c in paper.TABLES[n].values()], folder, batch_size)
+    trained = training.load_checkpoint(checkpoint)
+    folder, part = out or checkpoint.parent / part, part or trained.recipe.test
     data = datasets.load(trained.recipe.data, part)
-    for n in numbers:
-        counts = ev.evaluate(trained, checkpoint, part, list(paper.TABLES[n].values()), folder, batch_size)
-        scores = paper.table(n, counts, data.headline)
-        provenance.save(scores, folder / f"table{n}.csv", started, **trained.about(data))
-        typer.echo(f"Table {n}\n{scores.round(2).to_string(index=False)}\n")
+    tables: list[tuple[str, list[ev.Config], Any]] = [
+        (f"table{n}", list(paper.TABLES[n].values()), partial(paper.table, n)) for n in numbers
+    ]
+    wanted = [*tables, *([("scores", asked, metrics.scores)] if asked else [])]
+    ev.evaluate(trained, part, [c for _, configs, _ in wanted for c in configs], folder, batch_size)
+    for name, configs, cut in wanted:
+        scores = cut(ev.evaluate(trained, part, configs, folder, batch_size), data.headline)
+        provenance.save(scores, folder / f"{name}.csv", started, **trained.about(data))
+        typer.echo(f"{name} on {data.title}, part {part}\n{scores.round(2).to_string(index=False)}\n")
 
 
 @app.command()

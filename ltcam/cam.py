@@ -48,7 +48,7 @@ def layer_maps(
 def _fullgrad_maps(trace: Trace, layers: Selection, delta: float | None, per: Scope) -> dict[str, Tensor]:
     if trace.inputs is None:
         raise ValueError("method 'fullgrad' needs the gradients at the biases: trace(..., fullgrad=True)")
-    chosen = {trace.layers.index(name) for name in trace.select(layers)}
+    chosen = trace.select(layers)
     maps = {
         term.name: fullgrad(term.bias.view(1, -1, 1, 1), truncate(term.gradient, delta, per)).float()
         for term in trace.biases

@@ -9,7 +9,6 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,10 +42,20 @@ class Config(NamedTuple):
     def selection(self) -> str | None:
         return None if self.layers == "all" else self.layers
 
+    @classmethod
+    def parse(cls, text: str) -> "Config":
+        """ "METHOD[:LAYERS[:DELTA]]". Raises ValueError for anything else."""
+        parts = text.split(":")
+        try:
+            name, layers, delta = (*parts, *("", "S5", "")[len(parts) :])
+            return cls(name, layers, float(delta) if delta else None)
+        except ValueError as error:
+            raise ValueError(
+                f"{text!r} is no configuration: expected METHOD[:LAYERS[:DELTA]], e.g. gradcam:S1-S5:20"
+            ) from error
 
-def evaluate(
-    trained: Trained, checkpoint: Path, part: str, configs: Sequence[Config], out: Path, batch_size: int = 8
-) -> pd.DataFrame:
+
+def evaluate(trained: Trained, part: str, configs: Sequence[Config], out: Path, batch_size: int = 8) -> pd.DataFrame:
     """Pixel counts of `configs` on part `part` of the data the model was trained on: one row a pair and configuration.
 
     `out/counts.csv.gz` keeps every configuration measured with this checkpoint, data and code; only missing ones are measured.
@@ -59,45 +68,40 @@ def evaluate(
         check(config.delta, config.per)
     data = datasets.load(trained.recipe.data, part)
     identity = {
-        "data": data.title, "part": part, "fingerprint": data.fingerprint, "images": len(data.scored), "size": trained.size,
-        "batch_size": batch_size, "checkpoint": sha256(checkpoint), "code": provenance.code(),
+        "data": data.title, "part": part, "fingerprint": data.fingerprint, "size": trained.size, "batch_size": batch_size,
+        "checkpoint": trained.sha256, "code": provenance.code(),
     }  # fmt: skip
     path = out / "counts.csv.gz"
     known = _known(path, identity)
     missing = [c for c in dict.fromkeys(configs) if c not in set(_configs(known))]
     if missing:
-        measured = _measure(trained, data, missing, batch_size, out, identity)
+        digest = hashlib.sha256(json.dumps([identity, missing]).encode()).hexdigest()[:12]
+        journal = out / f"counts.{digest}.partial.jsonl"
+        measured = _measure(trained, data, missing, batch_size, journal)
         known = pd.concat([known, measured], ignore_index=True) if len(known) else measured
         known = known.sort_values(["name", "class", *metrics.CONFIG], ignore_index=True, na_position="first")
-        provenance.save(
-            known, path, started=started, **identity, recipe=asdict(trained.recipe), source=trained.record["source"]
-        )
+        provenance.save(known, path, started, **{**trained.about(data), **identity})
+        journal.unlink()
     rows: dict[Config, list[int]] = {config: [] for config in configs}
     for row, config in enumerate(_configs(known)):
         rows.get(config, []).append(row)
     return known.iloc[[row for chosen in rows.values() for row in chosen]].reset_index(drop=True)
 
 
-def _measure(
-    trained: Trained, data: Segmentation, configs: list[Config], batch_size: int, out: Path, identity: dict[str, Any]
-) -> pd.DataFrame:
+def _measure(trained: Trained, data: Segmentation, configs: list[Config], batch_size: int, journal: Path) -> pd.DataFrame:
     """Counts of all batches; each batch is written to a journal as it is done, which a later call reads."""
-    digest = hashlib.sha256(json.dumps([identity, configs]).encode()).hexdigest()[:12]
-    journal = out / f"counts.{digest}.partial.jsonl"
-    out.mkdir(parents=True, exist_ok=True)
     done = _journal(journal)
     batches = _batches(data, batch_size)
-    with journal.open("a") as file:
-        for number, indices in enumerate(tqdm(batches, desc=f"{data.title} {data.part}", disable=None, leave=False)):
-            if number < len(done):
-                continue
-            rows = list(_count_batch(trained, data, indices, configs))
-            file.write(json.dumps(rows) + "\n")
-            file.flush()
-            done.append(rows)
-            if number % 10 == 9:
-                log.info("%s %s: %d of %d batches", data.title, data.part, number + 1, len(batches))
-    journal.unlink()
+    for number, indices in enumerate(tqdm(batches, desc=f"{data.title} {data.part}", disable=None, leave=False)):
+        if number < len(done):
+            continue
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            done.append(list(_count_batch(trained, data, indices, configs)))
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        with journal.open("a") as file:
+            file.write(json.dumps(done[-1]) + "\n")
+        if number % 10 == 9:
+            log.info("%s %s: %d of %d batches", data.title, data.part, number + 1, len(batches))
     columns = ["name", "class", *metrics.CONFIG, "tp", "fp", "fn"]
     return pd.DataFrame([row for rows in done for row in rows], columns=columns).astype({"delta": float})
 
@@ -133,7 +137,8 @@ def _known(path: Path, identity: dict[str, Any]) -> pd.DataFrame:
     if not (path.is_file() and record.is_file()):
         return pd.DataFrame()
     before = json.loads(record.read_text())
-    if json.loads(json.dumps(identity)) != {name: before.get(name) for name in identity}:
+    expected = json.loads(json.dumps(identity)) | {"sha256": sha256(path)}
+    if expected != {name: before.get(name) for name in expected}:
         log.warning("%s is of another checkpoint, other data or other code; measuring anew", path)
         return pd.DataFrame()
     return pd.read_csv(path, dtype={"delta": float})

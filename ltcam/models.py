@@ -1,5 +1,6 @@
 """VGG16 as the paper uses it, and the stages S1..S5 of a CNN."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,9 +24,9 @@ def vgg16(
     """torchvision's VGG16 (Sec. 3.1) with `.features` unchanged (31 modules) and its head replaced.
 
     head    "fc": torchvision's classifier with its last layer replaced; "gap": global average pooling and one linear layer
-    weights "imagenet" (the sources of `ltcam.weights`), None (random), or the path of a state dict
-    hidden  width of the two hidden "fc" layers, which are then random; None keeps torchvision's 4096 and their pretrained
-            values where the source has them, else 1024 random ones
+    weights "imagenet" (the sources of `ltcam.weights`), None (random), or the path of a state dict or checkpoint
+    hidden  width of the two hidden "fc" layers: None takes the source's and its values where it has any (torchvision's file:
+            4096), else 1024; a width that is not the source's starts at random
     width   divides every channel count: a toy of the same 31 modules, for tests; 1 with "imagenet"
 
     `model.source` says where the weights came from. Raises ValueError for an unknown head or an impossible combination.
@@ -35,31 +36,32 @@ def vgg16(
     if width != 1 and weights == "imagenet":
         raise ValueError(f"width={width} has no ImageNet weights: pass weights=None, or width=1")
     state, source = _state(weights)
+    offered = state["classifier.0.bias"].numel() if source.head and head == "fc" else None
+    pretrained = offered is not None and hidden in (None, offered)
     channels = [c if c == "M" else int(c) // width for c in cfgs["D"]]
     with torch.device("meta"):  # torchvision builds 120 million head weights that are replaced below
         model = VGG(nn.Identity(), init_weights=False)
     model.features = make_layers(channels)
-    pretrained = head == "fc" and hidden is None and source.head
     if head == "gap":
         model.avgpool = nn.AdaptiveAvgPool2d(1)
         model.classifier = nn.Linear(channels[-2], num_classes)
     else:
         model.avgpool = nn.AdaptiveAvgPool2d(7)
-        model.classifier = _fc(channels[-2] * 49, 4096 if pretrained else hidden or 1024, num_classes)
+        model.classifier = _fc(channels[-2] * 49, hidden or offered or 1024, num_classes)
     model.load_state_dict({**model.state_dict(), **_pick(state, pretrained)})
-    model.source = source
+    model.source = replace(source, head=pretrained)
     return model
 
 
 def stages(model: nn.Module) -> dict[str, str]:
     """{"S1": module name, ...}: where the paper reads its stages. For VGG the max-pool outputs of `features`.
 
-    Raises ValueError for a model without `features` that pool: name its layers yourself.
+    Raises ValueError for a model that is not built like VGG: name its layers yourself.
     """
     features = getattr(model, "features", None)
-    pools = [name for name, module in (features or nn.Module()).named_modules() if isinstance(module, nn.MaxPool2d)]
-    if not pools:
-        raise ValueError(f"{type(model).__name__} has no max-pools in .features to take as stages: pass layers=[module names]")
+    if not isinstance(features, nn.Sequential) or not isinstance(features[-1], nn.MaxPool2d):
+        raise ValueError(f"{type(model).__name__} has no .features that end in a max-pool: pass layers=[module names]")
+    pools = [name for name, module in features.named_children() if isinstance(module, nn.MaxPool2d)]
     return {f"S{i}": f"features.{name}" for i, name in enumerate(pools, 1)}
 
 
@@ -78,6 +80,9 @@ def _state(weights: str | Path | None) -> tuple[dict[str, Tensor], sources.Sourc
         return sources.imagenet_vgg16()
     path = Path(weights)
     state = sources.load(path)
+    state = state.get("model", state)  # a checkpoint of `ltcam.training`
+    if absent := [f"features.{i}.weight" for i in sources.CONV_INDICES if f"features.{i}.weight" not in state]:
+        raise ValueError(f"{path} has no {absent[0]}: expected a state dict of VGG16")
     return state, sources.Source(path.name, sources.sha256(path), head="classifier.3.weight" in state)
 
 

@@ -1,5 +1,7 @@
 """Where things live. Nothing here depends on the working directory of a notebook or a command.
 
+Relative values of these are taken from the checkout.
+
 `LTCAM_DATA`   the data root, laid out as the data sets' authors ship them (default: `data/` of the checkout)
 `LTCAM_OUTPUT` where `results/` and `figures/` are written (default: the checkout)
 """
@@ -15,7 +17,7 @@ NOTEBOOKS = ROOT / "notebooks"
 
 
 def data_root() -> Path:
-    return Path(os.environ.get("LTCAM_DATA", ROOT / "data"))
+    return ROOT / os.environ.get("LTCAM_DATA", "data")
 
 
 def results(profile: str, data: str = "") -> Path:
@@ -27,7 +29,7 @@ def figures(profile: str, data: str = "") -> Path:
 
 
 def _output(kind: str, profile: str, data: str) -> Path:
-    return Path(os.environ.get("LTCAM_OUTPUT", ROOT)) / kind / profile / data
+    return ROOT / os.environ.get("LTCAM_OUTPUT", "") / kind / profile / data
 
 
 @contextmanager

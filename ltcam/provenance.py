@@ -15,10 +15,11 @@ import pandas as pd
 import torch
 
 from ltcam.paths import ROOT, atomic
+from ltcam.weights import sha256
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-image", "scikit-learn", "matplotlib", "pillow")
 
-MEASURING = ("tracing", "targets", "methods", "tricks", "cam", "segmentation", "metrics", "evaluation", "datasets/base")
+MEASURING = ("tracing", "targets", "methods", "tricks", "cam", "models", "segmentation", "metrics", "evaluation", "datasets/*")
 
 
 def save(table: pd.DataFrame, path: Path, started: float, **parameters: Any) -> None:
@@ -27,9 +28,12 @@ def save(table: pd.DataFrame, path: Path, started: float, **parameters: Any) -> 
     started: `time.time()` at the start of the work; parameters: whatever it depended on, as plain values.
     """
     with atomic(path) as temporary:
-        compression: Any = {"method": "gzip", "mtime": 0, "compresslevel": 6} if path.suffix == ".gz" else None
-        table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n", compression=compression)
-    record = {"rows": len(table), **parameters, **environment(), "seconds": round(time.time() - started, 1)}
+        packed = path.suffix == ".gz"  # counts: read back and compared, so every digit of delta stays
+        compression: Any = {"method": "gzip", "mtime": 0, "compresslevel": 6} if packed else None
+        digits = None if packed else "%.6g"
+        table.to_csv(temporary, index=False, float_format=digits, lineterminator="\n", compression=compression)
+    about = {"rows": len(table), "sha256": sha256(path), **environment(), **parameters}
+    record = {**about, "seconds": round(time.time() - started, 1)}
     with atomic(path.with_name(path.name.split(".")[0] + ".json")) as temporary:
         temporary.write_text(json.dumps(record, indent=2, default=str) + "\n")
 
@@ -46,7 +50,7 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "tf32": torch.backends.cudnn.allow_tf32,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -56,15 +60,19 @@ def code() -> str:
     """SHA-256 over the modules that a pixel count depends on."""
     digest = hashlib.sha256()
     for name in MEASURING:
-        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+        for path in sorted(Path(__file__).parent.glob(f"{name}.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
+        return None
     return done.stdout.strip()
 
 
 # Read when the code is loaded: a long run is of the commit that it started from.
 COMMIT = _git("rev-parse", "HEAD")
-DIRTY = bool(_git("status", "--porcelain", "--untracked-files=no", "--", "ltcam"))
+DIRTY = None if COMMIT is None else bool(_git("status", "--porcelain", "--", "ltcam", "notebooks/profiles"))

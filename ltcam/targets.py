@@ -1,6 +1,6 @@
 """What to explain: the (image, class) pairs that a user's targets name."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from operator import index
 from typing import Any
 
@@ -18,6 +18,8 @@ def to_pairs(targets: Targets, logits: Tensor) -> Tensor:
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise ValueError(f"the model gives {describe(logits)}: expected logits (N, C)")
     count, classes = logits.shape
+    if not isinstance(targets, Tensor) and hasattr(targets, "tolist"):  # a numpy array
+        targets = torch.as_tensor(targets)
     if targets is None:
         per_image = [[c] for c in logits.argmax(dim=1).tolist()]
     elif isinstance(targets, Tensor) and targets.ndim == 2:
@@ -29,7 +31,10 @@ def to_pairs(targets: Targets, logits: Tensor) -> Tensor:
         listed = list(listed) if isinstance(listed, Sequence) else [listed] * count
         if len(listed) != count:
             raise ValueError(f"targets for {len(listed)} images: expected {count}, one entry (an int or ints) an image")
-        per_image = [sorted({index(c) for c in (t if isinstance(t, Sequence) else [t])}) for t in listed]
+        try:
+            per_image = [sorted({index(c) for c in (t if isinstance(t, Collection) else [t])}) for t in listed]
+        except TypeError as error:
+            raise ValueError(f"targets {targets!r}: expected an int or ints for each image") from error
     if not any(per_image):
         raise ValueError("targets are empty: expected at least one class for at least one image")
     if outside := [c for row in per_image for c in row if not 0 <= c < classes]:

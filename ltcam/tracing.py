@@ -5,7 +5,8 @@ both for every (image, class) pair, and nothing is ever run again. Images of a b
 so one backward serves all images at once: the first of their classes, then the second of those that have two, and so on.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,15 +19,16 @@ from ltcam.models import stages
 from ltcam.targets import Targets, describe, to_pairs
 
 Layers = Sequence[str | nn.Module] | None
+Hook = tuple[nn.Module, Callable[..., Any]]
 WithBias = nn.Conv2d | nn.BatchNorm2d | nn.Linear
 
 
 @dataclass(frozen=True)
 class Bias:
-    """A module's additive bias (K,), the gradient (P, K[, h, w]) at its output, and how many traced layers ran before it."""
+    """A module's additive bias (K,), the gradient (P, K[, h, w]) at its output, and the stage or traced layer it led to."""
 
     name: str
-    stage: int
+    stage: str
     bias: Tensor
     gradient: Tensor
 
@@ -72,11 +74,13 @@ class Trace:
             return [name for item in layers for name in self.select(item)]
         if layers in self.layers:
             return [layers]
-        labels = list(self.stages)
-        first, _, last = layers.partition("-")
-        if first in labels and (last or first) in labels:
-            return [self.stages[k] for k in labels[labels.index(first) : labels.index(last or first) + 1]]
-        raise ValueError(f"layer {layers!r} was not traced: expected one of {self.layers}, or of the stages {labels}")
+        if match := re.fullmatch(r"S(\d+)(?:-S(\d+))?", layers):
+            labels = [f"S{i}" for i in range(int(match[1]), int(match[2] or match[1]) + 1)]
+            if labels and all(label in self.stages for label in labels):
+                return [self.stages[label] for label in labels]
+        raise ValueError(
+            f"layer {layers!r} was not traced: expected one of {self.layers}, or of the stages {list(self.stages)}"
+        )
 
     def _known(self, name: str) -> str:
         if name not in self._activations:
@@ -100,54 +104,74 @@ def trace(model: nn.Module, images: Tensor, targets: Targets = None, layers: Lay
     modules = _resolve(model, layers)
     images = images.detach().requires_grad_(fullgrad)
     kept: dict[str, Tensor] = {}
-    edges: list[tuple[str, int, Tensor, GradientEdge]] = []
+    marks: list[_Mark] = []
     with torch.enable_grad(), _borrowed(model), ExitStack() as hooks:
-        for name, module in modules.items():
-            hooks.callback(module.register_forward_hook(_keep(name, kept)).remove)
-        if fullgrad:
-            for name, module in model.named_modules():
-                if isinstance(module, WithBias) and (bias := _bias(module)) is not None:
-                    hooks.callback(module.register_forward_hook(_mark(name, bias, kept, edges)).remove)
+        for module, hook in [*_bias_hooks(model, modules, marks, fullgrad), *_layer_hooks(modules, kept)]:
+            hooks.callback(module.register_forward_hook(hook).remove)
         logits = model(images)
         pairs = to_pairs(targets, logits)
         if missing := modules.keys() - kept.keys():
             raise ValueError(f"layer {min(missing)!r} did not run in the forward pass: choose one that does")
-        wanted: list[Any] = [*kept.values(), *(edge for *_, edge in edges), *([images] if fullgrad else [])]
-        names = [*kept, *(name for name, *_ in edges), *(["the input"] if fullgrad else [])]
+        wanted: list[Any] = [*kept.values(), *(mark.edge for mark in marks), *([images] if fullgrad else [])]
+        names = [*kept, *(mark.name for mark in marks), *(["the input"] if fullgrad else [])]
         gradients = _backward(logits, pairs, wanted, names)
-    at_bias = gradients[len(kept) : len(kept) + len(edges)]
+    at_bias = gradients[len(kept) : len(kept) + len(marks)]
     return Trace(
         pairs=pairs,
         logits=logits.detach(),
         layers=list(kept),
         stages={label: name for label, name in _stages(model).items() if name in kept},
         size=(images.shape[2], images.shape[3]),
-        biases=[Bias(name, stage, bias, g) for (name, stage, bias, _), g in zip(edges, at_bias, strict=True)],
+        biases=[Bias(mark.name, mark.stage, mark.bias, g) for mark, g in zip(marks, at_bias, strict=True)],
         inputs=(_per_pair(images.detach(), pairs), gradients[-1]) if fullgrad else None,
         _activations={name: value.detach() for name, value in kept.items()},
         _gradients=dict(zip(kept, gradients, strict=False)),
     )
 
 
-def _keep(name: str, kept: dict[str, Tensor]) -> Any:
-    def hook(module: nn.Module, arguments: Any, output: Any) -> Tensor:
-        if not isinstance(output, Tensor) or output.ndim != 4:
-            raise ValueError(f"layer {name!r} gives {describe(output)}: expected one tensor (N, K, h, w)")
-        if name in kept:
-            raise ValueError(f"layer {name!r} runs more than once in a forward pass: choose a module that runs once")
-        # Below the first traced layer nothing needs a gradient, so the graph starts here.
-        kept[name] = output if output.requires_grad else output.detach().requires_grad_()
-        return kept[name].clone()  # what follows may change its input in place
-
-    return hook
+@dataclass
+class _Mark:
+    name: str
+    bias: Tensor
+    edge: GradientEdge
+    stage: str = ""
 
 
-def _mark(name: str, bias: Tensor, kept: dict[str, Tensor], edges: list[tuple[str, int, Tensor, GradientEdge]]) -> Any:
-    def hook(module: nn.Module, arguments: Any, output: Tensor) -> None:
-        # The edge, not the tensor: an in-place ReLU after it must not mask the gradient away.
-        edges.append((name, len(kept), bias, get_gradient_edge(output)))
+def _layer_hooks(modules: dict[str, nn.Module], kept: dict[str, Tensor]) -> Iterator[Hook]:
+    """Keep each traced layer's output."""
+    for name, module in modules.items():
 
-    return hook
+        def keep(module: nn.Module, arguments: Any, output: Any, name: str = name) -> Tensor:
+            if not isinstance(output, Tensor) or output.ndim != 4:
+                raise ValueError(f"layer {name!r} gives {describe(output)}: expected one tensor (N, K, h, w)")
+            if name in kept:
+                raise ValueError(f"layer {name!r} runs more than once in a forward pass: choose a module that runs once")
+            # Below the first traced layer nothing needs a gradient, so the graph starts here.
+            kept[name] = output if output.requires_grad else output.detach().requires_grad_()
+            return kept[name].clone()  # what follows may change its input in place
+
+        yield module, keep
+
+
+def _bias_hooks(model: nn.Module, modules: dict[str, nn.Module], marks: list[_Mark], fullgrad: bool) -> Iterator[Hook]:
+    """Mark the output of each biased module; the next stage or traced layer to finish says which stage it belongs to."""
+    stops = {name: model.get_submodule(name) for name in _stages(model).values()} | modules
+    for name, module in model.named_modules() if fullgrad else ():
+        if isinstance(module, WithBias) and (bias := _bias(module)) is not None:
+
+            def mark(module: nn.Module, arguments: Any, output: Tensor, name: str = name, bias: Tensor = bias) -> None:
+                times = sum(m.name.split("#")[0] == name for m in marks)
+                # The edge, not the tensor: an in-place ReLU after it must not mask the gradient away.
+                marks.append(_Mark(f"{name}#{times + 1}" if times else name, bias, get_gradient_edge(output)))
+
+            yield module, mark
+        if name in stops:
+
+            def stop(module: nn.Module, arguments: Any, output: Any, name: str = name) -> None:
+                for m in marks:
+                    m.stage = m.stage or name
+
+            yield module, stop
 
 
 def _backward(logits: Tensor, pairs: Tensor, wanted: list[Any], names: list[str]) -> list[Tensor]:
@@ -177,7 +201,7 @@ def _resolve(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
     modules = dict(model.named_modules())
     names = {module: name for name, module in modules.items()}
     wanted = list(stages(model).values()) if layers is None else layers
-    if isinstance(wanted, str) or not wanted:
+    if isinstance(wanted, str | nn.Module) or not wanted:
         raise ValueError(f"layers={layers!r}: expected a non-empty sequence of module names or modules")
     resolved = {}
     for layer in wanted:
@@ -214,7 +238,7 @@ def _borrowed(model: nn.Module) -> Iterator[None]:
 def _bias(module: WithBias) -> Tensor | None:
     """The constant a module adds in eval mode: (K,), or None where it adds none."""
     if not isinstance(module, nn.BatchNorm2d):
-        return None if module.bias is None else module.bias.detach()
+        return None if module.bias is None else module.bias.detach().clone()
     if module.running_mean is None or module.running_var is None:
         return None
     scale = (module.running_var + module.eps).rsqrt() * (1 if module.weight is None else module.weight.detach())
@@ -228,6 +252,10 @@ def _per_pair(value: Tensor, pairs: Tensor) -> Tensor:
 
 
 def _check_images(model: nn.Module, images: Tensor) -> None:
+    if torch.is_inference_mode_enabled() or images.is_inference():
+        raise ValueError(
+            "inference mode keeps no gradients: call trace outside torch.inference_mode, on images made outside it"
+        )
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(f"images are {describe(images)}: expected floats (N, 3, H, W)")
     if not images.isfinite().all():

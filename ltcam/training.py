@@ -1,7 +1,8 @@
 """Train a classifier on image-level labels only (Sec. 3.1): `ltcam train --data NAME`.
 
-The settings the paper omits are the fields of `Recipe`. Masks are never looked at, but for VOC's labels where a copy has no XML
-annotations. The best epoch is chosen by mean average precision of the labels on the held-out part.
+The settings the paper omits are the fields of `Recipe`. Of a mask nothing is used but which classes it holds, and that only
+where a data set has no other labels. The best epoch is chosen by mean average precision of the labels on the held-out part,
+over the classes that occur there.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from ltcam import datasets, provenance
 from ltcam.datasets import Segmentation
 from ltcam.models import Head, stages, vgg16
 from ltcam.paths import atomic
-from ltcam.weights import load
+from ltcam.weights import load, sha256
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a training run depends on. Equal recipes on one machine give equal checkpoints."""
+    """The settings of a training run. Equal recipes on equal data, weights and machines give equal checkpoints."""
 
     data: str = "demo"
     train: str = "train"  # the part trained on
@@ -66,6 +67,7 @@ class Trained:
     classes: tuple[str, ...]
     size: tuple[int, int]
     record: dict[str, Any]  # best epoch, its label scores, the source of the weights, fingerprints of the data
+    sha256: str = ""  # of the checkpoint
 
     def about(self, data: Segmentation) -> dict[str, Any]:
         """Provenance of what is measured with this model on `data`."""
@@ -89,6 +91,8 @@ def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -
     if state and (Recipe(**state["identity"]["recipe"]), state["identity"]["data"]) != (recipe, fingerprints):
         log.warning("%s: another recipe or other data made the run in %s; training anew", recipe.data, out)
         state = {}
+        best.unlink(missing_ok=True)
+        last.unlink()
     if state and "model" not in state and best.is_file():
         log.info("%s: trained already", recipe.data)
         return best
@@ -100,6 +104,8 @@ def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -
     train_set, test_set, trainable = _prepare(model, fit, held_out, size, recipe, device)
     optimizer, schedule = _optimizer(trainable, recipe, steps=-(-len(fit) // recipe.batch_size))
     if "model" in state:
+        if state["source"] != asdict(model.source):
+            raise ValueError(f"{last} began with {state['source']['name']}, now the weights are {model.source.name}: delete it")
         for part, name in ((model, "model"), (optimizer, "optimizer"), (schedule, "schedule")):
             part.load_state_dict(state[name])
     history: list[dict[str, float]] = state.get("history", []) if "model" in state else []
@@ -116,10 +122,11 @@ def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -
             labels = {name: float(score) for name, score in ap.items()}
             _save({"model": model.state_dict(), "record": {**record, "best": history[-1], "labels": labels}}, best)
         states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-        _save({"identity": identity, "history": history, **states}, last)
+        _save({"identity": identity, "source": asdict(model.source), "history": history, **states}, last)
 
     kept = load(best)["record"]
-    parameters: dict[str, Any] = {**record, "best": kept["best"], "images": {"train": len(fit), "test": len(held_out)}}
+    images = {"train": len(fit), "test": len(held_out)}
+    parameters: dict[str, Any] = {**record, "best": kept["best"], "images": images, "device": str(device)}
     provenance.save(pd.DataFrame(history), out / "train.csv", started, **parameters)
     provenance.save(_label_table(kept, held_out), out / "labels.csv", started, **parameters)
     _save({"identity": identity, "history": history}, last)  # without the model: finished
@@ -127,15 +134,17 @@ def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -
 
 
 def load_checkpoint(path: Path, device: str | torch.device | None = None) -> Trained:
-    """The model that `train` left at `path`, in eval mode. Raises FileNotFoundError or ValueError as `ltcam.weights.load`."""
+    """The model that `train` left at `path`, in eval mode. Raises FileNotFoundError or ValueError for another file."""
     state = load(path)
+    if not {"model", "record"} <= state.keys():
+        raise ValueError(f"{path} is no checkpoint of ltcam train: expected its checkpoint.pt")
     record = state["record"]
     recipe = Recipe(**record["recipe"])
     hidden = None if recipe.head == "gap" else state["model"]["classifier.0.bias"].numel()
     model = vgg16(len(record["classes"]), recipe.head, None, hidden, recipe.width)
     model.load_state_dict(state["model"])
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-    return Trained(model, recipe, tuple(record["classes"]), (record["size"][0], record["size"][1]), record)
+    return Trained(model, recipe, tuple(record["classes"]), (record["size"][0], record["size"][1]), record, sha256(path))
 
 
 def label_scores(scores: Tensor, labels: Tensor) -> pd.Series[float]:
@@ -207,13 +216,14 @@ class _Labelled(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, data: Segmentation, size: tuple[int, int], augment: v2.Transform | None = None) -> None:
         self.data, self.size, self.augment = data, size, augment
+        self.labels = data.labels  # read here once, not in every loader process
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image = datasets.preprocess(self.data.image(index), self.size)
-        return (self.augment(image) if self.augment else image), self.data.labels[index]
+        return (self.augment(image) if self.augment else image), self.labels[index]
 
 
 def _batches(data: Dataset[Any], batch_size: int, shuffle: bool, device: torch.device) -> DataLoader[Any]:

@@ -27,7 +27,7 @@ def truncate(gradient: Tensor, delta: float | None, per: Scope = "layer") -> Ten
     rows = gradient.flatten(1 if per == "layer" else 2)
     ordered = torch.where(rows > 0, rows, torch.inf).sort(dim=-1).values
     positive = (rows > 0).sum(dim=-1, keepdim=True)
-    share = Fraction(str(delta)) / 100  # in whole numbers: 0.07 * 100 is not 7 in floating point
+    share = Fraction(str(delta)).limit_denominator(10**6) / 100  # whole numbers: 0.07 * 100 is not 7 in floating point
     rank = -(-(positive - 1).clamp(min=0) * share.numerator // share.denominator)
     threshold = ordered.gather(-1, rank)
     return torch.where(rows >= threshold, rows, 0).view_as(gradient)

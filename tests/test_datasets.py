@@ -64,6 +64,8 @@ def test_voc_labels_from_masks_are_those_from_xml(root, tmp_path_factory):
 def test_full_voc_is_recognised_by_its_lists(root):
     lists = lookalikes.voc(root) / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
     (lists / "val.txt").write_text("".join(f"2008_{i:06d}\n" for i in range(1449)))
+    assert datasets.load("voc2012", "val").title == "PASCAL VOC 2012 subset"  # its training part is not the official one
+    (lists / "train.txt").write_text("".join(f"2007_{i:06d}\n" for i in range(1464)))
     data = datasets.load("voc2012", "val")
     assert data.title == "PASCAL VOC 2012" and data.headline is None
 
@@ -168,6 +170,20 @@ def test_a_mask_of_another_size_is_named(root):
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(path)
     with pytest.raises(DataError, match=r"10001: the mask is 5 x 5, the image 63 x 23"):
         datasets.load("ksdd2", "test")[1]
+
+
+def test_the_fingerprint_sees_the_annotations(root):
+    lookalikes.voc(root)
+    before = datasets.load("voc2012", "val").fingerprint
+    path = root / "VOCdevkit" / "VOC2012" / "Annotations" / "2007_000009.xml"
+    path.write_text(path.read_text().replace("dog", "cat"))
+    assert datasets.load("voc2012", "val").fingerprint != before
+    path.write_text("<annotation><object><name>unicorn</name></object></annotation>")
+    with pytest.raises(DataError, match=r"2007_000009.xml is missing or damaged"):
+        _ = datasets.load("voc2012", "val").labels
+    path.unlink()
+    with pytest.raises(DataError, match=r"2007_000009.xml cannot be read"):
+        _ = datasets.load("voc2012", "val").fingerprint
 
 
 def test_the_fingerprint_sees_a_changed_file(root):

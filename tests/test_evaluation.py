@@ -1,13 +1,16 @@
+import dataclasses
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from skimage.filters import threshold_otsu
 
-from ltcam import datasets, evaluation, explain, metrics, paper, trace
+from ltcam import datasets, evaluation, explain, metrics, paper, paths, provenance, trace
 from ltcam.evaluation import Config, evaluate
 from ltcam.training import Recipe, load_checkpoint, train
 from tests import lookalikes
@@ -27,12 +30,12 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("LTCAM_DATA", str(lookalikes.voc(folder / "data")))
         checkpoint = train(Recipe(data="voc2012", test="val", **TINY), folder)
-        yield load_checkpoint(checkpoint), checkpoint
+        yield load_checkpoint(checkpoint)
 
 
 def test_counts_are_those_of_explain_and_scikit_image_one_by_one(run, tmp_path):
-    trained, checkpoint = run
-    counts = evaluate(trained, checkpoint, "val", CONFIGS, tmp_path, batch_size=4).set_index(["name", "class", *metrics.CONFIG])
+    trained = run
+    counts = evaluate(trained, "val", CONFIGS, tmp_path, batch_size=4).set_index(["name", "class", *metrics.CONFIG])
     data = datasets.load("voc2012", "val")
     assert len(counts) == len(CONFIGS) * int(data.labels.sum())
     for i in range(len(data)):
@@ -58,31 +61,31 @@ def test_counts_are_those_of_explain_and_scikit_image_one_by_one(run, tmp_path):
 
 
 def test_what_is_measured_is_kept_and_only_the_rest_is_measured(run, tmp_path, monkeypatch):
-    trained, checkpoint = run
-    first = evaluate(trained, checkpoint, "val", CONFIGS[:2], tmp_path)
+    trained = run
+    first = evaluate(trained, "val", CONFIGS[:2], tmp_path)
     asked = []
     measure = evaluation._measure
     monkeypatch.setattr(evaluation, "_measure", lambda *a: asked.append(a[2]) or measure(*a))
-    both = evaluate(trained, checkpoint, "val", CONFIGS[1:], tmp_path)
+    both = evaluate(trained, "val", CONFIGS[1:], tmp_path)
     assert asked == [CONFIGS[2:]]
-    again = evaluate(trained, checkpoint, "val", CONFIGS, tmp_path)
+    again = evaluate(trained, "val", CONFIGS, tmp_path)
     assert len(asked) == 1
     pd.testing.assert_frame_equal(again.iloc[: len(first)], first)
     pd.testing.assert_frame_equal(again.iloc[len(first) // 2 :].reset_index(drop=True), both)
 
 
 def test_files_are_the_same_bytes_whatever_the_order(run, tmp_path):
-    trained, checkpoint = run
-    evaluate(trained, checkpoint, "val", CONFIGS, tmp_path / "once")
+    trained = run
+    evaluate(trained, "val", CONFIGS, tmp_path / "once")
     for config in reversed(CONFIGS):
-        evaluate(trained, checkpoint, "val", [config], tmp_path / "piecewise")
+        evaluate(trained, "val", [config], tmp_path / "piecewise")
     once, piecewise = ((tmp_path / name / "counts.csv.gz").read_bytes() for name in ("once", "piecewise"))
     assert gzip.decompress(once) == gzip.decompress(piecewise) and once == piecewise
 
 
 def test_an_interrupted_evaluation_goes_on(run, tmp_path, monkeypatch):
-    trained, checkpoint = run
-    whole = evaluate(trained, checkpoint, "val", CONFIGS, tmp_path / "whole", batch_size=2)
+    trained = run
+    whole = evaluate(trained, "val", CONFIGS, tmp_path / "whole", batch_size=2)
     count_batch, calls = evaluation._count_batch, []
 
     def interrupted(*arguments):
@@ -94,12 +97,12 @@ def test_an_interrupted_evaluation_goes_on(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(evaluation, "_count_batch", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            evaluate(trained, checkpoint, "val", CONFIGS, tmp_path / "cut", batch_size=2)
+            evaluate(trained, "val", CONFIGS, tmp_path / "cut", batch_size=2)
     journal = next((tmp_path / "cut").glob("*.partial.jsonl"))
     with journal.open("a") as file:
         file.write('[["2007_0000')  # a line cut off in the writing
     monkeypatch.setattr(evaluation, "_count_batch", lambda *a: calls.append(1) or count_batch(*a))
-    pd.testing.assert_frame_equal(evaluate(trained, checkpoint, "val", CONFIGS, tmp_path / "cut", batch_size=2), whole)
+    pd.testing.assert_frame_equal(evaluate(trained, "val", CONFIGS, tmp_path / "cut", batch_size=2), whole)
     batches = evaluation._batches(datasets.load("voc2012", "val"), 2)
     assert len(calls) == len(batches) and not journal.exists()
 
@@ -111,18 +114,54 @@ def test_batches_hold_images_with_equally_many_classes():
     assert all(len({int(data.labels[i].sum()) for i in batch}) == 1 for batch in batches)
 
 
-def test_other_data_are_measured_anew(run, tmp_path):
-    trained, checkpoint = run
-    evaluate(trained, checkpoint, "val", CONFIGS[:1], tmp_path)
-    evaluate(trained, checkpoint, "train", CONFIGS[:1], tmp_path)
-    assert json.loads((tmp_path / "counts.json").read_text())["part"] == "train"
+@pytest.mark.parametrize("change", ["part", "checkpoint", "code", "counts", "nothing"])
+def test_counts_of_something_else_are_measured_anew(run, tmp_path, monkeypatch, change):
+    trained, part, calls = run, "val", []
+    evaluate(trained, part, CONFIGS[:1], tmp_path)
+    if change == "part":
+        part = "train"
+    elif change == "checkpoint":
+        trained = dataclasses.replace(trained, sha256="another")
+    elif change == "code":
+        monkeypatch.setattr("ltcam.provenance.code", lambda: "another")
+    elif change == "counts":
+        provenance.save(pd.DataFrame(columns=[*metrics.CONFIG]), tmp_path / "other.csv.gz", 0)
+        (tmp_path / "other.csv.gz").replace(tmp_path / "counts.csv.gz")
+    measure = evaluation._measure
+    monkeypatch.setattr(evaluation, "_measure", lambda *a: calls.append(a) or measure(*a))
+    evaluate(trained, part, CONFIGS[:1], tmp_path)
+    assert len(calls) == (change != "nothing")
+
+
+def test_the_code_that_measures_is_known(tmp_path, monkeypatch):
+    before = provenance.code.__wrapped__()
+    assert before == provenance.code.__wrapped__()
+    shutil.copytree(paths.ROOT / "ltcam", tmp_path / "ltcam", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "ltcam" / "provenance.py"))
+    assert provenance.code.__wrapped__() == before
+    for name in ("tricks.py", "datasets/magnetic_tile.py"):
+        with (tmp_path / "ltcam" / name).open("a") as file:
+            file.write("#")
+        assert provenance.code.__wrapped__() != before
+        before = provenance.code.__wrapped__()
+
+
+def test_a_delta_without_end_is_kept(run, tmp_path, monkeypatch):
+    configs = [Config("layercam", "S5", 100 / 3)]
+    first = evaluate(run, "val", configs, tmp_path)
+    monkeypatch.setattr(evaluation, "_measure", None)
+    pd.testing.assert_frame_equal(evaluate(run, "val", configs, tmp_path), first)
 
 
 def test_provenance_says_what_was_measured(run, tmp_path):
-    trained, checkpoint = run
-    evaluate(trained, checkpoint, "val", CONFIGS[:1], tmp_path)
+    trained = run
+    evaluate(trained, "val", CONFIGS[:1], tmp_path)
     record = json.loads((tmp_path / "counts.json").read_text())
-    assert record["data"] == "PASCAL VOC 2012 subset" and record["images"] == 6 and record["source"]["name"] == "random"
+    assert (
+        record["data"] == "PASCAL VOC 2012 subset"
+        and record["images"] == {"part": 6, "scored": 6}
+        and record["source"]["name"] == "random"
+    )
     assert {"fingerprint", "checkpoint", "code", "commit", "dirty", "versions", "device", "seconds"} <= record.keys()
 
 
@@ -136,18 +175,25 @@ def test_provenance_says_what_was_measured(run, tmp_path):
 )
 def test_wrong_configurations(run, tmp_path, config, message):
     with pytest.raises(ValueError, match=message):
-        evaluate(*run, "val", [config], tmp_path)
+        evaluate(run, "val", [config], tmp_path)
 
 
 def test_tables_name_their_rows_and_stand_beside_the_papers(run, tmp_path):
-    trained, checkpoint = run
+    trained = run
     for number, rows in paper.TABLES.items():
-        ours = paper.table(number, evaluate(trained, checkpoint, "val", list(rows.values()), tmp_path))
+        ours = paper.table(number, evaluate(trained, "val", list(rows.values()), tmp_path))
         assert ours["row"].tolist() == list(rows) == paper.published(number).index.tolist()
         both = paper.beside(number, ours)
         expected = ours.set_index("row")["IoU" if number == 4 else "mIoU"].round(2)
         assert both["mIoU", "ours"].tolist() == expected.tolist()
         assert both["mIoU", "paper"].tolist() == paper.published(number)["mIoU"].tolist()
+
+
+def test_tables_keep_to_the_headline_classes(run, tmp_path):
+    counts = evaluate(run, "val", list(paper.TABLES[1].values()), tmp_path)
+    cats = paper.table(1, counts, (7,))
+    expected = metrics.by_class(counts).reset_index().query("`class` == 7")["IoU"].tolist()
+    assert cats["mIoU"].tolist() == cats["IoU"].tolist() == expected != paper.table(1, counts)["mIoU"].tolist()
 
 
 def test_paper_values_are_the_papers():
@@ -175,3 +221,9 @@ def test_marks_are_the_best_and_the_second():
 def test_checkpoint_that_is_missing_is_named():
     with pytest.raises(FileNotFoundError, match=r"no weights at .*checkpoint.pt"):
         load_checkpoint(Path("nowhere") / "checkpoint.pt")
+
+
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
+    torch.save({"features.0.weight": torch.ones(1)}, tmp_path / "vgg.pth")
+    with pytest.raises(ValueError, match=r"vgg.pth is no checkpoint of ltcam train"):
+        load_checkpoint(tmp_path / "vgg.pth")

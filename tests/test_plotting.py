@@ -38,7 +38,9 @@ def test_a_figure_has_a_row_an_image_and_a_column_a_method(figure):
     titles = [a.get_title() for a in figure.axes[:3]]
     assert len(figure.axes) == 9 and titles == ["image", "Grad-CAM", "FullGrad"]
     assert [a.get_ylabel() for a in figure.axes[::3]] == ["scratch", "spot", "stain"]
-    assert all(len(a.images) == 2 for i, a in enumerate(figure.axes) if i % 3)
+    maps = [a.images[1].get_array() for i, a in enumerate(figure.axes) if i % 3]
+    assert len({m.tobytes() for m in maps}) == len(maps) == 6
+    assert all(max(a.images[0].get_array().shape) <= plotting.THUMBNAIL for a in figure.axes)
 
 
 def test_files_are_the_same_bytes_every_time(figure, tmp_path):

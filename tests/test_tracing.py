@@ -33,6 +33,9 @@ def test_activations_and_gradients_of_a_multi_label_batch(tiny, images):
     [
         (2, [[0, 2], [1, 2], [2, 2]]),
         ([3, 0, 1], [[0, 3], [1, 0], [2, 1]]),
+        (np.array([3, 0, 1]), [[0, 3], [1, 0], [2, 1]]),
+        (np.eye(4)[[3, 0, 1]], [[0, 3], [1, 0], [2, 1]]),
+        ([{3}, torch.tensor([0]), 1], [[0, 3], [1, 0], [2, 1]]),
         ([np.int64(3), np.int64(0), np.int64(1)], [[0, 3], [1, 0], [2, 1]]),
         (torch.tensor([3, 0, 1]), [[0, 3], [1, 0], [2, 1]]),
         ([[3, 1], [], (0,)], [[0, 1], [0, 3], [2, 0]]),
@@ -58,6 +61,8 @@ def test_targets_default_to_the_largest_logit(tiny, images):
         (torch.zeros(3, 4), "targets are empty"),
         (torch.zeros(3, 5), r"shape \(3, 5\): expected 0 and 1 of shape \(3, 4\)"),
         (torch.full((3, 4), 0.5), "expected 0 and 1"),
+        ([0.5, 1, 2], "expected an int or ints for each image"),
+        ("abc", "expected an int or ints for each image"),
     ],
 )
 def test_wrong_targets(tiny, images, targets, message):
@@ -72,6 +77,7 @@ def test_wrong_targets(tiny, images, targets, message):
         ([nn.ReLU()], "is not in the model"),
         ([], "expected a non-empty sequence"),
         ("features.4", "expected a non-empty sequence"),
+        (nn.ReLU(), "expected a non-empty sequence"),
         (["classifier.0"], r"'classifier.0' gives a torch.float32 tensor \(3, 16\): expected one tensor \(N, K, h, w\)"),
     ],
 )
@@ -141,8 +147,12 @@ def test_models_without_gradients(images):
     Ignore.constant = torch.ones((), requires_grad=True)
     with pytest.raises(ValueError, match="do not depend on layer 'conv'"):
         trace(Net(Ignore()), images, 0, ["conv"])
-    with torch.inference_mode(), pytest.raises(ValueError, match="carry no gradient"):
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"outside torch.inference_mode"):
         trace(Net(nn.ReLU()), images, 0, ["conv"])
+    with torch.inference_mode():
+        made_inside = images + 1
+    with pytest.raises(ValueError, match=r"outside torch.inference_mode"):
+        trace(Net(nn.ReLU()), made_inside, 0, ["conv"])
 
 
 def test_a_model_that_does_not_give_logits(images):
@@ -203,12 +213,35 @@ def _state(model):
     return hooks, [(p.requires_grad, p.grad is None, p.is_leaf, p.detach().sum().item()) for p in model.parameters()]
 
 
-def test_weight_gradients_are_never_computed(tiny, images, monkeypatch):
+def test_weight_gradients_are_never_computed(tiny, images):
+    """While the model runs no weight asks for a gradient, so none is computed and nothing is kept for it."""
     seen = []
-    for p in tiny.parameters():
-        p.register_hook(lambda g: seen.append(g))
+    tiny.features[10].register_forward_hook(lambda *_: seen.extend(p.requires_grad for p in tiny.parameters()))
     trace(tiny, images, 0, fullgrad=True)
-    assert seen == []
+    assert len(seen) == 32 and not any(seen)
+
+
+def test_the_model_runs_in_eval_mode(tiny, images):
+    expected = trace(tiny, images, 0)
+    traced = trace(tiny.train(), images, 0)  # its dropout would change every gradient
+    assert torch.equal(traced.logits, expected.logits)
+    assert torch.equal(traced.gradient("features.4"), expected.gradient("features.4"))
+
+
+def test_a_bias_belongs_to_the_stage_it_leads_to(tiny, images):
+    ends = {4: (0, 2), 9: (5, 7), 16: (10, 12, 14), 23: (17, 19, 21), 30: (24, 26, 28)}
+    expected = {f"features.{i}": f"features.{end}" for end, convs in ends.items() for i in convs}
+    for layers in (None, ["features.23", "features.30"]):
+        found = {b.name: b.stage for b in trace(tiny, images, 0, layers, fullgrad=True).biases if b.gradient.ndim == 4}
+        assert found == expected
+    by_conv = trace(tiny, images, 0, ["features.0", "features.2"], fullgrad=True)
+    assert [b.stage for b in by_conv.biases[:2]] == ["features.0", "features.2"]
+
+
+def test_a_shared_module_gives_a_bias_term_each_time(images):
+    conv = nn.Conv2d(4, 4, 1)
+    terms = trace(Net(nn.Sequential(conv, nn.ReLU(), conv)), images, 0, ["conv"], fullgrad=True).biases
+    assert [t.name for t in terms] == ["conv", "tail.0", "tail.0#2"]
 
 
 class Biased(nn.Module):
@@ -246,7 +279,7 @@ def test_fullgrad_is_complete():
         total += (term.gradient * term.bias.view(shape)).flatten(1).sum(dim=1)
     logits = traced.logits[traced.pairs[:, 0], traced.pairs[:, 1]]
     assert [(t.name, t.stage) for t in traced.biases] == [
-        ("body.0", 0), ("body.1", 0), ("body.5", 1), ("body.7", 1), ("head.1", 1), ("head.3", 1),
+        ("body.0", "body.3"), ("body.1", "body.3"), ("body.5", ""), ("body.7", ""), ("head.1", ""), ("head.3", ""),
     ]  # fmt: skip
     assert torch.allclose(total, logits, rtol=1e-4, atol=1e-10)
 

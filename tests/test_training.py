@@ -85,6 +85,28 @@ def test_frozen_stages_stay(voc, tmp_path):
     assert not torch.equal(before["features.10.weight"], after["features.10.weight"])
 
 
+def test_the_convolutions_learn_slower_than_the_head(voc):
+    model = training.vgg16(20, "fc", None, 16, 16)
+    optimizer, schedule = training._optimizer(model, Recipe(lr=1e-2, slow=0.01, epochs=2), steps=5)
+    rates = {id(p): group["max_lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates[id(model.classifier[0].weight)] == 1e-2 and rates[id(model.features[0].weight)] == 1e-4
+    assert len(rates) == 32 and schedule.total_steps == 10
+
+
+def test_training_images_are_flipped_and_scaled_and_test_images_are_not(voc):
+    data = datasets.load("voc2012", "train")
+    train_set, test_set, _ = training._prepare(
+        training.vgg16(20, "fc", None, 16, 16), data, data, (64, 64), voc, torch.device("cpu")
+    )
+    torch.manual_seed(0)
+    seen = torch.stack([train_set[0][0] for _ in range(12)])
+    plain = datasets.preprocess(data.image(0), (64, 64))
+    assert all(torch.equal(test_set[0][0], plain) for _ in range(3))
+    assert len({float(x.std()) for x in seen}) > 6  # scales differ
+    flipped = [(x - plain.flip(-1)).abs().mean() < (x - plain).abs().mean() for x in seen]
+    assert 0 < sum(flipped) < 12
+
+
 def test_cached_features_are_the_models_own(voc, tmp_path):
     recipe = Recipe(data="voc2012", test="val", **{**TINY, "frozen": 5})
     trained = load_checkpoint(train(recipe, tmp_path))

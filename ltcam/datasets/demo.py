@@ -6,7 +6,7 @@ its mask is exact: the pixels whose centre lies inside.
 """
 
 import hashlib
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -41,7 +41,7 @@ class Demo(Segmentation):
     def mask(self, index: int) -> NDArray[np.uint8]:
         return render(PARTS[self.part][index])[1]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for number in PARTS[self.part]:

@@ -22,7 +22,7 @@ CLASSES = (
     "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 ANIMALS = tuple(CLASSES.index(name) for name in ("cat", "cow", "dog", "horse", "sheep"))
-OFFICIAL = {"train": 1464, "val": 1449, "trainval": 2913}
+OFFICIAL = {"train": 1464, "val": 1449}
 
 
 class VOC2012(Segmentation):
@@ -38,9 +38,13 @@ class VOC2012(Segmentation):
         voc = VOCSegmentation(str(root), image_set="val")
         folders = Path(voc.images[0]).parent, Path(voc.targets[0]).parent
         names = (lists / f"{part}.txt").read_text().split()
-        self.entries = [Entry(n, folders[0] / f"{n}.jpg", folders[1] / f"{n}.png") for n in names]
-        self.annotations = folder / "Annotations"
-        full = OFFICIAL["val"] == len(voc)
+        xml = folder / "Annotations"
+        self.entries = [
+            Entry(n, folders[0] / f"{n}.jpg", folders[1] / f"{n}.png", annotation=xml / f"{n}.xml" if xml.is_dir() else Path())
+            for n in names
+        ]
+        self.annotated = xml.is_dir()
+        full = all(len((lists / f"{name}.txt").read_text().split()) == count for name, count in OFFICIAL.items())
         self.title = "PASCAL VOC 2012" if full else "PASCAL VOC 2012 subset"
         self.headline = None if full else ANIMALS
 
@@ -49,14 +53,14 @@ class VOC2012(Segmentation):
 
     @cached_property
     def labels(self) -> Tensor:
-        if not self.annotations.is_dir():
+        if not self.annotated:
             return super().labels
-        return torch.stack([self.multi_hot(_objects(self.annotations / f"{entry.name}.xml")) for entry in self.entries])
+        return torch.stack([self.multi_hot(_objects(entry.annotation)) for entry in self.entries])
 
 
 def _objects(path: Path) -> list[int]:
     try:
         objects = ElementTree.parse(path).getroot().findall("object/name")
-    except (FileNotFoundError, ElementTree.ParseError) as error:
+        return sorted({CLASSES.index(str(o.text)) for o in objects})
+    except (FileNotFoundError, ElementTree.ParseError, ValueError) as error:
         raise DataError(f"{path} is missing or damaged ({error}): fetch the data set again") from error
-    return sorted({CLASSES.index(str(o.text)) for o in objects})
