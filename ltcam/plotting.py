@@ -61,11 +61,11 @@ def heatmap_figure(
     columns = {"image": [None] * len(chosen)} | {
         title: list(explain(traced, c.method, c.selection, c.delta, per=c.per).cpu()) for title, c in configs.items()
     }
-    aspect = float(np.mean([t.shape[0] / t.shape[1] for t in thumbnails]))
+    heights = [min(t.shape[0] / t.shape[1], 1.5) for t in thumbnails]
     width = 1.35
     figure, axes = plt.subplots(
-        len(chosen), len(columns), figsize=(width * len(columns), width * aspect * len(chosen) + 0.45),
-        squeeze=False, layout="constrained",
+        len(chosen), len(columns), figsize=(width * len(columns), width * sum(heights) + 0.15 * len(chosen) + 0.4),
+        gridspec_kw={"height_ratios": heights}, squeeze=False, layout="constrained",
     )  # fmt: skip
     for column, (title, maps) in enumerate(columns.items()):
         axes[0, column].set_title(title.replace("(", "\n("), fontsize=8)
