@@ -50,7 +50,7 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "tf32": torch.backends.cudnn.allow_tf32,
+        "tf32": cuda and torch.backends.cudnn.allow_tf32,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
