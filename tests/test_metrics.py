@@ -70,6 +70,12 @@ def test_otsu_is_scikit_images():
     assert np.array_equal(otsu_mask(heatmap), heatmap > threshold_otsu(heatmap))
 
 
+def test_a_pixel_at_the_threshold_is_background():
+    heatmap = np.array([[0.0] * 8, [256.0] * 8, [0.5] + [0.0] * 7])
+    assert threshold_otsu(heatmap) == 0.5
+    assert otsu_mask(heatmap).sum() == 8
+
+
 def test_otsu_separates_two_values():
     heatmap = np.zeros((10, 10), np.float32)
     heatmap[2:5, 3:7] = 1e-9
