@@ -1,9 +1,9 @@
 """Class activation maps sharp enough to segment with: layerization and truncation (arXiv 2308.02118)."""
 
-from ltcam.cam import explain
+from ltcam.cam import CAM, explain
 from ltcam.methods import METHODS
 from ltcam.tracing import Trace, trace
 from ltcam.tricks import layerize, truncate
 
-__all__ = ["METHODS", "Trace", "explain", "layerize", "trace", "truncate"]
+__all__ = ["CAM", "METHODS", "Trace", "explain", "layerize", "trace", "truncate"]
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The command line: `ltcam train | evaluate | reproduce`."""
+"""The command line: `ltcam explain | train | evaluate | reproduce`."""
 
 import logging
 import sys
@@ -8,6 +8,34 @@ from typing import Annotated, Any
 import typer
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.command()
+def explain(
+    image: Annotated[Path, typer.Argument(help="any image file")],
+    model: Annotated[
+        str, typer.Option(help="name of a torchvision model; not read with a checkpoint of ltcam train")
+    ] = "vgg16",
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="of ltcam train, or a state dict; torchvision's own if not given")
+    ] = None,
+    target: Annotated[str, typer.Option("--class", help="name or index; the largest logit if not given")] = "",
+    method: Annotated[str, typer.Option(help="gradcam, layercam, fullgrad ...")] = "gradcam",
+    layers: Annotated[str, typer.Option(help="S5, S3-S5 ...; all stages if not given")] = "",
+    delta: Annotated[float | None, typer.Option(help="percentile to truncate at, in [0, 100)")] = None,
+    per_stage: Annotated[bool, typer.Option(help="a panel for each stage too")] = False,
+    out: Annotated[Path, typer.Option(help="the picture: .png, .jpg, .pdf or .svg")] = Path("heat.png"),
+) -> None:
+    """The heatmap of one class over one image."""
+    from ltcam import paths, picture, plotting
+
+    if out.suffix not in (".png", ".jpg", ".pdf", ".svg"):
+        raise ValueError(f"--out {out} is no picture: expected a name that ends in .png, .jpg, .pdf or .svg")
+    network = picture.classifier(model, checkpoint)
+    pixels, name, maps = picture.heatmaps(image, network, target, method, layers or None, delta, per_stage)
+    with paths.atomic(out) as temporary:
+        plotting.overlay_figure(pixels, maps, name).savefig(temporary, dpi=150)
+    typer.echo(f"{out}: {name}")
 
 
 @app.command()

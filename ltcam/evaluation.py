@@ -18,13 +18,12 @@ import torch
 from tqdm import tqdm
 
 from ltcam import datasets, metrics, provenance
-from ltcam.cam import layer_maps
+from ltcam.cam import Options, layer_maps
 from ltcam.datasets import Segmentation
-from ltcam.methods import method
 from ltcam.segmentation import otsu_mask
 from ltcam.tracing import trace
 from ltcam.training import Trained
-from ltcam.tricks import Scope, check, layerize
+from ltcam.tricks import Scope, layerize
 from ltcam.weights import sha256
 
 log = logging.getLogger(__name__)
@@ -37,6 +36,10 @@ class Config(NamedTuple):
     layers: str = "S5"
     delta: float | None = None
     per: Scope = "layer"
+
+    @property
+    def options(self) -> Options:
+        return Options(self.method, self.delta, self.per)
 
     @property
     def selection(self) -> str | None:
@@ -64,8 +67,7 @@ def evaluate(trained: Trained, part: str, configs: Sequence[Config], out: Path, 
     """
     started = time.time()
     for config in configs:
-        method(config.method)
-        check(config.delta, config.per)
+        config.options  # noqa: B018 - refuses what does not exist before anything is run
     data = datasets.load(trained.recipe.data, part)
     identity = {
         "data": data.title, "part": part, "fingerprint": data.fingerprint, "size": trained.size, "batch_size": batch_size,
@@ -116,7 +118,7 @@ def _count_batch(
     labels = torch.stack([s.label for s in samples])
     traced = trace(trained.model, images, labels, fullgrad=any(c.method == "fullgrad" for c in configs))
     for config in configs:
-        maps = layer_maps(traced, config.method, config.selection, config.delta, config.per)
+        maps = layer_maps(traced, config.options, config.selection)
         for pair, (image, c) in enumerate(traced.pairs.tolist()):
             mask = samples[image].mask.numpy()
             heatmap = layerize([m[pair : pair + 1] for m in maps.values()], mask.shape)[0]

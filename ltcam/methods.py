@@ -12,6 +12,18 @@ from torch import Tensor
 Method = Callable[[Tensor, Tensor], Tensor]
 
 
+def cam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """CAM (Zhou et al. 2016): ReLU(sum_k w_k A_k), w the classifier's weights behind global average pooling.
+
+    There w_k = sum_ij G_k, since G_k = w_k / (h w) everywhere. Raises ValueError where G_k varies in space: another head.
+    """
+    if not constant_in_space(gradient):
+        raise ValueError(
+            "CAM needs global average pooling and a linear layer right after the layer: use gradcam, or head='gap'"
+        )
+    return _weighted(gradient.sum(dim=(2, 3)), activation)
+
+
 def gradcam(activation: Tensor, gradient: Tensor) -> Tensor:
     """Grad-CAM, Eqs. 2 and 3 (Selvaraju et al. 2017): ReLU(sum_k mean_ij(G_k) A_k)."""
     return _weighted(gradient.mean(dim=(2, 3)), activation)
@@ -21,7 +33,9 @@ def gradcam_plus_plus(activation: Tensor, gradient: Tensor) -> Tensor:
     """Grad-CAM++ (Chattopadhyay et al. 2018): channel weights sum_ij alpha_ij ReLU(G_ij).
 
     alpha_ij = G_ij^2 / (2 G_ij^2 + S G_ij^3) with S = sum_ab A_ab. Only G > 0 counts, where that is 1 / (2 + S G): the same
-    value without cubes of small numbers. An exponential score, which the derivation assumes, would scale a whole map.
+    value without cubes of small numbers. Of the variants in use this is the authors' (and pytorch-grad-cam's, but for its added
+    1e-6): S is outside, the cube at (i, j), not sum_ab A_ab G_ab^3. The exponential score of the derivation, which would
+    scale a whole map, is left out.
     """
     positive = gradient.clamp(min=0)
     total = activation.sum(dim=(2, 3), keepdim=True)
@@ -30,26 +44,42 @@ def gradcam_plus_plus(activation: Tensor, gradient: Tensor) -> Tensor:
     return _weighted((alpha * positive).sum(dim=(2, 3)), activation)
 
 
+def xgradcam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """XGrad-CAM (Fu et al. 2020): ReLU(sum_k w_k A_k), w_k = sum_ij(G_k A_k) / sum_ij A_k; 0 where a channel sums to 0."""
+    total = activation.sum(dim=(2, 3))
+    weights = torch.einsum("pkhw,pkhw->pk", gradient, activation) / torch.where(total != 0, total, torch.inf)
+    return _weighted(weights, activation)
+
+
+def hirescam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """HiResCAM (Draelos and Carin 2020): ReLU(sum_k G_k * A_k)."""
+    return torch.einsum("pkhw,pkhw->phw", gradient, activation).relu()
+
+
 def layercam(activation: Tensor, gradient: Tensor) -> Tensor:
     """Layer-CAM, Eqs. 4 and 5 (Jiang et al. 2021): ReLU(sum_k ReLU(G_k) * A_k); Eq. 5 leaves the sum unsaid."""
     return torch.einsum("pkhw,pkhw->phw", gradient.clamp(min=0), activation).relu()
 
 
-def fullgrad(bias: Tensor, gradient: Tensor) -> Tensor:
+def fullgrad(bias: Tensor, gradient: Tensor, per_channel: bool = False) -> Tensor:
     """One term of FullGrad, Eqs. 6 and 7 (Srinivas and Fleuret 2019): sum_k normalize(|G_k b_k|).
 
     bias (1, K, 1, 1), or for the input term the image itself (P, 3, H, W). Minimum and maximum are taken over the layer, as in
-    the reference implementation, not over each channel; a term that is constant gives zeros.
+    the reference implementation, or over each channel, which is Eq. 7 read literally (and pytorch-grad-cam's way). What is
+    constant gives zeros.
     """
     product = (gradient * bias).abs()
-    low, high = product.amin(dim=(1, 2, 3)), product.amax(dim=(1, 2, 3))
-    scale = torch.where(high > low, high - low, torch.inf)
-    return (product.sum(dim=1) - product.shape[1] * low[:, None, None]).clamp(min=0) / scale[:, None, None]
+    over = (2, 3) if per_channel else (1, 2, 3)
+    low, high = product.amin(dim=over, keepdim=True), product.amax(dim=over, keepdim=True)
+    return ((product - low) / torch.where(high > low, high - low, torch.inf)).sum(dim=1)
 
 
 METHODS: dict[str, Method] = {
+    "cam": cam,
     "gradcam": gradcam,
     "gradcam++": gradcam_plus_plus,
+    "xgradcam": xgradcam,
+    "hirescam": hirescam,
     "layercam": layercam,
     "fullgrad": fullgrad,
 }
@@ -60,6 +90,12 @@ def method(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"method {name!r} is unknown: expected one of {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def constant_in_space(gradient: Tensor) -> bool:
+    """Whether every channel of G (P, K, h, w) has one value throughout, as below global average pooling."""
+    low, high = gradient.amin(dim=(2, 3)), gradient.amax(dim=(2, 3))
+    return bool((high - low <= 1e-5 * gradient.abs().amax(dim=(1, 2, 3))[:, None]).all())
 
 
 def _weighted(weights: Tensor, activation: Tensor) -> Tensor:

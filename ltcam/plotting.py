@@ -81,6 +81,20 @@ def heatmap_figure(
     return figure
 
 
+def overlay_figure(image: Tensor, maps: dict[str, Tensor], title: str = "") -> Figure:
+    """The image (3, H, W) uint8, then each heatmap (H, W) over it, from 0 to its own maximum."""
+    pixels = image.permute(1, 2, 0).numpy()
+    width = 3.2
+    figure, axes = plt.subplots(
+        1, 1 + len(maps), figsize=(width * (1 + len(maps)), width * pixels.shape[0] / pixels.shape[1] + 0.4),
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for panel, (name, heatmap) in zip(axes[0], {title: None, **maps}.items(), strict=True):
+        panel.set_title(name, fontsize=9)
+        _panel(panel, pixels, heatmap)
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
     """`path` + .png (200 dpi) and .pdf, the same bytes on every run of one machine."""
     figure.draw_without_rendering()

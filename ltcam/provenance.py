@@ -19,7 +19,19 @@ from ltcam.weights import sha256
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-image", "scikit-learn", "matplotlib", "pillow")
 
-MEASURING = ("tracing", "targets", "methods", "tricks", "cam", "models", "segmentation", "metrics", "evaluation", "datasets/*")
+MEASURING = (
+    "tracing",
+    "biases",
+    "targets",
+    "methods",
+    "tricks",
+    "cam",
+    "models",
+    "segmentation",
+    "metrics",
+    "evaluation",
+    "datasets/*",
+)
 
 
 def save(table: pd.DataFrame, path: Path, started: float, **parameters: Any) -> None:

@@ -1,20 +1,26 @@
-"""What to explain: the (image, class) pairs that a user's targets name."""
+"""What to explain: the (image, class) pairs that a user's targets name, and their scores."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from operator import index
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Targets = int | Sequence[int] | Sequence[Sequence[int]] | Tensor | None
+Score = Callable[[Tensor], Tensor]
+Targets = int | Sequence[int] | Sequence[Sequence[int]] | Tensor | Sequence[Score] | None
 
 
 def to_pairs(targets: Targets, logits: Tensor) -> Tensor:
     """(P, 2) long, sorted, on the logits' device: (image, class), for targets as `ltcam.trace` takes them.
 
-    Raises ValueError for logits that are not (N, C), and for targets that do not fit them or name no class at all.
+    The class is -1 where the target is a function; then the logits may have any shape that begins with N. Raises ValueError for
+    other logits that are not (N, C), and for targets that do not fit them or name no class at all.
     """
+    if functions := _functions(targets):
+        if not isinstance(logits, Tensor) or len(functions) != len(logits):
+            raise ValueError(f"{len(functions)} functions as targets of {describe(logits)}: expected one for each image")
+        return torch.tensor([(i, -1) for i in range(len(functions))], device=logits.device)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise ValueError(f"the model gives {describe(logits)}: expected logits (N, C)")
     count, classes = logits.shape
@@ -40,6 +46,25 @@ def to_pairs(targets: Targets, logits: Tensor) -> Tensor:
     if outside := [c for row in per_image for c in row if not 0 <= c < classes]:
         raise ValueError(f"class {outside[0]} is out of range: the model has {classes} logits, expected 0 to {classes - 1}")
     return torch.tensor([(i, c) for i, row in enumerate(per_image) for c in row], device=logits.device)
+
+
+def scores(targets: Targets, logits: Tensor, pairs: Tensor) -> Tensor:
+    """(P,): what is differentiated for each pair, its logit or its function of the image's logits.
+
+    Raises ValueError for a function that does not give one number.
+    """
+    if not (functions := _functions(targets)):
+        return logits[pairs[:, 0], pairs[:, 1]]
+    values = [function(row) for function, row in zip(functions, logits, strict=True)]
+    if wrong := [value for value in values if not isinstance(value, Tensor) or value.numel() != 1]:
+        raise ValueError(f"a target function gives {describe(wrong[0])}: expected a tensor of one number")
+    return torch.stack([value.reshape(()) for value in values])
+
+
+def _functions(targets: Targets) -> list[Score]:
+    """The targets, where they are functions of an image's logits."""
+    listed: list[Any] = list(targets) if isinstance(targets, Sequence) else []
+    return listed if all(map(callable, listed)) else []
 
 
 def describe(value: Any) -> str:

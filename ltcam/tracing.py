@@ -6,41 +6,30 @@ so one backward serves all images at once: the first of their classes, then the 
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from ltcam.models import stages
-from ltcam.targets import Targets, describe, to_pairs
+from ltcam.biases import Bias, Hook, Mark, bias_hooks
+from ltcam.models import borrowed, stages, unwrap
+from ltcam.targets import Targets, describe, scores, to_pairs
 
-Layers = Sequence[str | nn.Module] | None
-Hook = tuple[nn.Module, Callable[..., Any]]
-WithBias = nn.Conv2d | nn.BatchNorm2d | nn.Linear
-
-
-@dataclass(frozen=True)
-class Bias:
-    """A module's additive bias (K,), the gradient (P, K[, h, w]) at its output, and the stage or traced layer it led to."""
-
-    name: str
-    stage: str
-    bias: Tensor
-    gradient: Tensor
+Layers = Sequence[str | nn.Module] | Mapping[str, str] | None
+Reshape = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What one forward and its backwards left behind; every tensor is detached and on the images' device.
+    """What one forward and its backwards left behind; every tensor is on the images' device, and detached unless asked for.
 
-    pairs  (P, 2) long: (image, class), sorted
+    pairs  (P, 2) long: (image, class), sorted; the class is -1 where the target was a function of the logits
     logits (N, C)
     layers names of the traced layers, in the order in which they ran
-    stages {"S1": layer name, ...} for those traced layers that are stages of the model
+    stages {"S1": layer name, ...} for the layers traced as stages
     size   (H, W) of the images
     biases, inputs  only with `fullgrad=True`: the bias terms, and (image, gradient) at the input, each (P, 3, H, W)
     """
@@ -74,10 +63,8 @@ class Trace:
             return [name for item in layers for name in self.select(item)]
         if layers in self.layers:
             return [layers]
-        if match := re.fullmatch(r"S(\d+)(?:-S(\d+))?", layers):
-            labels = [f"S{i}" for i in range(int(match[1]), int(match[2] or match[1]) + 1)]
-            if labels and all(label in self.stages for label in labels):
-                return [self.stages[label] for label in labels]
+        if (labels := _labels(layers)) and all(label in self.stages for label in labels):
+            return [self.stages[label] for label in labels]
         raise ValueError(
             f"layer {layers!r} was not traced: expected one of {self.layers}, or of the stages {list(self.stages)}"
         )
@@ -88,25 +75,46 @@ class Trace:
         return name
 
 
-def trace(model: nn.Module, images: Tensor, targets: Targets = None, layers: Layers = None, fullgrad: bool = False) -> Trace:
+def trace(
+    model: nn.Module,
+    images: Tensor,
+    targets: Targets = None,
+    layers: Layers = None,
+    fullgrad: bool = False,
+    *,
+    reshape: Reshape | None = None,
+    create_graph: bool = False,
+) -> Trace:
     """Run `model` on `images` and keep what class activation maps are made of (Eq. 1).
 
     images   (N, 3, H, W) normalised, on the model's device
-    targets  an int, N ints, N sequences of ints (multi-label), an (N, C) tensor of 0 and 1, or None for the largest logit
-    layers   module names or modules; None: `ltcam.models.stages(model)`
+    targets  an int, N ints, N sequences of ints (multi-label), an (N, C) tensor of 0 and 1, None for the largest logit, or N
+             functions that make one number of an image's logits
+    layers   module names, modules or stage labels ("S5", "S3-S5"), or {label: module name}; None: `ltcam.models.stages(model)`
     fullgrad also keep the gradient at every biased convolution, batch norm and linear layer, and at the input (Eq. 6)
+    reshape  turns a layer's output into (N, K, h, w) where it is not: the tokens of a vision transformer
+    create_graph  keep the graph, so that a loss of the maps reaches the weights (and the images, if they require grad)
 
     The model runs in eval mode and is left exactly as it was: modes, requires_grad, .grad, no hooks, also after an exception.
-    Gradients are of the activations alone; those of the weights are never computed. Raises ValueError for images, targets or
-    layers that do not fit, and for a model whose logits do not depend on a layer through autograd.
+    Gradients are of the activations alone; those of the weights are never computed. DataParallel and torch.compile'd models run
+    as the module inside, without either. Raises ValueError for images, targets or layers that do not fit, and for a model whose
+    logits do not depend on a layer through autograd.
     """
-    _check_images(model, images)
-    modules = _resolve(model, layers)
-    images = images.detach().requires_grad_(fullgrad)
+    model = unwrap(model)
+    _check(model, images)
+    modules, labels = _resolve(model, layers)
+    images = images if create_graph and images.requires_grad else images.detach().requires_grad_(fullgrad)
     kept: dict[str, Tensor] = {}
-    marks: list[_Mark] = []
-    with torch.enable_grad(), _borrowed(model), ExitStack() as hooks:
-        for module, hook in [*_bias_hooks(model, modules, marks, fullgrad), *_layer_hooks(modules, kept)]:
+    marks: list[Mark] = []
+    with (
+        torch.enable_grad(),
+        _eager(model),
+        borrowed(model, frozen=not create_graph),
+        ExitStack() as hooks,
+    ):
+        stops = {name: model.get_submodule(name) for name in labels.values()} | modules
+        at_biases = bias_hooks(model, stops, marks) if fullgrad else ()
+        for module, hook in [*at_biases, *_layer_hooks(modules, kept, reshape)]:
             hooks.callback(module.register_forward_hook(hook).remove)
         logits = model(images)
         pairs = to_pairs(targets, logits)
@@ -114,36 +122,35 @@ def trace(model: nn.Module, images: Tensor, targets: Targets = None, layers: Lay
             raise ValueError(f"layer {min(missing)!r} did not run in the forward pass: choose one that does")
         wanted: list[Any] = [*kept.values(), *(mark.edge for mark in marks), *([images] if fullgrad else [])]
         names = [*kept, *(mark.name for mark in marks), *(["the input"] if fullgrad else [])]
-        gradients = _backward(logits, pairs, wanted, names)
-    at_bias = gradients[len(kept) : len(kept) + len(marks)]
+        gradients = _backward(scores(targets, logits, pairs), pairs, wanted, names, create_graph)
+        if not create_graph:
+            logits, images = logits.detach(), images.detach()
+            kept = {name: value.detach() for name, value in kept.items()}
+    shaped = reshape or (lambda tokens: tokens)
     return Trace(
         pairs=pairs,
-        logits=logits.detach(),
+        logits=logits,
         layers=list(kept),
-        stages={label: name for label, name in _stages(model).items() if name in kept},
+        stages={label: name for label, name in labels.items() if name in kept},
         size=(images.shape[2], images.shape[3]),
-        biases=[Bias(mark.name, mark.stage, mark.bias, g) for mark, g in zip(marks, at_bias, strict=True)],
-        inputs=(_per_pair(images.detach(), pairs), gradients[-1]) if fullgrad else None,
-        _activations={name: value.detach() for name, value in kept.items()},
-        _gradients=dict(zip(kept, gradients, strict=False)),
+        biases=[mark.with_gradient(g) for mark, g in zip(marks, gradients[len(kept) :], strict=False)],
+        inputs=(_per_pair(images, pairs), gradients[-1]) if fullgrad else None,
+        _activations={name: shaped(value) for name, value in kept.items()},
+        _gradients={name: shaped(gradient) for name, gradient in zip(kept, gradients, strict=False)},
     )
 
 
-@dataclass
-class _Mark:
-    name: str
-    bias: Tensor
-    edge: GradientEdge
-    stage: str = ""
-
-
-def _layer_hooks(modules: dict[str, nn.Module], kept: dict[str, Tensor]) -> Iterator[Hook]:
+def _layer_hooks(modules: dict[str, nn.Module], kept: dict[str, Tensor], reshape: Reshape | None) -> Iterator[Hook]:
     """Keep each traced layer's output."""
     for name, module in modules.items():
 
         def keep(module: nn.Module, arguments: Any, output: Any, name: str = name) -> Tensor:
-            if not isinstance(output, Tensor) or output.ndim != 4:
-                raise ValueError(f"layer {name!r} gives {describe(output)}: expected one tensor (N, K, h, w)")
+            shaped = reshape(output) if reshape and isinstance(output, Tensor) else output
+            if not isinstance(shaped, Tensor) or shaped.ndim != 4:
+                way_out = "reshape=" if reshape is None else "another reshape="
+                raise ValueError(
+                    f"layer {name!r} gives {describe(shaped)}: expected one tensor (N, K, h, w); for tokens pass {way_out}"
+                )
             if name in kept:
                 raise ValueError(f"layer {name!r} runs more than once in a forward pass: choose a module that runs once")
             # Below the first traced layer nothing needs a gradient, so the graph starts here.
@@ -153,96 +160,69 @@ def _layer_hooks(modules: dict[str, nn.Module], kept: dict[str, Tensor]) -> Iter
         yield module, keep
 
 
-def _bias_hooks(model: nn.Module, modules: dict[str, nn.Module], marks: list[_Mark], fullgrad: bool) -> Iterator[Hook]:
-    """Mark the output of each biased module; the next stage or traced layer to finish says which stage it belongs to."""
-    stops = {name: model.get_submodule(name) for name in _stages(model).values()} | modules
-    for name, module in model.named_modules() if fullgrad else ():
-        if isinstance(module, WithBias) and (bias := _bias(module)) is not None:
-
-            def mark(module: nn.Module, arguments: Any, output: Tensor, name: str = name, bias: Tensor = bias) -> None:
-                times = sum(m.name.split("#")[0] == name for m in marks)
-                # The edge, not the tensor: an in-place ReLU after it must not mask the gradient away.
-                marks.append(_Mark(f"{name}#{times + 1}" if times else name, bias, get_gradient_edge(output)))
-
-            yield module, mark
-        if name in stops:
-
-            def stop(module: nn.Module, arguments: Any, output: Any, name: str = name) -> None:
-                for m in marks:
-                    m.stage = m.stage or name
-
-            yield module, stop
-
-
-def _backward(logits: Tensor, pairs: Tensor, wanted: list[Any], names: list[str]) -> list[Tensor]:
-    """The gradient of each pair's logit at each of `wanted`, each (P, ...): one backward per class rank."""
-    if not logits.requires_grad:
+def _backward(score: Tensor, pairs: Tensor, wanted: list[Any], names: list[str], create_graph: bool) -> list[Tensor]:
+    """The gradient of each pair's score at each of `wanted`, each (P, ...): one backward per class rank."""
+    if not score.requires_grad:
         raise ValueError("the logits carry no gradient: the model detaches them, or runs under no_grad or inference_mode")
-    image = pairs[:, 0]
-    rank = torch.arange(len(pairs), device=pairs.device) - torch.searchsorted(image.contiguous(), image.contiguous())
+    image = pairs[:, 0].contiguous()
+    rank = torch.arange(len(pairs), device=pairs.device) - torch.searchsorted(image, image)
     ranks = int(rank.max()) + 1
+    put = torch.Tensor.index_put if create_graph else torch.Tensor.index_put_
+    # float16 ends at 6e-8, and shallow gradients below that: they are made larger on the way, and smaller in float32.
+    scale = score.new_full((), 2.0**14 if score.dtype == torch.float16 else 1.0)
     results: list[Tensor] = []
     for r in range(ranks):
         chosen = torch.nonzero(rank == r).flatten()
-        score = logits[pairs[chosen, 0], pairs[chosen, 1]].sum()
-        gradients = torch.autograd.grad(score, wanted, retain_graph=r < ranks - 1, allow_unused=True)
+        more = create_graph or r < ranks - 1
+        gradients = torch.autograd.grad(score[chosen].sum(), wanted, scale, more, create_graph, allow_unused=True)
         for i, (gradient, name) in enumerate(zip(gradients, names, strict=True)):
             if gradient is None:
                 raise ValueError(f"the logits do not depend on layer {name!r} through autograd: choose a layer below them")
+            if score.dtype == torch.float16:
+                gradient = gradient.float() / scale
+                if not gradient.isfinite().all():
+                    raise ValueError(f"float16 cannot hold the gradient at {name!r}: use bfloat16 or float32")
             if r == 0:
                 results.append(_per_pair(gradient, pairs))
             else:
-                results[i][chosen] = gradient[pairs[chosen, 0]]
+                results[i] = put(results[i], (chosen,), gradient[image[chosen]])
     return results
 
 
-def _resolve(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
-    """The modules to trace by name."""
+def _eager(model: nn.Module) -> AbstractContextManager[None]:
+    """Compiled parts run as they were written, since compiled code passes by the hooks."""
+    compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
+def _resolve(model: nn.Module, layers: Layers) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The modules to trace by name, and the model's stages as far as anything asked for them."""
     modules = dict(model.named_modules())
     names = {module: name for name, module in modules.items()}
-    wanted = list(stages(model).values()) if layers is None else layers
+    labels = dict(layers) if isinstance(layers, Mapping) else stages(model) if layers is None else {}
+    wanted = labels.values() if isinstance(layers, Mapping) or layers is None else layers
     if isinstance(wanted, str | nn.Module) or not wanted:
         raise ValueError(f"layers={layers!r}: expected a non-empty sequence of module names or modules")
     resolved = {}
     for layer in wanted:
-        name = names.get(layer) if isinstance(layer, nn.Module) else layer
-        if name is None or name not in modules:
-            raise ValueError(f"layer {layer!r} is not in the model: expected a name in model.named_modules(), or the module")
-        resolved[name] = modules[name]
-    return resolved
+        found = [names.get(layer, "")] if isinstance(layer, nn.Module) else [layer]
+        if isinstance(layer, str) and layer not in modules and _labels(layer):
+            labels = labels or stages(model)
+            found = [labels.get(label, label) for label in _labels(layer)]
+        for name in found:
+            if not name or name not in modules:
+                stated = f", or of the stages {list(labels)}" if labels else ""
+                raise ValueError(
+                    f"layer {layer!r} is not in the model: expected a name in model.named_modules(){stated}, or the module"
+                )
+            resolved[name] = modules[name]
+    return resolved, labels
 
 
-def _stages(model: nn.Module) -> dict[str, str]:
-    try:
-        return stages(model)
-    except ValueError:  # layers were named by hand, so stage labels are not needed
-        return {}
-
-
-@contextmanager
-def _borrowed(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no weight gradients while the block runs, then everything as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    try:
-        model.eval()
-        model.requires_grad_(False)
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-
-
-def _bias(module: WithBias) -> Tensor | None:
-    """The constant a module adds in eval mode: (K,), or None where it adds none."""
-    if not isinstance(module, nn.BatchNorm2d):
-        return None if module.bias is None else module.bias.detach().clone()
-    if module.running_mean is None or module.running_var is None:
-        return None
-    scale = (module.running_var + module.eps).rsqrt() * (1 if module.weight is None else module.weight.detach())
-    return (0 if module.bias is None else module.bias.detach()) - module.running_mean * scale
+def _labels(text: str) -> list[str]:
+    """ "S3-S5" -> ["S3", "S4", "S5"]; empty where it is no label or range of labels."""
+    match = re.fullmatch(r"S(\d+)(?:-S(\d+))?", text)
+    return [f"S{i}" for i in range(int(match[1]), int(match[2] or match[1]) + 1)] if match else []
 
 
 def _per_pair(value: Tensor, pairs: Tensor) -> Tensor:
@@ -251,7 +231,9 @@ def _per_pair(value: Tensor, pairs: Tensor) -> Tensor:
     return value if torch.equal(image, torch.arange(len(value), device=image.device)) else value[image]
 
 
-def _check_images(model: nn.Module, images: Tensor) -> None:
+def _check(model: nn.Module, images: Tensor) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("a TorchScript model takes no hooks on its layers: pass the eager model it was made from")
     if torch.is_inference_mode_enabled() or images.is_inference():
         raise ValueError(
             "inference mode keeps no gradients: call trace outside torch.inference_mode, on images made outside it"
@@ -263,3 +245,7 @@ def _check_images(model: nn.Module, images: Tensor) -> None:
     parameter = next(model.parameters(), None)
     if parameter is not None and parameter.device != images.device:
         raise ValueError(f"images are on {images.device}, the model is on {parameter.device}: move one to the other")
+    if parameter is not None and parameter.dtype != images.dtype and not torch.is_autocast_enabled(images.device.type):
+        raise ValueError(
+            f"images are {images.dtype}, the model is {parameter.dtype}: convert one to the other, or use autocast"
+        )

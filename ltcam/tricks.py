@@ -2,27 +2,32 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Literal
+from functools import reduce
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 Scope = Literal["layer", "channel"]
+Compare = Literal["ge", "gt"]
+Fuse = Literal["sum", "max", "mean"]
+Normalize = Literal["none", "max", "minmax", "tanh"]
 
 
-def truncate(gradient: Tensor, delta: float | None, per: Scope = "layer") -> Tensor:
+def truncate(gradient: Tensor, delta: float | None, per: Scope = "layer", compare: Compare = "ge") -> Tensor:
     """Keep the gradients at or above the delta-th percentile of the positive ones, zero the rest (Eq. 9).
 
     gradient (P, K, h, w); delta None (no truncation) or in [0, 100), 0 keeping just the positive values; the percentile is
     over a pair's whole layer ("layer", Sec. 2.1's "feature map") or each of its channels ("channel"). Of the n positive values
     in ascending order s, those >= s[ceil((n - 1) delta / 100)] stay: what numpy.percentile's threshold keeps. Where nothing
-    is positive everything is zeroed. Raises ValueError for another delta or scope.
+    is positive everything is zeroed. compare "gt" is the > of Eqs. 10 and 11, which drops the threshold itself: at 0 the
+    smallest positive value, in a constant map everything. Raises ValueError for another delta, scope or comparison.
     """
-    check(delta, per)
+    check(delta, per, compare)
     if delta is None:
         return gradient
-    if delta == 0:
+    if delta == 0 and compare == "ge":
         return gradient.clamp(min=0)
     rows = gradient.flatten(1 if per == "layer" else 2)
     ordered = torch.where(rows > 0, rows, torch.inf).sort(dim=-1).values
@@ -30,26 +35,56 @@ def truncate(gradient: Tensor, delta: float | None, per: Scope = "layer") -> Ten
     share = Fraction(str(delta)).limit_denominator(10**6) / 100  # whole numbers: 0.07 * 100 is not 7 in floating point
     rank = -(-(positive - 1).clamp(min=0) * share.numerator // share.denominator)
     threshold = ordered.gather(-1, rank)
-    return torch.where(rows >= threshold, rows, 0).view_as(gradient)
+    return torch.where(rows >= threshold if compare == "ge" else rows > threshold, rows, 0).view_as(gradient)
 
 
-def layerize(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """The sum of the layers' maps (P, h_l, w_l), each bilinearly resized to `size` (H, W): (P, H, W), Eq. 8.
+def layerize(maps: Sequence[Tensor], size: tuple[int, int], fuse: Fuse = "sum", normalize: Normalize = "none") -> Tensor:
+    """The layers' maps (P, h_l, w_l), each bilinearly resized to `size` (H, W), fused: (P, H, W). Eq. 8 is their plain sum.
 
-    align_corners=False. Maps of one size are summed before they are resized, which is linear. Raises ValueError for no maps.
+    align_corners=False. fuse "sum", "mean" or the element-wise "max"; normalize is what is done to each map before, as in
+    `normalized`. Maps of one size are added before they are resized, which is linear. Raises ValueError for no maps.
     """
     if not maps:
         raise ValueError("no maps to fuse: expected at least one layer")
+    maps = normalized(maps, normalize)
+    if fuse == "max":
+        return reduce(torch.maximum, (_resize(m, size) for m in maps))
     by_size: dict[torch.Size, Tensor] = {}
     for m in maps:
         by_size[m.shape] = by_size[m.shape] + m if m.shape in by_size else m
-    resized = [interpolate(m[:, None], size, mode="bilinear", align_corners=False)[:, 0] for m in by_size.values()]
-    return torch.stack(resized).sum(dim=0) if len(resized) > 1 else resized[0]
+    total = reduce(torch.add, (_resize(m, size) for m in by_size.values()))
+    return total / len(maps) if fuse == "mean" else total
 
 
-def check(delta: float | None, per: str) -> None:
-    """Raises ValueError for a delta or a scope that truncation does not know."""
+def normalized(maps: Sequence[Tensor], how: Normalize) -> list[Tensor]:
+    """Each layer's non-negative map (P, h, w) brought to [0, 1]: "max" (divided by its maximum), "minmax", or "tanh".
+
+    "tanh" is Layer-CAM's scaling of shallow stages, tanh(2 M / max M), for maps of at least four times the height of the
+    smallest (S1 to S3 of five stages); the others are divided by their maximum. A map without a positive value stays zero.
+    """
+    if how == "none":
+        return list(maps)
+    tiny = torch.finfo(torch.float32).tiny
+    if how == "minmax":
+        maps = [m - m.amin(dim=(1, 2), keepdim=True) for m in maps]
+    scaled = [m / m.amax(dim=(1, 2), keepdim=True).clamp(min=tiny) for m in maps]
+    shallow = 4 * min(m.shape[1] for m in maps) if how == "tanh" else torch.inf
+    return [torch.tanh(2 * m) if m.shape[1] >= shallow else m for m in scaled]
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def check(delta: float | None, per: str = "layer", compare: str = "ge") -> None:
+    """Raises ValueError for a delta, a scope or a comparison that truncation does not know."""
     if delta is not None and not 0 <= delta < 100:
         raise ValueError(f"delta={delta} is no percentile to truncate at: expected None, or a number in [0, 100)")
-    if per not in ("layer", "channel"):
-        raise ValueError(f"per={per!r} is unknown: expected 'layer' or 'channel'")
+    one_of("per", per, Scope)
+    one_of("compare", compare, Compare)
+
+
+def one_of(name: str, value: str, choices: Any) -> None:
+    """Raises ValueError for a value that is not one of a Literal's."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name}={value!r} is unknown: expected {' or '.join(map(repr, get_args(choices)))}")

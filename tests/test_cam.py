@@ -5,7 +5,14 @@ import torch
 from torch.nn.functional import interpolate
 
 from ltcam import METHODS, explain, layerize, trace, truncate
-from ltcam.cam import layer_maps
+from ltcam.methods import fullgrad
+from ltcam.models import vgg16
+
+ANY_HEAD = [name for name in METHODS if name != "cam"]
+
+
+def layer_maps(traced, name, layers=None, delta=None, **options):
+    return explain(traced, name, layers, delta, per_layer=True, **options)
 
 
 @pytest.fixture
@@ -14,7 +21,7 @@ def traced(tiny, images):
 
 
 @pytest.mark.parametrize("delta", [None, 0, 20])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ANY_HEAD)
 def test_shape_scale_and_size(traced, name, delta):
     maps = explain(traced, name, delta=delta)
     assert maps.shape == (4, 64, 64) and maps.dtype == torch.float32 and not maps.requires_grad
@@ -22,7 +29,7 @@ def test_shape_scale_and_size(traced, name, delta):
     assert explain(traced, name, delta=delta, size=(30, 50)).shape == (4, 30, 50)
 
 
-@pytest.mark.parametrize("name", ["gradcam", "gradcam++", "layercam"])
+@pytest.mark.parametrize("name", [name for name in ANY_HEAD if name != "fullgrad"])
 def test_is_the_composition_of_the_paper(traced, name):
     chosen = ["features.16", "features.30"]
     maps = [METHODS[name](traced.activation(n), truncate(traced.gradient(n), 20, "channel")) for n in chosen]
@@ -58,7 +65,7 @@ def test_fullgrad_takes_a_stages_convolutions_and_only_as_a_whole_the_input(trac
 
 
 def test_a_range_with_a_stage_that_was_not_traced_is_refused(tiny, images):
-    traced = trace(tiny, images, 0, ["features.4", "features.23", "features.30"], fullgrad=True)
+    traced = trace(tiny, images, 0, ["S1", "S4-S5"], fullgrad=True)
     assert list(layer_maps(traced, "gradcam", "S4-S5")) == ["features.23", "features.30"]
     assert list(layer_maps(traced, "fullgrad", "S4")) == ["features.17", "features.19", "features.21"]
     with pytest.raises(ValueError, match="layer 'S1-S5' was not traced"):
@@ -69,7 +76,7 @@ def test_ltfullgrad_truncates_the_gradient_and_leaves_the_input_alone(traced):
     plain, truncated = layer_maps(traced, "fullgrad"), layer_maps(traced, "fullgrad", delta=30)
     assert torch.equal(plain["input"], truncated["input"])
     term = traced.biases[3]
-    expected = METHODS["fullgrad"](term.bias.view(1, -1, 1, 1), truncate(term.gradient, 30))
+    expected = fullgrad(term.bias.view(1, -1, 1, 1), truncate(term.gradient, 30))
     assert torch.equal(truncated[term.name], expected) and not torch.equal(truncated[term.name], plain[term.name])
 
 
@@ -88,7 +95,7 @@ def test_raising_delta_never_raises_a_layercam_map(traced):
     assert maps[-1].sum() < maps[0].sum()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ANY_HEAD)
 def test_batch_is_one_by_one_and_multi_label_is_single_label(tiny, images, traced, name):
     together = explain(traced, name, delta=20)
     for p, (i, c) in enumerate(traced.pairs.tolist()):
@@ -105,6 +112,14 @@ def test_batch_is_one_by_one_and_multi_label_is_single_label(tiny, images, trace
         ({"method": "gradcam", "layers": "S5-S1"}, "layer 'S5-S1' was not traced"),
         ({"method": "gradcam", "delta": 100}, "delta=100"),
         ({"method": "fullgrad", "delta": -3}, "delta=-3"),
+        ({"method": "gradcam", "per": "image"}, "per='image' is unknown: expected 'layer' or 'channel'"),
+        ({"method": "gradcam", "delta": 0, "compare": ">"}, "compare='>' is unknown: expected 'ge' or 'gt'"),
+        ({"method": "gradcam", "fuse": "median"}, "fuse='median' is unknown: expected 'sum' or 'max' or 'mean'"),
+        ({"method": "gradcam", "normalize": "l2"}, "normalize='l2' is unknown"),
+        ({"method": "gradcam", "compare": "gt"}, "compare='gt' without delta compares nothing"),
+        ({"method": "gradcam", "per_channel": True}, "per_channel=True is an option of fullgrad"),
+        ({"method": "fullgrad", "normalize": "max"}, "normalize='max' with fullgrad, whose terms are normalised by Eq. 7"),
+        ({"method": "cam"}, "CAM needs global average pooling"),
     ],
 )
 def test_wrong_arguments(traced, arguments, message):
@@ -113,8 +128,54 @@ def test_wrong_arguments(traced, arguments, message):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ANY_HEAD)
 def test_cpu_is_gpu(tiny, images, traced, name):
     there = explain(trace(tiny.cuda(), images.cuda(), [[0, 2], [1], [3]], fullgrad=True), name, delta=20).cpu()
     here = explain(traced, name, delta=20)
     assert torch.allclose(here, there, atol=1e-3 * here.max())
+
+
+@pytest.fixture
+def pooled(images):
+    torch.manual_seed(0)
+    model = vgg16(4, head="gap", weights=None, width=16).eval()
+    return model, trace(model, images, [[0, 2], [1], [3]])
+
+
+def test_cam_is_the_classifiers_weights_times_the_activation(pooled):
+    model, traced = pooled
+    (found,) = layer_maps(traced, "cam", "S5").values()
+    for p, (_, c) in enumerate(traced.pairs.tolist()):
+        expected = torch.einsum("k,khw->hw", model.classifier.weight[c], traced.activation("features.30")[p]).relu()
+        assert torch.allclose(found[p], expected, atol=1e-6)
+    assert torch.allclose(found, 4 * explain(traced, "gradcam", "S5", size=(2, 2)), atol=1e-6)  # 2 x 2 places
+    with pytest.raises(ValueError, match="CAM needs global average pooling"):
+        explain(traced, "cam", "S4")
+
+
+def test_gt_at_a_gap_head_is_refused_and_elsewhere_drops_the_threshold(pooled, traced):
+    with pytest.raises(ValueError, match=r"compare='gt' at 'features\.30' would empty maps"):
+        explain(pooled[1], "gradcam", "S5", 0, compare="gt")
+    assert explain(pooled[1], "gradcam", "S4", 0, compare="gt").max() > 0
+    ge, gt = (layer_maps(traced, "layercam", "S4", 50, compare=compare)["features.23"] for compare in ("ge", "gt"))
+    assert (gt <= ge).all() and gt.sum() < ge.sum()
+
+
+@pytest.mark.parametrize("normalize", ["none", "max", "minmax", "tanh"])
+def test_max_fusion_is_above_every_resized_map(traced, normalize):
+    together = explain(traced, "gradcam", fuse="max", normalize=normalize)
+    maps = list(layer_maps(traced, "gradcam").values())
+    for i in range(5):
+        alone = layerize([maps[i]], (64, 64), normalize=normalize) if normalize != "tanh" else None
+        assert alone is None or (together >= alone - 1e-6).all()
+    total, mean = (explain(traced, "gradcam", fuse=fuse, normalize=normalize) for fuse in ("sum", "mean"))
+    assert torch.allclose(total, 5 * mean, rtol=1e-5) and (total >= together - 1e-6).all()
+
+
+def test_per_channel_is_eq_7_read_literally(traced):
+    term = traced.biases[4]
+    product = (term.gradient * term.bias[:, None, None]).abs()
+    low, high = product.amin(dim=(2, 3), keepdim=True), product.amax(dim=(2, 3), keepdim=True)
+    expected = ((product - low) / (high - low)).nan_to_num().sum(dim=1)  # 0 / 0: a channel without any gradient
+    found = layer_maps(traced, "fullgrad", per_channel=True)[term.name]
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -3,10 +3,36 @@
 import pytest
 import torch
 
-from ltcam.methods import METHODS, fullgrad, gradcam, gradcam_plus_plus, layercam, method
+from ltcam.methods import METHODS, cam, fullgrad, gradcam, gradcam_plus_plus, hirescam, layercam, method, xgradcam
 
 A = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]], [[4.0, 3.0], [2.0, 1.0]]]])
 G = torch.tensor([[[[2.0, 2.0], [-2.0, 2.0]], [[-1.0, 0.0], [0.0, -3.0]]]])
+
+
+def test_cam():
+    # the gradient of a mean over four places and weights 8 and -4: 8 A_1 - 4 A_2 = [[-8, 4], [16, 28]], then the ReLU
+    gradient = torch.tensor([2.0, -1.0]).view(1, 2, 1, 1).expand(1, 2, 2, 2)
+    assert cam(A, gradient).tolist() == [[[0, 4], [16, 28]]]
+
+
+def test_cam_refuses_a_gradient_that_varies():
+    with pytest.raises(ValueError, match="CAM needs global average pooling and a linear layer right after the layer"):
+        cam(A, G)
+
+
+def test_xgradcam():
+    # sum G A = 2 + 4 - 6 + 8 = 8 over sum A = 10, and -4 - 3 = -7 over 10: 0.8 A_1 - 0.7 A_2
+    assert torch.allclose(xgradcam(A, G), torch.tensor([[[0.0, 0.0], [1.0, 2.5]]]))
+
+
+def test_xgradcam_leaves_out_a_channel_that_sums_to_zero():
+    activation = torch.cat([A[:, :1], torch.tensor([[[[1.0, -1.0], [2.0, -2.0]]]])], dim=1)
+    assert torch.allclose(xgradcam(activation, G), 0.8 * A[:, 0])
+
+
+def test_hirescam():
+    # G * A = [[2, 4], [-6, 8]] + [[-4, 0], [0, -3]], then the ReLU
+    assert hirescam(A, G).tolist() == [[[0, 4], [0, 5]]]
 
 
 def test_gradcam():
@@ -39,6 +65,12 @@ def test_fullgrad():
     assert torch.allclose(fullgrad(torch.tensor([1.0, 2.0]).view(1, 2, 1, 1), G), expected)
 
 
+def test_fullgrad_per_channel():
+    # |G b| as above: channel 1 is constant, hence zero; channel 2 is [[2, 0], [0, 6]] / 6
+    expected = torch.tensor([[[2.0, 0.0], [0.0, 6.0]]]) / 6
+    assert torch.allclose(fullgrad(torch.tensor([1.0, 2.0]).view(1, 2, 1, 1), G, per_channel=True), expected)
+
+
 def test_fullgrad_subtracts_the_layers_minimum():
     # |G b| = 1, 2, 3, 5 over both channels: (x - 1) / 4, summed over channels
     gradient = torch.tensor([[[[1.0, -2.0]], [[3.0, 5.0]]]])
@@ -53,6 +85,7 @@ def test_fullgrad_of_a_constant_term_is_zero():
 def test_pairs_do_not_mix(name):
     generator = torch.Generator().manual_seed(0)
     activation, gradient = (torch.randn(4, 5, 3, 3, generator=generator) for _ in range(2))
+    gradient = gradient.mean(dim=(2, 3), keepdim=True).expand(4, 5, 3, 3) if name == "cam" else gradient
     together = METHODS[name](activation, gradient)
     alone = torch.cat([METHODS[name](activation[i : i + 1], gradient[i : i + 1]) for i in range(4)])
     assert together.shape == (4, 3, 3)
@@ -61,5 +94,8 @@ def test_pairs_do_not_mix(name):
 
 
 def test_unknown_method():
-    with pytest.raises(ValueError, match=r"'scorecam' is unknown: expected one of gradcam, gradcam\+\+, layercam, fullgrad"):
+    with pytest.raises(
+        ValueError,
+        match=r"'scorecam' is unknown: expected one of cam, gradcam, gradcam\+\+, xgradcam, hirescam",
+    ):
         method("scorecam")

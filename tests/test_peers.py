@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import LayerGradCam
-from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, LayerCAM
+from pytorch_grad_cam import FullGrad, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
+from pytorch_grad_cam.utils.image import scale_accross_batch_and_channels
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torchcam.methods import CAM as TorchCamCAM
 from torchcam.methods import GradCAM as TorchCamGradCAM
 from torchcam.methods import LayerCAM as TorchCamLayerCAM
 
-from ltcam import trace
-from ltcam.cam import layer_maps
-from ltcam.methods import gradcam_plus_plus
+from ltcam import explain, trace
+from ltcam.methods import fullgrad, gradcam_plus_plus, xgradcam
 from ltcam.models import stages, vgg16
 
 CLASS = 7
@@ -26,6 +27,10 @@ def setting():
             parameter.add_(0.01 * torch.randn_like(parameter))
     image = torch.randn(1, 3, 224, 224)
     return model, image, trace(model, image, CLASS)
+
+
+def layer_maps(traced, name, layers=None):
+    return explain(traced, name, layers, per_layer=True)
 
 
 def close(ours, theirs):
@@ -56,12 +61,20 @@ def by_pytorch_grad_cam(peer, model, image, layer, activation, gradient):
         return np.maximum(cam.get_cam_image(image, None, [CLASS], activation.numpy(), gradient.numpy(), False), 0)
 
 
-@pytest.mark.parametrize(("name", "peer"), [("gradcam", GradCAM), ("layercam", LayerCAM)])
+@pytest.mark.parametrize(("name", "peer"), [("gradcam", GradCAM), ("layercam", LayerCAM), ("hirescam", HiResCAM)])
 def test_pytorch_grad_cam(setting, name, peer):
     model, image, traced = setting
     for layer, ours in layer_maps(traced, name).items():
         theirs = by_pytorch_grad_cam(peer, model, image, layer, traced.activation(layer), traced.gradient(layer))
         assert close(ours, theirs)
+
+
+def test_pytorch_grad_cam_xgradcam(setting):
+    """It adds 1e-7 to the sum of a channel: compared at a scale where that is nothing."""
+    model, image, traced = setting
+    for layer in traced.layers:
+        activation, gradient = 1e4 * traced.activation(layer), traced.gradient(layer)
+        assert close(xgradcam(activation, gradient), by_pytorch_grad_cam(XGradCAM, model, image, layer, activation, gradient))
 
 
 def test_pytorch_grad_cam_plus_plus(setting):
@@ -75,6 +88,27 @@ def test_pytorch_grad_cam_plus_plus(setting):
             gradcam_plus_plus(activation, gradient),
             by_pytorch_grad_cam(GradCAMPlusPlus, model, image, layer, activation, gradient),
         )
+
+
+def test_pytorch_grad_cam_fullgrad_normalises_each_channel(setting):
+    """Its terms are an oracle for per_channel=True only. It adds 1e-7 to a maximum: compared where that is nothing."""
+    model, image, _ = setting
+    terms = trace(model, image, CLASS, fullgrad=True).biases[:13]
+    for term, bias in zip(terms, FullGrad(model, []).bias_data, strict=True):
+        gradient = 1e8 * term.gradient / term.gradient.abs().max()
+        product = np.abs(bias[None, :, None, None] * gradient.numpy())
+        theirs = scale_accross_batch_and_channels(product, product.shape[:1:-1]).sum(axis=1)
+        assert close(fullgrad(term.bias.view(1, -1, 1, 1), gradient, per_channel=True), theirs)
+
+
+def test_torchcam_cam():
+    torch.manual_seed(0)
+    model, image = vgg16(20, "gap", None).eval(), torch.randn(1, 3, 224, 224)
+    torch.nn.init.uniform_(model.features[28].bias, 0, 1)
+    torch.nn.init.uniform_(model.classifier.weight, 0, 1)
+    with TorchCamCAM(model, "features.30", "classifier") as extractor:
+        theirs = extractor(CLASS, model(image), normalized=False)[0]
+    assert close(layer_maps(trace(model, image, CLASS), "cam", "S5")["features.30"], theirs.detach().clamp(min=0))
 
 
 def test_pytorch_grad_cam_end_to_end(setting):

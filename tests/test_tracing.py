@@ -98,7 +98,8 @@ def test_wrong_images(tiny, images):
 
 
 def test_layers_by_module_in_the_order_they_run(tiny, images):
-    traced = trace(tiny, images, 0, [tiny.features[23], "features.4"])
+    assert trace(tiny, images, 0, [tiny.features[23], "features.4"]).layers == ["features.4", "features.23"]
+    traced = trace(tiny, images, 0, ["S4", "features.4"])
     assert traced.layers == ["features.4", "features.23"]
     assert traced.stages == {"S1": "features.4", "S4": "features.23"}
     assert traced.select("S4") == ["features.23"]
@@ -231,11 +232,13 @@ def test_the_model_runs_in_eval_mode(tiny, images):
 def test_a_bias_belongs_to_the_stage_it_leads_to(tiny, images):
     ends = {4: (0, 2), 9: (5, 7), 16: (10, 12, 14), 23: (17, 19, 21), 30: (24, 26, 28)}
     expected = {f"features.{i}": f"features.{end}" for end, convs in ends.items() for i in convs}
-    for layers in (None, ["features.23", "features.30"]):
+    for layers in (None, ["S4", "S5"]):
         found = {b.name: b.stage for b in trace(tiny, images, 0, layers, fullgrad=True).biases if b.gradient.ndim == 4}
         assert found == expected
     by_conv = trace(tiny, images, 0, ["features.0", "features.2"], fullgrad=True)
     assert [b.stage for b in by_conv.biases[:2]] == ["features.0", "features.2"]
+    by_name = trace(tiny, images, 0, ["features.9", "features.30"], fullgrad=True)
+    assert [b.stage for b in by_name.biases[:13]] == ["features.9"] * 4 + ["features.30"] * 9
 
 
 def test_a_shared_module_gives_a_bias_term_each_time(images):

@@ -4,8 +4,34 @@ import torch
 from torch.nn.functional import interpolate
 
 from ltcam import layerize, truncate
+from ltcam.tricks import normalized
 
 GRADIENT = torch.tensor([[[[-5.0, 1.0], [2.0, 3.0]], [[4.0, 0.0], [-1.0, 10.0]]]])  # positive: 1 2 3 4 10
+
+
+def test_gt_drops_the_threshold_too():
+    # 1 2 3 4 10: at 0 the smallest positive value, at 50 the 3, over a channel of one value everything
+    kept = [truncate(GRADIENT, delta, compare="gt").flatten().tolist() for delta in (0, 50)]
+    assert kept == [[0, 0, 2, 3, 4, 0, 0, 10], [0, 0, 0, 0, 4, 0, 0, 10]]
+    assert truncate(torch.full((1, 1, 2, 2), 3.0), 0, "channel", "gt").eq(0).all()
+
+
+def test_normalized_by_hand():
+    deep, shallow = torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[2.0, 8.0], [4.0, 4.0], [2.0, 2.0], [2.0, 2.0]]])
+    assert [m.tolist() for m in normalized([deep, shallow], "none")] == [deep.tolist(), shallow.tolist()]
+    assert torch.allclose(normalized([deep, shallow], "max")[0], torch.tensor([[[1 / 3, 1.0]]]))
+    assert normalized([deep, shallow], "minmax")[1][0, :2].tolist() == [[0, 1], [pytest.approx(1 / 3), pytest.approx(1 / 3)]]
+    scaled = normalized([deep, shallow, shallow[:, :3]], "tanh")
+    assert torch.allclose(scaled[0], deep / 3)
+    assert torch.allclose(scaled[1], torch.tanh(2 * shallow / 8)) and torch.allclose(scaled[2], shallow[:, :3] / 8)
+    assert normalized([torch.zeros(2, 1, 2), 1e-30 * torch.ones(2, 1, 2)], "max")[0].eq(0).all()
+    assert normalized([1e-30 * torch.ones(2, 1, 2)], "max")[0].eq(1).all()
+
+
+@pytest.mark.parametrize(("fuse", "expected"), [("sum", [5, 5, 3]), ("mean", [2.5, 2.5, 1.5]), ("max", [4, 3, 2])])
+def test_fusion_by_hand(fuse, expected):
+    maps = [torch.tensor([[[1.0, 3.0, 2.0]]]), torch.tensor([[[4.0, 2.0, 1.0]]])]
+    assert layerize(maps, (1, 3), fuse).flatten().tolist() == expected
 
 
 def test_none_leaves_the_gradient_alone():
