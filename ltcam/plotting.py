@@ -1,7 +1,7 @@
 """The paper's figures: heatmaps over images, one row an image, one column a way to make them."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -57,27 +57,34 @@ def heatmap_figure(
     traced = trace(
         trained.model, images.to(device), [c for _, c in chosen], fullgrad=any(c.method == "fullgrad" for c in configs.values())
     )
-    thumbnails = [F.resize(s.image, _thumbnail(s.image.shape[1:]), antialias=True).permute(1, 2, 0).numpy() for s in samples]
-    columns = {"image": [None] * len(chosen)} | {
-        title: list(explain(traced, c.method, c.selection, c.delta, per=c.per).cpu()) for title, c in configs.items()
-    }
+    columns = {title: explain(traced, c.method, c.selection, c.delta, per=c.per).cpu().unbind() for title, c in configs.items()}
+    rows = [data.entries[i].kind or data.classes[c] for i, c in chosen]
+    masks = [s.mask == c + 1 for s, (_, c) in zip(samples, chosen, strict=True)] if truth else None
+    return grid([s.image for s in samples], columns, rows, masks)
+
+
+def grid(
+    images: Sequence[Tensor],
+    columns: Mapping[str, Sequence[Tensor]],
+    rows: Sequence[str],
+    masks: Sequence[Tensor] | None = None,
+) -> Figure:
+    """A row an image (3, H, W) uint8, with the outline of its mask (H, W) where given, and a column of heatmaps a title."""
+    thumbnails = [F.resize(image, _thumbnail(image.shape[1:]), antialias=True).permute(1, 2, 0).numpy() for image in images]
     heights = [min(t.shape[0] / t.shape[1], 1.5) for t in thumbnails]
     width = 1.35
     figure, axes = plt.subplots(
-        len(chosen), len(columns), figsize=(width * len(columns), width * sum(heights) + 0.15 * len(chosen) + 0.4),
+        len(images), 1 + len(columns), figsize=(width * (1 + len(columns)), width * sum(heights) + 0.15 * len(images) + 0.4),
         gridspec_kw={"height_ratios": heights}, squeeze=False, layout="constrained",
     )  # fmt: skip
-    for column, (title, maps) in enumerate(columns.items()):
+    for column, (title, maps) in enumerate({"image": [None] * len(images), **columns}.items()):
         axes[0, column].set_title(title.replace("(", "\n("), fontsize=8)
         for row, heatmap in enumerate(maps):
             _panel(axes[row, column], thumbnails[row], heatmap)
-            if truth and heatmap is None:
-                mask = samples[row].mask.numpy() == chosen[row][1] + 1
-                axes[row, column].contour(
-                    _fit(torch.from_numpy(mask).float(), thumbnails[row]), [0.5], colors="yellow", linewidths=0.8
-                )
-    for row, (i, c) in enumerate(chosen):
-        axes[row, 0].set_ylabel(data.entries[i].kind or data.classes[c], fontsize=8)
+    for row, label in enumerate(rows):
+        axes[row, 0].set_ylabel(label, fontsize=8)
+        if masks is not None:
+            axes[row, 0].contour(_fit(masks[row].float(), thumbnails[row]), [0.5], colors="yellow", linewidths=0.8)
     return figure
 
 

@@ -1,5 +1,6 @@
 """A result is `X.csv` beside `X.json`, which says what made it: commit, parameters, versions, device, data, weights, time."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -41,9 +42,8 @@ def save(table: pd.DataFrame, path: Path, started: float, **parameters: Any) -> 
     """
     with atomic(path) as temporary:
         packed = path.suffix == ".gz"  # counts: read back and compared, so every digit of delta stays
-        compression: Any = {"method": "gzip", "mtime": 0, "compresslevel": 6} if packed else None
-        digits = None if packed else "%.6g"
-        table.to_csv(temporary, index=False, float_format=digits, lineterminator="\n", compression=compression)
+        text = table.to_csv(index=False, float_format=None if packed else "%.6g", lineterminator="\n").encode()
+        temporary.write_bytes(gzip.compress(text, 6, mtime=0) if packed else text)  # pandas would put the temporary name inside
     about = {"rows": len(table), "sha256": sha256(path), **environment(), **parameters}
     record = {**about, "seconds": round(time.time() - started, 1)}
     with atomic(path.with_name(path.name.split(".")[0] + ".json")) as temporary:

@@ -37,8 +37,9 @@ def reproduce(name: str, only: str = "", data: str = "", recipe: Mapping[str, An
     only    run the notebooks whose names start with this ("04"); data: just this data set of the profile
     recipe  overrides of the training recipe
 
-    Every data set is opened first: DataError comes before anything has run. A notebook that fails stops the run with
-    RuntimeError, naming the failing cell's error and where the partial notebook is; a good copy is never replaced by it.
+    A notebook without a `profile` parameter reads no results of one, and runs with the demo alone. Every data set is opened
+    first: DataError comes before anything has run. A notebook that fails stops the run with RuntimeError, naming the failing
+    cell's error and where the partial notebook is; a good copy is never replaced by it.
     """
     runs = [run for run in profile(name) if data in ("", run["data"])]
     notebooks = [path for path in sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb")) if path.name.startswith(only)]
@@ -50,7 +51,8 @@ def reproduce(name: str, only: str = "", data: str = "", recipe: Mapping[str, An
         for part in (settings.train, settings.test):
             datasets.load(settings.data, part)
     logging.getLogger("papermill").addFilter(_said)
-    steps = [(run, notebook) for run in runs for notebook in notebooks]
+    own = {path: "profile" in papermill.inspect_notebook(str(path)) for path in notebooks}
+    steps = [(run, path) for run in runs for path in notebooks if own[path] or name == "demo"]
     done = []
     for number, (run, notebook) in enumerate(steps, 1):
         started = time.time()

@@ -133,6 +133,18 @@ def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -
     return best
 
 
+def fit(model: nn.Module, recipe: Recipe) -> pd.Series[float]:
+    """Train any classifier, on its device and in memory, by `recipe` (but its model); AP of each class on the held-out part."""
+    device = next(model.parameters()).device
+    data, held_out = (datasets.load(recipe.data, part) for part in (recipe.train, recipe.test))
+    size = recipe.size or data.size
+    torch.manual_seed(recipe.seed)
+    optimizer, schedule = _optimizer(model, recipe, steps=-(-len(data) // recipe.batch_size))
+    for _ in range(recipe.epochs):
+        _fit_epoch(model, _Labelled(data, size, _augment(data)), optimizer, schedule, recipe, device)
+    return label_scores(predict(model, _Labelled(held_out, size), recipe.batch_size, device), held_out.labels)
+
+
 def load_checkpoint(path: Path, device: str | torch.device | None = None) -> Trained:
     """The model that `train` left at `path`, in eval mode. Raises FileNotFoundError or ValueError for another file."""
     state = load(path)

@@ -46,7 +46,7 @@ def test_measured_cells_are_followed_by_their_check(notebook):
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_parameters_are_plain_values_that_default_to_the_demo(notebook):
     values = parameters(notebook)
-    assert (values["profile"], values["data"]) == ("demo", "demo")
+    assert (values.get("profile", "demo"), values["data"]) == ("demo", "demo")
     demo = yaml.safe_load((paths.NOTEBOOKS / "profiles" / "demo.demo.yaml").read_text())
     assert "recipe" not in values or values["recipe"] == demo["recipe"]
 

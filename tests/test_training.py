@@ -76,6 +76,21 @@ def test_a_finished_run_is_returned_and_another_recipe_trains_anew(voc, tmp_path
     assert "another recipe or other data" in caplog.text
 
 
+def test_fit_trains_any_classifier(voc):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 5, 4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(16, 20)
+    )
+    before = model[0].weight.clone()
+    ap = training.fit(model, voc)
+    assert [datasets.load("voc2012", "val").classes[c] for c in ap.index] == ["cat", "dog"] and ap.between(0, 1).all()
+    assert not torch.equal(model[0].weight, before)
+    held_out = datasets.load("voc2012", "val")
+    inputs = torch.stack([datasets.preprocess(held_out[i].image, (64, 64)) for i in range(len(held_out))])
+    with torch.no_grad():
+        assert training.label_scores(model.eval()(inputs), held_out.labels).to_dict() == pytest.approx(ap.to_dict())
+
+
 def test_frozen_stages_stay(voc, tmp_path):
     torch.manual_seed(voc.seed)
     before = training.vgg16(20, "fc", None, 16, 16).state_dict()
