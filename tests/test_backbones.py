@@ -212,3 +212,8 @@ def test_autocast_on_cuda(dtype):
     with torch.autocast("cuda", dtype):
         found = explain(trace(model, images, 0), "gradcam")
     assert np.corrcoef(found.cpu().flatten(), expected.cpu().flatten())[0, 1] > 0.98
+
+
+def test_fullgrad_refuses_a_batch_norm_that_does_more(images):
+    with pytest.raises(ValueError, match=r"fullgrad cannot see inside 'bn1', a BatchNormAct2d that does more than batch norm"):
+        trace(build("timm/mobilenetv4_conv_small"), images, 0, fullgrad=True)
