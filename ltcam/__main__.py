@@ -1,4 +1,4 @@
-"""The command line: `ltcam explain | train | evaluate | reproduce`."""
+"""The command line: `ltcam explain | train | evaluate | reproduce | data`."""
 
 import logging
 import sys
@@ -8,6 +8,10 @@ from typing import Annotated, Any
 import typer
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+data_app = typer.Typer(
+    help="The data sets: what is there, fetched, verified.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+app.add_typer(data_app, name="data")
 
 
 @app.command()
@@ -104,6 +108,59 @@ def reproduce(
     from ltcam.reproduce import reproduce as run
 
     run(profile, only, data)
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """Every data set: whether it is there and where, what its download weighs, its terms."""
+    from ltcam import fetch
+
+    typer.echo(fetch.listing().to_string(index=False))
+
+
+@data_app.command("get")
+def data_get(name: Annotated[str, typer.Argument(help="voc2012, magnetic_tile or ksdd2")]) -> None:
+    """Fetch a data set, verify and unpack it; an interrupted download goes on where it stopped."""
+    from ltcam import fetch
+
+    typer.echo(fetch.get(name))
+
+
+@data_app.command("check")
+def data_check(name: Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile or ksdd2")]) -> None:
+    """Open every file of a data set; exit code 1 where one is missing or damaged."""
+    from ltcam import checks
+
+    report = checks.check(name)
+    lines = [f"note: {note}" for note in report.notes] + [f"finding: {finding}" for finding in report.findings]
+    typer.echo("\n".join([report.title, report.table.to_string(index=False), *lines, f"{len(report.findings)} findings"]))
+    raise typer.Exit(int(bool(report.findings)))
+
+
+@data_app.command("show")
+def data_show(
+    name: Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile or ksdd2")],
+    part: Annotated[str, typer.Option(help="part or list of the data set")] = "train",
+    out: Annotated[Path, typer.Option(help="samples with their masks, as OUT.png and OUT.pdf")] = Path("samples"),
+) -> None:
+    """Images, how much of them each class covers, and a picture of samples."""
+    from ltcam import datasets, overview, plotting
+
+    data = datasets.load(name, part)
+    typer.echo(f"{data.title}, part {part}\n{overview.summary(data).round(2).to_string(index=False)}")
+    plotting.save(overview.samples_figure(data), out)
+    typer.echo(f"{out}.png")
+
+
+@data_app.command("bench")
+def data_bench(
+    name: Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile or ksdd2")],
+    part: Annotated[str, typer.Option(help="part or list of the data set")] = "train",
+) -> None:
+    """Images per second of loading alone, against the model's own rate."""
+    from ltcam import overview
+
+    typer.echo(overview.bench(name, part).round(1).to_string(index=False))
 
 
 def main() -> None:

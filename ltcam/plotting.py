@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
@@ -88,6 +89,23 @@ def grid(
     return figure
 
 
+def strip(images: Sequence[Tensor], titles: Sequence[str], masks: Sequence[Tensor]) -> Figure:
+    """A column an image (3, H, W) uint8, all of one height: plain, and below with the outline of its mask (H, W) bool."""
+    thumbnails = [F.resize(image, _thumbnail(image.shape[1:]), antialias=True).permute(1, 2, 0).numpy() for image in images]
+    widths = [max(t.shape[1] / t.shape[0], 0.5) for t in thumbnails]  # narrower ones would not hold a title
+    height = min(2.4, 11 / sum(widths))
+    figure, axes = plt.subplots(
+        2, len(images), figsize=(height * sum(widths), 2 * height + 0.5),
+        gridspec_kw={"width_ratios": widths}, squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for (top, bottom), thumbnail, title, mask in zip(axes.T, thumbnails, titles, masks, strict=True):
+        top.set_title(title, fontsize=7)
+        _panel(top, thumbnail, None)
+        _panel(bottom, thumbnail, None)
+        _outline(bottom, mask, thumbnail.shape[:2])
+    return figure
+
+
 def overlay_figure(image: Tensor, maps: dict[str, Tensor], title: str = "") -> Figure:
     """The image (3, H, W) uint8, then each heatmap (H, W) over it, from 0 to its own maximum."""
     pixels = image.permute(1, 2, 0).numpy()
@@ -99,6 +117,24 @@ def overlay_figure(image: Tensor, maps: dict[str, Tensor], title: str = "") -> F
     for panel, (name, heatmap) in zip(axes[0], {title: None, **maps}.items(), strict=True):
         panel.set_title(name, fontsize=9)
         _panel(panel, pixels, heatmap)
+    return figure
+
+
+def distributions(rows: Mapping[str, NDArray[np.float64]], label: str) -> Figure:
+    """A row for each title: points, and a box of the quartiles with whiskers at 10% and 90%, on a log scale."""
+    figure, axes = plt.subplots(figsize=(7, 0.9 + 0.32 * len(rows)), layout="constrained")
+    rng = np.random.default_rng(0)
+    for y, row in enumerate(rows.values()):
+        axes.plot(row, y + rng.uniform(-0.25, 0.25, len(row)), ".", markersize=2.5, color="tab:blue", alpha=0.5)
+    axes.boxplot(
+        list(rows.values()), positions=range(len(rows)), orientation="horizontal", widths=0.6, whis=(10, 90), showfliers=False,
+        medianprops={"color": "black", "linewidth": 1.8}, manage_ticks=False,
+    )  # fmt: skip
+    axes.set(xscale="log", xlabel=label)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.invert_yaxis()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter("{x:g}")
     return figure
 
 
@@ -117,6 +153,16 @@ def _panel(axes: Axes, image: NDArray[np.uint8], heatmap: Tensor | None) -> None
     if heatmap is not None:
         fitted = _fit(heatmap, image)
         axes.imshow(fitted, cmap="jet", alpha=0.55, vmin=0, vmax=max(float(fitted.max()), 1e-30))
+
+
+def _outline(axes: Axes, mask: Tensor, size: Sequence[int]) -> None:
+    """Of a mask (H, W) bool at its own resolution, over an image of (height, width) `size`: resized, thin things would go."""
+    if not mask.any():
+        return
+    y, x = ((np.arange(-1, n + 1) + 0.5) * m / n - 0.5 for n, m in zip(mask.shape, size, strict=True))
+    limits = {"xlim": axes.get_xlim(), "ylim": axes.get_ylim()}
+    axes.contour(x, y, np.pad(mask.numpy().astype(float), 1), [0.5], colors="yellow", linewidths=0.8)  # padded: closed at edges
+    axes.set(**limits)
 
 
 def _fit(heatmap: Tensor, image: NDArray[np.uint8]) -> NDArray[np.float32]:

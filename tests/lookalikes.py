@@ -1,5 +1,8 @@
-"""Tiny data sets in the layouts of the real ones."""
+"""Tiny data sets in the layouts of the real ones, and the archives they come in."""
 
+import hashlib
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +32,9 @@ def voc(root: Path, annotations: bool = True) -> Path:
         palette.putdata(mask.flatten().tolist())
         palette.save(folder / "SegmentationClass" / f"{name}.png")
         if annotations:
-            objects = "".join(f"<object><name>{CLASSES[c]}</name></object>" for c in present)
+            objects = "".join(
+                f"<object><name>{CLASSES[c]}</name><difficult>{k}</difficult></object>" for k, c in enumerate(present)
+            )
             (folder / "Annotations" / f"{name}.xml").write_text(f"<annotation>{objects}</annotation>")
     return root
 
@@ -65,3 +70,33 @@ def magnetic_tile(root: Path) -> Path:
             Image.fromarray(np.full((40, 30), 100 + k, np.uint8)).save(folder / f"{name}.jpg")
             Image.fromarray(mask).save(folder / f"{name}.png")
     return root
+
+
+def voc_tar(folder: Path) -> Path:
+    """With folders as members of their own, as in the original."""
+    path = folder / "VOCtrainval_11-May-2012.tar"
+    with tarfile.open(path, "w") as tar:
+        tar.add(voc(folder / "voc") / "VOCdevkit", "VOCdevkit")
+    return path
+
+
+def ksdd2_zip(folder: Path, below: str = "") -> Path:
+    """Both duplicates included; `below` is a folder around train/ and test/."""
+    return _zip(folder / "KolektorSDD2.zip", ksdd2(folder / "ksdd2") / "KolektorSDD2", below)
+
+
+def magnetic_tile_zip(folder: Path) -> tuple[Path, str]:
+    """And the lines of its data/checksums. As from GitHub: all in one folder, with files that are no images."""
+    tiles = magnetic_tile(folder / "tiles") / "magnetic_tile"
+    files = sorted(tiles.rglob("*.*g"))
+    sums = "".join(f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(tiles.parent).as_posix()}\n" for p in files)
+    (tiles / "README.md").write_text("the authors' words")
+    (tiles / "MT_Free" / "Imgs" / "Thumbs.db").write_text("no image")
+    return _zip(folder / "tiles.zip", tiles, "Magnetic-tile-defect-datasets.-cc4eb53/"), sums
+
+
+def _zip(path: Path, content: Path, below: str) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(content.rglob("*")):
+            archive.write(file, below + file.relative_to(content).as_posix())
+    return path

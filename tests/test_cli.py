@@ -49,6 +49,14 @@ def test_train_and_evaluate(tmp_path, monkeypatch):
             CliRunner().invoke(app, [*command, *wrong], catch_exceptions=False)
 
 
+def test_data_show_and_bench(tmp_path, monkeypatch):
+    done = CliRunner().invoke(app, ["data", "show", "demo", "--part", "test", "--out", str(tmp_path / "samples")])
+    assert done.exit_code == 0 and "scratch" in done.output and (tmp_path / "samples.png").stat().st_size > 10_000
+    monkeypatch.setattr("ltcam.overview.bench", lambda name, part: pd.DataFrame({"step": [name, part], "ratio": [1.0, 2.0]}))
+    done = CliRunner().invoke(app, ["data", "bench", "demo"])
+    assert done.exit_code == 0 and done.output.split() == ["step", "ratio", "demo", "1.0", "train", "2.0"]
+
+
 def test_an_error_is_one_line(tmp_path):
     done = run("evaluate", "--checkpoint", str(tmp_path / "none.pt"))
     assert done.returncode == 1 and done.stderr.startswith("ltcam: no weights at ") and done.stderr.count("\n") == 1

@@ -26,10 +26,11 @@ def data(tmp_path, monkeypatch):
 def test_the_paper_profile_end_to_end(data, output, caplog):
     caplog.set_level(logging.INFO)
     done = reproduce.reproduce("paper", recipe=RECIPE)
-    names = [f"{n}.{d}.ipynb" for d in ("ksdd2", "voc2012") for n in ("01_train", "02_layer_cams", "04_comparison")]
+    series = ("00_data", "01_train", "02_layer_cams", "04_comparison")
+    names = [f"{n}.{d}.ipynb" for d in ("ksdd2", "voc2012") for n in series]
     assert [path.name for path in done] == names
     assert [r.message.split(":")[0] for r in caplog.records if r.name == "ltcam.reproduce"] == [
-        f"[{i}/6] {name.split('.')[0]} {name.split('.')[1]}" for i, name in enumerate(names, 1)
+        f"[{i}/8] {name.split('.')[0]} {name.split('.')[1]}" for i, name in enumerate(names, 1)
     ]
     for path in done:
         assert str(paths.ROOT) not in path.read_text() and str(output) not in path.read_text()
@@ -42,7 +43,8 @@ def test_the_paper_profile_end_to_end(data, output, caplog):
         record = json.loads((results / f"table{table}.json").read_text())
         assert record["images"] == {"ksdd2": {"part": 8, "scored": 4}, "voc2012": {"part": 6, "scored": 6}}[name]
         assert record["recipe"]["seed"] == 0 and {"commit", "versions", "device", "source", "fingerprint"} <= record.keys()
-        for figure in ("fig1", f"fig{table - 1}"):
+        assert pd.read_csv(results / "data.csv")["class"].iloc[-1] == "all"
+        for figure in ("samples", "areas", "fig1", f"fig{table - 1}"):
             assert (figures / f"{figure}.png").read_bytes()[:4] == b"\x89PNG" and (figures / f"{figure}.pdf").is_file()
     assert not list(output.rglob("*partial*"))
     before = {p: p.read_bytes() for p in output.rglob("*") if p.suffix in (".csv", ".gz", ".png", ".pdf")}

