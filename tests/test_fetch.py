@@ -328,6 +328,12 @@ def test_a_full_disk_is_said_first(ksdd2, server, root, monkeypatch):
     assert not server.seen and left(root) == []
     (root / PARTIAL).write_bytes(ksdd2[:1])  # one byte less to come
     fetch.get("ksdd2", root)
+    shutil.rmtree(root / "KolektorSDD2")
+    (root / "KolektorSDD2.zip").write_bytes(ksdd2)  # nothing to come
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: SimpleNamespace(free=len(ksdd2) - 1))
+    with pytest.raises(RuntimeError, match=rf"{len(ksdd2):,} are needed: make room"):
+        fetch.get("ksdd2", root)
+    assert left(root) == ["KolektorSDD2.zip"]
 
 
 def test_a_disk_that_fills_while_writing(ksdd2, server, root, monkeypatch):
