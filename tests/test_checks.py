@@ -122,9 +122,17 @@ def test_ksdd2_faults_are_named(ksdd2, tmp_path):
 
 
 def test_an_emptied_mask_of_ksdd2_shows_in_the_counts(ksdd2, tmp_path):
-    Image.fromarray(np.zeros((63, 23), np.uint8)).save(tmp_path / "KolektorSDD2" / "test" / "10001_GT.png")
+    test = tmp_path / "KolektorSDD2" / "test"
+    Image.fromarray(np.ones((63, 23), np.uint8)).save(test / "10001_GT.png")  # faint, not empty
+    assert not checks.check("ksdd2", tmp_path).findings
+    Image.fromarray(np.zeros((63, 23), np.uint8)).save(test / "10001_GT.png")
     (found,) = checks.check("ksdd2", tmp_path).findings
     assert "test has 3 + 5 images (defective + free), expected 4 + 4" in found
+    for path in test.glob("10001*"):
+        path.unlink()
+    truncate(test / "10002.png")
+    found = checks.check("ksdd2", tmp_path).findings
+    assert len(found) == 2 and "test has 3 + 4 images" in found[0] and "10002.png cannot be read" in found[1]
 
 
 def test_magnetic_tile_faults_are_named(tiles):
@@ -140,7 +148,7 @@ def test_magnetic_tile_faults_are_named(tiles):
     ]
     for found, what in zip(report.findings, expected, strict=True):
         assert re.search(what, found)
-    assert report.table["good"].tolist()[1] == 28
+    assert report.table["good"].tolist()[1] == 28 and not report.notes  # a mask that is not there is not an empty one
 
 
 def test_empty_and_nearly_empty_masks_are_notes(tiles, monkeypatch):
