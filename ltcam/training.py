@@ -49,6 +49,7 @@ class Recipe:
     lr: float = 3e-4  # of the head
     slow: float = 0.1  # times that: the rate of the convolutions
     weight_decay: float = 1e-4
+    bfloat16: bool = False  # autocast in training: about twice as fast, on CPUs too that compute in it
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -99,7 +100,7 @@ def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -
 
     torch.manual_seed(recipe.seed)
     model = vgg16(len(fit.classes), recipe.head, recipe.weights, recipe.hidden, recipe.width)
-    model.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.contiguous_format)
+    model.to(device, memory_format=torch.channels_last if recipe.bfloat16 else torch.contiguous_format)
     size = recipe.size or fit.size
     train_set, test_set, trainable = _prepare(model, fit, held_out, size, recipe, device)
     optimizer, schedule = _optimizer(trainable, recipe, steps=-(-len(fit) // recipe.batch_size))
@@ -178,7 +179,7 @@ def _fit_epoch(
     model.train()
     total = count = 0.0
     for inputs, labels in tqdm(_batches(data, recipe.batch_size, True, device), desc=recipe.data, disable=None, leave=False):
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
             loss = nn.functional.binary_cross_entropy_with_logits(model(inputs.to(device)), labels.to(device))
         if not loss.isfinite():
             raise FloatingPointError(f"the loss is {loss.item()} at lr={recipe.lr}: train with a smaller lr")
