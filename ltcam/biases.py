@@ -24,6 +24,11 @@ class Bias:
     bias: Tensor
     gradient: Tensor
 
+    @property
+    def value(self) -> Tensor:
+        """(1, K, 1, 1): the bias as it meets its gradient."""
+        return self.bias.view(1, -1, 1, 1)
+
 
 @dataclass
 class Mark:

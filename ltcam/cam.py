@@ -98,34 +98,34 @@ def layer_maps(trace: Trace, options: Options, layers: Selection = None) -> dict
         if function is fullgrad:
             return _fullgrad_maps(trace, options, layers)
         return {
-            layer: function(_wide(trace.activation(layer)), _truncated(trace.gradient(layer), options, layer)).float()
+            layer: function(wide(trace.activation(layer)), _truncated(trace.gradient(layer), options, layer)).float()
             for layer in trace.select(layers)
         }
 
 
 def _fullgrad_maps(trace: Trace, options: Options, layers: Selection) -> dict[str, Tensor]:
-    if trace.inputs is None:
-        raise ValueError("method 'fullgrad' needs the gradients at the biases: trace(..., fullgrad=True)")
-    chosen = trace.select(layers)
     maps = {
-        term.name: fullgrad(
-            term.bias.view(1, -1, 1, 1), _truncated(term.gradient, options, term.name), options.per_channel
-        ).float()
-        for term in trace.biases
-        if term.gradient.ndim == 4 and (layers is None or term.stage in chosen)
+        term.name: fullgrad(term.value, _truncated(term.gradient, options, term.name), options.per_channel).float()
+        for term in trace.terms(layers)
     }
+    return maps if layers is not None else {**maps, "input": input_map(trace, options)}
+
+
+def input_map(trace: Trace, options: Options) -> Tensor:
+    """FullGrad's term of the image itself, which is never truncated: (P, H, W)."""
+    assert trace.inputs is not None
     image, gradient = trace.inputs
-    return maps if layers is not None else {**maps, "input": fullgrad(image, _wide(gradient), options.per_channel).float()}
+    return fullgrad(image, wide(gradient), options.per_channel).float()
 
 
 def _truncated(gradient: Tensor, options: Options, layer: str) -> Tensor:
     if options.compare == "gt" and constant_in_space(gradient):
         raise ValueError(f"compare='gt' at {layer!r} would empty maps: its gradients are constant in space; use 'ge'")
-    return truncate(_wide(gradient), options.delta, options.per, options.compare)
+    return truncate(wide(gradient), options.delta, options.per, options.compare)
 
 
-def _wide(value: Tensor) -> Tensor:
-    """At least float32: sums over thousands of pixels in bfloat16 are no sums."""
+def wide(value: Tensor) -> Tensor:
+    """`value` in at least float32: sums over thousands of pixels in bfloat16 are no sums."""
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 

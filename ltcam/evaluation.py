@@ -4,6 +4,8 @@ The counts of every (image, class) pair and configuration are kept in `counts.cs
 nothing is run again to be cut again. Heatmaps are of the classes truly present, as is standard for CAM seeds.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
@@ -15,15 +17,19 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from accelerate import PartialState
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ltcam import datasets, metrics, provenance
-from ltcam.cam import Options, layer_maps
+from ltcam.bins import heatmaps, maps_of
+from ltcam.cam import Options
 from ltcam.datasets import Segmentation
-from ltcam.segmentation import otsu_mask
+from ltcam.segmentation import CHUNK, otsu_masks
 from ltcam.tracing import trace
 from ltcam.training import Trained
-from ltcam.tricks import Scope, layerize
+from ltcam.tricks import Scope
 from ltcam.weights import sha256
 
 log = logging.getLogger(__name__)
@@ -46,7 +52,7 @@ class Config(NamedTuple):
         return None if self.layers == "all" else self.layers
 
     @classmethod
-    def parse(cls, text: str) -> "Config":
+    def parse(cls, text: str) -> Config:
         """ "METHOD[:LAYERS[:DELTA]]". Raises ValueError for anything else."""
         parts = text.split(":")
         try:
@@ -62,8 +68,9 @@ def evaluate(trained: Trained, part: str, configs: Sequence[Config], out: Path, 
     """Pixel counts of `configs` on part `part` of the data the model was trained on: one row a pair and configuration.
 
     `out/counts.csv.gz` keeps every configuration measured with this checkpoint, data and code; only missing ones are measured.
-    An interrupted call goes on after its last whole batch. Raises ValueError for a configuration that does not exist, and
-    DataError for data that are not there.
+    An interrupted call goes on after its last whole batch. Under `accelerate launch` the batches, which are the same whatever
+    the number of processes, are dealt out. Raises ValueError for a configuration that does not exist, and DataError for data
+    that are not there.
     """
     started = time.time()
     for config in configs:
@@ -78,57 +85,135 @@ def evaluate(trained: Trained, part: str, configs: Sequence[Config], out: Path, 
     missing = [c for c in dict.fromkeys(configs) if c not in set(_configs(known))]
     if missing:
         digest = hashlib.sha256(json.dumps([identity, missing]).encode()).hexdigest()[:12]
-        journal = out / f"counts.{digest}.partial.jsonl"
-        measured = _measure(trained, data, missing, batch_size, journal)
-        known = pd.concat([known, measured], ignore_index=True) if len(known) else measured
-        known = known.sort_values(["name", "class", *metrics.CONFIG], ignore_index=True, na_position="first")
-        provenance.save(known, path, started, **{**trained.about(data), **identity})
-        journal.unlink()
-    rows: dict[Config, list[int]] = {config: [] for config in configs}
+        workers = processes()
+        _measure(trained, data, missing, batch_size, out / f"counts.{digest}", workers)
+        if workers.is_main_process:
+            rows = [row for batch in _journals(out / f"counts.{digest}").values() for row in batch]
+            columns = ["name", "class", *metrics.CONFIG, "tp", "fp", "fn"]
+            measured = pd.DataFrame(rows, columns=columns).astype({"delta": float})
+            known = pd.concat([known, measured], ignore_index=True) if len(known) else measured
+            known = known.sort_values(["name", "class", *metrics.CONFIG], ignore_index=True, na_position="first")
+            provenance.save(known, path, started, **{**trained.about(data), **identity, "processes": workers.num_processes})
+            for journal in out.glob(f"counts.{digest}.*.partial.jsonl"):
+                journal.unlink()
+        workers.wait_for_everyone()
+        known = _known(path, identity)
+    rows_of: dict[Config, list[int]] = {config: [] for config in configs}
     for row, config in enumerate(_configs(known)):
-        rows.get(config, []).append(row)
-    return known.iloc[[row for chosen in rows.values() for row in chosen]].reset_index(drop=True)
+        rows_of.get(config, []).append(row)
+    return known.iloc[[row for chosen in rows_of.values() for row in chosen]].reset_index(drop=True)
 
 
-def _measure(trained: Trained, data: Segmentation, configs: list[Config], batch_size: int, journal: Path) -> pd.DataFrame:
-    """Counts of all batches; each batch is written to a journal as it is done, which a later call reads."""
-    done = _journal(journal)
-    batches = _batches(data, batch_size)
-    for number, indices in enumerate(tqdm(batches, desc=f"{data.title} {data.part}", disable=None, leave=False)):
-        if number < len(done):
-            continue
-        with torch.backends.cudnn.flags(allow_tf32=False):
-            done.append(list(_count_batch(trained, data, indices, configs)))
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        with journal.open("a") as file:
-            file.write(json.dumps(done[-1]) + "\n")
-        if number % 10 == 9:
-            log.info("%s %s: %d of %d batches", data.title, data.part, number + 1, len(batches))
-    columns = ["name", "class", *metrics.CONFIG, "tp", "fp", "fn"]
-    return pd.DataFrame([row for rows in done for row in rows], columns=columns).astype({"delta": float})
+def processes() -> PartialState:
+    """This process among those of `accelerate launch` or torchrun, or alone: nccl between GPUs, gloo between CPUs."""
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
-def _count_batch(
-    trained: Trained, data: Segmentation, indices: Sequence[int], configs: Sequence[Config]
-) -> Iterator[tuple[Any, ...]]:
-    """The rows of one batch: one forward and one backward per class rank serve every configuration."""
-    device = next(trained.model.parameters()).device
-    samples = [data[i] for i in indices]
-    images = torch.stack([datasets.preprocess(s.image, trained.size) for s in samples]).to(device)
-    labels = torch.stack([s.label for s in samples])
-    traced = trace(trained.model, images, labels, fullgrad=any(c.method == "fullgrad" for c in configs))
-    for config in configs:
-        maps = layer_maps(traced, config.options, config.selection)
-        for pair, (image, c) in enumerate(traced.pairs.tolist()):
-            mask = samples[image].mask.numpy()
-            heatmap = layerize([m[pair : pair + 1] for m in maps.values()], mask.shape)[0]
-            yield samples[image].name, c, *config, *metrics.count(otsu_mask(heatmap.cpu().numpy()), mask, c)
+def _measure(
+    trained: Trained, data: Segmentation, configs: list[Config], batch_size: int, stem: Path, workers: PartialState
+) -> None:
+    """Count this process's share of the batches that no journal has; each is written to its own journal as it is done."""
+    done, batches = _journals(stem), _batches(data, batch_size)
+    journal = _journal(stem, workers.process_index)
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    with journal.open("a+") as file:
+        file.truncate(_whole(journal))
+        workers.wait_for_everyone()  # all have read what is done before anyone adds to it
+        mine = [n for n in range(len(batches)) if n not in done][workers.process_index :: workers.num_processes]
+        loader = _loader(data, trained, [batches[n] for n in mine])
+        progress = tqdm(zip(mine, loader, strict=True), f"{data.title} {data.part}", len(mine), disable=None, leave=False)
+        for step, (number, samples) in enumerate(progress, 1):
+            with torch.backends.cudnn.flags(allow_tf32=False):
+                rows = _count(trained, samples, configs)
+            file.write(json.dumps([number, rows]) + "\n")
+            file.flush()
+            if step % 10 == 0:
+                log.info("%s %s: %d of %d batches", data.title, data.part, step, len(mine))
+    workers.wait_for_everyone()
+
+
+def _count(trained: Trained, samples: list[_Input], configs: Sequence[Config]) -> list[list[Any]]:
+    """`_count_batch`, in halves where the GPU's memory does not hold the batch."""
+    try:
+        return _count_batch(trained, samples, configs)
+    except torch.OutOfMemoryError:
+        if len(samples) == 1:
+            raise
+    half = len(samples) // 2
+    log.warning("out of GPU memory with %d images at a time: going on with %d", len(samples), half)
+    torch.cuda.empty_cache()
+    return _count(trained, samples[:half], configs) + _count(trained, samples[half:], configs)
+
+
+def _count_batch(trained: Trained, samples: list[_Input], configs: Sequence[Config]) -> list[list[Any]]:
+    """The rows of one batch: one forward and one backward per class rank serve every configuration.
+
+    Nothing but the counts leaves the device.
+    """
+    weight = next(trained.model.parameters())
+    images, device = torch.stack([s.image for s in samples]).to(weight), weight.device
+    full = any(c.method == "fullgrad" for c in configs)
+    traced = trace(trained.model, images, torch.stack([s.label for s in samples]), fullgrad=full)
+    maps = maps_of(traced, [(c.options, c.selection) for c in configs])
+    masks = [s.mask.to(device) for s in samples]
+    pairs = traced.pairs.tolist()
+    counts = torch.zeros(len(pairs), len(configs), 3, dtype=torch.long, device=device)
+    for options in dict.fromkeys(c.options for c in configs):
+        chosen = [i for i, c in enumerate(configs) if c.options == options]
+        layers = [maps[options, configs[i].selection] for i in chosen]
+        for part, size in _of_one_size(masks, pairs):
+            found = otsu_masks(heatmaps(layers, part, size).flatten(0, 1)).view(len(chosen), len(part), *size)
+            for i, pair in enumerate(part):
+                image, c = pairs[pair]
+                counts[pair, chosen] = metrics.count(found[:, i], masks[image], c)
+    return [
+        [samples[image].name, c, *config, *row]
+        for (image, c), rows in zip(pairs, counts.tolist(), strict=True)
+        for config, row in zip(configs, rows, strict=True)
+    ]
+
+
+def _of_one_size(masks: Sequence[Tensor], pairs: list[list[int]]) -> Iterator[tuple[list[int], tuple[int, int]]]:
+    """Numbers of pairs whose masks have one size, no more at a time than is scored at once, and that size."""
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for number, (image, _) in enumerate(pairs):
+        height, width = masks[image].shape
+        by_size.setdefault((height, width), []).append(number)
+    for size, numbers in by_size.items():
+        step = max(1, CHUNK[masks[0].device.type] // (size[0] * size[1]))
+        yield from ((numbers[i : i + step], size) for i in range(0, len(numbers), step))
+
+
+class _Input(NamedTuple):
+    """What is loaded of an image: the network's input (3, h, w), its label, mask (H, W) and name."""
+
+    image: Tensor
+    label: Tensor
+    mask: Tensor
+    name: str
+
+
+class _Inputs(Dataset[_Input]):
+    def __init__(self, data: Segmentation, size: tuple[int, int]) -> None:
+        self.data, self.size = data, size
+
+    def __getitem__(self, index: int) -> _Input:
+        image, label, mask, name = self.data[index]
+        return _Input(datasets.preprocess(image, self.size), label, mask, name)
+
+
+def _loader(data: Segmentation, trained: Trained, batches: list[list[int]]) -> DataLoader[_Input]:
+    """On a CPU the network is the bottleneck, so loader processes would only take cores from it."""
+    cuda = next(trained.model.parameters()).is_cuda
+    inputs = _Inputs(data, trained.size)
+    return DataLoader(inputs, batch_sampler=batches, collate_fn=list, num_workers=8 if cuda else 0, pin_memory=cuda)
 
 
 def _batches(data: Segmentation, batch_size: int) -> list[list[int]]:
-    """Images with equally many classes together, so that no backward runs for an image that does not need it."""
+    """Images with equally many classes together, so that no backward runs for an image that does not need it, and among them
+    those of one size, so that their masks are scored together."""
     ranks = data.labels.sum(dim=1).int().tolist()
-    ordered = sorted(data.scored, key=lambda i: ranks[i])
+    ordered = sorted(data.scored, key=lambda i: (ranks[i], data.sizes[i]))
     groups = [list(group) for _, group in groupby(ordered, key=lambda i: ranks[i])]
     return [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
 
@@ -152,10 +237,19 @@ def _configs(counts: pd.DataFrame) -> list[Config]:
     return [Config(m, layers, None if pd.isna(delta) else delta, per) for m, layers, delta, per in zip(*columns, strict=True)]
 
 
-def _journal(path: Path) -> list[list[Any]]:
-    """The batches an interrupted call finished; a line cut off in the writing does not count."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) < len(lines):
-        path.write_text("".join(whole))
-    return [json.loads(line) for line in whole]
+def _journal(stem: Path, process: int) -> Path:
+    return stem.with_name(f"{stem.name}.{process}.partial.jsonl")
+
+
+def _journals(stem: Path) -> dict[int, list[Any]]:
+    """{batch: its rows} of the batches that an interrupted call finished, in all its processes."""
+    found: dict[int, list[Any]] = {}
+    for path in stem.parent.glob(f"{stem.name}.*.partial.jsonl"):
+        text = path.read_bytes()[: _whole(path)].decode()
+        found |= dict(map(json.loads, text.splitlines()))
+    return found
+
+
+def _whole(path: Path) -> int:
+    """Bytes up to the last whole line: one cut off in the writing does not count."""
+    return path.read_bytes().rfind(b"\n") + 1 if path.is_file() else 0

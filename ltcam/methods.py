@@ -2,6 +2,9 @@
 
 Shapes throughout: activation A and gradient G (P, K, h, w), for P (image, class) pairs; the map (P, h, w), non-negative, at
 the layer's own size and in its own scale. Truncation (`ltcam.tricks.truncate`) acts on G before; nothing here knows of it.
+
+All but CAM and FullGrad are plain sums of a term a position and channel that is zero where G is: over positions, which weighs
+the channels (WEIGHTS), or over channels, which is the map itself (MAPS). So a sum over any part of G is a part of the sum.
 """
 
 from collections.abc import Callable
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor
 
 Method = Callable[[Tensor, Tensor], Tensor]
+Term = Callable[[Tensor, Tensor], Tensor]  # (A, G) -> (P, K, h, w)
 
 
 def cam(activation: Tensor, gradient: Tensor) -> Tensor:
@@ -26,7 +30,7 @@ def cam(activation: Tensor, gradient: Tensor) -> Tensor:
 
 def gradcam(activation: Tensor, gradient: Tensor) -> Tensor:
     """Grad-CAM, Eqs. 2 and 3 (Selvaraju et al. 2017): ReLU(sum_k mean_ij(G_k) A_k)."""
-    return _weighted(gradient.mean(dim=(2, 3)), activation)
+    return _weighted(_mean(activation, gradient).sum(dim=(2, 3)), activation)
 
 
 def gradcam_plus_plus(activation: Tensor, gradient: Tensor) -> Tensor:
@@ -37,28 +41,22 @@ def gradcam_plus_plus(activation: Tensor, gradient: Tensor) -> Tensor:
     1e-6): S is outside, the cube at (i, j), not sum_ab A_ab G_ab^3. The exponential score of the derivation, which would
     scale a whole map, is left out.
     """
-    positive = gradient.clamp(min=0)
-    total = activation.sum(dim=(2, 3), keepdim=True)
-    denominator = 2 + total * positive
-    alpha = torch.where(denominator != 0, denominator, 1).reciprocal()
-    return _weighted((alpha * positive).sum(dim=(2, 3)), activation)
+    return _weighted(_alpha(activation, gradient).sum(dim=(2, 3)), activation)
 
 
 def xgradcam(activation: Tensor, gradient: Tensor) -> Tensor:
     """XGrad-CAM (Fu et al. 2020): ReLU(sum_k w_k A_k), w_k = sum_ij(G_k A_k) / sum_ij A_k; 0 where a channel sums to 0."""
-    total = activation.sum(dim=(2, 3))
-    weights = torch.einsum("pkhw,pkhw->pk", gradient, activation) / torch.where(total != 0, total, torch.inf)
-    return _weighted(weights, activation)
+    return _weighted(_share(activation, gradient).sum(dim=(2, 3)), activation)
 
 
 def hirescam(activation: Tensor, gradient: Tensor) -> Tensor:
     """HiResCAM (Draelos and Carin 2020): ReLU(sum_k G_k * A_k)."""
-    return torch.einsum("pkhw,pkhw->phw", gradient, activation).relu()
+    return _product(activation, gradient).sum(dim=1).relu()
 
 
 def layercam(activation: Tensor, gradient: Tensor) -> Tensor:
     """Layer-CAM, Eqs. 4 and 5 (Jiang et al. 2021): ReLU(sum_k ReLU(G_k) * A_k); Eq. 5 leaves the sum unsaid."""
-    return torch.einsum("pkhw,pkhw->phw", gradient.clamp(min=0), activation).relu()
+    return _positive(activation, gradient).sum(dim=1).relu()
 
 
 def fullgrad(bias: Tensor, gradient: Tensor, per_channel: bool = False) -> Tensor:
@@ -74,6 +72,31 @@ def fullgrad(bias: Tensor, gradient: Tensor, per_channel: bool = False) -> Tenso
     return ((product - low) / torch.where(high > low, high - low, torch.inf)).sum(dim=1)
 
 
+def _mean(activation: Tensor, gradient: Tensor) -> Tensor:
+    return gradient / gradient[0, 0].numel()
+
+
+def _alpha(activation: Tensor, gradient: Tensor) -> Tensor:
+    positive = gradient.clamp(min=0)
+    denominator = 2 + activation.sum(dim=(2, 3), keepdim=True) * positive
+    return positive / torch.where(denominator != 0, denominator, 1)
+
+
+def _share(activation: Tensor, gradient: Tensor) -> Tensor:
+    total = activation.sum(dim=(2, 3), keepdim=True)
+    return gradient * activation / torch.where(total != 0, total, torch.inf)
+
+
+def _product(activation: Tensor, gradient: Tensor) -> Tensor:
+    return gradient * activation
+
+
+def _positive(activation: Tensor, gradient: Tensor) -> Tensor:
+    return gradient.clamp(min=0) * activation
+
+
+WEIGHTS: dict[str, Term] = {"gradcam": _mean, "gradcam++": _alpha, "xgradcam": _share}
+MAPS: dict[str, Term] = {"hirescam": _product, "layercam": _positive}
 METHODS: dict[str, Method] = {
     "cam": cam,
     "gradcam": gradcam,

@@ -8,18 +8,22 @@ Class means (mIoU, mPrecision, mRecall, mF1) sum the counts of a class over its 
 pixels are in no count; false positives of a class are counted in the images that have it.
 """
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 CONFIG = ["method", "layers", "delta", "per"]
 
 
-def count(predicted: NDArray[np.bool_], mask: NDArray[np.uint8], c: int, void: int = 255) -> tuple[int, int, int]:
-    """(tp, fp, fn) in pixels of a predicted mask (H, W) of class c against the mask (H, W) with c + 1 where class c is."""
+def count(predicted: Tensor, mask: Tensor, c: int, void: int = 255) -> Tensor:
+    """(tp, fp, fn) in pixels of predicted masks (M, H, W) of class c: (M, 3) long, on their device.
+
+    mask (H, W), c + 1 where class c is.
+    """
     truth = mask == c + 1
-    tp = int((predicted & truth).sum())
-    return tp, int((predicted & (mask != void)).sum()) - tp, int(truth.sum()) - tp
+    tp = (predicted & truth).flatten(1).sum(dim=1)
+    claimed = (predicted & (mask != void)).flatten(1).sum(dim=1)
+    return torch.stack([tp, claimed - tp, truth.sum() - tp], dim=1)
 
 
 def scores(counts: pd.DataFrame, classes: tuple[int, ...] | None = None) -> pd.DataFrame:

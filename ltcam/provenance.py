@@ -21,17 +21,8 @@ from ltcam.weights import sha256
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-image", "scikit-learn", "matplotlib", "pillow")
 
 MEASURING = (
-    "tracing",
-    "biases",
-    "targets",
-    "methods",
-    "tricks",
-    "cam",
-    "models",
-    "segmentation",
-    "metrics",
-    "evaluation",
-    "datasets/*",
+    *("tracing", "biases", "targets", "methods", "tricks", "cam", "bins"),
+    *("models", "segmentation", "metrics", "evaluation", "datasets/*"),
 )
 
 

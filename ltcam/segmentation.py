@@ -1,17 +1,50 @@
-"""From a heatmap to a mask: Otsu's threshold (Sec. 3.1), by scikit-image."""
+"""From heatmaps to masks: Otsu's threshold (Sec. 3.1), of a stack of maps at once; scikit-image is the oracle."""
 
-import numpy as np
-from numpy.typing import NDArray
-from skimage.filters import threshold_otsu
+import torch
+from torch import Tensor
+
+BINS = 256
+CHUNK = {"cpu": 2**18, "cuda": 2**26}  # pixels at a time
 
 
-def otsu_mask(heatmap: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """The pixels of a non-negative heatmap (H, W) above Otsu's threshold (256 bins).
+def otsu_masks(heatmaps: Tensor) -> Tensor:
+    """The pixels of non-negative heatmaps (M, H, W) above Otsu's threshold (256 bins of each map's range): (M, H, W) bool.
 
-    None where the map is constant, up to the rounding that resizing a constant leaves.
+    None where a map is constant, up to the rounding that resizing a constant leaves.
     """
-    exact = heatmap.astype(np.float64)  # float32 cannot tell 256 bins apart in a nearly constant map
-    if np.ptp(exact) <= 8 * np.finfo(np.float32).eps * exact.max():
-        return np.zeros(heatmap.shape, dtype=bool)
-    mask: NDArray[np.bool_] = exact > threshold_otsu(exact)  # type: ignore[no-untyped-call]
-    return mask
+    step = max(1, CHUNK[heatmaps.device.type] // heatmaps[0].numel())
+    return torch.cat([_above(part) for part in torch.split(heatmaps, step)])
+
+
+def _above(heatmaps: Tensor) -> Tensor:
+    values = heatmaps.flatten(1).double()  # float32 cannot tell 256 bins apart in a nearly constant map
+    low, high = values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)
+    constant = high - low <= 8 * torch.finfo(torch.float32).eps * high
+    edges = low + (high - low) / BINS * torch.arange(BINS + 1, device=values.device)
+    edges[:, -1:] = high
+    counts = _histogram(values, edges, constant)
+    threshold = _threshold(counts, (edges[:, :-1] + edges[:, 1:]) / 2)
+    return ((values > threshold) & ~constant).view_as(heatmaps)
+
+
+def _histogram(values: Tensor, edges: Tensor, constant: Tensor) -> Tensor:
+    """How many of `values` (M, n) are in each bin, (M, 256): exactly as numpy counts; the last bin has both its edges."""
+    low, high = edges[:, :1], edges[:, -1:]
+    place = (values - low) * (BINS / torch.where(constant, torch.inf, high - low))
+    bins = place.long()
+    # Rounding may put a value that lies on an edge on its wrong side.
+    row, column = torch.nonzero((place - place.round()).abs() < 1e-9, as_tuple=True)
+    nearest = place[row, column].round().long()
+    bins[row, column] = nearest - (values[row, column] < edges[row, nearest]).long()
+    bins = bins.clamp_(max=BINS - 1) + BINS * torch.arange(len(values), device=values.device)[:, None]
+    return torch.bincount(bins.flatten(), minlength=BINS * len(values)).view(-1, BINS)
+
+
+def _threshold(counts: Tensor, centers: Tensor) -> Tensor:
+    """The bin center that parts each histogram (M, 256) with the largest variance between the two parts: (M, 1)."""
+    counts = counts.float()  # as scikit-image computes, so that equal histograms give equal thresholds
+    below, above = counts.cumsum(1), counts.flip(1).cumsum(1).flip(1)
+    mass = counts * centers
+    mean_below, mean_above = mass.cumsum(1) / below, mass.flip(1).cumsum(1).flip(1) / above
+    variance = below[:, :-1] * above[:, 1:] * (mean_below[:, :-1] - mean_above[:, 1:]) ** 2
+    return centers.gather(1, variance.argmax(dim=1, keepdim=True))

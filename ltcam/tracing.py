@@ -44,9 +44,9 @@ class Trace:
     _activations: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _gradients: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
-    def activation(self, name: str) -> Tensor:
-        """(P, K, h, w): the output of layer `name` for the image of each pair."""
-        return _per_pair(self._activations[self._known(name)], self.pairs)
+    def activation(self, name: str, part: slice = slice(None)) -> Tensor:
+        """(P, K, h, w): the output of layer `name` for the image of each pair, or of the pairs in `part`."""
+        return _per_pair(self._activations[self._known(name)], self.pairs[part])
 
     def gradient(self, name: str) -> Tensor:
         """(P, K, h, w): the gradient of each pair's logit with respect to the output of layer `name`."""
@@ -68,6 +68,16 @@ class Trace:
         raise ValueError(
             f"layer {layers!r} was not traced: expected one of {self.layers}, or of the stages {list(self.stages)}"
         )
+
+    def terms(self, layers: str | Sequence[str] | None = None) -> list[Bias]:
+        """FullGrad's bias terms that have a place, of the layers that `select` gives; None: all.
+
+        Raises ValueError for a trace without them, and as `select` does.
+        """
+        if self.inputs is None:
+            raise ValueError("method 'fullgrad' needs the gradients at the biases: trace(..., fullgrad=True)")
+        chosen = self.select(layers)
+        return [t for t in self.biases if t.gradient.ndim == 4 and (layers is None or t.stage in chosen)]
 
     def _known(self, name: str) -> str:
         if name not in self._activations:
@@ -167,7 +177,6 @@ def _backward(score: Tensor, pairs: Tensor, wanted: list[Any], names: list[str],
     image = pairs[:, 0].contiguous()
     rank = torch.arange(len(pairs), device=pairs.device) - torch.searchsorted(image, image)
     ranks = int(rank.max()) + 1
-    put = torch.Tensor.index_put if create_graph else torch.Tensor.index_put_
     # float16 ends at 6e-8, and shallow gradients below that: they are made larger on the way, and smaller in float32.
     scale = score.new_full((), 2.0**14 if score.dtype == torch.float16 else 1.0)
     results: list[Tensor] = []
@@ -185,7 +194,7 @@ def _backward(score: Tensor, pairs: Tensor, wanted: list[Any], names: list[str],
             if r == 0:
                 results.append(_per_pair(gradient, pairs))
             else:
-                results[i] = put(results[i], (chosen,), gradient[image[chosen]])
+                results[i] = results[i].index_put_((chosen,), gradient[image[chosen]])
     return results
 
 

@@ -2,11 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from skimage.filters import threshold_otsu
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
-from ltcam import layerize, metrics
-from ltcam.segmentation import otsu_mask
+from ltcam import metrics
 
 PAIRS = [("a", 0, 50, 50, 0), ("b", 0, 0, 0, 100), ("a", 1, 10, 30, 10)]
 COUNTS = pd.DataFrame(
@@ -58,42 +56,9 @@ def test_counts_against_scikit_learn():
     rng = np.random.default_rng(0)
     mask = rng.choice([0, 1, 2, 255], (40, 50)).astype(np.uint8)
     predicted = rng.random((40, 50)) > 0.6
-    tp, fp, fn = metrics.count(predicted, mask, 1)
+    counts = metrics.count(torch.from_numpy(np.stack([~predicted, predicted])), torch.from_numpy(mask), 1)
+    tp, fp, fn = counts[1].tolist()
     table = metrics.scores(pd.DataFrame([("x", 1, "m", "S5", None, "layer", tp, fp, fn)], columns=COUNTS.columns)).iloc[0]
     truth, guess = mask[mask != 255] == 2, predicted[mask != 255]
     for name, score in (("IoU", jaccard_score), ("Precision", precision_score), ("Recall", recall_score), ("F1", f1_score)):
         assert table[name] == pytest.approx(100 * score(truth, guess))
-
-
-def test_otsu_is_scikit_images():
-    heatmap = np.random.default_rng(0).gamma(1, size=(60, 80))
-    assert np.array_equal(otsu_mask(heatmap), heatmap > threshold_otsu(heatmap))
-
-
-def test_a_pixel_at_the_threshold_is_background():
-    heatmap = np.array([[0.0] * 8, [256.0] * 8, [0.5] + [0.0] * 7])
-    assert threshold_otsu(heatmap) == 0.5
-    assert otsu_mask(heatmap).sum() == 8
-
-
-def test_otsu_separates_two_values():
-    heatmap = np.zeros((10, 10), np.float32)
-    heatmap[2:5, 3:7] = 1e-9
-    assert np.array_equal(otsu_mask(heatmap), heatmap > 0)
-
-
-@pytest.mark.parametrize(("low", "high"), [(1.0, 1.00001), (0.0, 1e-45)])
-def test_otsu_separates_values_that_float32_has_no_256_bins_between(low, high):
-    heatmap = np.full((4, 4), low, np.float32)
-    heatmap[1:3, 1:3] = high
-    assert np.array_equal(otsu_mask(heatmap), heatmap > np.float32(low))
-
-
-def test_what_resizing_leaves_of_a_constant_is_constant():
-    resized = layerize([torch.full((1, 1, 1), 0.3), torch.full((1, 3, 3), 0.1)], (45, 60))[0].numpy()
-    assert np.ptp(resized) > 0 and not otsu_mask(resized).any()
-
-
-@pytest.mark.parametrize("value", [0.0, 3.5])
-def test_a_constant_map_is_empty(value):
-    assert not otsu_mask(np.full((5, 5), value, np.float32)).any()

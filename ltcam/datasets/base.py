@@ -1,7 +1,8 @@
 """What every data set gives: (image, multi-hot label, mask, name), in its native size, and how an image enters the network."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,6 +78,11 @@ class Segmentation(Dataset[Sample]):
         raise NotImplementedError
 
     @cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(H, W) of each image, from its file's header. Raises DataError for a file that cannot be read."""
+        return [_size(entry.image) for entry in self.entries]
+
+    @cached_property
     def labels(self) -> Tensor:
         """(N, C) float: the classes present in each image, read off the masks unless a subclass knows better."""
         present = [np.unique(self.mask(i)) for i in range(len(self))]
@@ -108,9 +114,20 @@ def read(path: Path, mode: str | None = None) -> NDArray[np.uint8]:
 
     Raises DataError where the file is missing or damaged.
     """
+    with _opened(path) as image:
+        return np.array(image.convert(mode) if mode else image, dtype=np.uint8)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with _opened(path) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
-            return np.array(image.convert(mode) if mode else image, dtype=np.uint8)
+            yield image
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing: expected an image there; fetch the data set again") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
@@ -133,6 +150,18 @@ def require(folder: Path, name: str) -> Path:
 
 def preprocess(image: Tensor, size: tuple[int, int]) -> Tensor:
     """(3, H, W) uint8 -> (3, *size) float, ImageNet-normalised; the aspect ratio is not kept."""
-    resized = F.resize(image, list(size), antialias=True)
-    normalised: Tensor = F.normalize(F.to_dtype(resized, torch.float32, scale=True), list(MEAN), list(STD))
+    with _one_thread():
+        resized = F.resize(image, list(size), antialias=True)
+        normalised: Tensor = F.normalize(F.to_dtype(resized, torch.float32, scale=True), list(MEAN), list(STD))
     return normalised
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One image is too little work to share: threads that wait for one another made loading 15 times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

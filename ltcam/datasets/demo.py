@@ -42,6 +42,10 @@ class Demo(Segmentation):
         return render(PARTS[self.part][index])[1]
 
     @cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        return [(SIZE, SIZE)] * len(self)
+
+    @cached_property
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for number in PARTS[self.part]:

@@ -1,0 +1,45 @@
+import itertools
+
+import pytest
+import torch
+
+from ltcam import trace
+from ltcam.bins import maps_of
+from ltcam.cam import Options, layer_maps
+from ltcam.models import vgg16
+
+DELTAS = (None, 0.0, 20.0, 55.5, 90.0)
+
+
+def traced(dtype=torch.float32, head="fc"):
+    torch.manual_seed(0)
+    model = vgg16(3, head, weights=None, hidden=16, width=8).to(dtype)
+    images = torch.randn(3, 3, 64, 96, dtype=dtype)
+    return trace(model, images, [[0, 2], [1], [0, 1, 2]], fullgrad=True)
+
+
+@pytest.fixture(scope="module")
+def both():
+    return {dtype: traced(dtype) for dtype in (torch.float32, torch.float64)}
+
+
+def close(ours, expected):
+    assert ours.keys() == expected.keys()
+    for name, m in expected.items():
+        assert ours[name].shape == m.shape and ours[name].dtype == torch.float32
+        scale = m.amax(dim=(1, 2), keepdim=True).clamp(min=1e-30)
+        torch.testing.assert_close(ours[name] / scale, m / scale, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_delta_method_and_scope_is_what_explain_makes_one_by_one(both, dtype):
+    t = both[dtype]
+    methods = ("gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "fullgrad")
+    options = [Options(m, d, per) for m, d, per in itertools.product(methods, DELTAS, ("layer", "channel"))]
+    options += [Options("fullgrad", 20.0, per_channel=True), Options("gradcam", 20.0, compare="gt")]
+    wanted = list(itertools.product(options, (None, "S5", "S3-S5")))
+    found = maps_of(t, wanted)
+    assert list(found) == wanted
+    for (o, layers), maps in found.items():
+        close(maps, layer_maps(t, o, layers))
+        assert list(maps) == list(layer_maps(t, o, layers))

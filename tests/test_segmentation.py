@@ -1,0 +1,114 @@
+"""scikit-image is the oracle of Otsu's threshold."""
+
+import numpy as np
+import pytest
+import torch
+from skimage.filters import threshold_otsu
+
+from ltcam.segmentation import otsu_masks
+from ltcam.tricks import layerize
+
+
+def otsu_mask(heatmap):
+    return otsu_masks(torch.as_tensor(heatmap)[None])[0].numpy()
+
+
+def maps(kind, count, rng):
+    """(count, H, W) float32 maps of one kind."""
+    shape = (count, *rng.integers(8, 60, 2))
+    return {
+        "uniform": lambda: rng.random(shape),
+        "heavy-tailed": lambda: rng.pareto(0.7, shape),
+        "sparse": lambda: rng.random(shape) * (rng.random(shape) < 0.05),
+        "two-valued": lambda: rng.random((count, 1, 1)) + rng.integers(0, 2, shape) * rng.random((count, 1, 1)),
+        "whole numbers": lambda: rng.integers(0, 257, shape),
+        "few values": lambda: rng.integers(0, 7, shape) / 7,
+        "tiny": lambda: rng.random(shape) * 1e-20,
+        "narrow": lambda: 1 + rng.random(shape) * 1e-4,
+        "smooth": lambda: np.cumsum(np.cumsum(rng.random(shape), 1), 2),
+        "constant": lambda: np.broadcast_to(rng.random((count, 1, 1)), shape),
+    }[kind]().astype(np.float32)
+
+
+KINDS = (
+    "uniform",
+    "heavy-tailed",
+    "sparse",
+    "two-valued",
+    "whole numbers",
+    "few values",
+    "tiny",
+    "narrow",
+    "smooth",
+    "constant",
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hundred_maps_of_each_kind_are_cut_where_scikit_image_cuts(kind):
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        stack = maps(kind, 10, rng)
+        ours = otsu_masks(torch.from_numpy(stack)).numpy()
+        for mask, heatmap in zip(ours, stack.astype(np.float64), strict=True):
+            np.testing.assert_array_equal(mask, heatmap > threshold_otsu(heatmap))
+            assert mask.any() == (np.ptp(heatmap) > 0)
+
+
+def test_by_hand():
+    heatmap = torch.tensor([[0.0, 0.09, 0.09], [0.9, 1.0, 0.8]])
+    expected = torch.tensor([[False, False, False], [True, True, True]])
+    assert torch.equal(otsu_masks(heatmap[None])[0], expected)
+
+
+def test_a_constant_up_to_rounding_is_empty():
+    heatmap = torch.full((1, 9, 9), 0.3)
+    heatmap[0, 4, 4] += 3e-8
+    assert heatmap.unique().numel() == 2 and not otsu_masks(heatmap).any() and not otsu_masks(torch.zeros(2, 3, 3)).any()
+
+
+def test_large_stacks_are_cut_in_parts(monkeypatch):
+    heatmaps = torch.rand(7, 20, 20)
+    whole = otsu_masks(heatmaps)
+    monkeypatch.setitem(otsu_masks.__globals__["CHUNK"], "cpu", 801)
+    assert torch.equal(otsu_masks(heatmaps), whole)
+
+
+def test_otsu_is_scikit_images():
+    heatmap = np.random.default_rng(0).gamma(1, size=(60, 80))
+    assert np.array_equal(otsu_mask(heatmap), heatmap > threshold_otsu(heatmap))
+
+
+def test_a_pixel_at_the_threshold_is_background():
+    heatmap = np.array([[0.0] * 8, [256.0] * 8, [0.5] + [0.0] * 7])
+    assert threshold_otsu(heatmap) == 0.5
+    assert otsu_mask(heatmap).sum() == 8
+
+
+def test_otsu_separates_two_values():
+    heatmap = np.zeros((10, 10), np.float32)
+    heatmap[2:5, 3:7] = 1e-9
+    assert np.array_equal(otsu_mask(heatmap), heatmap > 0)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.00001), (0.0, 1e-45)])
+def test_otsu_separates_values_that_float32_has_no_256_bins_between(low, high):
+    heatmap = np.full((4, 4), low, np.float32)
+    heatmap[1:3, 1:3] = high
+    assert np.array_equal(otsu_mask(heatmap), heatmap > np.float32(low))
+
+
+def test_what_resizing_leaves_of_a_constant_is_constant():
+    resized = layerize([torch.full((1, 1, 1), 0.3), torch.full((1, 3, 3), 0.1)], (45, 60))[0].numpy()
+    assert np.ptp(resized) > 0 and not otsu_mask(resized).any()
+
+
+@pytest.mark.parametrize("value", [0.0, 3.5])
+def test_a_constant_map_is_empty(value):
+    assert not otsu_mask(np.full((5, 5), value, np.float32)).any()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_is_cpu():
+    heatmaps = torch.rand(20, 60, 50) ** 3
+    assert torch.equal(otsu_masks(heatmaps.cuda()).cpu(), otsu_masks(heatmaps))
