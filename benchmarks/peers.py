@@ -1,0 +1,252 @@
+"""The same heatmaps by ltcam, pytorch-grad-cam, torch-cam and captum: `python -m benchmarks.peers`, with nothing else running.
+
+One process a library, taking turns; a time is that of a batch, a ratio that of two times of one turn. The floor is a bare
+forward and backward to the same activations: what no gradient-weighted method can do without. Peers are called as their
+documentation does, with truncation in a subclass of a few lines, and their five stages in one pass where they can.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from ltcam import provenance
+from ltcam.evaluation import Config
+from ltcam.paper import SEVEN
+from ltcam.sweep import DELTAS
+
+ROWS = [config for config in SEVEN.values() if config.method != "fullgrad"]
+SWEEP = [Config(method, "S1-S5", delta) for method in ("gradcam", "layercam") for delta in (None, *DELTAS)]
+STAGES = [Config("gradcam", f"S{i}") for i in range(1, 6)]
+TASKS: dict[str, tuple[list[Config], int]] = {  # the heatmaps, and the classes an image
+    "a: Grad-CAM at five stages": (STAGES, 1),
+    "b: Tables 3 and 4 without FullGrad": (ROWS, 1),
+    "b: FullGrad": ([SEVEN["FullGrad"]], 1),
+    "c: all deltas, two classes": (SWEEP, 2),
+    "c: all deltas of FullGrad": ([Config("fullgrad", "all", delta) for delta in (None, *DELTAS)], 1),
+}
+CLASSES = (207, 281)
+Work = Callable[[nn.Module, Tensor, list[Config], int], Any]
+
+
+def ours(model: nn.Module, images: Tensor, configs: list[Config], classes: int) -> Any:
+    from ltcam.bins import heatmaps, maps_of
+    from ltcam.tracing import trace
+
+    full = any(config.method == "fullgrad" for config in configs)
+    traced = trace(model, images, [CLASSES[:classes]] * len(images), fullgrad=full)
+    maps = maps_of(traced, [(c.options, c.selection) for c in configs])
+    pairs, size = list(range(len(traced.pairs))), (images.shape[2], images.shape[3])
+    return [
+        heatmaps([maps[c.options, c.selection] for c in configs if c.options == options], pairs, size)
+        for options in dict.fromkeys(c.options for c in configs)
+    ]
+
+
+def floor(model: nn.Module, images: Tensor, configs: list[Config], classes: int) -> Any:
+    """A bare forward, and a backward a class, to the outputs of the stages (of FullGrad: of every convolution)."""
+    full = configs[0].method == "fullgrad"
+    wanted = nn.Conv2d if full else nn.MaxPool2d
+    kept: list[Tensor] = []
+    x = images.requires_grad_(full)
+    for module in model.features:
+        x = module(x)
+        if isinstance(module, wanted):
+            kept.append(x if x.requires_grad else x.detach().requires_grad_())
+            x = kept[-1].clone() if full else kept[-1]  # an in-place ReLU comes next
+    logits = model.classifier(torch.flatten(model.avgpool(x), 1))
+    return [torch.autograd.grad(logits[:, c].sum(), kept, retain_graph=True) for c in CLASSES[:classes]]
+
+
+def pytorch_grad_cam(model: nn.Module, images: Tensor, configs: list[Config], classes: int) -> Any:
+    from pytorch_grad_cam import FullGrad, GradCAM, GradCAMPlusPlus, LayerCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    def truncated(grads: np.ndarray[Any, Any], delta: float | None) -> np.ndarray[Any, Any]:
+        if not delta:
+            return grads if delta is None else np.maximum(grads, 0)
+        limits = [np.percentile(g[g > 0], delta) for g in grads]
+        return np.where(grads >= np.array(limits, np.float32)[:, None, None, None], grads, 0)
+
+    def make(base: Any, config: Config) -> Any:
+        class Truncated(base):
+            def get_cam_image(self, images, layer, targets, activations, grads, smooth=False):  # type: ignore[no-untyped-def]
+                return super().get_cam_image(images, layer, targets, activations, truncated(grads, config.delta), smooth)
+
+            def aggregate_multi_layers(self, maps):  # type: ignore[no-untyped-def]
+                return maps if config.layers == "S1-S5" and configs is STAGES else np.concatenate(maps, 1).sum(1)
+
+        return Truncated
+
+    bases = {"gradcam": GradCAM, "gradcam++": GradCAMPlusPlus, "layercam": LayerCAM}
+    found = []
+    for config in [Config("gradcam", "S1-S5")] if configs is STAGES else configs:
+        full = config.method == "fullgrad"
+        kind = FullGrad if full else make(bases[config.method], config)
+        with kind(model, [] if full else _modules(model, config)) as cam:
+            found += [cam(images, [ClassifierOutputTarget(c)] * len(images)) for c in CLASSES[:classes]]
+    return found
+
+
+def torch_cam(model: nn.Module, images: Tensor, configs: list[Config], classes: int) -> Any:
+    from torch.nn.functional import interpolate
+    from torchcam.methods import GradCAM, GradCAMpp, LayerCAM
+
+    def make(base: Any, delta: float | None) -> Any:
+        class Truncated(base):
+            def _backprop(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+                super()._backprop(*args, **kwargs)
+                if delta is not None:
+                    self.hook_g = [self.truncated(grads) for grads in self.hook_g]
+
+            def truncated(self, grads):  # type: ignore[no-untyped-def]
+                limits = [torch.quantile(g[g > 0], delta / 100) if delta else 0 for g in grads]
+                return torch.stack([torch.where(g >= limit, g, 0) for g, limit in zip(grads, limits, strict=True)])
+
+        return Truncated
+
+    bases = {"gradcam": GradCAM, "gradcam++": GradCAMpp, "layercam": LayerCAM}
+    found = []
+    for config in [Config("gradcam", "S1-S5")] if configs is STAGES else configs:
+        with make(bases[config.method], config.delta)(model, _modules(model, config)) as extractor:
+            logits = model(images)
+            for i, c in enumerate(CLASSES[:classes]):
+                maps = extractor(c, logits, normalized=False, retain_graph=i < classes - 1)
+                resized = [interpolate(m[:, None], images.shape[2:], mode="bilinear") for m in maps]
+                found.append(resized if configs is STAGES else sum(resized))
+    return found
+
+
+def captum(model: nn.Module, images: Tensor, configs: list[Config], classes: int) -> Any:
+    from captum.attr import LayerAttribution, LayerGradCam
+
+    maps = [
+        LayerGradCam(model, _modules(model, config)[0]).attribute(images, target=CLASSES[0], relu_attributions=True)
+        for config in configs
+    ]
+    return [LayerAttribution.interpolate(m, images.shape[2:], "bilinear") for m in maps]
+
+
+LIBRARIES: dict[str, tuple[Work, str]] = {  # which tasks each is asked: by their first letters
+    "floor": (floor, "abc"),
+    "ltcam": (ours, "abc"),
+    "torch-cam": (torch_cam, "abc"),
+    "pytorch-grad-cam": (pytorch_grad_cam, "abc"),
+    "captum": (captum, "a"),
+}
+
+
+def asked(library: str, task: str) -> bool:
+    full = "FullGrad" in task and "without" not in task
+    return task[0] in LIBRARIES[library][1] and not (full and library in ("torch-cam", "captum")) and not (
+        task.startswith("c: all deltas of FullGrad") and library == "pytorch-grad-cam"
+    )  # fmt: skip
+
+
+def serve(pipe: Any, library: str, task: str, batch: int, size: int, threads: int) -> None:
+    """A library's process: every message is one more turn, answered with its seconds and its peak of memory in MB."""
+    from torchvision.models import vgg16
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = vgg16(weights=None).eval().to(device)
+    work, (configs, classes) = LIBRARIES[library][0], TASKS[task]
+    if library == "floor":  # ours asks for no gradient of the weights, nor does the floor
+        model.requires_grad_(False)
+    pipe.send("ready")
+    while pipe.recv():
+        images = torch.rand(batch, 3, size, size).to(device)
+        before = _memory(reset=True)
+        started = time.perf_counter()
+        result = work(model, images, configs, classes)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+        del result
+        pipe.send((seconds, _memory() - before))
+
+
+def _memory(reset: bool = False) -> float:
+    """MB held now (`reset`), or at most since then: of the GPU where there is one, else of the process."""
+    if torch.cuda.is_available():
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return (torch.cuda.memory_allocated() if reset else torch.cuda.max_memory_allocated()) / 2**20
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    kilobytes = {name: value.split()[0] for name, value in (line.split(":", 1) for line in lines) if value.strip()}
+    return int(kilobytes["VmRSS" if reset else "VmHWM"]) / 2**10
+
+
+def measure(task: str, rounds: int, batch: int, size: int, threads: int) -> pd.DataFrame:
+    """A row a library and turn: seconds, MB. The first turn of each, which warms it up, is left out of the times."""
+    context = get_context("spawn")
+    pipes: dict[str, Any] = {}
+    for library in (name for name in LIBRARIES if asked(name, task)):
+        pipes[library], theirs = context.Pipe()
+        context.Process(target=serve, args=(theirs, library, task, batch, size, threads), daemon=True).start()
+        assert pipes[library].recv() == "ready"
+    rows = []
+    for turn in range(-1, rounds):
+        for library, pipe in pipes.items():
+            pipe.send(True)
+            rows.append((task, library, turn, *pipe.recv()))
+    for pipe in pipes.values():
+        pipe.send(False)
+    return pd.DataFrame(rows, columns=["task", "library", "turn", "seconds", "MB"])
+
+
+def ratios(times: pd.DataFrame) -> pd.DataFrame:
+    """A row a task and library: median seconds, peak MB (first turn), its time over ours and the floor's (median, min, max)."""
+    rows = []
+    for task, table in times.groupby("task", sort=False):
+        seconds = table[table["turn"] >= 0].pivot(index="turn", columns="library", values="seconds")
+        memory = table[table["turn"] == -1].set_index("library")["MB"]
+        for library in dict.fromkeys(table["library"]):
+            row = {"task": task, "library": library, "seconds": statistics.median(seconds[library]), "MB": memory[library]}
+            for other in ("ltcam", "floor"):
+                ratio = seconds[library] / seconds[other]
+                row |= {f"over {other}": ratio.median(), f"over {other}, min": ratio.min(), f"over {other}, max": ratio.max()}
+            rows.append({**row, "MB over floor": memory[library] / memory["floor"]})
+    return pd.DataFrame(rows)
+
+
+def _modules(model: nn.Module, config: Config) -> list[nn.Module]:
+    pools = [module for module in model.features if isinstance(module, nn.MaxPool2d)]
+    first = 0 if config.layers == "S1-S5" else int(config.layers[1]) - 1
+    return pools[first : 5 if config.layers == "S1-S5" else first + 1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--only", default="", help="tasks whose names start with this")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    started, threads = time.time(), torch.get_num_threads()
+    tasks = [task for task in TASKS if task.startswith(options.only)]
+    times = pd.concat([measure(task, options.rounds, options.batch, options.size, threads) for task in tasks])
+    table = ratios(times)
+    print(table.round(3).to_string(index=False))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = {"rounds": options.rounds, "batch": options.batch, "size": options.size}
+    provenance.save(times, options.out / f"peers_{device}_times.csv", started, **settings)
+    provenance.save(table, options.out / f"peers_{device}.csv", started, **settings)
+
+
+if __name__ == "__main__":
+    main()
