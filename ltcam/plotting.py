@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,8 +23,14 @@ from ltcam.evaluation import Config
 from ltcam.paths import atomic
 from ltcam.tracing import trace
 from ltcam.training import Trained
+from ltcam.tricks import truncate
 
 THUMBNAIL = 160  # pixels of the longer side: photographs appear at figure size only
+SWEPT = {  # the paper's colors in Figs. 4 and 5
+    "gradcam": ("Grad-CAM", "tab:blue"),
+    "fullgrad": ("FullGrad", "tab:orange"),
+    "layercam": ("Layer-CAM", "tab:green"),
+}
 
 
 def examples(data: Segmentation, count: int = 5, seed: int = 0) -> list[tuple[int, int]]:
@@ -45,12 +52,30 @@ def examples(data: Segmentation, count: int = 5, seed: int = 0) -> list[tuple[in
     return [pair for turn in zip_longest(*queues) for pair in turn if pair][:count]
 
 
+def worst(counts: pd.DataFrame, data: Segmentation, config: Config, count: int = 4) -> dict[tuple[int, int], float]:
+    """{(image index, class): IoU in percent} of the `count` pairs that `config` segments worst, worst first.
+
+    counts of `data`, as `ltcam.evaluation.evaluate` gives them; of its headline classes. Equal ones are in order of name and
+    class. A pair without a true pixel is left out: that is its mask's failure.
+    """
+    rows = counts.merge(pd.DataFrame([config]).astype({"delta": float}))
+    rows = rows[rows["class"].isin(data.headline or range(len(data.classes))) & (rows["tp"] + rows["fn"] > 0)]
+    rows = rows.assign(IoU=100 * rows["tp"] / (rows["tp"] + rows["fp"] + rows["fn"]))
+    lowest = rows.sort_values(["IoU", "name", "class"]).head(count)
+    index = {entry.name: i for i, entry in enumerate(data.entries)}
+    return {(index[name], c): iou for name, c, iou in lowest[["name", "class", "IoU"]].itertuples(index=False)}
+
+
 def heatmap_figure(
-    trained: Trained, data: Segmentation, chosen: Sequence[tuple[int, int]], configs: dict[str, Config], truth: bool = False
+    trained: Trained,
+    data: Segmentation,
+    chosen: Mapping[tuple[int, int], float] | Sequence[tuple[int, int]],
+    configs: dict[str, Config],
+    truth: bool = False,
 ) -> Figure:
     """A grid: the image (with its mask outlined if `truth`), then the heatmap of each configuration over it.
 
-    chosen: (image index, class) a row. A heatmap is shown from 0 to its own maximum.
+    chosen: (image index, class) a row, with its IoU to be shown if a mapping. A heatmap is shown from 0 to its own maximum.
     """
     samples = [data[i] for i, _ in chosen]
     images = torch.stack([datasets.preprocess(s.image, trained.size) for s in samples])
@@ -60,6 +85,8 @@ def heatmap_figure(
     )
     columns = {title: explain(traced, c.method, c.selection, c.delta, per=c.per).cpu().unbind() for title, c in configs.items()}
     rows = [data.entries[i].kind or data.classes[c] for i, c in chosen]
+    if isinstance(chosen, Mapping):
+        rows = [f"{row}\nIoU {iou:.1f}%" for row, iou in zip(rows, chosen.values(), strict=True)]
     masks = [s.mask == c + 1 for s, (_, c) in zip(samples, chosen, strict=True)] if truth else None
     return grid([s.image for s in samples], columns, rows, masks)
 
@@ -85,7 +112,7 @@ def grid(
     for row, label in enumerate(rows):
         axes[row, 0].set_ylabel(label, fontsize=8)
         if masks is not None:
-            axes[row, 0].contour(_fit(masks[row].float(), thumbnails[row]), [0.5], colors="yellow", linewidths=0.8)
+            _outline(axes[row, 0], masks[row], thumbnails[row].shape[:2])
     return figure
 
 
@@ -135,6 +162,50 @@ def distributions(rows: Mapping[str, NDArray[np.float64]], label: str) -> Figure
     axes.invert_yaxis()
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     axes.xaxis.set_major_formatter("{x:g}")
+    return figure
+
+
+def gradients(image: Tensor, mask: Tensor, rows: Mapping[str, Tensor], deltas: Sequence[float | None]) -> Figure:
+    """Eq. 9 at work on one (image, class): a row a layer, a column a delta, each the truncated gradient summed over channels.
+
+    image (3, H, W) uint8, mask (H, W) bool, rows {title: gradient (K, h, w)}. Each panel is symmetric around 0, up to its own
+    largest absolute value; above it is the share of the layer's gradients that is left.
+    """
+    thumbnail = F.resize(image, _thumbnail(image.shape[1:]), antialias=True).permute(1, 2, 0).numpy()
+    height, width = thumbnail.shape[:2]
+    side = min(1.6, 2.6 * width / height)
+    figure, axes = plt.subplots(
+        len(rows), 1 + len(deltas), figsize=(side * (1 + len(deltas)), (side * height / width + 0.4) * len(rows)),
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for number, (line, (label, gradient)) in enumerate(zip(axes, rows.items(), strict=True)):
+        _panel(line[0], thumbnail, None)
+        line[0].set_ylabel(label, fontsize=9)
+        if number:
+            _outline(line[0], mask, (height, width))
+        for panel, delta in zip(line[1:], deltas, strict=True):
+            kept = truncate(gradient[None], delta)[0].cpu()
+            total = kept.sum(dim=0).numpy()
+            limit = max(float(np.abs(total).max()), 1e-30)
+            panel.imshow(total, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(0, width, height, 0))
+            panel.set(xticks=[], yticks=[])
+            name = "all" if delta is None else f"δ = {delta:g}"
+            panel.set_title(f"{name}\n{float((kept != 0).float().mean()):.0%} kept", fontsize=8)
+    return figure
+
+
+def sweep_figure(table: pd.DataFrame, metric: str, label: str, title: str) -> Figure:
+    """`metric` (percent) over delta, a line a method; dashed the score without truncation. Rows of one part of a sweep."""
+    figure, axes = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
+    for method, (name, color) in SWEPT.items():
+        curve = table[table["method"] == method].set_index("delta")[metric].sort_index()
+        axes.axhline(curve[curve.index.isna()].item(), color=color, linestyle="--", linewidth=1)
+        truncated = curve[curve.index.notna()]
+        axes.plot(truncated.index, truncated, marker="o", markersize=4, color=color, label=name)
+    axes.plot([], [], color="grey", linestyle="--", linewidth=1, label="no truncation")
+    axes.set(xlabel="δ (percentile of the positive gradients)", ylabel=label, title=title, xticks=truncated.index)
+    axes.margins(x=0.02)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))  # beside the curves: they may go anywhere
     return figure
 
 
