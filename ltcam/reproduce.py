@@ -2,21 +2,24 @@
 
 A profile is one or more papermill files `notebooks/profiles/<profile>.<data>.yaml`; the series runs once for each, in order,
 every notebook in a fresh kernel. Executed copies go to `results/<profile>/notebooks`, tables and figures where the notebooks
-put them.
+put them. A notebook that is up to date is skipped, see `ltcam.steps`.
 """
 
+import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import papermill
 import yaml
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import write_ipynb
 
-from ltcam import datasets, paths
+from ltcam import paths, steps
+from ltcam.datasets import DataError
 from ltcam.training import Recipe
 
 log = logging.getLogger(__name__)
@@ -31,34 +34,67 @@ def profile(name: str) -> list[dict[str, Any]]:
     return [yaml.safe_load(file.read_text()) for file in files]
 
 
-def reproduce(name: str, only: str = "", data: str = "", recipe: Mapping[str, Any] | None = None) -> list[Path]:
+def reproduce(
+    name: str,
+    only: str = "",
+    data: str = "",
+    recipe: Mapping[str, Any] | None = None,
+    start: str = "",
+    force: bool = False,
+) -> list[Path]:
     """Execute the series for every data set of profile `name`; returns the executed notebooks.
 
     only    run the notebooks whose names start with this ("04"); data: just this data set of the profile
     recipe  overrides of the training recipe
+    start   begin at the first notebook whose name starts with this, and go on to the end
+    force   run notebooks also where nothing changed; finished training and counts are kept all the same
 
     A notebook without a `profile` parameter reads no results of one, and runs with the demo alone. Every data set is opened
     first: DataError comes before anything has run. A notebook that fails stops the run with RuntimeError, naming the failing
-    cell's error and where the partial notebook is; a good copy is never replaced by it.
+    cell's error and where the partial notebook is; a good copy is never replaced by it. An interrupted run goes on with the
+    notebook that it was in.
     """
     runs = [run for run in profile(name) if data in ("", run["data"])]
-    notebooks = [path for path in sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb")) if path.name.startswith(only)]
-    if not runs or not notebooks:
-        raise ValueError(f"nothing to run: profile {name!r} has no data set {data!r}, or no notebook starts with {only!r}")
+    parameters = {path: papermill.inspect_notebook(str(path)) for path in sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))}
+    series = [path for path, expected in parameters.items() if "profile" in expected or name == "demo"]
+    begin = next((i for i, path in enumerate(series) if path.name.startswith(start)), len(series))
+    chosen = [path for path in series[begin:] if path.name.startswith(only)]
+    if not runs or not chosen:
+        raise ValueError(
+            f"nothing to run: profile {name!r} has no data set {data!r}, or no notebook from {start!r} on starts with {only!r}"
+        )
     for run in runs:
         run["recipe"] = {**run["recipe"], **(recipe or {})}
-        settings = Recipe(data=run["data"], **run["recipe"])
-        for part in (settings.train, settings.test):
-            datasets.load(settings.data, part)
+    read = _inputs(name, runs)
     logging.getLogger("papermill").addFilter(_said)
-    own = {path: "profile" in papermill.inspect_notebook(str(path)) for path in notebooks}
-    steps = [(run, path) for run in runs for path in notebooks if own[path] or name == "demo"]
     done = []
-    for number, (run, notebook) in enumerate(steps, 1):
+    for number, (run, notebook) in enumerate(((run, path) for run in runs for path in chosen), 1):
         started = time.time()
-        done.append(_execute(notebook, run))
-        log.info("[%d/%d] %s %s: %.0f s", number, len(steps), notebook.stem, run["data"], time.time() - started)
+        values = {key: value for key, value in run.items() if key in parameters[notebook]}
+        cells = [(cell["cell_type"], cell["source"]) for cell in json.loads(notebook.read_text())["cells"]]
+        digest = steps.digest(cells=cells, parameters=values, read=read[run["data"]])
+        record = steps.Steps(name, run["data"], [path.stem for path in series])
+        done.append(paths.results(name) / "notebooks" / f"{notebook.stem}.{run['data']}.ipynb")
+        current = record.current(notebook.stem, digest) and not force
+        if not current:
+            with record.running(notebook.stem, digest):
+                _execute(notebook, values, done[-1])
+        said = "unchanged, skipped" if current else f"{time.time() - started:.0f} s"
+        log.info("[%d/%d] %s %s: %s", number, len(runs) * len(chosen), notebook.stem, run["data"], said)
     return done
+
+
+def _inputs(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By data set what its notebooks read. Raises DataError for all that are missing, with the way to get them."""
+    read, missing = {}, []
+    for run in runs:
+        try:
+            read[run["data"]] = steps.inputs(name, Recipe(data=run["data"], **run["recipe"]))
+        except DataError as error:
+            missing.append(f"{error}; or fetch it: ltcam data get {run['data']}")
+    if missing:
+        raise DataError("\n".join(missing))
+    return read
 
 
 def _said(record: logging.LogRecord) -> bool:
@@ -67,11 +103,10 @@ def _said(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING and bool(record.msg)
 
 
-def _execute(notebook: Path, run: Mapping[str, Any]) -> Path:
-    target = paths.results(run["profile"]) / "notebooks" / f"{notebook.stem}.{run['data']}.ipynb"
+def _execute(notebook: Path, parameters: Mapping[str, Any], target: Path) -> None:
     failed = target.with_name(f"{target.stem}.failed.ipynb")
-    expected = papermill.inspect_notebook(str(notebook))
-    parameters = {key: value for key, value in run.items() if key in expected}
+    for leftover in target.parent.glob(f".{target.stem}.*.partial.ipynb"):  # of a run that was killed
+        leftover.unlink()
     try:
         with paths.atomic(target) as temporary:
             try:
@@ -79,7 +114,7 @@ def _execute(notebook: Path, run: Mapping[str, Any]) -> Path:
                     str(notebook), str(temporary), parameters, kernel_name="python3", log_output=True,
                     progress_bar=False, extra_arguments=["--log-level=ERROR"],
                 )  # fmt: skip
-            except PapermillExecutionError:
+            except (PapermillExecutionError, DeadKernelError):
                 temporary.replace(failed)
                 raise
             executed.metadata["papermill"].update(input_path=notebook.name, output_path=target.name)  # no path of this machine
@@ -88,5 +123,6 @@ def _execute(notebook: Path, run: Mapping[str, Any]) -> Path:
         raise RuntimeError(
             f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}. See {failed}"
         ) from error
+    except DeadKernelError as error:
+        raise RuntimeError(f"{notebook.name}: its kernel died, as when memory runs out. See {failed}") from error
     failed.unlink(missing_ok=True)
-    return target

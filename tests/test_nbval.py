@@ -31,14 +31,18 @@ def toy(tmp_path):
     """A checkout of its own with one notebook, its committed output and its golden value 10.0."""
     shutil.copytree(paths.ROOT / "ltcam", tmp_path / "ltcam", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(paths.ROOT / "pyproject.toml", tmp_path)
+    shutil.copy(paths.NOTEBOOKS / "conftest.py", tmp_path)
     (tmp_path / "data" / "golden" / "toy").mkdir(parents=True)
     (tmp_path / "data" / "golden" / "toy" / "table1.csv").write_text("row,mIoU\na,10.0\n")
 
     def write(value, text="within tolerance\n"):
         cell = nbformat.v4.new_code_cell(NOTEBOOK % value, execution_count=1, id="a")
         cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]
+        measured = nbformat.v4.new_code_cell("# NBVAL_IGNORE_OUTPUT\nprint(id(table))", execution_count=2, id="b")
+        measured.outputs = [nbformat.v4.new_output("stream", name="stdout", text="of another machine\n")]
+        silent = nbformat.v4.new_code_cell("table = None", execution_count=3, id="c")
         notebook = nbformat.v4.new_notebook(
-            cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+            cells=[cell, measured, silent], metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}
         )
         nbformat.write(notebook, tmp_path / "toy.ipynb")
         return tmp_path
@@ -49,13 +53,16 @@ def toy(tmp_path):
 def test_unchanged_passes(toy):
     folder = toy(10.3)
     done = nbval(folder)
-    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
+    assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout
+    assert "nbval: 3 of 3 cells ran, 1 have outputs that are compared" in done.stdout
 
 
 def test_a_golden_value_beyond_its_tolerance_fails(toy):
-    folder = toy(10.6)
+    folder = toy(10.3)
+    golden = folder / "data" / "golden" / "toy" / "table1.csv"
+    golden.write_text(golden.read_text().replace("10.0", "9.7"))
     done = nbval(folder)
-    assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout
+    assert done.returncode == 1 and "1 failed" in done.stdout and "mIoU" in done.stdout, done.stdout
 
 
 def test_a_changed_output_fails(toy):
