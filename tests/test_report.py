@@ -1,0 +1,283 @@
+"""The site of made-up results: what it shows, that it needs nothing else, and, in headless Chromium, that it works."""
+
+import base64
+import json
+import re
+import shutil
+from dataclasses import asdict
+from io import BytesIO
+from urllib.parse import unquote, urlsplit
+
+import nbformat.v4 as nb
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from bs4 import BeautifulSoup
+from PIL import Image
+
+import ltcam
+from ltcam import datasets, explorer, paper, paths, plotting, report, training
+from ltcam.models import vgg16
+from ltcam.segmentation import otsu_masks
+
+EVIL = "<script>document.title = 'taken'; console.error('taken')</script>"
+RECIPE = training.Recipe(weights=None, width=16, hidden=16, size=(64, 64), frozen=5)
+
+
+def checkpoint(path):
+    torch.manual_seed(0)
+    model, classes = vgg16(4, weights=None, width=16, hidden=16), ("<script>x</script>", "spot", "stain", "crack")
+    record = {"recipe": asdict(RECIPE), "classes": classes, "size": (64, 64)}
+    torch.save({"model": model.state_dict(), "record": record}, path)
+
+
+def notebook(path):
+    picture = BytesIO()
+    Image.new("RGB", (1500, 20), "red").save(picture, "PNG")
+    outputs = [
+        nb.new_output("stream", text=EVIL),
+        nb.new_output("display_data", {"text/html": f"<style>th {{color: red}}</style><table><th>{EVIL}</th></table>"}),
+        nb.new_output("display_data", {"text/markdown": f"**Found** {EVIL} [x](javascript:alert(1))", "text/plain": ""}),
+        nb.new_output("display_data", {"application/javascript": "console.error('taken')", "text/plain": "plain"}),
+        nb.new_output("display_data", {"image/png": base64.b64encode(picture.getvalue()).decode()}),
+    ]
+    cells = [
+        nb.new_markdown_cell(f"# 4. {EVIL} compared\n\n{EVIL}"),
+        nb.new_markdown_cell("$\\delta$ and $$S^c = \\sum_l \\psi(M^{cl}) " + "+ x" * 60 + "$$"),
+        nb.new_code_cell("raise RuntimeError('executed')", outputs=outputs, execution_count=1),
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(nb.new_notebook(cells=cells)))
+
+
+def results():
+    """Table 3 of two data sets, one of them all hostile names; of the demo claims, figures, a notebook and a model too."""
+    ours = pd.DataFrame({"row": list(paper.SEVEN)})
+    for name in (*paper.CLASS_MEANS.values(), *paper.POOLED.values()):
+        ours[name] = [10.0, 20, 30, 40, 70, 60, 50]
+    for data, title in (("demo", "demo (generated)"), ("a <b>&#%", EVIL)):
+        folder = paths.results("demo", data)
+        folder.mkdir(parents=True)
+        ours.to_csv(folder / "table3.csv", index=False)
+        about = {"commit": "0123456789abcdef", "dirty": True, "recipe": {"seed": 7}, "images": {"scored": 40}, "device": EVIL}
+        (folder / "table3.json").write_text(json.dumps({"data": title, **about}))
+        paths.figures("demo", data).mkdir(parents=True)
+        for name in ("fig2", "<i> 100% #1?"):
+            Image.new("RGB", (900, 30)).save(paths.figures("demo", data) / f"{name}.png")
+    folder = paths.results("demo", "demo")
+    pd.DataFrame({"claim": [EVIL], "verdict": ["holds"]}).to_csv(folder / "claims.csv", index=False)
+    checkpoint(folder / "checkpoint.pt")
+    notebook(paths.results("demo") / "notebooks" / "04_comparison.demo.ipynb")
+    notebook(paths.results("demo") / "notebooks" / "05_delta_sweep.demo.failed.ipynb")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The results and the site, made once; tests that change them take a copy: `site`."""
+    root = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LTCAM_OUTPUT", str(root))
+        patch.setattr(report, "PICTURES", 1)
+        results()
+        report.report("demo", root / "site")
+    return root
+
+
+@pytest.fixture
+def site(made, tmp_path, monkeypatch):
+    shutil.copytree(made, tmp_path / "made")
+    monkeypatch.setenv("LTCAM_OUTPUT", str(tmp_path / "made"))
+    monkeypatch.setattr(report, "PICTURES", 1)
+    return tmp_path / "made" / "site"
+
+
+def parsed(page):
+    return BeautifulSoup(page.read_text(), "html.parser")
+
+
+def test_the_front_page_shows_tables_claims_figures_and_provenance(site):
+    page = parsed(site / "index.html")
+    first, second = page.find_all("section")
+    assert [s.h2.text for s in (first, second)] == ["demo (generated)", EVIL]
+    table = first.select_one("div[aria-label='Table 3'] table")
+    rows = {tr.th.text: [td.text for td in tr.find_all("td")] for tr in table.tbody.find_all("tr")}
+    assert list(rows) == list(paper.SEVEN)
+    assert rows["FullGrad"] == ["28.20", "30.00", "48.72", "30.00", "42.52", "30.00", "42.84", "30.00"]
+    rules = re.findall(r"([^{}]+){\s*background-color: (#\w+)", table.find_previous("style").text)
+    colors = {cell.strip(): color for cells, color in rules for cell in cells.split(",")}
+    ours = {cell.split("_")[-2]: color for cell, color in colors.items() if cell.endswith("_col1")}
+    assert ours == {"row4": "#b7e1c0", "row5": "#bcd4f0"}
+    assert [h.find_next_sibling().text for h in first.find_all("h4")[:2]] == ["Not measured."] * 2  # Tables 1 and 2
+    assert (
+        first.select_one("[aria-label=Claims] td").text == EVIL
+        and second.find(string="Claims").find_next("p").text == "Not measured."
+    )
+    assert [c.text for c in first.find_all("figcaption")] == [report.FIGURES["fig2"], "<i> 100% #1?"]
+    row = [cell.text.strip() for cell in first.select("[aria-label=Provenance] tbody tr")[0]("td")]
+    assert row[0] == "0123456789 with changes" and {"7", "40", EVIL} <= set(row)
+
+
+def test_links_resolve_and_nothing_comes_from_elsewhere(site):
+    pages = {page: parsed(page) for page in site.glob("*.html")}
+    assert {page.name for page in pages} == {"index.html", "explore.html", "04_comparison.demo.html"}
+    for page, tree in pages.items():
+        for tag, name in (("a", "href"), ("link", "href"), ("img", "src"), ("script", "src")):
+            for element in tree.find_all(tag):
+                url = urlsplit(element[name])
+                assert url.scheme in ("", "data") or (tag == "a" and url.scheme == "https"), element
+                if not url.scheme and url.fragment != "harmful-link":  # what a javascript: link became
+                    target = site / unquote(url.path) if url.path else page
+                    assert target.is_file(), element
+                    assert not url.fragment or pages[target].find(id=unquote(url.fragment)), element
+    for path in [*site.glob("*.css"), *site.glob("*.js"), *site.glob("*.html")]:
+        assert not re.search(r"@import|url\(\s*['\"]?http|fetch\(|XMLHttp|cdn", re.sub('base64,[^"]*', "", path.read_text())), (
+            path
+        )
+
+
+def test_what_is_shown_is_escaped(site):
+    for page in site.glob("*.html"):
+        scripts = ["data.js", "explore.js"] if page.name == "explore.html" else []
+        tree = parsed(page)
+        assert [s.get("src") for s in tree.find_all("script")] == scripts
+        assert not tree.find_all(href=re.compile("^javascript")) and not tree.find_all("i")
+        policy = tree.find("meta", attrs={"http-equiv": "Content-Security-Policy"})["content"]
+        assert policy.endswith("script-src 'self' file:" if scripts else "script-src 'none'")
+    assert "taken" in parsed(site / "04_comparison.demo.html").find("h1").text
+
+
+def test_notebooks_are_rendered_as_they_are(site):
+    page = parsed(site / "04_comparison.demo.html")
+    assert [m.get("display") for m in page.find_all("math")] == ["inline", "block"] and page.find("math").text == "δ"
+    assert page.find("img")["alt"].startswith("4. <script>") and page.find("style") and "executed" in page.find("pre").text
+    assert "console.error" not in "".join(pre.text for pre in page.find_all("pre")[2:])  # the JavaScript output is gone
+
+
+def test_nothing_to_report(output, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing to report in .*paper: run `ltcam reproduce --profile paper` first"):
+        report.report("paper", tmp_path / "site")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_build_keeps_the_old_site(site, monkeypatch):
+    before = {path: path.read_bytes() for path in site.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(explorer, "pictures", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            report.report("demo", site)
+    assert {path: path.read_bytes() for path in site.rglob("*") if path.is_file()} == before
+    (site / "stale.html").touch()
+    report.report("demo", site)
+    assert {path: path.read_bytes() for path in site.rglob("*") if path.is_file()} == before  # and equal again
+    assert not [path for path in site.parent.iterdir() if "partial" in path.name]
+
+
+def test_a_folder_of_something_else_is_left_alone(site, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="mine is there and no site of ltcam: expected a new or empty folder"):
+        report.report("demo", tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_without_a_model_a_sentence_says_so(site):
+    assert "No heatmaps of a <b>&#%: the model was not trained here" in parsed(site / "explore.html").text
+    (paths.results("demo", "demo") / "checkpoint.pt").unlink()
+    report.report("demo", site)
+    page = parsed(site / "explore.html")
+    assert page.text.count("No heatmaps of") == 2 and not page.find("canvas") and not page.find("script")
+
+
+def test_the_pictures_are_what_ltcam_computes(tmp_path):
+    checkpoint(tmp_path / "checkpoint.pt")
+    trained, data = training.load_checkpoint(tmp_path / "checkpoint.pt"), datasets.load("demo", "test")
+    made = explorer.pictures(trained, data, 2)
+    assert [set(view) for p in made for view in p["views"].values()] == [set(explorer.LAYERS)] * 4
+    index, c = plotting.examples(data, 2)[1]
+    sample = data[index]
+    traced = ltcam.trace(trained.model, datasets.preprocess(sample.image, trained.size)[None], [c])
+    heatmap = ltcam.explain(traced, "layercam", "S3-S5", 40.0, size=(160, 160))[0]
+    predicted, truth = otsu_masks(heatmap[None])[0].numpy(), sample.mask.numpy() == c + 1
+    view, frame = made[1]["views"]["layercam"]["S3-S5"], explorer.DELTAS.index(40.0)
+    assert view["iou"][frame] == pytest.approx(100 * (predicted & truth).sum() / (predicted | truth).sum(), abs=0.006)
+    sprite = decode(view["sprite"])
+    assert made[1]["size"] == [112, 112] and sprite.shape == (11 * 112, 112)
+    pixels = sprite[frame * 112 : (frame + 1) * 112]
+    small = np.asarray(Image.fromarray(predicted).resize((112, 112), Image.Resampling.NEAREST))
+    assert (pixels >= 128).mean() == pytest.approx(small.mean(), abs=0.02) and ((pixels >= 128) == small).mean() > 0.97
+    values = np.asarray(Image.fromarray(heatmap.numpy()).resize((112, 112), Image.Resampling.BILINEAR))
+    assert np.abs((pixels & 127) / 127 - values / values.max()).max() < 0.02 and (pixels & 127).max() == 127
+    assert (decode(made[1]["truth"]) > 0).mean() == pytest.approx(truth.mean(), abs=0.005)
+
+
+def decode(url):
+    return np.asarray(Image.open(BytesIO(base64.b64decode(url.partition(",")[2]))))
+
+
+@pytest.fixture
+def chromium(tmp_path):
+    webdriver = pytest.importorskip("selenium.webdriver")
+    browser, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
+    if not (browser and driver):
+        pytest.skip("no chromium and chromedriver on this machine: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    opened = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield opened
+    opened.quit()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_the_browser(site, chromium, width, scheme):
+    def command(name, **parameters):
+        chromium.execute_cdp_cmd(f"Emulation.{name}", parameters)
+
+    command("setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 500)
+    command("setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    for page in sorted(site.glob("*.html")):
+        chromium.get(page.as_uri())
+        assert chromium.execute_script("return document.documentElement.scrollWidth") <= width, page
+        color = chromium.execute_script("return getComputedStyle(document.body).backgroundColor")
+        assert (max(map(int, re.findall(r"\d+", color))) < 60) == (scheme == "dark")
+        assert chromium.title != "taken"
+        broken = "return [...document.images].filter(i => (i.loading = 'eager') && i.complete && !i.naturalWidth).length"
+        assert chromium.execute_script(broken) == 0
+    sliders_work(chromium, site)
+    assert chromium.get_log("browser") == []
+    messages = [json.loads(entry["message"])["message"] for entry in chromium.get_log("performance")]
+    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert asked and {urlsplit(url).scheme for url in asked} <= {"file", "data"}
+
+
+def sliders_work(chromium, site):
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    chromium.get((site / "explore.html").as_uri())
+    text = (site / "data.js").read_text()
+    pictures = json.loads(re.match(r"const PICTURES = (.*);\n", text)[1])
+    views = pictures[0]["views"]["gradcam"]
+
+    def state():
+        return chromium.execute_script("return [iou.textContent, picture.toDataURL()]")
+
+    def shown(iou):
+        WebDriverWait(chromium, 5).until(lambda _: state()[0] == f"IoU {float(np.format_float_positional(iou)):.1f}%")
+        return state()[1]
+
+    seen = [shown(views["S5"]["iou"][0])]
+    for key, layers, delta in ((("delta", 4), "S5", 4), (("stages", 2), "S3-S5", 4)):
+        slider = chromium.find_element("id", key[0])
+        slider.send_keys(Keys.ARROW_RIGHT * key[1])
+        seen.append(shown(views[layers]["iou"][delta]))
+    assert [chromium.find_element("id", f"{name}-value").text for name in ("delta", "stages")] == ["δ = 30", "S3-S5"]
+    chromium.find_element("id", "alone").click()
+    seen.append(shown(views["S3"]["iou"][4]))
+    chromium.find_element("id", "heat").click()
+    WebDriverWait(chromium, 5).until(lambda _: state()[1] != seen[-1])
+    assert len({*seen}) == len(seen)
