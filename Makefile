@@ -8,10 +8,13 @@ STAMP := $(VENV)/.lock-$(LOCK)
 # The code is this checkout's, also in an environment that another checkout built.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: reproduce test lint unit nbval environment golden notebooks lock
+.PHONY: reproduce report test lint unit nbval environment golden notebooks lock
 
 reproduce: $(STAMP)
 	$(BIN)/python -m ltcam reproduce --profile $(PROFILE)
+
+report: $(STAMP)
+	$(BIN)/python -m ltcam report --profile $(PROFILE) --out site
 
 test: lint unit nbval
 
@@ -43,7 +46,7 @@ golden: $(STAMP)
 	rm -rf data/golden/demo && mkdir -p data/golden/demo
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
 	LTCAM_OUTPUT=$$out $(BIN)/python -m ltcam reproduce --profile demo && \
-	cd $$out/results/demo/demo && cp data.csv labels.csv plug_in.csv table*.csv $(CURDIR)/data/golden/demo/
+	cd $$out/results/demo/demo && cp comparison.csv data.csv labels.csv plug_in.csv sweep.csv table*.csv $(CURDIR)/data/golden/demo/
 
 notebooks: $(STAMP)
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
@@ -53,4 +56,4 @@ notebooks: $(STAMP)
 lock: $(STAMP)
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
-	    --no-emit-index-url --no-emit-find-links --upgrade --extra test pyproject.toml -o requirements.lock
+	    --no-emit-index-url --no-emit-find-links --upgrade --extra test --extra report pyproject.toml -o requirements.lock

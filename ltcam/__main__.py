@@ -1,4 +1,4 @@
-"""The command line: `ltcam explain | train | evaluate | reproduce | data`."""
+"""The command line: `ltcam explain | train | evaluate | reproduce | report | readme | data`."""
 
 import logging
 import sys
@@ -79,7 +79,7 @@ def evaluate(
     from ltcam import datasets, metrics, paper, provenance, training
     from ltcam import evaluation as ev
 
-    started = time.time()
+    started, first = time.time(), ev.processes().is_main_process
     asked = [ev.Config.parse(text) for text in config or []]
     numbers = table or ([] if asked else list(paper.TABLES))
     if unknown := set(numbers) - set(paper.TABLES):
@@ -94,6 +94,8 @@ def evaluate(
     ev.evaluate(trained, part, [c for _, configs, _ in wanted for c in configs], folder, batch_size)
     for name, configs, cut in wanted:
         scores = cut(ev.evaluate(trained, part, configs, folder, batch_size), data.headline)
+        if not first:
+            continue
         provenance.save(scores, folder / f"{name}.csv", started, **trained.about(data))
         typer.echo(f"{name} on {data.title}, part {part}\n{scores.round(2).to_string(index=False)}\n")
 
@@ -103,11 +105,39 @@ def reproduce(
     profile: Annotated[str, typer.Option(help="demo, real or paper")] = "demo",
     only: Annotated[str, typer.Option(help="run the notebooks whose names start with this, e.g. 04")] = "",
     data: Annotated[str, typer.Option(help="just this data set of the profile")] = "",
+    start: Annotated[str, typer.Option("--from", help="begin at the notebook whose name starts with this, e.g. 03")] = "",
+    force: Annotated[bool, typer.Option("--force", help="run notebooks also where nothing changed")] = False,
 ) -> None:
-    """Run the notebook series and leave every table, figure and executed notebook."""
+    """Run the notebook series and leave every table, figure and executed notebook; what is up to date is skipped."""
     from ltcam.reproduce import reproduce as run
 
-    run(profile, only, data)
+    run(profile, only, data, start=start, force=force)
+
+
+@app.command()
+def report(
+    profile: Annotated[str, typer.Option(help="demo, real or paper")] = "demo",
+    out: Annotated[Path, typer.Option(help="folder of the site; an older one is replaced when the new one is whole")] = Path(
+        "site"
+    ),
+) -> None:
+    """Write a static site of what was reproduced: tables, claims, figures, notebooks, and sliders to move."""
+    from ltcam.report import report as run
+
+    typer.echo(run(profile, out))
+
+
+@app.command()
+def readme(
+    check: Annotated[bool, typer.Option("--check", help="write nothing; exit code 1 where a section is stale")] = False,
+) -> None:
+    """Write the tables of README.md anew from committed results."""
+    from ltcam import readme as page
+
+    changed = page.stale() if check else page.write()
+    for name in changed:
+        typer.echo(f"README.md, section {name}: {'stale, run ltcam readme' if check else 'written anew'}")
+    raise typer.Exit(int(check and bool(changed)))
 
 
 @data_app.command("list")
@@ -167,7 +197,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         app()
-    except (ValueError, FileNotFoundError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, ImportError, FileNotFoundError, RuntimeError, FloatingPointError) as error:
         sys.exit(f"ltcam: {error}")
 
 

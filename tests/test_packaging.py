@@ -31,5 +31,8 @@ def test_the_lock_has_all_of_it_with_hashes_and_no_index():
     assert all("--hash=sha256:" in entry for entry in entries)
     assert not re.search(r"index-url|find-links|file:|https?:|torch==2\.13\.0", lock)
     locked = {m[1]: Version(m[2]) for m in re.finditer(r"^([a-z0-9-]+)==([^ ]+)", lock, re.MULTILINE)}
-    for asked in map(Requirement, [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]):
+    for asked in map(
+        Requirement,
+        [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["report"], *PROJECT["optional-dependencies"]["test"]],
+    ):
         assert locked[asked.name] in asked.specifier

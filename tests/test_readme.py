@@ -1,19 +1,201 @@
+import pkgutil
 import re
+from dataclasses import fields
+from inspect import signature
 
+import pandas as pd
+import pytest
 import torch
 from torchvision.models import resnet18
+from typer.testing import CliRunner
 
-from ltcam import paths, training
+import ltcam
+from ltcam import claims, models, paper, paths, readme, training
+from ltcam.__main__ import app
+from ltcam.cam import Options
+
+PAGE = (paths.ROOT / "README.md").read_text()
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    """A README.md with empty sections, in a checkout without results."""
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    marks = "".join(f"<!-- begin {name} -->\n<!-- end {name} -->\nafter {name}\n" for name in readme.SECTIONS)
+    (tmp_path / "README.md").write_text("by hand, δ\n" + marks)
+    return tmp_path / "README.md"
+
+
+def results(page, data, name, table):
+    folder = page.parent / "results" / "real" / data
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / f"{name}.csv", index=False)
+
+
+def section(title):
+    return PAGE.split(f"# {title}\n")[1].split("\n#")[0]
 
 
 def test_the_readmes_python_runs(output):
     """On a tiny model where `make reproduce` leaves the demo's."""
     recipe = training.Recipe(data="demo", weights=None, width=16, hidden=16, frozen=5, epochs=1)
     training.train(recipe, paths.results("demo", "demo"))
-    ten_lines, own_model = re.findall(r"```python\n(.*?)```", (paths.ROOT / "README.md").read_text(), re.DOTALL)
+    ten_lines, own_model = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     names: dict[str, object] = {}
     exec(ten_lines, names)
     assert names["heatmaps"].shape == names["plain"].shape == (2, 160, 160)
     names |= {"model": resnet18(num_classes=3), "images": torch.randn(2, 3, 64, 64), "targets": [0, 2]}
     exec(own_model, names)
     assert names["heatmaps"].shape == names["sharp"].shape == (2, 64, 64) and names["heatmaps"].max() == 1
+
+
+def test_it_is_what_the_committed_files_give():
+    assert readme.stale() == [], "run ltcam readme"
+
+
+def test_every_file_of_the_map_is_committed():
+    listed = [file for item in readme.SOURCES for file in readme.files(item)]
+    pdfs = [file.replace(".png", ".pdf") for file in listed if file.endswith(".png")]
+    notebooks = [f"notebooks/{notebook}.ipynb" for notebook, _, _ in readme.SOURCES.values()]
+    missing = sorted({file for file in [*listed, *pdfs, *notebooks] if not (paths.ROOT / file).is_file()})
+    assert not missing, "\n".join(missing)
+
+
+def test_the_map_names_every_table_and_figure_of_the_paper():
+    assert list(readme.SOURCES) == [f"Table {i}" for i in range(1, 5)] + [f"Fig. {i}" for i in range(1, 6)] + ["Claims"]
+    assert list(readme.CAPTIONS) == list(paper.TABLES)
+    rows = readme.outputs().splitlines()
+    assert rows[8] == (
+        "| Fig. 3 | [04_comparison](notebooks/04_comparison.ipynb) | `ltcam reproduce --profile demo --only 04` "
+        "| [figures/real/magnetic_tile/fig3.png](figures/real/magnetic_tile/fig3.png) |"
+    )
+
+
+def test_links_lead_to_files():
+    links = set(re.findall(r"\]\((?!http)([^)#]+)\)", PAGE)) - {file for item in readme.SOURCES for file in readme.files(item)}
+    links -= {f"notebooks/{notebook}.ipynb" for notebook, _, _ in readme.SOURCES.values()}  # these two have a test of their own
+    assert "data/README.md" in links and not [link for link in links if not (paths.ROOT / link).is_file()]
+
+
+def test_a_table_stands_beside_the_papers(page):
+    columns = ["mIoU", "mPrecision", "mRecall", "mF1", "IoU", "Precision", "Recall", "F1"]
+    rows = [*paper.SEVEN]
+    ours = pd.DataFrame({"row": rows, **{name: range(7, 0, -1) for name in columns}})  # the first row is best
+    ours.loc[2, "mIoU"] = 6.0  # two second best
+    ours["IoU"] += 50
+    results(page, "voc2012", "table3", ours)
+    results(page, "magnetic_tile", "table4", ours)
+    first, second, third, fourth = re.split(r"\n\n(?=\*\*Table)", readme.tables())
+    assert first.endswith("(class means over five animals). Not measured yet.") and second.startswith("**Table 2.**")
+    lines = third.splitlines()
+    assert lines[2:4] == [
+        "|  | mIoU: paper | ours | Precision: paper | ours | Recall: paper | ours | Micro-F1: paper | ours |",
+        "| --- |" + " ---: |" * 8,
+    ]
+    assert lines[4] == "| Grad-CAM++ | 20.32 | **7.00** | 47.75 | **7.00** | 27.43 | **7.00** | 33.06 | **7.00** |"
+    assert lines[5] == (
+        "| Grad-CAM | 25.31 | <ins>6.00</ins> | 40.93 | <ins>6.00</ins> | 42.02 | <ins>6.00</ins> | 39.50 | <ins>6.00</ins> |"
+    )
+    assert lines[6] == "| FullGrad | 28.20 | <ins>6.00</ins> | <ins>48.72</ins> | 5.00 | 42.52 | 5.00 | 42.84 | 5.00 |"
+    assert lines[8].startswith("| Layer-CAM(l=5, δ=0) | **30.83** | 3.00 | **52.07** |")
+    assert fourth.splitlines()[4].startswith("| Grad-CAM++ | 25.87 | **57.00** |")  # pooled
+
+
+def test_claims(page):
+    assert readme.claims() == "Not measured yet."
+    judged = pd.DataFrame(
+        [["Fusing helps", "3.2", "a | b", "holds", "2 of 2 | least 1.00", "does not hold"],
+         ["Objects: more", "3.4", "c", "not measured", "not measured (paper 3)", "no numbers"]],
+        columns=["claim", "section", "quote", "verdict", "numbers", "paper"],
+    )  # fmt: skip
+    results(page, "voc2012", "claims", judged)
+    assert readme.claims().splitlines() == [
+        "| Sec. | claim | the paper's own numbers | VOC 2012 subset |",
+        "| --- | --- | --- | --- |",
+        "| 3.2 | Fusing helps | does not hold | **holds**: 2 of 2 \\| least 1.00 |",
+        "| 3.4 | Objects: more | no numbers | not measured |",
+    ]
+    results(page, "magnetic_tile", "claims", judged.assign(verdict="does not hold"))
+    assert (
+        readme.claims()
+        .splitlines()[2]
+        .endswith("| **holds**: 2 of 2 \\| least 1.00 | **does not hold**: 2 of 2 \\| least 1.00 |")
+    )
+
+
+def test_claims_are_read_as_they_are_judged(page):
+    judged = claims.judge(claims.read(paths.ROOT / "results" / "real" / "voc2012", "voc2012"), "voc2012")
+    results(page, "voc2012", "claims", judged)
+    lines = readme.claims().splitlines()[2:]
+    assert len(lines) == len(judged) > 10 and {line.count(" | ") for line in lines} == {3}
+    for row, line in zip(judged.itertuples(), lines, strict=True):
+        assert row.claim in line and row.verdict in line
+
+
+def test_settings_are_the_profiles():
+    lines = readme.settings().splitlines()
+    assert lines[0] == "|  | `demo.demo` | `real.magnetic_tile` | `real.voc2012` | `paper.ksdd2` | `paper.voc2012` |"
+    cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:] for line in lines}
+    assert cells["trained on, held out"][2:] == ["train_aug, val", "train, test", "train, val"]
+    assert cells["... of the convolutions"][0] == "none" and cells["... of the convolutions"][4] == "3e-05"
+
+
+def test_only_stale_sections_are_written_anew(page):
+    assert readme.stale() == list(readme.SECTIONS) == readme.write()
+    text = page.read_text()
+    assert text.startswith("by hand, δ\n<!-- begin tables -->\n\n**Table 1.**")
+    assert "Not measured yet.\n\n<!-- end claims -->\nafter claims\n" in text and text.endswith("after settings\n")
+    assert readme.stale() == readme.write() == []
+    page.write_text(text.replace("| batch |", "| batches |"))
+    assert readme.write() == ["settings"] and page.read_text() == text
+    assert [file.name for file in page.parent.iterdir()] == ["README.md"]
+
+
+def test_the_command_names_what_is_stale(page):
+    assert CliRunner().invoke(app, ["readme"]).exit_code == 0
+    assert CliRunner().invoke(app, ["readme", "--check"]).exit_code == 0
+    changed = page.read_text().replace("Fig. 1", "Fig. 9")
+    page.write_text(changed)
+    done = CliRunner().invoke(app, ["readme", "--check"])
+    assert (done.exit_code, done.output) == (1, "README.md, section map: stale, run ltcam readme\n")
+    assert page.read_text() == changed
+    done = CliRunner().invoke(app, ["readme"])
+    assert (done.exit_code, done.output) == (0, "README.md, section map: written anew\n")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "culprit"),
+    [
+        ("<!-- begin map -->", "", "map"),
+        ("<!-- end map -->", "", "map"),
+        ("<!-- end map -->", "<!-- end map -->\n<!-- begin map -->\n<!-- end map -->", "map"),
+        ("<!-- begin map -->\n<!-- end map -->", "<!-- end map -->\n<!-- begin map -->", "map"),
+        ("<!-- end claims -->\nafter claims\n<!-- begin map -->", "<!-- begin map -->\n<!-- end claims -->", "map"),
+        ("by hand", "<!-- begin speed -->\n<!-- end speed -->", "speed"),
+    ],
+)
+def test_markers_in_disorder_are_named(page, old, new, culprit):
+    page.write_text(page.read_text().replace(old, new))
+    before = page.read_text()
+    with pytest.raises(ValueError, match=f"README.md, section '{culprit}': expected <!-- begin NAME -->"):
+        readme.write()
+    assert page.read_text() == before
+
+
+def test_every_equation_names_what_exists():
+    text = section("Equations and functions")
+    names = re.findall(r"`([a-z_]+(?:\.[a-z_]+)?)`", text.split("|---|---|---|")[1])
+    assert len(names) >= 10 and {"tracing.trace", "methods.gradcam", "tricks.truncate", "cam.explain"} <= set(names)
+    for name in names:
+        found = pkgutil.resolve_name(f"ltcam.{name}")
+        assert callable(found) or "." not in name
+    numbers = [set(map(int, re.findall(r"\d+", row))) for row in re.findall(r"\| Eqs?\. ([\d, ]+) \|", text)]
+    assert set.union(*numbers) == set(range(1, 12))  # the paper's equations
+
+
+def test_every_setting_names_a_parameter_that_exists():
+    text = section("Settings the paper omits, and ours")
+    known = {f.name for kind in (Options, training.Recipe) for f in fields(kind)}
+    known |= {*signature(ltcam.trace).parameters, *signature(models.stages).parameters}
+    used = {name for code in re.findall(r"`([^`]*=[^`]*)`", text) for name in re.findall(r"(\w+)=", code)}
+    assert {"per", "compare", "head", "outputs", "size"} <= used <= known

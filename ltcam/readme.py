@@ -1,0 +1,156 @@
+"""What README.md computes from committed files: `ltcam readme` writes it, `ltcam readme --check` names what is stale.
+
+A section stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; the rest of the page is written by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+import pandas as pd
+
+from ltcam import paper
+from ltcam.claims import NOT_MEASURED
+from ltcam.paths import ROOT, atomic
+from ltcam.reproduce import profile
+from ltcam.training import Recipe
+
+TITLES = {"voc2012": "VOC 2012 subset", "magnetic_tile": "Magnetic tile"}  # the data sets of the committed profile `real`
+BOTH, PHOTOS, DEFECTS = list(TITLES), ["voc2012"], ["magnetic_tile"]
+SOURCES = {  # of what the paper shows and says: our notebook, its files, and our data sets, the counterpart first
+    "Table 1": ("02_layer_cams", ["table1.csv"], BOTH),
+    "Table 2": ("03_truncation", ["table2.csv"], BOTH),
+    "Table 3": ("04_comparison", ["table3.csv"], PHOTOS),
+    "Table 4": ("04_comparison", ["table4.csv"], DEFECTS),
+    "Fig. 1": ("02_layer_cams", ["fig1.png"], BOTH),
+    "Fig. 2": ("04_comparison", ["fig2.png"], PHOTOS),
+    "Fig. 3": ("04_comparison", ["fig3.png"], DEFECTS),
+    "Fig. 4": ("05_delta_sweep", ["sweep.csv", "fig4.png"], BOTH[::-1]),
+    "Fig. 5": ("05_delta_sweep", ["sweep.csv", "fig5.png"], BOTH[::-1]),
+    "Claims": ("06_paper_vs_reproduced", ["claims.csv"], BOTH),
+}
+_VOC = "the paper on VOC 2012, ours on its subset (class means over five animals)."
+_TILES = "the paper on KSDD2, ours on Magnetic tile, another set of the same kind (pooled pixels)."
+CAPTIONS = {
+    1: f"Grad-CAM by stage; {_VOC}",
+    2: f"Truncation without layerization; {_VOC}",
+    3: f"Seven methods; {_VOC}",
+    4: f"Seven methods; {_TILES}",
+}
+STYLES = {"bold": "**{:.2f}**", "underline": "<ins>{:.2f}</ins>", "": "{:.2f}"}
+SETTINGS: dict[str, Callable[[Recipe], str]] = {
+    "trained on, held out": lambda r: f"{r.train}, {r.test}",
+    "stages kept as they are": lambda r: f"{r.frozen} of 5",
+    "epochs": lambda r: str(r.epochs),
+    "batch": lambda r: str(r.batch_size),
+    "highest rate of the head": lambda r: f"{r.lr:g}",
+    "... of the convolutions": lambda r: f"{r.lr * r.slow:g}" if r.frozen < 5 else "none",
+    "weight decay": lambda r: f"{r.weight_decay:g}",
+    "training in": lambda r: "bfloat16" if r.bfloat16 else "float32",
+    "seed": lambda r: str(r.seed),
+}
+
+
+def tables() -> str:
+    """The paper's tables beside ours, in percent. Bold and underlined: as printed, and of ours the best two of a column."""
+    return "\n\n".join(f"**Table {number}.** {caption}{_beside(number)}" for number, caption in CAPTIONS.items())
+
+
+def outputs() -> str:
+    """Every table and figure of the paper: its notebook, the command that makes it on the demo data, our files."""
+    rows = []
+    for item, (notebook, _, _) in SOURCES.items():
+        command = f"`ltcam reproduce --profile demo --only {notebook[:2]}`"
+        links = "<br>".join(f"[{file}]({file})" for file in files(item))
+        rows.append([item, f"[{notebook}](notebooks/{notebook}.ipynb)", command, links])
+    return _table(["in the paper", "notebook", "command", "ours"], rows)
+
+
+def claims() -> str:
+    """Every claim of the paper: whether its own numbers bear it out, and ours, from `claims.csv` of each data set."""
+    found = {title: ROOT / "results" / "real" / data / "claims.csv" for data, title in TITLES.items()}
+    judged = {
+        title: pd.read_csv(path, dtype=str, keep_default_na=False).set_index(["section", "claim"])
+        for title, path in found.items()
+        if path.is_file()
+    }
+    if not judged:
+        return "Not measured yet."
+    columns = {"the paper's own numbers": next(iter(judged.values()))["paper"]}
+    for title, t in judged.items():
+        columns[title] = t["verdict"].where(t["verdict"] == NOT_MEASURED, "**" + t["verdict"] + "**: " + t["numbers"])
+    return _table(["Sec.", "claim", *columns], pd.DataFrame(columns).reset_index().to_numpy())
+
+
+def settings() -> str:
+    """The training recipe of every profile, a column a file of `notebooks/profiles`."""
+    runs = [run for name in ("demo", "real", "paper") for run in profile(name)]
+    recipes = [Recipe(data=run["data"], **run["recipe"]) for run in runs]
+    rows = [[name, *map(value, recipes)] for name, value in SETTINGS.items()]
+    return _table(["", *(f"`{run['profile']}.{run['data']}`" for run in runs)], rows)
+
+
+SECTIONS: dict[str, Callable[[], str]] = {"tables": tables, "claims": claims, "map": outputs, "settings": settings}
+
+
+def files(item: str) -> list[str]:
+    """The committed files of a table or figure, relative to the checkout."""
+    _, names, data = SOURCES[item]
+    return [f"{'figures' if n.startswith('fig') else 'results'}/real/{d}/{n}" for d in data for n in names]
+
+
+def stale() -> list[str]:
+    """The sections of README.md that are not what the committed files give. Raises ValueError as `sections` does."""
+    written = sections((ROOT / "README.md").read_text(encoding="utf-8"))
+    return [name for name, section in SECTIONS.items() if written[name] != f"\n\n{section()}\n\n"]
+
+
+def write() -> list[str]:
+    """Write the stale sections of README.md anew; returns their names. Raises ValueError as `sections` does."""
+    path = ROOT / "README.md"
+    page, changed = path.read_text(encoding="utf-8"), stale()
+    for name in changed:
+        before, rest = page.split(f"<!-- begin {name} -->")
+        after = rest.split(f"<!-- end {name} -->")[1]
+        page = f"{before}<!-- begin {name} -->\n\n{SECTIONS[name]()}\n\n<!-- end {name} -->{after}"
+    if changed:
+        with atomic(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    return changed
+
+
+def sections(page: str) -> dict[str, str]:
+    """What stands between the markers of each section. Raises ValueError for one that is unknown, missing or not closed."""
+    blocks = dict(re.findall(r"<!-- begin (\S+) -->(.*?)<!-- end \1 -->", page, re.DOTALL))
+    marks = re.findall(r"<!-- (?:begin|end) (\S+) -->", page)
+    for name in [*SECTIONS, *marks]:
+        if name not in SECTIONS or name not in blocks or marks.count(name) != 2:
+            raise ValueError(
+                f"README.md, section {name!r}: expected <!-- begin NAME --> and then <!-- end NAME --> once, "
+                f"for each of {', '.join(SECTIONS)} and nothing else"
+            )
+    return blocks
+
+
+def _beside(number: int) -> str:
+    path = ROOT / files(f"Table {number}")[0]
+    if not path.is_file():
+        return " Not measured yet."
+    both, printed = paper.beside(number, pd.read_csv(path)), paper.emphasis(number)
+    header, columns = [""], [list(both.index)]
+    for metric in map(str, printed):
+        ours = both[metric, "ours"]
+        best = ours.rank(ascending=False, method="min").map({1.0: "bold", 2.0: "underline"}).fillna("")
+        header += [f"{metric}: paper", "ours"]
+        columns += [_styled(both[metric, "paper"], printed[metric]), _styled(ours, best)]
+    return "\n\n" + _table(header, zip(*columns, strict=True), "---:")
+
+
+def _styled(column: pd.Series[float], styles: pd.Series[str]) -> list[str]:
+    return [STYLES[style].format(value) for value, style in zip(column, styles, strict=True)]
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "---") -> str:
+    lines = [header, ["---", *[align] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
