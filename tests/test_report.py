@@ -267,7 +267,7 @@ def sliders_work(chromium, site):
         return chromium.execute_script("return [iou.textContent, picture.toDataURL()]")
 
     def shown(iou):
-        WebDriverWait(chromium, 5).until(lambda _: state()[0] == f"IoU {float(np.format_float_positional(iou)):.1f}%")
+        WebDriverWait(chromium, 30).until(lambda _: state()[0] == f"IoU {float(np.format_float_positional(iou)):.1f}%")
         return state()[1]
 
     seen = [shown(views["S5"]["iou"][0])]
@@ -279,5 +279,5 @@ def sliders_work(chromium, site):
     chromium.find_element("id", "alone").click()
     seen.append(shown(views["S3"]["iou"][4]))
     chromium.find_element("id", "heat").click()
-    WebDriverWait(chromium, 5).until(lambda _: state()[1] != seen[-1])
+    WebDriverWait(chromium, 30).until(lambda _: state()[1] != seen[-1])
     assert len({*seen}) == len(seen)
