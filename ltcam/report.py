@@ -160,7 +160,8 @@ def _plain(path: Path) -> Markup | None:
     if not path.is_file():
         return None
     table = pd.read_csv(path)
-    return Markup(table.to_html(index=False, border=0, na_rep="", classes="text", float_format="{:.2f}".format))
+    table = table[sorted(table, key=lambda name: name not in ("claim", "verdict", "numbers"))]  # what a phone shows unscrolled
+    return Markup(table.to_html(index=False, border=0, na_rep="", classes="text", float_format="{:.4g}".format))
 
 
 def _ordered(folder: Path) -> list[Path]:

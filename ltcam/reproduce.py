@@ -54,6 +54,7 @@ def reproduce(
     cell's error and where the partial notebook is; a good copy is never replaced by it. An interrupted run goes on with the
     notebook that it was in.
     """
+    logging.getLogger("papermill").addFilter(_said)
     runs = [run for run in profile(name) if data in ("", run["data"])]
     parameters = {path: papermill.inspect_notebook(str(path)) for path in sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))}
     series = [path for path, expected in parameters.items() if "profile" in expected or name == "demo"]
@@ -66,7 +67,6 @@ def reproduce(
     for run in runs:
         run["recipe"] = {**run["recipe"], **(recipe or {})}
     read = _inputs(name, runs)
-    logging.getLogger("papermill").addFilter(_said)
     done = []
     for number, (run, notebook) in enumerate(((run, path) for run in runs for path in chosen), 1):
         started = time.time()

@@ -66,7 +66,7 @@ def results():
         for name in ("fig2", "<i> 100% #1?"):
             Image.new("RGB", (900, 30)).save(paths.figures("demo", data) / f"{name}.png")
     folder = paths.results("demo", "demo")
-    pd.DataFrame({"claim": [EVIL], "verdict": ["holds"]}).to_csv(folder / "claims.csv", index=False)
+    pd.DataFrame({"claim": [EVIL], "section": [3.2], "verdict": ["holds"]}).to_csv(folder / "claims.csv", index=False)
     checkpoint(folder / "checkpoint.pt")
     notebook(paths.results("demo") / "notebooks" / "04_comparison.demo.ipynb")
     notebook(paths.results("demo") / "notebooks" / "05_delta_sweep.demo.failed.ipynb")
@@ -109,10 +109,9 @@ def test_the_front_page_shows_tables_claims_figures_and_provenance(site):
     ours = {cell.split("_")[-2]: color for cell, color in colors.items() if cell.endswith("_col1")}
     assert ours == {"row4": "#b7e1c0", "row5": "#bcd4f0"}
     assert [h.find_next_sibling().text for h in first.find_all("h4")[:2]] == ["Not measured."] * 2  # Tables 1 and 2
-    assert (
-        first.select_one("[aria-label=Claims] td").text == EVIL
-        and second.find(string="Claims").find_next("p").text == "Not measured."
-    )
+    assert [td.text for td in first.select("[aria-label=Claims] td")] == [EVIL, "holds", "3.2"] and second.find(
+        string="Claims"
+    ).find_next("p").text == "Not measured."
     assert [c.text for c in first.find_all("figcaption")] == [report.FIGURES["fig2"], "<i> 100% #1?"]
     row = [cell.text.strip() for cell in first.select("[aria-label=Provenance] tbody tr")[0]("td")]
     assert row[0] == "0123456789 with changes" and {"7", "40", EVIL} <= set(row)

@@ -178,7 +178,8 @@ def toys(output, monkeypatch):
     for name, source in (("00_a", "profile = 'demo'"), ("01_b", "data = 'demo'"), ("03_c", "profile = 'demo'")):
         cell = nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]})
         (output / "notebooks").mkdir(exist_ok=True)
-        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), output / "notebooks" / f"{name}.ipynb")
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), output / "notebooks" / f"{name}.ipynb")
     shutil.copytree(paths.NOTEBOOKS / "profiles", output / "notebooks" / "profiles")
     ran = []
 
