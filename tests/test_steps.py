@@ -90,6 +90,13 @@ def test_what_a_step_wrote_before_it_was_cut_off_is_its_own(done):
     assert current() == ["01_a"]
 
 
+def test_a_step_that_was_cut_off_before_it_wrote_has_no_say(done):
+    run("02_b", counts="new")
+    with pytest.raises(KeyboardInterrupt), record().running("03_c", "digest of 03_c"):
+        raise KeyboardInterrupt
+    assert current() == ["01_a", "02_b"]
+
+
 def test_a_renamed_step_is_forgotten(done):
     text = (done / "steps.json").read_text()
     (done / "steps.json").write_text(text.replace("02_b", "02_old"))
