@@ -18,7 +18,7 @@ def setting():
 
 def flat(found):
     """(maps, H, W) of a list of stacks of maps."""
-    return torch.cat([torch.as_tensor(np.asarray(m)).reshape(-1, 64, 64) for m in found])
+    return torch.cat([torch.as_tensor(m if torch.is_tensor(m) else np.asarray(m)).detach().reshape(-1, 64, 64) for m in found])
 
 
 def test_torch_cam_is_asked_for_the_same_heatmaps(setting):
