@@ -156,11 +156,15 @@ def _beside(number: int, path: Path) -> Markup | None:
     return Markup(style.to_html(table_uuid=f"{path.parent.name.encode().hex()}_{number}"))
 
 
+HEADERS = {"section": "Sec.", "paper": "on the paper's own numbers", "paper_on": "which are of"}
+
+
 def _plain(path: Path) -> Markup | None:
     if not path.is_file():
         return None
     table = pd.read_csv(path)
     table = table[sorted(table, key=lambda name: name not in ("claim", "verdict", "numbers"))]  # what a phone shows unscrolled
+    table = table.rename(columns=HEADERS)
     return Markup(table.to_html(index=False, border=0, na_rep="", classes="text", float_format="{:.4g}".format))
 
 

@@ -109,6 +109,7 @@ def test_the_front_page_shows_tables_claims_figures_and_provenance(site):
     ours = {cell.split("_")[-2]: color for cell, color in colors.items() if cell.endswith("_col1")}
     assert ours == {"row4": "#b7e1c0", "row5": "#bcd4f0"}
     assert [h.find_next_sibling().text for h in first.find_all("h4")[:2]] == ["Not measured."] * 2  # Tables 1 and 2
+    assert [th.text for th in first.select("[aria-label=Claims] th")] == ["claim", "verdict", "Sec."]
     assert [td.text for td in first.select("[aria-label=Claims] td")] == [EVIL, "holds", "3.2"] and second.find(
         string="Claims"
     ).find_next("p").text == "Not measured."
