@@ -126,7 +126,8 @@ Segmentation.__getitem__, provenance.save = stalling_get, stalling_save
 
 def stop(folder, at, how):
     """Run the series of VOC until notebook 04 is `at`, then stop the runner, and for SIGKILL the kernel with it."""
-    code = f"from ltcam import reproduce; reproduce.reproduce('paper', data='voc2012', recipe={RECIPE})"
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # also where a background job ignores it
+    code = f"{heard}; from ltcam import reproduce; reproduce.reproduce('paper', data='voc2012', recipe={RECIPE})"
     runner = subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, "STALL_IN": str(folder), "STALL_AT": at}, cwd=paths.ROOT,
         start_new_session=True, stderr=subprocess.PIPE, text=True,
@@ -139,7 +140,7 @@ def stop(folder, at, how):
         kernels = psutil.Process(runner.pid).children(recursive=True)  # in a session of their own
         for process in [runner, *kernels] if how == signal.SIGKILL else [runner]:
             process.send_signal(how)
-        runner.wait()
+        runner.wait(timeout=300)
         gone, alive = psutil.wait_procs(kernels, timeout=60)
         assert gone and not alive
     finally:
