@@ -6,7 +6,7 @@ import pytest
 
 from ltcam import metrics, sweep
 from ltcam.evaluation import evaluate
-from tests.test_evaluation import run  # noqa: F401 - a fixture
+from tests.test_evaluation import checkpoint, run  # noqa: F401 - fixtures
 
 CURVES = {  # method: (train, test) at delta 0, 20, 60, 90
     "gradcam": ([10, 14, 13, 5], [20, 30, 26, 8]),  # the same order: the choice carries over
