@@ -13,16 +13,17 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from ltcam import datasets, metrics, plotting
-from ltcam.cam import Options, layer_maps
+from ltcam import datasets, metrics, plotting, sweep
+from ltcam.bins import maps_of
+from ltcam.cam import Options
 from ltcam.datasets import Segmentation
 from ltcam.segmentation import otsu_masks
 from ltcam.tracing import trace
 from ltcam.training import Trained
 from ltcam.tricks import layerize
 
-METHODS = {"gradcam": "Grad-CAM", "layercam": "Layer-CAM"}
-DELTAS = (None, *map(float, range(0, 100, 10)))
+METHODS = {method: plotting.SWEPT[method][0] for method in ("gradcam", "layercam")}
+DELTAS = (None, *sweep.DELTAS)
 FUSED = ("S5", "S4-S5", "S3-S5", "S2-S5", "S1-S5")
 LAYERS = (*FUSED, "S4", "S3", "S2", "S1")
 SIDE = 112  # pixels of a heatmap's longer side
@@ -40,14 +41,14 @@ def pictures(trained: Trained, data: Segmentation, count: int) -> list[dict[str,
     samples = [data[i] for i, _ in chosen]
     images = torch.stack([datasets.preprocess(s.image, trained.size) for s in samples])
     traced = trace(trained.model, images.to(next(trained.model.parameters()).device), [c for _, c in chosen])
-    maps = {(method, delta): layer_maps(traced, Options(method, delta)) for method in METHODS for delta in DELTAS}
+    maps = maps_of(traced, [(Options(method, delta), None) for method in METHODS for delta in DELTAS])
     shown = []
     for pair, (sample, (_, c)) in enumerate(zip(samples, chosen, strict=True)):
         size = (sample.mask.shape[0], sample.mask.shape[1])
         small = F.resize(sample.image, _fit(size, plotting.THUMBNAIL), antialias=True)
         views: dict[str, dict[str, Any]] = {method: {} for method in METHODS}
         for method, layers in product(METHODS, LAYERS):
-            fused = [[maps[method, d][name][pair : pair + 1] for name in traced.select(layers)] for d in DELTAS]
+            fused = [[maps[Options(method, d), None][name][pair : pair + 1] for name in traced.select(layers)] for d in DELTAS]
             views[method][layers] = _view(torch.cat([layerize(m, size) for m in fused]).cpu(), sample.mask, c)
         shown.append(
             {

@@ -4,35 +4,27 @@ It comes as `<file>.partial` under the data root, which the next call or mirror 
 its place, renamed into it and removed. Where no mirror can be reached, put the archive under the data root and ask again.
 """
 
-import hashlib
 import logging
-import re
 import shutil
-import stat
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from http.client import HTTPException
-from pathlib import Path, PureWindowsPath
-from typing import IO, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pandas as pd
 from tqdm import tqdm
 
+from ltcam import archives
+from ltcam.archives import FAR_MORE
 from ltcam.checks import FOLDERS, checksums, known, state
 from ltcam.datasets import DataError
 from ltcam.paths import data_root
 from ltcam.weights import sha256
 
 log = logging.getLogger(__name__)
-Opener = Callable[[], IO[bytes]]
 TIMEOUT, CHUNK = 30, 1 << 20
-FAR_MORE = 2  # times the stated size that an archive may be, or unpack to
 VOC, OXFORD = "VOCtrainval_11-May-2012.tar", "robots.ox.ac.uk/pascal/VOC/voc2012"
 TILES, COMMIT = "abin24/Magnetic-tile-defect-datasets.", "cc4eb530b57b9cb7225bf76023873043ffd50655"
 
@@ -97,7 +89,7 @@ def get(name: str, root: Path | None = None) -> Path:
             _verify(archive, name)
         else:
             archive = _download(archive, name)
-        _unpack(archive, name, target, root / f".{name}.partial")
+        archives.unpack(archive, source.keep, source.size, checksums(name), target, root / f".{name}.partial")
         archive.unlink()
     except OSError as error:
         what = f"{root} cannot be written ({error}): what has come of {source.file} is kept"
@@ -187,76 +179,9 @@ def _verify(archive: Path, name: str) -> None:
     elif source.sha256 and (digest := sha256(archive)) != source.sha256:
         fault = f"has SHA-256 {digest}, expected {source.sha256}"
     else:
-        with _contents(archive, name) as files:
-            sums = checksums(name)
-            bad = [p for p, digest in sums.items() if p not in files or _digest(files[p]) != digest]
-        if bad:
-            fault = f"lacks, or has damaged, {len(bad)} of {len(sums)} files, the first {bad[0]}"
+        fault = archives.fault(archive, source.keep, source.size, checksums(name))
     if fault:
         raise DataError(f"{archive} {fault}: it is damaged or another file; remove it and fetch it again")
-
-
-def _digest(opener: Opener) -> str:
-    with opener() as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-
-
-@contextmanager
-def _contents(archive: Path, name: str) -> Iterator[dict[str, Opener]]:
-    """The files to take from the archive, by their paths in the data set's folder.
-
-    Raises DataError for an archive that is damaged, holds anything but files and folders inside itself, or unpacks to far more
-    than stated.
-    """
-    source, sums = SOURCES[name], checksums(name)
-    try:
-        with tarfile.open(archive) if source.file.endswith(".tar") else zipfile.ZipFile(archive) as opened:
-            members = _tar(opened) if isinstance(opened, tarfile.TarFile) else _zip(opened)
-            for path, plain, _, _ in members:
-                if not plain or PureWindowsPath(path).anchor or ".." in PureWindowsPath(path).parts:
-                    raise DataError(f"{archive} holds {path!r}, a link, a device or a path outside of it: refused; remove it")
-            matches = [(re.fullmatch(source.keep, path), size, opener) for path, _, size, opener in members if opener]
-            taken = [(m[1], size, opener) for m, size, opener in matches if m and (m[1] in sums or not sums)]
-            if not 0 < (total := sum(size for _, size, _ in taken)) <= FAR_MORE * source.size:
-                raise DataError(
-                    f"{archive} would unpack to {total:,} bytes, expected about {source.size:,}: refused; remove it"
-                )
-            yield {path: opener for path, _, opener in taken}
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise DataError(f"{archive} cannot be unpacked ({error}): it is damaged; remove it and fetch it again") from error
-
-
-def _tar(archive: tarfile.TarFile) -> list[tuple[str, bool, int, Opener | None]]:
-    """Path, whether it is a file or a folder, size, and how to open it if it is a file."""
-
-    def opened(member: tarfile.TarInfo) -> IO[bytes]:
-        file = archive.extractfile(tarfile.data_filter(member, "."))
-        assert file is not None  # only asked of files
-        return file
-
-    return [(m.name, m.isreg() or m.isdir(), m.size, partial(opened, m) if m.isreg() else None) for m in archive]
-
-
-def _zip(archive: zipfile.ZipFile) -> list[tuple[str, bool, int, Opener | None]]:
-    def plain(member: zipfile.ZipInfo) -> bool:
-        return stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
-
-    return [(m.filename, plain(m), m.file_size, None if m.is_dir() else partial(archive.open, m)) for m in archive.infolist()]
-
-
-def _unpack(archive: Path, name: str, target: Path, temporary: Path) -> None:
-    """Into `temporary`, which becomes `target` when all is there and is removed when it fails."""
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        with _contents(archive, name) as files:
-            for path, opener in tqdm(files.items(), desc=target.name, disable=None):
-                (temporary / path).parent.mkdir(parents=True, exist_ok=True)
-                with opener() as source, (temporary / path).open("wb") as file:
-                    shutil.copyfileobj(source, file)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _room(root: Path, needed: int) -> None:

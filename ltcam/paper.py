@@ -43,6 +43,7 @@ TABLES = {
     3: SEVEN,
     4: SEVEN,
 }
+CAPTIONS = {1: "Grad-CAM by stage", 2: "Truncation without layerization", 3: "Seven methods", 4: "Seven methods"}
 COMPARED = {"voc2012": [3], "ksdd2": [4], "magnetic_tile": [4], "demo": [3, 4]}  # the table(s) a data set is the counterpart of
 CLASS_MEANS = {"mIoU": "mIoU", "Precision": "mPrecision", "Recall": "mRecall", "Micro-F1": "mF1"}
 POOLED = {"mIoU": "IoU", "Precision": "Precision", "Recall": "Recall", "Micro-F1": "F1"}

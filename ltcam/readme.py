@@ -32,12 +32,7 @@ SOURCES = {  # of what the paper shows and says: our notebook, its files, and ou
 }
 _VOC = "the paper on VOC 2012, ours on its subset (class means over five animals)."
 _TILES = "the paper on KSDD2, ours on Magnetic tile, another set of the same kind (pooled pixels)."
-CAPTIONS = {
-    1: f"Grad-CAM by stage; {_VOC}",
-    2: f"Truncation without layerization; {_VOC}",
-    3: f"Seven methods; {_VOC}",
-    4: f"Seven methods; {_TILES}",
-}
+CAPTIONS = {number: f"{caption}; {_TILES if number == 4 else _VOC}" for number, caption in paper.CAPTIONS.items()}
 STYLES = {"bold": "**{:.2f}**", "underline": "<ins>{:.2f}</ins>", "": "{:.2f}"}
 SETTINGS: dict[str, Callable[[Recipe], str]] = {
     "trained on, held out": lambda r: f"{r.train}, {r.test}",

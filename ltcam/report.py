@@ -1,18 +1,12 @@
 """A static site of one profile's results: `ltcam report --profile demo --out site`.
 
 A front page (the paper's tables beside ours, claims, figures, provenance), the executed notebooks, and a page to move delta
-and the stages on (`explorer.py`). No notebook is executed, nothing is fetched: the pages work from file://, equations are
-MathML.
-
-The notebooks are rendered by nbconvert itself. What builds on it needs more than it gives here: jupyter-book 2 and quarto-cli
-fetch parts from hosts outside the package index; mkdocs-jupyter 0.26 works, but brings 0.7 MB of styles into each page, the
-addresses of a CDN, and a theme whose end of life is announced.
+and the stages on (`explorer.py`). No notebook is executed, nothing is fetched: the pages work from file://.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,25 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import nbformat
 import pandas as pd
 from markupsafe import Markup
-from nbconvert import HTMLExporter
-from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from nbconvert.preprocessors.sanitize import SanitizeHTML
 from PIL import Image
-from pygments.formatters import HtmlFormatter
 
-from ltcam import datasets, explorer, paper, paths, provenance, training
-
-try:
-    from latex2mathml.converter import convert
-except ImportError as error:
-    raise ImportError("ltcam report needs latex2mathml: pip install ltcam[report]") from error
+from ltcam import datasets, explorer, pages, paper, paths, provenance, training
 
 PICTURES = 4  # on the page with the sliders
 MARK = ".ltcam-report"  # a file that tells a site of ours from any other folder
-CAPTIONS = {1: "Grad-CAM by stage", 2: "truncation without layerization", 3: "seven methods", 4: "seven methods"}
 FIGURES = {
     "samples": "Samples, with one class outlined",
     "areas": "How much of an image a class covers",
@@ -51,16 +34,10 @@ FIGURES = {
     "plug_in": "Networks of other libraries, plugged in",
 }
 MORE = {"comparison": "Every number of the paper beside ours", "sweep": "Every score over δ"}
+HEADERS = {"section": "Sec.", "paper": "on the paper's own numbers", "paper_on": "which are of"}
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("ltcam", "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
     trim_blocks=True, lstrip_blocks=True,
-)  # fmt: skip
-_CLEAN = SanitizeHTML(  # type: ignore[no-untyped-call] # for outputs in HTML: what pandas writes, and nothing that runs
-    tags=["a", "b", "br", "caption", "div", "em", "h3", "h4", "i", "p", "span", "strong", "style", "table", "tbody", "td", "th",
-          "thead", "tr"],
-    attributes={"*": ["class", "colspan", "id", "rowspan", "style"]},
-    sanitized_output_types={"text/html"},
-    safe_output_keys={"text/plain", "text/markdown", "image/png", "image/jpeg"},
 )  # fmt: skip
 
 
@@ -70,7 +47,6 @@ def report(profile: str, out: Path) -> Path:
     A site that is there is replaced when the new one is whole. Raises FileNotFoundError where there is nothing to report, and
     ValueError where `out` holds anything but a site of ours.
     """
-    logging.getLogger("traitlets").setLevel(logging.ERROR)  # nbconvert tells of every output it cleans
     out = out.resolve()
     names = _data(profile)
     notebooks = _notebooks(profile)
@@ -94,7 +70,7 @@ def report(profile: str, out: Path) -> Path:
         }  # fmt: skip
         _write(site / "data.js", "".join(f"const {name} = {json.dumps(value)};\n" for name, value in constants.items()))
         _write(site / "explore.js", _template("explore.js"))
-        _write(site / "style.css", _template("style.css") + _highlighting())
+        _write(site / "style.css", _template("style.css") + pages.highlighting())
     return out / "index.html"
 
 
@@ -112,7 +88,7 @@ def _data(profile: str) -> list[str]:
 def _notebooks(profile: str) -> list[dict[str, Any]]:
     """The executed notebooks, a series a data set."""
     found = [path for path in (paths.results(profile) / "notebooks").glob("[0-9]*.ipynb") if ".failed" not in path.suffixes]
-    made = [_notebook(path) for path in found]
+    made = [pages.notebook(path) for path in found]
     return sorted(made, key=lambda notebook: (_order(notebook["data"]), notebook["page"]))
 
 
@@ -127,7 +103,7 @@ def _section(profile: str, name: str, site: Path, notebooks: list[dict[str, Any]
     wanted = {1, 2, *paper.COMPARED.get(name, []), *(n for n in paper.TABLES if (folder / f"table{n}.csv").is_file())}
     tables = [
         {
-            "number": n, "caption": CAPTIONS[n], "html": _beside(n, folder / f"table{n}.csv"),
+            "number": n, "caption": paper.CAPTIONS[n], "html": _beside(n, folder / f"table{n}.csv"),
             "paper": "KSDD2" if n == 4 else "PASCAL VOC 2012", "scores": "pooled pixels" if n == 4 else "class means",
         }
         for n in sorted(wanted)
@@ -154,9 +130,6 @@ def _beside(number: int, path: Path) -> Markup | None:
         .format_index(escape="html", axis=1)
     )
     return Markup(style.to_html(table_uuid=f"{path.parent.name.encode().hex()}_{number}"))
-
-
-HEADERS = {"section": "Sec.", "paper": "on the paper's own numbers", "paper_on": "which are of"}
 
 
 def _plain(path: Path) -> Markup | None:
@@ -207,39 +180,6 @@ def _provenance(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _notebook(path: Path) -> dict[str, Any]:
-    """Title, page and body (HTML) of an executed notebook."""
-    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
-    heading = title = path.stem
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown" and cell.source.startswith("#"):
-            heading = cell.source.split("\n")[0].lstrip("# ")
-            title = heading if title == path.stem else title
-        for output in _CLEAN.sanitize_code_outputs(cell.get("outputs", [])):  # type: ignore[no-untyped-call]
-            if "data" in output:
-                output.metadata["alt"] = heading  # of the picture, if it is one
-    exporter = HTMLExporter(template_name="basic", filters={"markdown2html": _markdown})  # type: ignore[no-untyped-call]
-    _, _, data = path.stem.partition(".")
-    body = Markup(exporter.from_notebook_node(notebook)[0])
-    return {"name": path.name, "data": data, "title": title, "page": f"{path.stem}.html", "body": body}
-
-
-class _Renderer(IPythonRenderer):
-    """Equations as MathML, which browsers draw by themselves."""
-
-    def inline_math(self, body: str) -> str:
-        return convert(body)
-
-    def block_math(self, body: str) -> str:
-        return f'<span class="equation">{convert(body, display="block")}</span>'
-
-
-def _markdown(source: str) -> str:
-    """HTML of Markdown; HTML in it is shown as text."""
-    renderer = _Renderer(escape=True, allow_harmful_protocols=False, exclude_anchor_links=True)
-    return str(MarkdownWithMath(renderer=renderer).render(source))
-
-
 def _pictures(profile: str, names: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
     """For the page with the sliders, and a sentence for each data set that has none."""
     made: list[dict[str, Any]] = []
@@ -272,11 +212,6 @@ def _whole(out: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _highlighting() -> str:
-    light, dark = (HtmlFormatter(style=s).get_style_defs(".highlight") for s in ("default", "github-dark"))
-    return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n.highlight {{ background: none }}\n"
 
 
 def _template(name: str) -> str:

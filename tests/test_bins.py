@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from ltcam import trace
-from ltcam.bins import maps_of
+from ltcam.bins import _cut, maps_of
 from ltcam.cam import Options, layer_maps
+from ltcam.methods import fullgrad
 from ltcam.models import vgg16
+from ltcam.tricks import truncate
 
 DELTAS = (None, 0.0, 20.0, 55.5, 90.0)
 
@@ -43,3 +45,14 @@ def test_every_delta_method_and_scope_is_what_explain_makes_one_by_one(both, dty
     for (o, layers), maps in found.items():
         close(maps, layer_maps(t, o, layers))
         assert list(maps) == list(layer_maps(t, o, layers))
+
+
+def test_fullgrad_keeps_its_minimum_where_nothing_is_dropped():
+    """All gradients positive: delta 0 drops none, and the least |G b| of the layer goes to 0, as without truncation."""
+    torch.manual_seed(0)
+    gradient, bias = torch.rand(2, 3, 5, 4) + 0.1, torch.tensor([1.0, -2.0, 0.5]).view(1, 3, 1, 1)
+    options = [Options("fullgrad", delta) for delta in (0.0, 50.0)]
+    for o, ours in zip(options, _cut(bias, gradient, options), strict=True):
+        expected = fullgrad(bias, truncate(gradient, o.delta))
+        assert (expected.amin() > 0) == (o.delta == 0)
+        torch.testing.assert_close(ours, expected)

@@ -121,6 +121,18 @@ def test_real_voc(real):
     assert set(sample.mask.unique().tolist()) == {0, 17, 255} and sample.image.shape[1:] == sample.mask.shape
 
 
+def test_an_image_is_resized_by_one_thread_and_the_others_are_there_again(monkeypatch):
+    threads, seen = torch.get_num_threads(), []
+    resize = datasets.base.F.resize
+    monkeypatch.setattr(datasets.base.F, "resize", lambda *a, **k: seen.append(torch.get_num_threads()) or resize(*a, **k))
+    try:
+        torch.set_num_threads(3)
+        datasets.preprocess(torch.zeros(3, 9, 9, dtype=torch.uint8), (4, 4))
+        assert seen == [1] and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_preprocessing_is_imagenets():
     grey = torch.full((3, 20, 30), 128, dtype=torch.uint8)
     result = datasets.preprocess(grey, (8, 4))

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from skimage.filters import threshold_otsu
 
 from ltcam import datasets, evaluation, explain, metrics, paper, paths, provenance, trace
@@ -40,7 +41,10 @@ EVERY = [
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("LTCAM_DATA", str(lookalikes.voc(folder / "data")))
+        root = lookalikes.voc(folder / "data")
+        for path in [*root.rglob("2007_000009.*g"), *root.rglob("2007_000010.*g"), *root.rglob("2007_000012.*g")]:
+            Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)  # a batch holds images of two sizes
+        patched.setenv("LTCAM_DATA", str(root))
         yield train(Recipe(data="voc2012", test="val", **TINY), folder)
 
 
@@ -150,6 +154,32 @@ def test_batches_hold_images_with_equally_many_classes():
     batches = evaluation._batches(data, 8)
     assert sorted(i for batch in batches for i in batch) == data.scored
     assert all(len({int(data.labels[i].sum()) for i in batch}) == 1 for batch in batches)
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved(run, tmp_path, monkeypatch, caplog):
+    whole = evaluate(run, "val", CONFIGS[:1], tmp_path / "whole", batch_size=4)
+    count_batch, sizes = evaluation._count_batch, []
+
+    def small(trained, samples, configs):
+        if len(samples) > room:
+            raise torch.OutOfMemoryError
+        sizes.append(len(samples))
+        return count_batch(trained, samples, configs)
+
+    monkeypatch.setattr(evaluation, "_count_batch", small)
+    room = 1
+    pd.testing.assert_frame_equal(evaluate(run, "val", CONFIGS[:1], tmp_path / "halves", batch_size=4), whole)
+    assert set(sizes) == {1} and "going on with 1" in caplog.text
+    room = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(run, "val", CONFIGS[:1], tmp_path / "none", batch_size=4)
+
+
+def test_batches_bring_images_of_one_size_together(run):
+    data = datasets.load("voc2012", "val")
+    assert data.sizes == [data.mask(i).shape for i in range(len(data))] and len(set(data.sizes)) > 1
+    order = [(int(data.labels[i].sum()), data.sizes[i]) for batch in evaluation._batches(data, 2) for i in batch]
+    assert order == sorted(order)
 
 
 @pytest.mark.parametrize("change", ["part", "checkpoint", "code", "counts", "nothing"])

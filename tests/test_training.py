@@ -143,6 +143,20 @@ def test_a_loss_that_is_not_a_number_stops_the_run(voc, tmp_path):
         train(recipe, tmp_path)
 
 
+def test_bfloat16_is_computed_in_but_kept_is_float32(voc, tmp_path, monkeypatch):
+    seen = []
+    loss = torch.nn.functional.binary_cross_entropy_with_logits
+    noted = lambda logits, labels: seen.append(logits.dtype) or loss(logits, labels)  # noqa: E731
+    monkeypatch.setattr(torch.nn.functional, "binary_cross_entropy_with_logits", noted)
+    paths = [
+        train(Recipe(data="voc2012", test="val", bfloat16=b, **TINY | {"epochs": 1}), tmp_path / str(b)) for b in (False, True)
+    ]
+    assert set(seen[: len(seen) // 2]) == {torch.float32} and set(seen[len(seen) // 2 :]) == {torch.bfloat16}
+    weights = [load_checkpoint(path).model.classifier[0].weight for path in paths]
+    assert weights[1].dtype == torch.float32
+    torch.testing.assert_close(*weights, rtol=0, atol=0.01)
+
+
 def test_wrong_recipes():
     with pytest.raises(ValueError, match="frozen=7: VGG16 has 5 stages"):
         Recipe(frozen=7)

@@ -1,0 +1,74 @@
+"""An executed notebook as HTML: outputs cleaned of what runs, Markdown escaped, equations as MathML.
+
+nbconvert itself renders it. What builds on nbconvert needs more than it gives here: jupyter-book 2 and quarto-cli fetch parts
+from hosts outside the package index; mkdocs-jupyter 0.26 works, but brings 0.7 MB of styles into each page, the addresses of a
+CDN, and a theme whose end of life is announced.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from markupsafe import Markup
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbconvert.preprocessors.sanitize import SanitizeHTML
+from pygments.formatters import HtmlFormatter
+
+try:
+    from latex2mathml.converter import convert
+except ImportError as error:
+    raise ImportError("ltcam report needs latex2mathml: pip install ltcam[report]") from error
+
+_CLEAN = SanitizeHTML(  # type: ignore[no-untyped-call] # for outputs in HTML: what pandas writes, and nothing that runs
+    tags=["a", "b", "br", "caption", "div", "em", "h3", "h4", "i", "p", "span", "strong", "style", "table", "tbody", "td", "th",
+          "thead", "tr"],
+    attributes={"*": ["class", "colspan", "id", "rowspan", "style"]},
+    sanitized_output_types={"text/html"},
+    safe_output_keys={"text/plain", "text/markdown", "image/png", "image/jpeg"},
+)  # fmt: skip
+
+
+logging.getLogger("traitlets").setLevel(logging.ERROR)  # nbconvert tells of every output it cleans
+
+
+def notebook(path: Path) -> dict[str, Any]:
+    """Name, data set, title, page and body (HTML) of an executed notebook."""
+    read = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    heading = title = path.stem
+    for cell in read.cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("#"):
+            heading = cell.source.split("\n")[0].lstrip("# ")
+            title = heading if title == path.stem else title
+        for output in _CLEAN.sanitize_code_outputs(cell.get("outputs", [])):  # type: ignore[no-untyped-call]
+            if "data" in output:
+                output.metadata["alt"] = heading  # of the picture, if it is one
+    exporter = HTMLExporter(template_name="basic", filters={"markdown2html": _markdown})  # type: ignore[no-untyped-call]
+    _, _, data = path.stem.partition(".")
+    body = Markup(exporter.from_notebook_node(read)[0])
+    return {"name": path.name, "data": data, "title": title, "page": f"{path.stem}.html", "body": body}
+
+
+class _Renderer(IPythonRenderer):
+    """Equations as MathML, which browsers draw by themselves."""
+
+    def inline_math(self, body: str) -> str:
+        return convert(body)
+
+    def block_math(self, body: str) -> str:
+        return f'<span class="equation">{convert(body, display="block")}</span>'
+
+
+def _markdown(source: str) -> str:
+    """HTML of Markdown; HTML in it is shown as text."""
+    renderer = _Renderer(escape=True, allow_harmful_protocols=False, exclude_anchor_links=True)
+    return str(MarkdownWithMath(renderer=renderer).render(source))
+
+
+def highlighting() -> str:
+    """The styles of code in a page, light and dark."""
+    light, dark = (HtmlFormatter(style=s).get_style_defs(".highlight") for s in ("default", "github-dark"))
+    return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n.highlight {{ background: none }}\n"
