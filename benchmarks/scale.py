@@ -22,7 +22,7 @@ from benchmarks.peers import STAGES, floor
 from ltcam import datasets, models, provenance, trace
 from ltcam.bins import maps_of
 from ltcam.cam import Options
-from ltcam.evaluation import Config, _batches, _count, _loader
+from ltcam.evaluation import Config, Protocol, _batches, _count, _loader
 from ltcam.sweep import DELTAS
 from ltcam.training import Recipe, Trained
 
@@ -53,8 +53,8 @@ def end_to_end(name: str, part: str, batches: int, rounds: int) -> dict[str, flo
     images = [torch.stack([datasets.preprocess(data[i].image, data.size) for i in batch]) for batch in chosen]
 
     def ours() -> None:
-        for samples in _loader(data, trained, chosen):
-            _count(trained, samples, FORTY)
+        for samples in _loader(data, trained, Protocol(), chosen):
+            _count(trained, samples, FORTY, Protocol())
 
     def bare() -> None:
         for batch, classes in zip(images, ranks, strict=True):

@@ -71,6 +71,7 @@ def evaluate(
     config: Annotated[list[str] | None, typer.Option(help="METHOD[:LAYERS[:DELTA]], e.g. gradcam:S1-S5:20")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the results; the checkpoint's, and in it PART if given")] = None,
     batch_size: Annotated[int, typer.Option()] = 8,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="forward and backward in bfloat16: faster")] = False,
 ) -> None:
     """Heatmaps, Otsu masks and scores on the data set a checkpoint was trained on."""
     import time
@@ -85,15 +86,16 @@ def evaluate(
     if unknown := set(numbers) - set(paper.TABLES):
         raise ValueError(f"table {min(unknown)} is not in the paper: expected one of {list(paper.TABLES)}")
     trained = training.load_checkpoint(checkpoint)
+    protocol = ev.Protocol(batch_size, bfloat16=bfloat16)
     folder, part = out or checkpoint.parent / part, part or trained.recipe.test
     data = datasets.load(trained.recipe.data, part)
     tables: list[tuple[str, list[ev.Config], Any]] = [
         (f"table{n}", list(paper.TABLES[n].values()), partial(paper.table, n)) for n in numbers
     ]
     wanted = [*tables, *([("scores", asked, metrics.scores)] if asked else [])]
-    ev.evaluate(trained, part, [c for _, configs, _ in wanted for c in configs], folder, batch_size)
+    ev.evaluate(trained, part, [c for _, configs, _ in wanted for c in configs], folder, protocol)
     for name, configs, cut in wanted:
-        scores = cut(ev.evaluate(trained, part, configs, folder, batch_size), data.headline)
+        scores = cut(ev.evaluate(trained, part, configs, folder, protocol), data.headline)
         if not first:
             continue
         provenance.save(scores, folder / f"{name}.csv", started, **trained.about(data))

@@ -6,6 +6,7 @@ summed once in each bin, and what a delta keeps are the bins from the largest do
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial, reduce
 from typing import get_args
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from ltcam.cam import Options, Selection, input_map, layer_maps, wide
 from ltcam.methods import MAPS, WEIGHTS
 from ltcam.tracing import Trace
-from ltcam.tricks import Scope, layerize, thresholds
+from ltcam.tricks import Fuse, Normalize, Scope, layerize, thresholds
 
 CHUNK = {"cpu": 2**20, "cuda": 2**26}  # values cut at a time: few enough for the caches, or to leave memory alone
 
@@ -27,18 +28,22 @@ def maps_of(trace: Trace, wanted: Iterable[tuple[Options, Selection]]) -> dict[t
     names = {item: _names(trace, *item) for item in wanted}
     needed: dict[Options, set[str]] = {}
     for (options, _), found in names.items():
-        needed.setdefault(options, set()).update(found)
+        needed.setdefault(_unfused(options), set()).update(found)
     made = {o: _one_by_one(trace, o, layers) for o, layers in needed.items() if not _in_bins(o)}
     with torch.autocast(trace.logits.device.type, enabled=False):
         made |= _all_at_once(trace, {o: layers for o, layers in needed.items() if _in_bins(o)})
-    return {item: {name: made[item[0]][name] for name in found} for item, found in names.items()}
+    return {item: {name: made[_unfused(item[0])][name] for name in found} for item, found in names.items()}
 
 
-def heatmaps(layers: Sequence[Maps], pairs: Sequence[int], size: tuple[int, int]) -> Tensor:
-    """Several selections of layers of one method and delta, each summed at `size` (Eq. 8): (len(layers), len(pairs), H, W).
+def heatmaps(
+    layers: Sequence[Maps], pairs: Sequence[int], size: tuple[int, int], fuse: Fuse = "sum", normalize: Normalize = "none"
+) -> Tensor:
+    """Several selections of layers of one method and delta, each fused at `size` (Eq. 8): (len(layers), len(pairs), H, W).
 
-    A layer's map is resized once, whatever number of selections it is in.
+    Of plain sums a layer's map is resized once, whatever number of selections it is in.
     """
+    if (fuse, normalize) != ("sum", "none"):
+        return torch.stack([layerize([m[pairs] for m in maps.values()], size, fuse, normalize) for maps in layers])
     resized: dict[tuple[str, ...], Tensor] = {}
     found = []
     for maps in layers:
@@ -56,6 +61,11 @@ def _names(trace: Trace, options: Options, layers: Selection) -> list[str]:
     if options.method != "fullgrad":
         return trace.select(layers)
     return [term.name for term in trace.terms(layers)] + (["input"] if layers is None else [])
+
+
+def _unfused(options: Options) -> Options:
+    """Maps are fused later: these options have them in common with others."""
+    return replace(options, fuse="sum", normalize="none")
 
 
 def _in_bins(options: Options) -> bool:

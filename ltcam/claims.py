@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from ltcam import metrics
-from ltcam.evaluation import Config
+from ltcam.evaluation import FLOATS, Config, configurations
 from ltcam.paper import CLASS_MEANS, COMPARED, POOLED, SEVEN, TABLES, published
 from ltcam.sweep import DELTAS, METHODS
 
@@ -56,7 +56,7 @@ def read(folder: Path, data: str) -> dict[str, pd.DataFrame]:
     """
     names = [f"table{number}" for number in (1, 2, *COMPARED[data])] + ["sweep"]
     paths = {name: folder / f"{name}.csv" for name in names}
-    found = {name: pd.read_csv(path, dtype={"delta": float}) for name, path in paths.items() if path.is_file()}
+    found = {name: pd.read_csv(path, dtype=FLOATS) for name, path in paths.items() if path.is_file()}
     tables = {name: table.assign(part=table.get("part", "test")) for name, table in found.items()}
     if not tables:
         raise FileNotFoundError(f"no table is in {folder}: expected {', '.join(names)} (.csv); run notebooks 02 to 05 first")
@@ -105,8 +105,8 @@ def _measured(claim: Claim, tables: Mapping[str, pd.DataFrame], data: str) -> Sc
     files = [f"table{home}" if everywhere and name == "table3" else name for name in claim.needs]
     scores: dict[str, dict[Config, float]] = {"test": {}, "train": {}}
     for table in (tables[name] for name in files if name in tables):
-        for part, method, layers, delta, per, score in table[["part", *metrics.CONFIG, column]].itertuples(index=False):
-            scores[part][Config(method, layers, None if pd.isna(delta) else delta, per)] = score
+        for part, config, score in zip(table["part"], configurations(table), table[column], strict=True):
+            scores[part][config] = score
     return scores
 
 

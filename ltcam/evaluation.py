@@ -11,14 +11,15 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import torch
 from accelerate import PartialState
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -26,26 +27,36 @@ from ltcam import datasets, metrics, provenance
 from ltcam.bins import heatmaps, maps_of
 from ltcam.cam import Options
 from ltcam.datasets import Segmentation
-from ltcam.segmentation import CHUNK, otsu_masks
+from ltcam.models import Outputs, stages
+from ltcam.segmentation import CHUNK, above, otsu_masks
 from ltcam.tracing import trace
 from ltcam.training import Trained
-from ltcam.tricks import Scope
+from ltcam.tricks import Compare, Fuse, Normalize, Scope, one_of
 from ltcam.weights import sha256
 
 log = logging.getLogger(__name__)
+Labels = Literal["true", "predicted"]
+FLOATS = {"delta": float, "fraction": float}  # where an empty field is None
 
 
 class Config(NamedTuple):
-    """One way to make a heatmap: a method, the layers it fuses (a stage label, a range, or "all") and the truncation."""
+    """One way to make a mask: a method, the layers it fuses (a stage label, a range, or "all"), the options of `ltcam.explain`,
+    and where the heatmap is cut: above `fraction` of its maximum, or by Otsu (None)."""
 
     method: str
     layers: str = "S5"
     delta: float | None = None
     per: Scope = "layer"
+    compare: Compare = "ge"
+    fuse: Fuse = "sum"
+    normalize: Normalize = "none"
+    fraction: float | None = None
 
     @property
     def options(self) -> Options:
-        return Options(self.method, self.delta, self.per)
+        if self.fraction is not None and not 0 <= self.fraction < 1:
+            raise ValueError(f"fraction={self.fraction} of the maximum cuts nothing: expected None (Otsu) or one in [0, 1)")
+        return Options(self.method, self.delta, self.per, self.compare, self.fuse, self.normalize)
 
     @property
     def selection(self) -> str | None:
@@ -64,7 +75,33 @@ class Config(NamedTuple):
             ) from error
 
 
-def evaluate(trained: Trained, part: str, configs: Sequence[Config], out: Path, batch_size: int = 8) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Protocol:
+    """How a data set is run, whatever is made of the trace; each field is kept with the counts.
+
+    labels    heatmaps of the classes truly present, or of the predicted ones (logit above 0, or the largest), where a class
+              that is not there has only false positives, and one that is missed only false negatives
+    outputs   where the stages S1 to S5 are read, as in `ltcam.models.stages`
+    size      (height, width) of the input; None: what the model was trained at
+    bfloat16  autocast of the forward and the backward, channels last; the maps are summed in float32 all the same
+
+    Raises ValueError for a label or an output that is unknown.
+    """
+
+    batch_size: int = 8
+    labels: Labels = "true"
+    outputs: Outputs = "pool"
+    size: tuple[int, int] | None = None
+    bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("labels", self.labels, Labels)
+        one_of("outputs", self.outputs, Outputs)
+
+
+def evaluate(
+    trained: Trained, part: str, configs: Sequence[Config], out: Path, protocol: Protocol | None = None
+) -> pd.DataFrame:
     """Pixel counts of `configs` on part `part` of the data the model was trained on: one row a pair and configuration.
 
     `out/counts.csv.gz` keeps every configuration measured with this checkpoint, data and code; only missing ones are measured.
@@ -75,22 +112,23 @@ def evaluate(trained: Trained, part: str, configs: Sequence[Config], out: Path, 
     started = time.time()
     for config in configs:
         config.options  # noqa: B018 - refuses what does not exist before anything is run
-    data = datasets.load(trained.recipe.data, part)
+    data, protocol = datasets.load(trained.recipe.data, part), protocol or Protocol()
+    protocol = replace(protocol, size=protocol.size or trained.size)
     identity = {
-        "data": data.title, "part": part, "fingerprint": data.fingerprint, "size": trained.size, "batch_size": batch_size,
+        "data": data.title, "part": part, "fingerprint": data.fingerprint, **asdict(protocol),
         "checkpoint": trained.sha256, "code": provenance.code(),
     }  # fmt: skip
     path = out / "counts.csv.gz"
     known = _known(path, identity)
-    missing = [c for c in dict.fromkeys(configs) if c not in set(_configs(known))]
+    missing = [c for c in dict.fromkeys(configs) if c not in set(configurations(known))]
     if missing:
         digest = hashlib.sha256(json.dumps([identity, missing]).encode()).hexdigest()[:12]
         workers = processes()
-        _measure(trained, data, missing, batch_size, out / f"counts.{digest}", workers)
+        _measure(trained, data, missing, protocol, out / f"counts.{digest}", workers)
         if workers.is_main_process:
             rows = [row for batch in _journals(out / f"counts.{digest}").values() for row in batch]
             columns = ["name", "class", *metrics.CONFIG, "tp", "fp", "fn"]
-            measured = pd.DataFrame(rows, columns=columns).astype({"delta": float})
+            measured = pd.DataFrame(rows, columns=columns).astype(FLOATS)
             known = pd.concat([known, measured], ignore_index=True) if len(known) else measured
             known = known.sort_values(["name", "class", *metrics.CONFIG], ignore_index=True, na_position="first")
             provenance.save(known, path, started, **{**trained.about(data), **identity, "processes": workers.num_processes})
@@ -99,7 +137,7 @@ def evaluate(trained: Trained, part: str, configs: Sequence[Config], out: Path, 
         workers.wait_for_everyone()
         known = _known(path, identity)
     rows_of: dict[Config, list[int]] = {config: [] for config in configs}
-    for row, config in enumerate(_configs(known)):
+    for row, config in enumerate(configurations(known)):
         rows_of.get(config, []).append(row)
     return known.iloc[[row for chosen in rows_of.values() for row in chosen]].reset_index(drop=True)
 
@@ -110,21 +148,21 @@ def processes() -> PartialState:
 
 
 def _measure(
-    trained: Trained, data: Segmentation, configs: list[Config], batch_size: int, stem: Path, workers: PartialState
+    trained: Trained, data: Segmentation, configs: list[Config], protocol: Protocol, stem: Path, workers: PartialState
 ) -> None:
     """Count this process's share of the batches that no journal has; each is written to its own journal as it is done."""
-    done, batches = _journals(stem), _batches(data, batch_size)
+    done, batches = _journals(stem), _batches(data, protocol.batch_size)
     journal = _journal(stem, workers.process_index)
     journal.parent.mkdir(parents=True, exist_ok=True)
     with journal.open("a+") as file:
         file.truncate(_whole(journal))
         workers.wait_for_everyone()  # all have read what is done before anyone adds to it
         mine = [n for n in range(len(batches)) if n not in done][workers.process_index :: workers.num_processes]
-        loader = _loader(data, trained, [batches[n] for n in mine])
+        loader = _loader(data, trained, protocol, [batches[n] for n in mine])
         progress = tqdm(zip(mine, loader, strict=True), f"{data.title} {data.part}", len(mine), disable=None, leave=False)
         for step, (number, samples) in enumerate(progress, 1):
             with torch.backends.cudnn.flags(allow_tf32=False):
-                rows = _count(trained, samples, configs)
+                rows = _count(trained, samples, configs, protocol)
             file.write(json.dumps([number, rows]) + "\n")
             file.flush()
             if step % 10 == 0:
@@ -132,45 +170,63 @@ def _measure(
     workers.wait_for_everyone()
 
 
-def _count(trained: Trained, samples: list[_Input], configs: Sequence[Config]) -> list[list[Any]]:
+def _count(trained: Trained, samples: list[_Input], configs: Sequence[Config], protocol: Protocol) -> list[list[Any]]:
     """`_count_batch`, in halves where the GPU's memory does not hold the batch."""
     try:
-        return _count_batch(trained, samples, configs)
+        return _count_batch(trained, samples, configs, protocol)
     except torch.OutOfMemoryError:
         if len(samples) == 1:
             raise
     half = len(samples) // 2
     log.warning("out of GPU memory with %d images at a time: going on with %d", len(samples), half)
     torch.cuda.empty_cache()
-    return _count(trained, samples[:half], configs) + _count(trained, samples[half:], configs)
+    return [row for part in (samples[:half], samples[half:]) for row in _count(trained, part, configs, protocol)]
 
 
-def _count_batch(trained: Trained, samples: list[_Input], configs: Sequence[Config]) -> list[list[Any]]:
+def _count_batch(trained: Trained, samples: list[_Input], configs: Sequence[Config], protocol: Protocol) -> list[list[Any]]:
     """The rows of one batch: one forward and one backward per class rank serve every configuration.
 
     Nothing but the counts leaves the device.
     """
-    weight = next(trained.model.parameters())
-    images, device = torch.stack([s.image for s in samples]).to(weight), weight.device
+    model, weight = trained.model, next(trained.model.parameters())
+    device = weight.device
+    layout = torch.channels_last if protocol.bfloat16 else torch.contiguous_format
+    images = torch.stack([s.image for s in samples]).to(weight, memory_format=layout)
+    truth = labels = torch.stack([s.label for s in samples])
     full = any(c.method == "fullgrad" for c in configs)
-    traced = trace(trained.model, images, torch.stack([s.label for s in samples]), fullgrad=full)
+    with torch.autocast(device.type, torch.bfloat16, enabled=protocol.bfloat16):
+        if protocol.labels == "predicted":
+            labels = _predicted(model.to(memory_format=layout), images)
+        traced = trace(model.to(memory_format=layout), images, labels, stages(model, protocol.outputs), full)
     maps = maps_of(traced, [(c.options, c.selection) for c in configs])
     masks = [s.mask.to(device) for s in samples]
     pairs = traced.pairs.tolist()
     counts = torch.zeros(len(pairs), len(configs), 3, dtype=torch.long, device=device)
-    for options in dict.fromkeys(c.options for c in configs):
-        chosen = [i for i, c in enumerate(configs) if c.options == options]
+    for options, fraction in dict.fromkeys((c.options, c.fraction) for c in configs):
+        chosen = [i for i, c in enumerate(configs) if (c.options, c.fraction) == (options, fraction)]
         layers = [maps[options, configs[i].selection] for i in chosen]
         for part, size in _of_one_size(masks, pairs):
-            found = otsu_masks(heatmaps(layers, part, size).flatten(0, 1)).view(len(chosen), len(part), *size)
+            heat = heatmaps(layers, part, size, options.fuse, options.normalize).flatten(0, 1)
+            found = (otsu_masks(heat) if fraction is None else above(heat, fraction)).view(len(chosen), len(part), *size)
             for i, pair in enumerate(part):
                 image, c = pairs[pair]
                 counts[pair, chosen] = metrics.count(found[:, i], masks[image], c)
+    missed = [
+        ([image, c], [[0, 0, int((samples[image].mask == c + 1).sum())]] * len(configs))
+        for image, c in torch.nonzero(truth.bool() & ~labels.bool()).tolist()
+    ]
     return [
         [samples[image].name, c, *config, *row]
-        for (image, c), rows in zip(pairs, counts.tolist(), strict=True)
+        for (image, c), rows in [*zip(pairs, counts.tolist(), strict=True), *missed]
         for config, row in zip(configs, rows, strict=True)
     ]
+
+
+@torch.no_grad()
+def _predicted(model: nn.Module, images: Tensor) -> Tensor:
+    """(N, C) of 0 and 1: every class with a logit above 0, and the one with the largest."""
+    logits: Tensor = model(images).float().cpu()
+    return ((logits > 0) | (logits == logits.amax(dim=1, keepdim=True))).long()
 
 
 def _of_one_size(masks: Sequence[Tensor], pairs: list[list[int]]) -> Iterator[tuple[list[int], tuple[int, int]]]:
@@ -202,10 +258,10 @@ class _Inputs(Dataset[_Input]):
         return _Input(datasets.preprocess(image, self.size), label, mask, name)
 
 
-def _loader(data: Segmentation, trained: Trained, batches: list[list[int]]) -> DataLoader[_Input]:
+def _loader(data: Segmentation, trained: Trained, protocol: Protocol, batches: list[list[int]]) -> DataLoader[_Input]:
     """On a CPU the network is the bottleneck, so loader processes would only take cores from it."""
     cuda = next(trained.model.parameters()).is_cuda
-    inputs = _Inputs(data, trained.size)
+    inputs = _Inputs(data, protocol.size or trained.size)
     return DataLoader(inputs, batch_sampler=batches, collate_fn=list, num_workers=8 if cuda else 0, pin_memory=cuda)
 
 
@@ -219,22 +275,22 @@ def _batches(data: Segmentation, batch_size: int) -> list[list[int]]:
 
 
 def _known(path: Path, identity: dict[str, Any]) -> pd.DataFrame:
-    """The counts kept at `path`, if they are of the same checkpoint, data and code."""
+    """The counts kept at `path`, if they are of the same checkpoint, data, protocol and code."""
     record = path.with_name("counts.json")
     if not (path.is_file() and record.is_file()):
-        return pd.DataFrame()
+        return pd.DataFrame(columns=[*metrics.CONFIG])
     before = json.loads(record.read_text())
     expected = json.loads(json.dumps(identity)) | {"sha256": sha256(path)}
     if expected != {name: before.get(name) for name in expected}:
-        log.warning("%s is of another checkpoint, other data or other code; measuring anew", path)
-        return pd.DataFrame()
-    return pd.read_csv(path, dtype={"delta": float})
+        log.warning("%s: the counts are of another checkpoint, other data, protocol or code; measuring anew", path.parent.name)
+        return pd.DataFrame(columns=[*metrics.CONFIG])
+    return pd.read_csv(path, dtype=FLOATS)
 
 
-def _configs(counts: pd.DataFrame) -> list[Config]:
-    """The configuration of each row."""
-    columns = (counts[name] for name in metrics.CONFIG) if len(counts) else ([],) * 4
-    return [Config(m, layers, None if pd.isna(delta) else delta, per) for m, layers, delta, per in zip(*columns, strict=True)]
+def configurations(table: pd.DataFrame) -> list[Config]:
+    """The configuration of each row of a table with the columns `ltcam.metrics.CONFIG`."""
+    rows = zip(*(table[name] for name in metrics.CONFIG), strict=True)
+    return [Config._make(None if pd.isna(value) else value for value in row) for row in rows]
 
 
 def _journal(stem: Path, process: int) -> Path:

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-CONFIG = ["method", "layers", "delta", "per"]
+CONFIG = ["method", "layers", "delta", "per", "compare", "fuse", "normalize", "fraction"]
 
 
 def count(predicted: Tensor, mask: Tensor, c: int, void: int = 255) -> Tensor:

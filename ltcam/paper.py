@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ltcam import metrics
-from ltcam.evaluation import Config
+from ltcam.evaluation import Config, configurations
 from ltcam.paths import ROOT
 
 if TYPE_CHECKING:
@@ -55,11 +55,9 @@ def table(number: int, counts: pd.DataFrame, classes: tuple[int, ...] | None = N
 
     counts as `ltcam.evaluation.evaluate` gives them for `TABLES[number]`; classes as in `ltcam.metrics.scores`.
     """
-    names = {tuple(_plain(config)): row for row, config in TABLES[number].items()}
+    names = {config: row for row, config in TABLES[number].items()}
     ours = metrics.scores(counts, classes)
-    return ours.assign(row=[names[tuple(_plain(c))] for c in ours[metrics.CONFIG].itertuples(index=False)])[
-        ["row", *ours.columns]
-    ]
+    return ours.assign(row=[names[config] for config in configurations(ours)])[["row", *ours.columns]]
 
 
 def published(number: int) -> pd.DataFrame:
@@ -155,7 +153,3 @@ def _f1(precision: pd.Series[float], recall: pd.Series[float]) -> pd.Series[floa
 
 def _iou(f1: pd.Series[float]) -> pd.Series[float]:
     return f1 / (2 - f1)
-
-
-def _plain(config: object) -> list[object]:
-    return [None if pd.isna(value) else value for value in config]  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from ltcam import datasets
 from ltcam.cam import explain
 from ltcam.datasets import Segmentation
-from ltcam.evaluation import Config
+from ltcam.evaluation import FLOATS, Config
 from ltcam.paths import atomic
 from ltcam.tracing import trace
 from ltcam.training import Trained
@@ -58,7 +58,7 @@ def worst(counts: pd.DataFrame, data: Segmentation, config: Config, count: int =
     counts of `data`, as `ltcam.evaluation.evaluate` gives them; of its headline classes. Equal ones are in order of name and
     class. A pair without a true pixel is left out: that is its mask's failure.
     """
-    rows = counts.merge(pd.DataFrame([config]).astype({"delta": float}))
+    rows = counts.merge(pd.DataFrame([config]).astype(FLOATS))
     rows = rows[rows["class"].isin(data.headline or range(len(data.classes))) & (rows["tp"] + rows["fn"] > 0)]
     rows = rows.assign(IoU=100 * rows["tp"] / (rows["tp"] + rows["fp"] + rows["fn"]))
     lowest = rows.sort_values(["IoU", "name", "class"]).head(count)

@@ -13,10 +13,15 @@ def otsu_masks(heatmaps: Tensor) -> Tensor:
     None where a map is constant, up to the rounding that resizing a constant leaves.
     """
     step = max(1, CHUNK[heatmaps.device.type] // heatmaps[0].numel())
-    return torch.cat([_above(part) for part in torch.split(heatmaps, step)])
+    return torch.cat([_over_otsu(part) for part in torch.split(heatmaps, step)])
 
 
-def _above(heatmaps: Tensor) -> Tensor:
+def above(heatmaps: Tensor, fraction: float) -> Tensor:
+    """The pixels of non-negative heatmaps (M, H, W) above `fraction` of their map's maximum: (M, H, W) bool."""
+    return heatmaps > fraction * heatmaps.amax(dim=(1, 2), keepdim=True)
+
+
+def _over_otsu(heatmaps: Tensor) -> Tensor:
     values = heatmaps.flatten(1).double()  # float32 cannot tell 256 bins apart in a nearly constant map
     low, high = values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)
     constant = high - low <= 8 * torch.finfo(torch.float32).eps * high

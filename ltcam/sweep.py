@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from ltcam import datasets, metrics, paper
-from ltcam.evaluation import Config, evaluate
+from ltcam.evaluation import Config, Protocol, evaluate
 from ltcam.training import Trained
 
 METHODS = {"gradcam": "S1-S5", "layercam": "S1-S5", "fullgrad": "all"}
@@ -20,7 +20,7 @@ DELTAS = [float(delta) for delta in range(0, 100, 10)]
 CONFIGS = [Config(method, layers, delta) for method, layers in METHODS.items() for delta in (None, *DELTAS)]
 
 
-def sweep(trained: Trained, parts: Mapping[str, str], out: Path, batch_size: int = 8) -> pd.DataFrame:
+def sweep(trained: Trained, parts: Mapping[str, str], out: Path, protocol: Protocol | None = None) -> pd.DataFrame:
     """Scores in percent of `CONFIGS`: column `part`, the role ("test", "train"), then those of `ltcam.metrics.scores`.
 
     parts: the data set's part in each role. Counts of "test" are kept in `out`, with those of the tables, others in a folder
@@ -28,7 +28,7 @@ def sweep(trained: Trained, parts: Mapping[str, str], out: Path, batch_size: int
     """
     tables = {}
     for role, part in parts.items():
-        counts = evaluate(trained, part, CONFIGS, out if role == "test" else out / role, batch_size)
+        counts = evaluate(trained, part, CONFIGS, out if role == "test" else out / role, protocol)
         tables[role] = metrics.scores(counts, datasets.load(trained.recipe.data, part).headline)
     return pd.concat(tables, names=["part", None]).reset_index("part").reset_index(drop=True)
 

@@ -15,7 +15,7 @@ from PIL import Image
 from skimage.filters import threshold_otsu
 
 from ltcam import datasets, evaluation, explain, metrics, paper, paths, provenance, trace
-from ltcam.evaluation import Config, evaluate
+from ltcam.evaluation import Config, Protocol, evaluate
 from ltcam.training import Recipe, load_checkpoint, train
 from tests import lookalikes
 from tests.test_training import TINY
@@ -34,18 +34,31 @@ EVERY = [
     for delta in (None, 0.0, 20.0, 90.0)
     for per in ("layer", "channel")
     if delta is not None or per == "layer"
+] + [
+    Config("gradcam", "S1-S5", 20.0, compare="gt"),
+    Config("gradcam", "S1-S5", 20.0, fuse="max"),
+    Config("gradcam", "S1-S5", 20.0, normalize="max"),
+    Config("layercam", "S1-S5", 0.0, fuse="mean", normalize="minmax"),
+    Config("layercam", "S1-S5", None, normalize="tanh"),
+    Config("layercam", "S1-S5", 0.0, fraction=0.3),
+    Config("fullgrad", "all", 0.0, fraction=0.3),
 ]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
+    root = lookalikes.voc(folder / "data")
+    for path in [*root.rglob("2007_000009.*g"), *root.rglob("2007_000010.*g"), *root.rglob("2007_000012.*g")]:
+        Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)  # a batch holds images of two sizes
     with pytest.MonkeyPatch.context() as patched:
-        root = lookalikes.voc(folder / "data")
-        for path in [*root.rglob("2007_000009.*g"), *root.rglob("2007_000010.*g"), *root.rglob("2007_000012.*g")]:
-            Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)  # a batch holds images of two sizes
-        patched.setenv("LTCAM_DATA", str(root))
-        yield train(Recipe(data="voc2012", test="val", **TINY), folder)
+        patched.setenv("LTCAM_DATA", str(lookalikes.magnetic_tile(root)))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder):
+    return train(Recipe(data="voc2012", test="val", **TINY), folder)
 
 
 @pytest.fixture(scope="module")
@@ -53,29 +66,87 @@ def run(checkpoint):
     return load_checkpoint(checkpoint)
 
 
+@pytest.fixture(scope="module")
+def defects(folder):
+    """A model of defects, where images without any are not scored."""
+    return load_checkpoint(train(Recipe(data="magnetic_tile", **TINY | {"epochs": 1}), folder / "defects"))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_counts_are_those_of_explain_and_scikit_image_one_by_one(run, tmp_path, dtype):
-    """Every method, delta, scope and selection: in float64 to the pixel, in float32 but for pixels at the threshold."""
-    trained = dataclasses.replace(run, model=copy.deepcopy(run.model).to(dtype))
-    counts = evaluate(trained, "val", EVERY, tmp_path, batch_size=4).fillna({"delta": -1})
-    keyed = counts.set_index(["name", "class", *metrics.CONFIG])[["tp", "fp", "fn"]]
-    data = datasets.load("voc2012", "val")
-    assert len(keyed) == len(EVERY) * int(data.labels.sum())
+@pytest.mark.parametrize("role", ["run", "defects"])
+def test_counts_are_those_of_explain_and_scikit_image_one_by_one(role, request, tmp_path, dtype):
+    """Every method, option and selection: in float64 to the pixel, in float32 but for pixels at the threshold."""
+    model = request.getfixturevalue(role)
+    trained, part = dataclasses.replace(model, model=copy.deepcopy(model.model).to(dtype)), model.recipe.test
+    counts = evaluate(trained, part, EVERY, tmp_path, Protocol(4))
+    keys = zip(counts["name"], counts["class"], evaluation.configurations(counts), strict=True)
+    found = dict(zip(keys, counts[["tp", "fp", "fn"]].to_numpy(), strict=True))
+    data = datasets.load(trained.recipe.data, part)
+    assert len(found) == len(counts) == len(EVERY) * int(data.labels[data.scored].sum())
     differ = pixels = 0
-    for i in range(len(data)):
+    for i in data.scored:
         sample = data[i]
         image = datasets.preprocess(sample.image, trained.size)[None].to(dtype)
         traced = trace(trained.model, image, sample.label[None], fullgrad=True)
         valid = sample.mask.numpy() != 255
         for config in EVERY:
-            maps = explain(traced, config.method, config.selection, config.delta, sample.mask.shape, config.per)
+            options = dataclasses.asdict(config.options) | {"layers": config.selection, "size": sample.mask.shape}
+            maps = explain(traced, **options)
             for (_, c), heatmap in zip(traced.pairs.tolist(), maps.double().numpy(), strict=True):
-                predicted, truth = heatmap > threshold_otsu(heatmap), sample.mask.numpy() == c + 1
+                cut = threshold_otsu(heatmap) if config.fraction is None else config.fraction * heatmap.max()
+                predicted, truth = heatmap > cut, sample.mask.numpy() == c + 1
                 expected = [(predicted & truth).sum(), (predicted & valid & ~truth).sum(), (~predicted & truth).sum()]
-                key = (sample.name, c, config.method, config.layers, -1 if config.delta is None else config.delta, config.per)
-                difference = np.abs(keyed.loc[key].to_numpy() - expected)
+                difference = np.abs(found[sample.name, c, config] - expected)
                 differ, pixels = differ + difference[0] + difference[1], pixels + predicted.size
     assert differ <= (0 if dtype == torch.float64 else 1e-4 * pixels)
+
+
+def test_predicted_classes_are_scored_and_missed_ones_counted(run, tmp_path):
+    """A class that is not there has only false positives; one that is not predicted only false negatives."""
+    data = datasets.load("voc2012", "val")
+    true, predicted = (
+        evaluate(run, "val", CONFIGS[:2], tmp_path / labels, Protocol(4, labels)).set_index(["name", "class", "layers"])
+        for labels in ("true", "predicted")
+    )
+    logits = torch.stack([run.model(datasets.preprocess(data.image(i), run.size)[None])[0].detach() for i in range(len(data))])
+    expected = (logits > 0) | (logits == logits.amax(dim=1, keepdim=True))
+    names = [data[i].name for i in range(len(data))]
+    claimed = {(names[i], c) for i, c in expected.nonzero().tolist()}
+    there = {(names[i], c) for i, c in data.labels.nonzero().tolist()}
+    assert claimed - there and there - claimed and claimed & there  # the tiny model errs both ways
+    assert {key[:2] for key in predicted.index} == claimed | there
+    for (name, c, layers), row in predicted.iterrows():
+        if (name, c) in claimed & there:
+            assert row[["tp", "fp", "fn"]].tolist() == true.loc[name, c, layers][["tp", "fp", "fn"]].tolist()
+        else:
+            assert row["tp"] == 0 and (row["fn"] == 0 if (name, c) in claimed else row["fp"] == 0 < row["fn"])
+
+
+def test_what_is_run_is_part_of_what_is_kept(run, tmp_path, monkeypatch):
+    """Stage outputs, input size and bfloat16 reach the trace, and other counts are never taken for theirs."""
+    seen = []
+    real = evaluation.trace
+
+    def noted(model, images, labels, layers, fullgrad):
+        traced = real(model, images, labels, layers, fullgrad)
+        seen.append((tuple(images.shape[2:]), traced.stages["S5"], traced.logits.dtype))
+        return traced
+
+    monkeypatch.setattr(evaluation, "trace", noted)
+    first = evaluate(run, "val", CONFIGS[:2], tmp_path)
+    for protocol in (Protocol(outputs="relu"), Protocol(size=(96, 64)), Protocol(bfloat16=True)):
+        assert not evaluate(run, "val", CONFIGS[:2], tmp_path, protocol).equals(first)
+    pool = ((64, 64), "features.30", torch.float32)
+    relu, larger, half = ((64, 64), "features.29", pool[2]), ((96, 64), *pool[1:]), (*pool[:2], torch.bfloat16)
+    assert list(dict.fromkeys(seen)) == [pool, relu, larger, half]
+    assert next(run.model.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("wrong", [{"labels": "guessed"}, {"outputs": "conv"}])
+def test_a_protocol_that_does_not_exist(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"{name}='{value}' is unknown: expected"):
+        Protocol(**wrong)
 
 
 def test_what_is_measured_is_kept_and_only_the_rest_is_measured(run, tmp_path, monkeypatch):
@@ -103,7 +174,7 @@ def test_files_are_the_same_bytes_whatever_the_order(run, tmp_path):
 
 def test_an_interrupted_evaluation_goes_on(run, tmp_path, monkeypatch):
     trained = run
-    whole = evaluate(trained, "val", CONFIGS, tmp_path / "whole", batch_size=2)
+    whole = evaluate(trained, "val", CONFIGS, tmp_path / "whole", Protocol(2))
     count_batch, calls = evaluation._count_batch, []
 
     def interrupted(*arguments):
@@ -115,12 +186,12 @@ def test_an_interrupted_evaluation_goes_on(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(evaluation, "_count_batch", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            evaluate(trained, "val", CONFIGS, tmp_path / "cut", batch_size=2)
+            evaluate(trained, "val", CONFIGS, tmp_path / "cut", Protocol(2))
     journal = next((tmp_path / "cut").glob("*.partial.jsonl"))
     with journal.open("a") as file:
         file.write('[["2007_0000')  # a line cut off in the writing
     monkeypatch.setattr(evaluation, "_count_batch", lambda *a: calls.append(1) or count_batch(*a))
-    pd.testing.assert_frame_equal(evaluate(trained, "val", CONFIGS, tmp_path / "cut", batch_size=2), whole)
+    pd.testing.assert_frame_equal(evaluate(trained, "val", CONFIGS, tmp_path / "cut", Protocol(2)), whole)
     batches = evaluation._batches(datasets.load("voc2012", "val"), 2)
     assert len(calls) == len(batches) and not journal.exists()
 
@@ -130,12 +201,12 @@ def test_two_processes_count_what_one_counts(run, checkpoint, tmp_path, monkeypa
     configs, threads = [Config("gradcam", "S1-S5", 20.0), Config("layercam")], torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    evaluate(run, "val", configs, tmp_path / "alone", batch_size=1)
+    evaluate(run, "val", configs, tmp_path / "alone", Protocol(1))
     cut, count = iter(range(2)), evaluation._count
     with monkeypatch.context() as patched:
         patched.setattr(evaluation, "_count", lambda *a: (next(cut), count(*a))[1])
         with pytest.raises(StopIteration):
-            evaluate(run, "val", configs, tmp_path / "shared", batch_size=1)
+            evaluate(run, "val", configs, tmp_path / "shared", Protocol(1))
     torch.set_num_threads(threads)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ltcam", "evaluate"]
     asked = ["--checkpoint", checkpoint, "--batch-size", "1", "--config", "gradcam:S1-S5:20", "--config", "layercam"]
@@ -157,22 +228,22 @@ def test_batches_hold_images_with_equally_many_classes():
 
 
 def test_a_batch_that_memory_does_not_hold_is_halved(run, tmp_path, monkeypatch, caplog):
-    whole = evaluate(run, "val", CONFIGS[:1], tmp_path / "whole", batch_size=4)
+    whole = evaluate(run, "val", CONFIGS[:1], tmp_path / "whole", Protocol(4))
     count_batch, sizes = evaluation._count_batch, []
 
-    def small(trained, samples, configs):
+    def small(trained, samples, configs, protocol):
         if len(samples) > room:
             raise torch.OutOfMemoryError
         sizes.append(len(samples))
-        return count_batch(trained, samples, configs)
+        return count_batch(trained, samples, configs, protocol)
 
     monkeypatch.setattr(evaluation, "_count_batch", small)
     room = 1
-    pd.testing.assert_frame_equal(evaluate(run, "val", CONFIGS[:1], tmp_path / "halves", batch_size=4), whole)
+    pd.testing.assert_frame_equal(evaluate(run, "val", CONFIGS[:1], tmp_path / "halves", Protocol(4)), whole)
     assert set(sizes) == {1} and "going on with 1" in caplog.text
     room = 0
     with pytest.raises(torch.OutOfMemoryError):
-        evaluate(run, "val", CONFIGS[:1], tmp_path / "none", batch_size=4)
+        evaluate(run, "val", CONFIGS[:1], tmp_path / "none", Protocol(4))
 
 
 def test_batches_bring_images_of_one_size_together(run):
@@ -238,6 +309,8 @@ def test_provenance_says_what_was_measured(run, tmp_path):
     [
         (Config("scam"), "method 'scam' is unknown"),
         (Config("gradcam", "S5", 100), "delta=100"),
+        (Config("gradcam", fraction=1.0), "fraction=1.0"),
+        (Config("gradcam", fuse="product"), "fuse='product'"),
         (Config("gradcam", "S9"), "'S9'"),
     ],
 )

@@ -5,10 +5,11 @@ import torch
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
 from ltcam import metrics
+from ltcam.evaluation import Config
 
 PAIRS = [("a", 0, 50, 50, 0), ("b", 0, 0, 0, 100), ("a", 1, 10, 30, 10)]
 COUNTS = pd.DataFrame(
-    [(name, c, "gradcam", "S5", None, "layer", tp, fp, fn) for name, c, tp, fp, fn in PAIRS],
+    [(name, c, *Config("gradcam"), tp, fp, fn) for name, c, tp, fp, fn in PAIRS],
     columns=["name", "class", *metrics.CONFIG, "tp", "fp", "fn"],
 )
 
@@ -58,7 +59,11 @@ def test_counts_against_scikit_learn():
     predicted = rng.random((40, 50)) > 0.6
     counts = metrics.count(torch.from_numpy(np.stack([~predicted, predicted])), torch.from_numpy(mask), 1)
     tp, fp, fn = counts[1].tolist()
-    table = metrics.scores(pd.DataFrame([("x", 1, "m", "S5", None, "layer", tp, fp, fn)], columns=COUNTS.columns)).iloc[0]
+    table = metrics.scores(pd.DataFrame([("x", 1, *Config("m"), tp, fp, fn)], columns=COUNTS.columns)).iloc[0]
     truth, guess = mask[mask != 255] == 2, predicted[mask != 255]
     for name, score in (("IoU", jaccard_score), ("Precision", precision_score), ("Recall", recall_score), ("F1", f1_score)):
         assert table[name] == pytest.approx(100 * score(truth, guess))
+
+
+def test_a_configuration_is_what_rows_are_told_apart_by():
+    assert list(Config._fields) == metrics.CONFIG
