@@ -84,7 +84,7 @@ def _all_at_once(trace: Trace, needed: dict[Options, set[str]]) -> dict[Options,
     layers = [(name, False, partial(trace.activation, name), trace.gradient(name)) for name in trace.layers]
     terms = [(t.name, True, partial(_same, t.value), t.gradient) for t in trace.terms()] if full else []
     for name, is_term, value, gradient in [*layers, *terms]:
-        step = max(1, CHUNK[gradient.device.type] // gradient[0].numel())
+        step = max(1, CHUNK.get(gradient.device.type, CHUNK["cuda"]) // gradient[0].numel())
         parts = [slice(start, start + step) for start in range(0, len(gradient), step)]
         for per in get_args(Scope):
             chosen = [o for o in needed if name in needed[o] and o.per == per and (o.method == "fullgrad") == is_term]

@@ -83,7 +83,7 @@ def explain(
     """
     chosen = Options(method, delta, per, **options)
     maps = layer_maps(trace, chosen, layers)
-    return maps if per_layer else fused(maps, chosen, size or trace.size)
+    return maps if per_layer else fused(maps, chosen, trace.size if size is None else size)
 
 
 def fused(maps: dict[str, Tensor], options: Options, size: tuple[int, int]) -> Tensor:

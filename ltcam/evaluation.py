@@ -68,6 +68,8 @@ class Config(NamedTuple):
         parts = text.split(":")
         try:
             name, layers, delta = (*parts, *("", "S5", "")[len(parts) :])
+            if not name or not layers:
+                raise ValueError("an empty part")
             return cls(name, layers, float(delta) if delta else None)
         except ValueError as error:
             raise ValueError(
@@ -236,7 +238,7 @@ def _of_one_size(masks: Sequence[Tensor], pairs: list[list[int]]) -> Iterator[tu
         height, width = masks[image].shape
         by_size.setdefault((height, width), []).append(number)
     for size, numbers in by_size.items():
-        step = max(1, CHUNK[masks[0].device.type] // (size[0] * size[1]))
+        step = max(1, CHUNK.get(masks[0].device.type, CHUNK["cuda"]) // (size[0] * size[1]))
         yield from ((numbers[i : i + step], size) for i in range(0, len(numbers), step))
 
 

@@ -110,7 +110,7 @@ METHODS: dict[str, Method] = {
 
 def method(name: str) -> Method:
     """The function of a method's name. Raises ValueError for one that is not in METHODS."""
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ValueError(f"method {name!r} is unknown: expected one of {', '.join(METHODS)}")
     return METHODS[name]
 

@@ -4,11 +4,12 @@ from collections.abc import Callable, Collection, Sequence
 from operator import index
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Score = Callable[[Tensor], Tensor]
-Targets = int | Sequence[int] | Sequence[Sequence[int]] | Tensor | Sequence[Score] | None
+Targets = int | np.ndarray[Any, Any] | Sequence[int] | Sequence[Sequence[int]] | Tensor | Sequence[Score] | None
 
 
 def to_pairs(targets: Targets, logits: Tensor) -> Tensor:
@@ -24,8 +25,8 @@ def to_pairs(targets: Targets, logits: Tensor) -> Tensor:
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise ValueError(f"the model gives {describe(logits)}: expected logits (N, C)")
     count, classes = logits.shape
-    if not isinstance(targets, Tensor) and hasattr(targets, "tolist"):  # a numpy array
-        targets = torch.as_tensor(targets)
+    if isinstance(targets, np.ndarray):
+        targets = torch.as_tensor(targets) if targets.dtype.kind in "biuf" else targets.tolist()
     if targets is None:
         per_image = [[c] for c in logits.argmax(dim=1).tolist()]
     elif isinstance(targets, Tensor) and targets.ndim == 2:

@@ -6,7 +6,7 @@ so one backward serves all images at once: the first of their classes, then the 
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,11 +59,11 @@ class Trace:
         """
         if layers is None:
             return list(self.layers)
-        if not isinstance(layers, str):
+        if isinstance(layers, list | tuple):
             return [name for item in layers for name in self.select(item)]
         if layers in self.layers:
             return [layers]
-        if (labels := _labels(layers)) and all(label in self.stages for label in labels):
+        if isinstance(layers, str) and (labels := _labels(layers)) and all(label in self.stages for label in labels):
             return [self.stages[label] for label in labels]
         raise ValueError(
             f"layer {layers!r} was not traced: expected one of {self.layers}, or of the stages {list(self.stages)}"
@@ -126,13 +126,16 @@ def trace(
         at_biases = bias_hooks(model, stops, marks) if fullgrad else ()
         for module, hook in [*at_biases, *_layer_hooks(modules, kept, reshape)]:
             hooks.callback(module.register_forward_hook(hook).remove)
-        logits = model(images)
+        logits = _forward(model, images)
         pairs = to_pairs(targets, logits)
         if missing := modules.keys() - kept.keys():
             raise ValueError(f"layer {min(missing)!r} did not run in the forward pass: choose one that does")
         wanted: list[Any] = [*kept.values(), *(mark.edge for mark in marks), *([images] if fullgrad else [])]
         names = [*kept, *(mark.name for mark in marks), *(["the input"] if fullgrad else [])]
-        gradients = _backward(scores(targets, logits, pairs), pairs, wanted, names, create_graph)
+        score = scores(targets, logits, pairs)
+        if not score.isfinite().all():
+            raise ValueError("the logits hold NaN or infinity: expected images and a model that give finite ones")
+        gradients = _backward(score, pairs, wanted, names, create_graph)
         if not create_graph:
             logits, images = logits.detach(), images.detach()
             kept = {name: value.detach() for name, value in kept.items()}
@@ -150,13 +153,22 @@ def trace(
     )
 
 
+def _forward(model: nn.Module, images: Tensor) -> Tensor:
+    try:
+        return model(images)  # type: ignore[no-any-return]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(f"the model does not run on {describe(images)} ({error}): expected images that fit it") from error
+
+
 def _layer_hooks(modules: dict[str, nn.Module], kept: dict[str, Tensor], reshape: Reshape | None) -> Iterator[Hook]:
     """Keep each traced layer's output."""
     for name, module in modules.items():
 
         def keep(module: nn.Module, arguments: Any, output: Any, name: str = name) -> Tensor:
             shaped = reshape(output) if reshape and isinstance(output, Tensor) else output
-            if not isinstance(shaped, Tensor) or shaped.ndim != 4:
+            if not isinstance(shaped, Tensor) or shaped.ndim != 4 or len(shaped) != len(output):
                 way_out = "reshape=" if reshape is None else "another reshape="
                 raise ValueError(
                     f"layer {name!r} gives {describe(shaped)}: expected one tensor (N, K, h, w); for tokens pass {way_out}"
@@ -210,10 +222,12 @@ def _resolve(model: nn.Module, layers: Layers) -> tuple[dict[str, nn.Module], di
     names = {module: name for name, module in modules.items()}
     labels = dict(layers) if isinstance(layers, Mapping) else stages(model) if layers is None else {}
     wanted = labels.values() if isinstance(layers, Mapping) or layers is None else layers
-    if isinstance(wanted, str | nn.Module) or not wanted:
+    if isinstance(wanted, str | nn.Module) or not isinstance(wanted, Iterable) or not wanted:
         raise ValueError(f"layers={layers!r}: expected a non-empty sequence of module names or modules")
     resolved = {}
     for layer in wanted:
+        if not isinstance(layer, str | nn.Module) or (isinstance(layers, Mapping) and layer not in modules):
+            raise ValueError(f"layer {layer!r} is not in the model: expected a name in model.named_modules(), or the module")
         found = [names.get(layer, "")] if isinstance(layer, nn.Module) else [layer]
         if isinstance(layer, str) and layer not in modules and _labels(layer):
             labels = labels or stages(model)
@@ -230,7 +244,7 @@ def _resolve(model: nn.Module, layers: Layers) -> tuple[dict[str, nn.Module], di
 
 def _labels(text: str) -> list[str]:
     """ "S3-S5" -> ["S3", "S4", "S5"]; empty where it is no label or range of labels."""
-    match = re.fullmatch(r"S(\d+)(?:-S(\d+))?", text)
+    match = re.fullmatch(r"S(\d{1,3})(?:-S(\d{1,3}))?", text)
     return [f"S{i}" for i in range(int(match[1]), int(match[2] or match[1]) + 1)] if match else []
 
 
@@ -241,14 +255,16 @@ def _per_pair(value: Tensor, pairs: Tensor) -> Tensor:
 
 
 def _check(model: nn.Module, images: Tensor) -> None:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model is {describe(model)}: expected a torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("a TorchScript model takes no hooks on its layers: pass the eager model it was made from")
+    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not images.numel():
+        raise ValueError(f"images are {describe(images)}: expected floats (N, 3, H, W)")
     if torch.is_inference_mode_enabled() or images.is_inference():
         raise ValueError(
             "inference mode keeps no gradients: call trace outside torch.inference_mode, on images made outside it"
         )
-    if images.ndim != 4 or not images.is_floating_point():
-        raise ValueError(f"images are {describe(images)}: expected floats (N, 3, H, W)")
     if not images.isfinite().all():
         raise ValueError("images hold NaN or infinity: expected finite, normalised values")
     parameter = next(model.parameters(), None)

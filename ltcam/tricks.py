@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import reduce
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from ltcam.targets import describe
 
 Scope = Literal["layer", "channel"]
 Compare = Literal["ge", "gt"]
@@ -22,9 +25,12 @@ def truncate(gradient: Tensor, delta: float | None, per: Scope = "layer", compar
     over a pair's whole layer ("layer", Sec. 2.1's "feature map") or each of its channels ("channel"). Of the n positive values
     in ascending order s, those >= s[ceil((n - 1) delta / 100)] stay: what numpy.percentile's threshold keeps. Where nothing
     is positive everything is zeroed. compare "gt" is the > of Eqs. 10 and 11, which drops the threshold itself: at 0 the
-    smallest positive value, in a constant map everything. Raises ValueError for another delta, scope or comparison.
+    smallest positive value, in a constant map everything. Raises ValueError for another gradient, delta, scope or
+    comparison.
     """
     check(delta, per, compare)
+    if gradient.ndim != 4 or not gradient.numel() or gradient.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"the gradient is {describe(gradient)}: expected float32 or float64 (P, K, h, w)")
     if delta is None:
         return gradient
     if delta == 0 and compare == "ge":
@@ -56,10 +62,17 @@ def layerize(maps: Sequence[Tensor], size: tuple[int, int], fuse: Fuse = "sum", 
     """The layers' maps (P, h_l, w_l), each bilinearly resized to `size` (H, W), fused: (P, H, W). Eq. 8 is their plain sum.
 
     align_corners=False. fuse "sum", "mean" or the element-wise "max"; normalize is what is done to each map before, as in
-    `normalized`. Maps of one size are added before they are resized, which is linear. Raises ValueError for no maps.
+    `normalized`. Maps of one size are added before they are resized, which is linear. Raises ValueError for maps,
+    a size, a fusion or a normalisation that do not exist.
     """
-    if not maps:
-        raise ValueError("no maps to fuse: expected at least one layer")
+    one_of("fuse", fuse, Fuse)
+    one_of("normalize", normalize, Normalize)
+    if not len(maps):
+        raise ValueError("no maps to fuse: expected a sequence of at least one layer's")
+    if wrong := [m for m in maps if m.ndim != 3 or not m.is_floating_point() or len(m) != len(maps[0])]:
+        raise ValueError(f"a map is {describe(wrong[0])}: expected floats (P, h, w), of as many pairs in every layer")
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(type(n) is int and 0 < n < 2**31 for n in size):
+        raise ValueError(f"size={size!r}: expected (H, W), whole numbers of pixels above 0")
     maps = normalized(maps, normalize)
     if fuse == "max":
         return reduce(torch.maximum, (_resize(m, size) for m in maps))
@@ -92,8 +105,8 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 def check(delta: float | None, per: str = "layer", compare: str = "ge") -> None:
     """Raises ValueError for a delta, a scope or a comparison that truncation does not know."""
-    if delta is not None and not 0 <= delta < 100:
-        raise ValueError(f"delta={delta} is no percentile to truncate at: expected None, or a number in [0, 100)")
+    if delta is not None and not (isinstance(delta, int | float | Real) and 0 <= delta < 100):
+        raise ValueError(f"delta={delta!r} is no percentile to truncate at: expected None, or a number in [0, 100)")
     one_of("per", per, Scope)
     one_of("compare", compare, Compare)
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
+from ltcam.targets import describe
+
 VOID = 255
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -149,7 +151,14 @@ def require(folder: Path, name: str) -> Path:
 
 
 def preprocess(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """(3, H, W) uint8 -> (3, *size) float, ImageNet-normalised; the aspect ratio is not kept."""
+    """(3, H, W) uint8 -> (3, *size) float, ImageNet-normalised; the aspect ratio is not kept.
+
+    Raises DataError for another image or size.
+    """
+    if image.ndim != 3 or len(image) != 3 or image.dtype != torch.uint8 or not image.numel():
+        raise DataError(f"an image is {describe(image)}: expected uint8 (3, H, W)")
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(type(n) is int and n > 0 for n in size):
+        raise DataError(f"size={size!r}: expected (height, width), whole numbers of pixels above 0")
     with _one_thread():
         resized = F.resize(image, list(size), antialias=True)
         normalised: Tensor = F.normalize(F.to_dtype(resized, torch.float32, scale=True), list(MEAN), list(STD))
