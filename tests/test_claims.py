@@ -5,8 +5,8 @@ import re
 import pandas as pd
 import pytest
 
-from ltcam import claims, paper
-from ltcam.evaluation import Config
+from ltcam import claims, metrics, paper
+from ltcam.evaluation import FLOATS, Config
 from ltcam.sweep import CONFIGS
 from tests.test_paper import text  # noqa: F401
 
@@ -16,8 +16,8 @@ BY_NAME = {claim.statement: claim for claim in claims.CLAIMS}
 def frame(scores, part="test"):
     """A table as `claims.read` gives it, of {configuration: score}: class means and pooled scores are alike."""
     rows = [(part, *config, *[score] * 8) for config, score in scores.items()]
-    columns = ["part", "method", "layers", "delta", "per", *paper.CLASS_MEANS.values(), *paper.POOLED.values()]
-    return pd.DataFrame(rows, columns=columns).astype({"delta": float})
+    columns = ["part", *metrics.CONFIG, *paper.CLASS_MEANS.values(), *paper.POOLED.values()]
+    return pd.DataFrame(rows, columns=columns).astype(FLOATS)
 
 
 def hill(config):

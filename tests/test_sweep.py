@@ -6,7 +6,7 @@ import pytest
 
 from ltcam import metrics, sweep
 from ltcam.evaluation import Protocol, evaluate
-from tests.test_evaluation import checkpoint, run  # noqa: F401 - fixtures
+from tests.test_evaluation import checkpoint, folder, run  # noqa: F401 - fixtures
 
 CURVES = {  # method: (train, test) at delta 0, 20, 60, 90
     "gradcam": ([10, 14, 13, 5], [20, 30, 26, 8]),  # the same order: the choice carries over
@@ -88,8 +88,8 @@ def test_both_parts_are_scored_and_kept_apart(run, tmp_path, monkeypatch):  # no
     table = sweep.sweep(run, {"test": "val", "train": "train"}, tmp_path, Protocol(4))
     assert list(table) == ["part", *metrics.CONFIG, "mIoU", "mPrecision", "mRecall", "mF1", "IoU", "Precision", "Recall", "F1"]
     assert table["part"].tolist() == ["test"] * 4 + ["train"] * 4
-    for role, part, folder in (("test", "val", tmp_path), ("train", "train", tmp_path / "train")):
-        assert len(pd.read_csv(folder / "counts.csv.gz")["name"].unique()) == {"val": 6, "train": 8}[part]
-        expected = metrics.scores(evaluate(run, part, sweep.CONFIGS, folder, Protocol(4)), (7, 9, 11, 12, 16))
+    for role, part, place in (("test", "val", tmp_path), ("train", "train", tmp_path / "train")):
+        assert len(pd.read_csv(place / "counts.csv.gz")["name"].unique()) == {"val": 6, "train": 8}[part]
+        expected = metrics.scores(evaluate(run, part, sweep.CONFIGS, place, Protocol(4)), (7, 9, 11, 12, 16))
         ours = table[table["part"] == role].drop(columns="part").reset_index(drop=True)
         pd.testing.assert_frame_equal(ours, expected)
