@@ -1,7 +1,8 @@
 """The paper's claims, each judged on measured tables: `judge(read(folder, data), data)`.
 
 A claim is a function of the scores of named configurations that gives margins, in points: it holds when every margin is above
-zero. What a claim says of PASCAL VOC in Tables 1 and 2, and of KSDD2 in Figs. 4 and 5, the paper says of the method, so these
+zero. With the counts at hand the smallest margin has an interval (`ltcam.intervals`), and where that spans zero the verdict is
+a tie. What a claim says of PASCAL VOC in Tables 1 and 2, and of KSDD2 in Figs. 4 and 5, the paper says of the method, so these
 are judged on every data set; what Tables 3 and 4 compare is judged on objects and on defects alone.
 """
 
@@ -13,10 +14,13 @@ from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from ltcam import metrics
+from ltcam import intervals, metrics
 from ltcam.evaluation import FLOATS, Config, configurations
+from ltcam.intervals import Draws, draws
 from ltcam.paper import CLASS_MEANS, COMPARED, POOLED, SEVEN, TABLES, published
 from ltcam.sweep import DELTAS, METHODS
 
@@ -25,6 +29,7 @@ Margins = Iterable[tuple[float, str]]  # how far on the right side, and the numb
 Side = Config | Mapping[Config, float]  # a configuration, or a weighted sum of some
 
 NOT_MEASURED = "not measured"
+DRAWS = 1000
 
 S1, S2, S3, S4, S5 = STAGES = tuple(Config("gradcam", f"S{i}") for i in range(1, 6))
 FUSED, TRUNCATED = Config("gradcam", "S1-S5"), Config("gradcam", "S5", 0.0)
@@ -70,20 +75,41 @@ def read(folder: Path, data: str) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def judge(tables: Mapping[str, pd.DataFrame], data: str) -> pd.DataFrame:
+def resample(
+    folder: Path, data: str, classes: tuple[int, ...] | None = None, number: int = DRAWS
+) -> dict[str, dict[str, Draws]]:
+    """{part: {metric: draws}} for `judge`, from the counts of data set `data` in `folder`, of its headline classes."""
+    found: dict[str, dict[str, Draws]] = {}
+    for part, place in (("test", folder), ("train", folder / "train")):
+        if (place / "counts.csv.gz").is_file():
+            counts = pd.read_csv(place / "counts.csv.gz", dtype=FLOATS)
+            found[part] = {
+                metric: draws(counts, metric, classes, number) for metric in sorted({_column(claim, data) for claim in CLAIMS})
+            }
+    return found
+
+
+def judge(
+    tables: Mapping[str, pd.DataFrame], data: str, resampled: Mapping[str, Mapping[str, Draws]] | None = None
+) -> pd.DataFrame:
     """Every claim on the tables (as `read` gives them) of data set `data`, one row each.
 
-    Columns: claim, section, quote, verdict ("holds", "does not hold" or "not measured"), numbers (those of ours and of the
-    paper that decide it, in percent), paper (the verdict on the paper's own numbers, or "no numbers"), paper_on (their data).
+    Columns: claim, section, quote, verdict ("holds", "does not hold", "tie" or "not measured"), numbers (those of ours and of
+    the paper that decide it, in percent), paper (the verdict on the paper's own numbers, or "no numbers"), paper_on (their
+    data), and with `resampled` (of `resample`) margin, ci_low, ci_high: the smallest margin in points, and its interval.
     """
     rows = []
     for claim in CLAIMS:
         verdict, numbers = _decide(claim, _measured(claim, tables, data))
+        least = _spread(claim, resampled, data) if resampled and verdict != NOT_MEASURED else None
+        if least is not None:
+            verdict = intervals.verdict(least)
         in_paper, printed = _decide(claim, _published(claim))
         rows.append({
             "claim": claim.statement, "section": claim.section, "quote": claim.quote, "verdict": verdict,
             "numbers": f"{numbers or NOT_MEASURED} (paper {printed or 'prints none'})",
             "paper": in_paper if printed else "no numbers", "paper_on": "KSDD2" if claim.table == 4 else "VOC 2012",
+            **(dict(zip(("margin", "ci_low", "ci_high"), intervals.interval(least), strict=True)) if least is not None else {}),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -99,8 +125,7 @@ def _decide(claim: Claim, scores: Scores) -> tuple[str, str]:
 
 
 def _measured(claim: Claim, tables: Mapping[str, pd.DataFrame], data: str) -> Scores:
-    home = claim.table if claim.table in COMPARED[data] else COMPARED[data][0]
-    column = (POOLED if home == 4 else CLASS_MEANS)[claim.metric]
+    home, column = _home(claim, data), _column(claim, data)
     everywhere = len(claim.needs) > 1  # a claim over several tables reads the data set's own comparison
     files = [f"table{home}" if everywhere and name == "table3" else name for name in claim.needs]
     scores: dict[str, dict[Config, float]] = {"test": {}, "train": {}}
@@ -108,6 +133,28 @@ def _measured(claim: Claim, tables: Mapping[str, pd.DataFrame], data: str) -> Sc
         for part, config, score in zip(table["part"], configurations(table), table[column], strict=True):
             scores[part][config] = score
     return scores
+
+
+def _home(claim: Claim, data: str) -> int:
+    return claim.table if claim.table in COMPARED[data] else COMPARED[data][0]
+
+
+def _column(claim: Claim, data: str) -> str:
+    return (POOLED if _home(claim, data) == 4 else CLASS_MEANS)[claim.metric]
+
+
+def _spread(claim: Claim, resampled: Mapping[str, Mapping[str, Draws]], data: str) -> NDArray[np.float64] | None:
+    """The smallest margin on all images and on each draw; None where the counts are not all there."""
+    column = _column(claim, data)
+    found = {part: columns[column] for part, columns in resampled.items()}
+    number = min(len(values) for some in found.values() for values in some.values())
+    try:
+        return np.array([
+            min(margin for margin, _ in claim.margins({p: {c: v[i] for c, v in some.items()} for p, some in found.items()}))
+            for i in range(number)
+        ])  # fmt: skip
+    except KeyError:
+        return None
 
 
 @cache

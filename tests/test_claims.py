@@ -2,11 +2,12 @@
 
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from ltcam import claims, metrics, paper
-from ltcam.evaluation import FLOATS, Config
+from ltcam.evaluation import FLOATS, Config, configurations
 from ltcam.sweep import CONFIGS
 from tests.test_paper import text  # noqa: F401
 
@@ -179,7 +180,7 @@ def test_read_takes_the_data_sets_own_tables(tables, tmp_path):
             table.drop(columns="part").to_csv(tmp_path / f"{name}.csv", index=False)
     with pytest.raises(
         ValueError,
-        match=r"table2, sweep in .* give \('test', 'fullgrad', 'all', 0.0, 'layer'\) .* \(28.11, 21.0\).*run notebooks",
+        match=r"table2, sweep in .* give \('test', 'fullgrad', 'all', 0.0, 'layer', .* different .* \(28.11, 21.0\).*run notebooks",
     ):
         claims.read(tmp_path, "voc2012")
     (tmp_path / "sweep.csv").unlink()
@@ -199,3 +200,42 @@ def test_each_quote_is_in_its_section(text):  # noqa: F811
     assert set(flat) >= {"1", "2.2", "3.2", "3.3", "3.4", "3.5", "4"}
     for claim in claims.CLAIMS:
         assert claim.quote in flat[claim.section], claim.quote
+
+
+def spread(tables, noise):
+    """Draws around the measured scores: `noise` is added to those of Grad-CAM at S5 and δ=0."""
+    plain = [0.0, *np.linspace(-1, 1, 50)]
+    return {
+        part: dict.fromkeys(
+            ("mIoU", "IoU", "mF1", "F1"),
+            {
+                config: score + noise * np.array(plain if config == claims.TRUNCATED else [0.0] * 51)
+                for table in tables.values()
+                for p, config, score in zip(table["part"], configurations(table), table["mIoU"], strict=True)
+                if p == part
+            },
+        )
+        for part in ("test", "train")
+    }
+
+
+def test_a_margin_whose_interval_spans_zero_is_a_tie(tables):
+    statement = "Truncation alone (S5, δ=0) helps Grad-CAM"  # by 0.92 points
+    judged = {n: claims.judge(tables, "demo", spread(tables, n)).set_index("claim").loc[statement] for n in (0.5, 2.0)}
+    assert [row["verdict"] for row in judged.values()] == ["holds", "tie"]
+    assert judged[2.0][["margin", "ci_low", "ci_high"]].tolist() == pytest.approx([0.92, 0.92 - 1.9, 0.92 + 1.9], abs=0.01)
+
+
+def test_without_spread_the_verdicts_stay(tables):
+    same = claims.judge(tables, "demo", spread(tables, 0.0))
+    assert same["verdict"].tolist() == claims.judge(tables, "demo")["verdict"].tolist()
+    assert same["ci_low"].tolist() == same["margin"].tolist()
+
+
+def test_counts_that_are_kept_are_resampled(tmp_path):
+    rows = [(f"i{i}", 0, *config, 10 + i, 5, 5) for config in (claims.S5, claims.FUSED) for i in range(4)]
+    counts = pd.DataFrame(rows, columns=["name", "class", *metrics.CONFIG, "tp", "fp", "fn"])
+    counts.to_csv(tmp_path / "counts.csv.gz", index=False)
+    found = claims.resample(tmp_path, "voc2012", number=3)
+    assert set(found) == {"test"} and set(found["test"]) == {"mIoU"}
+    assert {config: len(values) for config, values in found["test"]["mIoU"].items()} == {claims.S5: 4, claims.FUSED: 4}
