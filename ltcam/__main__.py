@@ -1,6 +1,7 @@
 """The command line: `ltcam explain | train | evaluate | reproduce | report | readme | data`."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,7 +52,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="folder of the run; results/<profile>/<data> if not given")] = None,
 ) -> None:
     """Train a classifier on image-level labels; an interrupted run goes on where it stopped."""
-    from ltcam import paths, training
+    from ltcam import parallel, paths, training
     from ltcam.reproduce import profile as load_profile
 
     runs = [run for name in ([profile] if profile else ["demo", "real", "paper"]) for run in load_profile(name)]
@@ -60,7 +61,9 @@ def train(
         raise ValueError(f"no recipe for data set {data!r}: expected one of {sorted({run['data'] for run in runs})}")
     changes = {key: value for key, value in (("epochs", epochs), ("seed", seed)) if value is not None}
     recipe = training.Recipe(data=data, **{**run["recipe"], **changes})
-    typer.echo(training.train(recipe, out or paths.results(run["profile"], data)))
+    path = training.train(recipe, out or paths.results(run["profile"], data))
+    if parallel.processes().is_main_process:
+        typer.echo(path)
 
 
 @app.command()
@@ -196,7 +199,8 @@ def data_bench(
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    first = os.environ.get("RANK", "0") == "0"  # of the processes of `accelerate launch` or torchrun
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
     try:
         app()
     except (ValueError, ImportError, FileNotFoundError, RuntimeError, FloatingPointError) as error:

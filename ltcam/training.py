@@ -3,11 +3,16 @@
 The settings the paper omits are the fields of `Recipe`. Of a mask nothing is used but which classes it holds, and that only
 where a data set has no other labels. The best epoch is chosen by mean average precision of the labels on the held-out part,
 over the classes that occur there.
+
+`accelerate launch -m ltcam train` and torchrun split each batch over several processes. `batch_size` stays that of the whole
+batch, the batches and their order stay those of one process, and gradients are averaged over the whole batch. Each process
+draws flips, scales and dropout of its own, so the weights are not, bit for bit, those of another number of processes.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,9 +20,11 @@ from typing import Any
 
 import pandas as pd
 import torch
+from accelerate.utils import gather_object, reduce
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import BatchSampler, DataLoader, Dataset, TensorDataset
 from torchvision.models import VGG
 from torchvision.transforms import v2
 from tqdm import tqdm
@@ -25,6 +32,7 @@ from tqdm import tqdm
 from ltcam import datasets, provenance
 from ltcam.datasets import Segmentation
 from ltcam.models import Head, stages, vgg16
+from ltcam.parallel import loader, processes
 from ltcam.paths import atomic
 from ltcam.weights import load, sha256
 
@@ -82,24 +90,28 @@ def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -
 
     Writes `checkpoint.pt` (the best epoch), `train.csv` (loss and mAP per epoch) and `labels.csv` (AP per class, best epoch)
     into `out`. A finished run of the same recipe on the same data is returned as it is; a run of another recipe is replaced.
+    Of several processes all read `out`, the main one writes there, and all return; their number may change on the way.
     """
-    started = time.time()
+    started, workers = time.time(), processes()
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     fit, held_out = datasets.load(recipe.data, recipe.train), datasets.load(recipe.data, recipe.test)
     best, last = out / "checkpoint.pt", out / "last.pt"
     fingerprints = {"train": fit.fingerprint, "test": held_out.fingerprint}
     state = load(last) if last.is_file() else {}
+    workers.wait_for_everyone()  # all have read what is there before one changes it
     if state and (Recipe(**state["identity"]["recipe"]), state["identity"]["data"]) != (recipe, fingerprints):
-        log.warning("%s: another recipe or other data made the run in %s; training anew", recipe.data, out)
         state = {}
-        best.unlink(missing_ok=True)
-        last.unlink()
+        if workers.is_main_process:
+            log.warning("%s: another recipe or other data made the run in %s; training anew", recipe.data, out)
+            best.unlink(missing_ok=True)
+            last.unlink()
     if state and "model" not in state and best.is_file():
         log.info("%s: trained already", recipe.data)
         return best
 
     torch.manual_seed(recipe.seed)
-    model = vgg16(len(fit.classes), recipe.head, recipe.weights, recipe.hidden, recipe.width)
+    with workers.local_main_process_first():  # which may download them
+        model = vgg16(len(fit.classes), recipe.head, recipe.weights, recipe.hidden, recipe.width)
     model.to(device, memory_format=torch.channels_last if recipe.bfloat16 else torch.contiguous_format)
     size = recipe.size or fit.size
     train_set, test_set, trainable = _prepare(model, fit, held_out, size, recipe, device)
@@ -113,29 +125,38 @@ def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -
     identity = {"recipe": asdict(recipe), "data": fingerprints}
     record = {**identity, "classes": list(fit.classes), "size": list(size), "source": asdict(model.source)}
 
+    fitted = DistributedDataParallel(trainable) if workers.num_processes > 1 else trainable
     for epoch in range(len(history), recipe.epochs):
         torch.manual_seed(recipe.seed * 1000 + epoch)  # an interrupted run draws what an undisturbed one draws
-        loss = _fit_epoch(trainable, train_set, optimizer, schedule, recipe, device)
+        loss = _fit_epoch(fitted, train_set, optimizer, schedule, recipe, device)
         ap = label_scores(predict(trainable, test_set, recipe.batch_size, device), held_out.labels)
         history.append({"epoch": epoch + 1, "loss": loss, "mAP": float(ap.mean())})
         log.info("%s: epoch %d/%d, loss %.4f, mAP %.4f", recipe.data, epoch + 1, recipe.epochs, loss, ap.mean())
+        if not workers.is_main_process:
+            continue
         if history[-1]["mAP"] >= max(h["mAP"] for h in history):
             labels = {name: float(score) for name, score in ap.items()}
             _save({"model": model.state_dict(), "record": {**record, "best": history[-1], "labels": labels}}, best)
         states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
         _save({"identity": identity, "source": asdict(model.source), "history": history, **states}, last)
 
-    kept = load(best)["record"]
-    images = {"train": len(fit), "test": len(held_out)}
-    parameters: dict[str, Any] = {**record, "best": kept["best"], "images": images, "device": str(device)}
-    provenance.save(pd.DataFrame(history), out / "train.csv", started, **parameters)
-    provenance.save(_label_table(kept, held_out), out / "labels.csv", started, **parameters)
-    _save({"identity": identity, "history": history}, last)  # without the model: finished
+    if workers.is_main_process:
+        kept = load(best)["record"]
+        images = {"train": len(fit), "test": len(held_out)}
+        made: dict[str, Any] = {"images": images, "device": str(device), "processes": workers.num_processes}
+        parameters = {**record, "best": kept["best"], **made}
+        provenance.save(pd.DataFrame(history), out / "train.csv", started, **parameters)
+        provenance.save(_label_table(kept, held_out), out / "labels.csv", started, **parameters)
+        _save({"identity": identity, "history": history}, last)  # without the model: finished
+    workers.wait_for_everyone()
     return best
 
 
 def fit(model: nn.Module, recipe: Recipe) -> pd.Series[float]:
-    """Train any classifier, on its device and in memory, by `recipe` (but its model); AP of each class on the held-out part."""
+    """Train any classifier, on its device and in memory, by `recipe` (but its model); AP of each class on the held-out part.
+
+    Several processes fit a copy each, on whole batches.
+    """
     device = next(model.parameters()).device
     data, held_out = (datasets.load(recipe.data, part) for part in (recipe.train, recipe.test))
     size = recipe.size or data.size
@@ -167,33 +188,39 @@ def label_scores(scores: Tensor, labels: Tensor) -> pd.Series[float]:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, data: Dataset[Any], batch_size: int, device: torch.device) -> Tensor:
-    """Logits (N, C) on the CPU of a data set of (input, label) pairs."""
+def predict(model: nn.Module, data: Inputs, batch_size: int, device: torch.device) -> Tensor:
+    """Logits (N, C) on the CPU of a data set of (input, label) pairs; several processes share the batches, each returns all."""
     model.eval()
-    return torch.cat([model(inputs.to(device)).float().cpu() for inputs, _ in _batches(data, batch_size, False, device)])
+    with processes().split_between_processes(list(BatchSampler(range(len(data)), batch_size, False))) as batches:
+        logits = [model(inputs.to(device)).float().cpu() for inputs, _ in loader(data, device, batch_sampler=batches)]
+    return torch.cat(gather_object(logits))
 
 
 def _fit_epoch(
-    model: nn.Module, data: Dataset[Any], optimizer: torch.optim.Optimizer, schedule: Any, recipe: Recipe, device: torch.device
+    model: nn.Module, data: Inputs, optimizer: torch.optim.Optimizer, schedule: Any, recipe: Recipe, device: torch.device
 ) -> float:
     model.train()
     total = count = 0.0
-    for inputs, labels in tqdm(_batches(data, recipe.batch_size, True, device), desc=recipe.data, disable=None, leave=False):
+    workers = processes()
+    batches = _batches(model, data, recipe.batch_size, device)
+    for inputs, labels in tqdm(batches, recipe.data, disable=None if workers.is_main_process else True, leave=False):
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
             loss = nn.functional.binary_cross_entropy_with_logits(model(inputs.to(device)), labels.to(device))
-        if not loss.isfinite():
-            raise FloatingPointError(f"the loss is {loss.item()} at lr={recipe.lr}: train with a smaller lr")
+        mine = loss.detach().double() * len(labels)
+        summed, images = reduce(torch.stack([mine, torch.full_like(mine, len(labels))]), "sum").tolist()
+        if not math.isfinite(summed):  # in all processes at once
+            raise FloatingPointError(f"the loss is {summed / images} at lr={recipe.lr}: train with a smaller lr")
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss * (workers.num_processes * len(labels) / images)).backward()  # the mean over processes is that over images
         optimizer.step()
         schedule.step()
-        total, count = total + loss.item() * len(labels), count + len(labels)
+        total, count = total + summed, count + images
     return total / count
 
 
 def _prepare(
     model: VGG, fit: Segmentation, held_out: Segmentation, size: tuple[int, int], recipe: Recipe, device: torch.device
-) -> tuple[Dataset[Any], Dataset[Any], nn.Module]:
+) -> tuple[Inputs, Inputs, nn.Module]:
     """The two data sets of (input, label) and the module that maps an input to logits."""
     boundary = int(list(stages(model).values())[recipe.frozen - 1].split(".")[1]) + 1 if recipe.frozen else 0
     model.features[:boundary].requires_grad_(False)
@@ -202,7 +229,7 @@ def _prepare(
         return train_set, test_set, model
     features = nn.Sequential(model.features, model.avgpool, nn.Flatten())
 
-    def cached(part: Segmentation) -> Dataset[Any]:
+    def cached(part: Segmentation) -> Inputs:
         return TensorDataset(predict(features, _Labelled(part, size), recipe.batch_size, device), part.labels)
 
     return cached(fit), cached(held_out), model.classifier
@@ -239,10 +266,20 @@ class _Labelled(Dataset[tuple[Tensor, Tensor]]):
         return (self.augment(image) if self.augment else image), self.labels[index]
 
 
-def _batches(data: Dataset[Any], batch_size: int, shuffle: bool, device: torch.device) -> DataLoader[Any]:
-    """On a CPU the network is the bottleneck, so loader processes would only take cores from it."""
-    cuda = device.type == "cuda" and not isinstance(data, TensorDataset)
-    return DataLoader(data, batch_size, shuffle, num_workers=8 if cuda else 0, pin_memory=cuda, persistent_workers=False)
+Inputs = _Labelled | TensorDataset
+
+
+def _batches(model: nn.Module, data: Inputs, batch_size: int, device: torch.device) -> DataLoader[Any]:
+    """Shuffled batches, or of each the share of this process where it trains `model` with others."""
+    if not isinstance(model, DistributedDataParallel):
+        return loader(data, device, batch_size=batch_size, shuffle=True)
+    process, number = processes().process_index, processes().num_processes
+    numbers = TensorDataset(torch.arange(len(data)))
+    batches = [batch.tolist() for (batch,) in DataLoader(numbers, batch_size, shuffle=True)]  # drawn as one process draws them
+    torch.manual_seed(torch.initial_seed() + (process << 32))
+    # A last batch of fewer images than there are processes is repeated: each has to take the step.
+    shares = [batch[process::number] or [batch[process % len(batch)]] for batch in batches]
+    return loader(data, device, batch_sampler=shares)
 
 
 def _save(state: dict[str, Any], path: Path) -> None:

@@ -1,12 +1,14 @@
 import json
 import logging
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from ltcam import datasets, training
+from ltcam import datasets, paths, training
 from ltcam.training import Recipe, load_checkpoint, train
 from tests import lookalikes
 
@@ -17,6 +19,13 @@ TINY = {"weights": None, "width": 16, "hidden": 16, "size": (64, 64), "frozen": 
 def voc(tmp_path, monkeypatch):
     monkeypatch.setenv("LTCAM_DATA", str(lookalikes.voc(tmp_path / "data")))
     return Recipe(data="voc2012", test="val", **TINY)
+
+
+def quiet_recipes():
+    """Without dropout, for runs without flips and scales; the second's last batch is one image, which both processes take."""
+    settings = {"data": "voc2012", "test": "val", **TINY, "head": "gap", "hidden": None}
+    convolutions, head = {"frozen": 2, "batch_size": 3}, {"frozen": 5, "batch_size": 7}
+    return {"convolutions": Recipe(**settings | convolutions), "head": Recipe(**settings | head)}
 
 
 def same(a, b):
@@ -63,6 +72,26 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(voc, tmp_path, monkeypatc
     assert len(calls) == 3  # the first two epochs were not repeated
     assert (tmp_path / "cut" / "train.csv").read_bytes() == (tmp_path / "whole" / "train.csv").read_bytes()
     assert same(*(load_checkpoint(tmp_path / run / "checkpoint.pt") for run in ("cut", "whole")))
+
+
+def test_two_processes_train_what_one_trains(voc, tmp_path, monkeypatch):
+    """gloo on a CPU; the two are interrupted and go on. What one process alone finds to be no number stops both."""
+    monkeypatch.setattr(training, "_augment", lambda data: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, "-m", "tests.two_processes", tmp_path], capture_output=True, text=True, timeout=300, cwd=paths.ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    for name, recipe in quiet_recipes().items():
+        alone, shared = (load_checkpoint(train(recipe, tmp_path / run)) for run in (f"{name}-alone", name))
+        torch.testing.assert_close(shared.model.state_dict(), alone.model.state_dict(), rtol=0, atol=1e-5)
+        assert shared.record["best"] == pytest.approx(alone.record["best"], rel=1e-5 if name == "convolutions" else 1e-2)
+        assert json.loads((tmp_path / name / "train.json").read_text())["processes"] == 2
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first["saves"] and not second["saves"]  # one writes
+    assert first["seed"] != second["seed"]  # flips, scales and dropout of its own
+    assert first["error"] == second["error"] == "the loss is nan at lr=0.001: train with a smaller lr"
 
 
 def test_a_finished_run_is_returned_and_another_recipe_trains_anew(voc, tmp_path, caplog):
