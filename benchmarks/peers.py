@@ -11,7 +11,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,10 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torchvision.models import VGG, vgg16
 
+from benchmarks import figure
+from benchmarks.timing import DEVICE, memory, seconds
 from ltcam import provenance
 from ltcam.evaluation import Config
 from ltcam.paper import SEVEN
@@ -37,10 +43,10 @@ TASKS: dict[str, tuple[list[Config], int]] = {  # the heatmaps, and the classes 
     "c: all deltas of FullGrad": ([Config("fullgrad", "all", delta) for delta in (None, *DELTAS)], 1),
 }
 CLASSES = (207, 281)
-Work = Callable[[nn.Module, Tensor, list[Config], int], Any]
+Work = Callable[[VGG, Tensor, list[Config], int], Any]
 
 
-def ours(model: nn.Module, images: Tensor, configs: list[Config], classes: int) -> Any:
+def ours(model: VGG, images: Tensor, configs: list[Config], classes: int) -> Any:
     from ltcam.bins import heatmaps, maps_of
     from ltcam.tracing import trace
 
@@ -54,9 +60,12 @@ def ours(model: nn.Module, images: Tensor, configs: list[Config], classes: int) 
     ]
 
 
-def floor(model: nn.Module, images: Tensor, configs: list[Config], classes: int) -> Any:
-    """A bare forward, and a backward a class, to the outputs of the stages (of FullGrad: of every convolution)."""
-    full = configs[0].method == "fullgrad"
+def floor(model: VGG, images: Tensor, configs: list[Config], classes: int) -> Any:
+    return bare(model, images, CLASSES[:classes], configs[0].method == "fullgrad")
+
+
+def bare(model: VGG, images: Tensor, classes: Sequence[int], full: bool = False) -> list[tuple[Tensor, ...]]:
+    """A forward, and a backward a class, to the outputs of the stages (`full`: of every convolution): gradients a class."""
     wanted = nn.Conv2d if full else nn.MaxPool2d
     kept: list[Tensor] = []
     x = images.requires_grad_(full)
@@ -66,10 +75,10 @@ def floor(model: nn.Module, images: Tensor, configs: list[Config], classes: int)
             kept.append(x if x.requires_grad else x.detach().requires_grad_())
             x = kept[-1].clone() if full else kept[-1]  # an in-place ReLU comes next
     logits = model.classifier(torch.flatten(model.avgpool(x), 1))
-    return [torch.autograd.grad(logits[:, c].sum(), kept, retain_graph=True) for c in CLASSES[:classes]]
+    return [torch.autograd.grad(logits[:, c].sum(), kept, retain_graph=True) for c in classes]
 
 
-def pytorch_grad_cam(model: nn.Module, images: Tensor, configs: list[Config], classes: int) -> Any:
+def pytorch_grad_cam(model: VGG, images: Tensor, configs: list[Config], classes: int) -> Any:
     from pytorch_grad_cam import FullGrad, GradCAM, GradCAMPlusPlus, LayerCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -80,7 +89,7 @@ def pytorch_grad_cam(model: nn.Module, images: Tensor, configs: list[Config], cl
         return np.where(grads >= np.array(limits, np.float32)[:, None, None, None], grads, 0)
 
     def make(base: Any, config: Config) -> Any:
-        class Truncated(base):
+        class Truncated(base):  # type: ignore[misc]
             def get_cam_image(self, images, layer, targets, activations, grads, smooth=False):  # type: ignore[no-untyped-def]
                 return super().get_cam_image(images, layer, targets, activations, truncated(grads, config.delta), smooth)
 
@@ -99,18 +108,18 @@ def pytorch_grad_cam(model: nn.Module, images: Tensor, configs: list[Config], cl
     return found
 
 
-def torch_cam(model: nn.Module, images: Tensor, configs: list[Config], classes: int) -> Any:
+def torch_cam(model: VGG, images: Tensor, configs: list[Config], classes: int) -> Any:
     from torch.nn.functional import interpolate
     from torchcam.methods import GradCAM, GradCAMpp, LayerCAM
 
     def make(base: Any, delta: float | None) -> Any:
-        class Truncated(base):
+        class Truncated(base):  # type: ignore[misc]
             def _backprop(self, *args, **kwargs):  # type: ignore[no-untyped-def]
                 super()._backprop(*args, **kwargs)
                 if delta is not None:
-                    self.hook_g = [self.truncated(grads) for grads in self.hook_g]
+                    self.hook_g: list[Tensor] = [self.truncated(grads) for grads in self.hook_g]
 
-            def truncated(self, grads):  # type: ignore[no-untyped-def]
+            def truncated(self, grads: Tensor) -> Tensor:
                 limits = [torch.quantile(g[g > 0], delta / 100) if delta else 0 for g in grads]
                 return torch.stack([torch.where(g >= limit, g, 0) for g, limit in zip(grads, limits, strict=True)])
 
@@ -128,7 +137,7 @@ def torch_cam(model: nn.Module, images: Tensor, configs: list[Config], classes: 
     return found
 
 
-def captum(model: nn.Module, images: Tensor, configs: list[Config], classes: int) -> Any:
+def captum(model: VGG, images: Tensor, configs: list[Config], classes: int) -> Any:
     from captum.attr import LayerAttribution, LayerGradCam
 
     maps = [
@@ -154,58 +163,35 @@ def asked(library: str, task: str) -> bool:
     )  # fmt: skip
 
 
-def serve(pipe: Any, library: str, task: str, batch: int, size: int, threads: int) -> None:
-    """A library's process: every message is one more turn, answered with its seconds and its peak of memory in MB."""
-    from torchvision.models import vgg16
-
-    torch.set_num_threads(threads)
+@cache
+def _model(library: str) -> VGG:
     torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = vgg16(weights=None).eval().to(device)
-    work, (configs, classes) = LIBRARIES[library][0], TASKS[task]
-    if library == "floor":  # ours asks for no gradient of the weights, nor does the floor
-        model.requires_grad_(False)
-    pipe.send("ready")
-    while pipe.recv():
-        images = torch.rand(batch, 3, size, size).to(device)
-        before = _memory(reset=True)
-        started = time.perf_counter()
-        result = work(model, images, configs, classes)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-        del result
-        pipe.send((seconds, _memory() - before))
+    model = vgg16(weights=None).eval().to(DEVICE)
+    return model.requires_grad_(library != "floor")  # ours asks for no gradient of the weights, nor does the floor
 
 
-def _memory(reset: bool = False) -> float:
-    """MB held now (`reset`), or at most since then: of the GPU where there is one, else of the process."""
-    if torch.cuda.is_available():
-        if reset:
-            torch.cuda.reset_peak_memory_stats()
-        return (torch.cuda.memory_allocated() if reset else torch.cuda.max_memory_allocated()) / 2**20
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    lines = Path("/proc/self/status").read_text().splitlines()
-    kilobytes = {name: value.split()[0] for name, value in (line.split(":", 1) for line in lines) if value.strip()}
-    return int(kilobytes["VmRSS" if reset else "VmHWM"]) / 2**10
+def turn(library: str, task: str, batch: int, size: int, threads: int) -> tuple[float, float]:
+    """Seconds, and the peak of memory in MB; to be called in the library's own process."""
+    torch.set_num_threads(threads)
+    (work, _), (configs, classes), model = LIBRARIES[library], TASKS[task], _model(library)
+    images = torch.rand(batch, 3, size, size).to(DEVICE)
+    before = memory(reset=True)
+    spent = seconds(lambda: work(model, images, configs, classes))
+    return spent, memory() - before
 
 
 def measure(task: str, rounds: int, batch: int, size: int, threads: int) -> pd.DataFrame:
-    """A row a library and turn: seconds, MB. The first turn of each, which warms it up, is left out of the times."""
-    context = get_context("spawn")
-    pipes: dict[str, Any] = {}
-    for library in (name for name in LIBRARIES if asked(name, task)):
-        pipes[library], theirs = context.Pipe()
-        context.Process(target=serve, args=(theirs, library, task, batch, size, threads), daemon=True).start()
-        assert pipes[library].recv() == "ready"
+    """A row a library and turn: seconds, MB. The first turn of each, -1, warms it up."""
     rows = []
-    for turn in range(-1, rounds):
-        for library, pipe in pipes.items():
-            pipe.send(True)
-            rows.append((task, library, turn, *pipe.recv()))
-    for pipe in pipes.values():
-        pipe.send(False)
+    with ExitStack() as stack:
+        processes = {
+            library: stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
+            for library in LIBRARIES
+            if asked(library, task)
+        }
+        for number in range(-1, rounds):
+            for library, process in processes.items():
+                rows.append((task, library, number, *process.submit(turn, library, task, batch, size, threads).result()))
     return pd.DataFrame(rows, columns=["task", "library", "turn", "seconds", "MB"])
 
 
@@ -224,8 +210,8 @@ def ratios(times: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _modules(model: nn.Module, config: Config) -> list[nn.Module]:
-    pools = [module for module in model.features if isinstance(module, nn.MaxPool2d)]
+def _modules(model: VGG, config: Config) -> list[nn.Module]:
+    pools: list[nn.Module] = [module for module in model.features if isinstance(module, nn.MaxPool2d)]
     first = 0 if config.layers == "S1-S5" else int(config.layers[1]) - 1
     return pools[first : 5 if config.layers == "S1-S5" else first + 1]
 
@@ -236,7 +222,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--only", default="", help="tasks whose names start with this")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=figure.RESULTS)
     options = parser.parse_args()
     started, threads = time.time(), torch.get_num_threads()
     tasks = [task for task in TASKS if task.startswith(options.only)]
@@ -246,10 +232,10 @@ def main() -> None:
     times = pd.concat([measure(task, rounds[task], batches[task], options.size, threads) for task in tasks])
     table = ratios(times)
     print(table.round(3).to_string(index=False))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = {"rounds": rounds, "batch": batches, "size": options.size}
-    provenance.save(times, options.out / f"peers_{device}_times.csv", started, **settings)
-    provenance.save(table, options.out / f"peers_{device}.csv", started, **settings)
+    provenance.save(times, options.out / f"peers_{DEVICE}_times.csv", started, **settings)
+    provenance.save(table, options.out / f"peers_{DEVICE}.csv", started, **settings)
+    figure.draw(options.out / f"peers_{DEVICE}.csv")
 
 
 if __name__ == "__main__":

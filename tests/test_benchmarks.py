@@ -1,13 +1,20 @@
 """What is timed is the same: heatmaps of ours and the peers', before they are compared in seconds."""
 
+import functools
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torchvision.models import vgg16
 
-from benchmarks import peers
+from benchmarks import figure, floor, peers, scale, timing
+from ltcam import datasets, models
 from ltcam.evaluation import Config
+from ltcam.training import Recipe, Trained
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +53,102 @@ def test_ratios_are_of_one_turn():
     table = peers.ratios(pd.DataFrame(times, columns=["task", "library", "turn", "seconds", "MB"])).set_index("library")
     assert table.loc["ltcam", ["over floor", "over floor, min", "over floor, max"]].tolist() == [3, 2, 4]
     assert table.loc["ltcam", "over ltcam"] == 1 and table.loc["ltcam", "seconds"] == 3
+    assert table.loc["ltcam", "MB over floor"] == 1 and table.loc["floor", "over ltcam, max"] == 1 / 2
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    return models.vgg16(300, weights=None, width=16, hidden=16).eval().requires_grad_(False).to(timing.DEVICE)
+
+
+def called(monkeypatch, module, *arguments):
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    module.main()
+
+
+def test_peers_leave_tables_and_a_figure(monkeypatch, tmp_path, small):
+    monkeypatch.setattr(peers, "vgg16", lambda weights: small)
+    monkeypatch.setattr(peers, "ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n))
+    monkeypatch.setattr(peers, "LIBRARIES", {name: peers.LIBRARIES[name] for name in ("floor", "ltcam")})
+    called(monkeypatch, peers, "--rounds", 1, "--batch", 2, "--size", 32, "--only", "a", "--out", tmp_path)
+    peers._model.cache_clear()
+    name = f"peers_{timing.DEVICE}"
+    assert {p.name for p in tmp_path.iterdir()} == {
+        *(f"{name}{end}" for end in (".csv", ".json", ".png", ".pdf", "_times.csv", "_times.json"))
+    }
+    times = pd.read_csv(tmp_path / f"{name}_times.csv")
+    assert times[["library", "turn"]].values.tolist() == [[lib, n] for n in (-1, 0) for lib in ("floor", "ltcam")]
+    assert times["seconds"].min() > 0 and (times["MB"] >= 0).all()
+    (tmp_path / f"{name}.png").unlink()
+    called(monkeypatch, figure, "--out", tmp_path)
+    assert (tmp_path / f"{name}.png").is_file()
+
+
+def test_the_figure_shows_medians_ranges_and_the_floor():
+    times = [("a: T", name, turn, s, 1.0) for turn, row in enumerate([(9, 9, 9), (1, 2, 4), (1, 2, 6), (1, 2, 8)], -1)
+             for name, s in zip(("floor", "ltcam", "captum"), row, strict=True)]  # fmt: skip
+    table = peers.ratios(pd.DataFrame(times, columns=["task", "library", "turn", "seconds", "MB"]))
+    made = figure.figure(table, {"size": 32, "device": "cpu (x)", "threads": 2})
+    (axes,) = made.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ltcam", "captum"] and axes.get_title("left") == "T"
+    dashed, *_ = axes.get_lines()
+    assert list(dashed.get_xdata()) == [0.5, 0.5] and axes.get_xscale() == "log"
+    ranges = [(*bars.lines[0].get_xdata(), *bars.lines[2][0].get_segments()[0][:, 0]) for bars in axes.containers]
+    assert ranges == [(1, 1, 1), (3, 2, 4)]
+    plt.close(made)
+
+
+def test_scale_has_a_number_a_round(monkeypatch, small):
+    data = datasets.load("demo", "test")
+    trained = Trained(
+        models.vgg16(4, weights=None, width=16, hidden=8).eval().to(timing.DEVICE),
+        Recipe(data="demo"),
+        data.classes,
+        (64, 64),
+        {},
+    )
+    images = torch.rand(2, 3, 64, 64, device=timing.DEVICE)
+    monkeypatch.setattr(scale, "FORTY", scale.FORTY[:2])
+    whole = scale.end_to_end(trained, "test", 2, 2)
+    assert [x.shape for x in whole.values()] == [(1,), (2,), (2,)] and (whole["images/s"] > 0).all()
+    assert [x.shape for x in scale.added(small, images, 2).values()] == [(2,), (2,)]
+    found = scale.table(slope=scale.slopes(small, images, 2))
+    assert found["of"].tolist() == ["pixels", "batch", "classes", "deltas"]
+    assert (found["min"] <= found["median"]).all() and (found["median"] <= found["max"]).all()
+
+
+def test_a_slope_is_of_log_time(monkeypatch, small):
+    monkeypatch.setattr(scale, "turns", lambda *works, rounds: np.array([[1.0, 3], [2, 3], [4, 3]]))
+    assert np.allclose(scale.slopes(small, torch.rand(1, 3, 64, 64, device=timing.DEVICE), 2)["batch"], [1, 0])
+
+
+def test_what_is_compiled_is_the_floor(small):
+    images = torch.rand(2, 3, 64, 64, device=timing.DEVICE)
+    (wanted,) = peers.bare(small, images, [0])
+    found = scale.stage_gradients(small, images, scale.logits, [g.shape for g in wanted])
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert theirs.abs().max() > 0
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_compiling_is_measured_or_refused_in_one_line(monkeypatch, small, capsys):
+    def fail(*_):
+        raise RuntimeError("no compiler")
+
+    compile, images = torch.compile, torch.rand(1, 3, 32, 32, device=timing.DEVICE)
+    monkeypatch.setattr(torch, "compile", functools.partial(compile, backend="eager"))
+    assert scale.compiled(small, images, 2)["eager over compiled"].shape == (2,)
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(compile, backend=fail))
+    assert scale.compiled(small, images, 2) == {}
+    assert "no compiler" in (said := capsys.readouterr().out) and said.count("\n") == 1
+
+
+def test_floor_counts_and_compares(monkeypatch, tmp_path, small):
+    monkeypatch.setattr(floor, "vgg16", lambda weights: small)
+    monkeypatch.setattr(floor, "SIDE", 64)
+    called(monkeypatch, floor, "--rounds", 1, "--batch", 1, "--out", tmp_path)
+    table = pd.read_csv(tmp_path / f"floor_{timing.DEVICE}.csv")
+    assert table["work"].tolist() == ["matrix product of 64 x 64", "bare forward and backward", "ltcam.trace"]
+    assert table["of the matrix product"][0] == 1 and table["GFLOP/s"].min() > 0
