@@ -1,4 +1,4 @@
-"""The command line: `ltcam explain | train | evaluate | reproduce | report | readme | data`."""
+"""The command line: `ltcam explain | train | evaluate | export-seeds | reproduce | report | readme | data`."""
 
 import logging
 import os
@@ -103,6 +103,23 @@ def evaluate(
             continue
         provenance.save(scores, folder / f"{name}.csv", started, **trained.about(data))
         typer.echo(f"{name} on {data.title}, part {part}\n{scores.round(2).to_string(index=False)}\n")
+
+
+@app.command()
+def export_seeds(
+    checkpoint: Annotated[Path, typer.Option(help="checkpoint.pt of a training run")],
+    out: Annotated[Path, typer.Option(help="folder of the seeds: <image name>.npy, and seeds.json about them")],
+    part: Annotated[str, typer.Option(help="part of the data set; the one trained on if not given")] = "",
+    config: Annotated[str, typer.Option(help="METHOD[:LAYERS[:DELTA]]")] = "gradcam:S1-S5:20",
+    batch_size: Annotated[int, typer.Option()] = 8,
+) -> None:
+    """Heatmaps as seeds for weakly-supervised segmentation, in IRN's files; an interrupted run goes on where it stopped."""
+    from ltcam import evaluation, seeds, training
+
+    asked = evaluation.Config.parse(config)
+    trained = training.load_checkpoint(checkpoint)
+    count = seeds.export(trained, part or trained.recipe.train, asked, out, batch_size)
+    typer.echo(f"{out}: {count} images")
 
 
 @app.command()
