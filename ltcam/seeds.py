@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from ltcam import datasets, provenance
 from ltcam.cam import fused, layer_maps
-from ltcam.evaluation import Config, _Input, _loader
+from ltcam.evaluation import Config, Protocol, _Input, _loader
 from ltcam.paths import atomic
 from ltcam.tracing import trace
 from ltcam.training import Trained
@@ -58,7 +58,9 @@ def export(trained: Trained, part: str, config: Config, out: Path, batch_size: i
     missing = [batch for batch in batches if not all((out / f"{data.entries[i].name}.npy").is_file() for i in batch)]
     if missing or "finished" not in known:
         _write(record, settings)
-        for samples in tqdm(_loader(data, trained, missing), f"{data.title} {part}", disable=None, leave=False):
+        for samples in tqdm(
+            _loader(data, trained, Protocol(batch_size), missing), f"{data.title} {part}", disable=None, leave=False
+        ):
             for name, seeds in _seeds(trained, samples, config):
                 with atomic(out / f"{name}.npy") as temporary:
                     np.save(temporary, np.array(seeds, dtype=object), allow_pickle=True)
