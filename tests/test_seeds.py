@@ -121,9 +121,23 @@ def test_an_interrupted_export_goes_on(run, tmp_path, monkeypatch):
     assert sum(path.stat().st_mtime_ns == before for path, before in there.items()) == 4
     for path in (tmp_path / "whole").glob("*.npy"):
         assert path.read_bytes() == (tmp_path / "cut" / path.name).read_bytes()
-    record = (tmp_path / "cut" / "seeds.json").read_bytes()
+    record = tmp_path / "cut" / "seeds.json"
+    written_at = record.stat().st_mtime_ns
     assert export(run, "train", CONFIG, tmp_path / "cut", batch_size=3) == 8 and sum(traced) == 4
-    assert (tmp_path / "cut" / "seeds.json").read_bytes() == record
+    assert record.stat().st_mtime_ns == written_at
+
+
+def test_what_is_lacking_is_written(run, tmp_path):
+    export(run, "train", CONFIG, tmp_path)
+    gone, record = tmp_path / "2007_000003.npy", tmp_path / "seeds.json"
+    gone.unlink()
+    export(run, "train", CONFIG, tmp_path)
+    assert gone.is_file()
+    about = json.loads(record.read_text())
+    del about["finished"]  # as if cut off after the last file
+    record.write_text(json.dumps(about))
+    export(run, "train", CONFIG, tmp_path)
+    assert "finished" in json.loads(record.read_text())
 
 
 def test_the_record_says_what_seeds_are_made_of(run, tmp_path):
@@ -175,6 +189,8 @@ def test_an_image_without_a_class_has_no_file(tmp_path, monkeypatch):
         assert export(trained, part, CONFIG, tmp_path / part) == len(broken) < len(data)
         assert {f"MT_Break/{path.stem}" for path in (tmp_path / part / "MT_Break").glob("*.npy")} == broken
         named |= broken
+        with pytest.raises(ValueError, match="of another delta"):
+            export(trained, part, Config.parse("gradcam:S1-S5:40"), tmp_path / part)
     assert "MT_Break/exp1_num_1000" in named and len(named) == 30
 
 
