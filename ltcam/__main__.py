@@ -80,10 +80,10 @@ def evaluate(
     import time
     from functools import partial
 
-    from ltcam import datasets, metrics, paper, provenance, training
+    from ltcam import datasets, metrics, paper, parallel, provenance, training
     from ltcam import evaluation as ev
 
-    started, first = time.time(), ev.processes().is_main_process
+    started, first = time.time(), parallel.processes().is_main_process
     asked = [ev.Config.parse(text) for text in config or []]
     numbers = table or ([] if asked else list(paper.TABLES))
     if unknown := set(numbers) - set(paper.TABLES):

@@ -28,6 +28,7 @@ from ltcam.bins import heatmaps, maps_of
 from ltcam.cam import Options
 from ltcam.datasets import Segmentation
 from ltcam.models import Outputs, stages
+from ltcam.parallel import loader, processes
 from ltcam.segmentation import CHUNK, above, otsu_masks
 from ltcam.tracing import trace
 from ltcam.training import Trained
@@ -144,11 +145,6 @@ def evaluate(
     return known.iloc[[row for chosen in rows_of.values() for row in chosen]].reset_index(drop=True)
 
 
-def processes() -> PartialState:
-    """This process among those of `accelerate launch` or torchrun, or alone: nccl between GPUs, gloo between CPUs."""
-    return PartialState(cpu=not torch.cuda.is_available())
-
-
 def _measure(
     trained: Trained, data: Segmentation, configs: list[Config], protocol: Protocol, stem: Path, workers: PartialState
 ) -> None:
@@ -160,8 +156,8 @@ def _measure(
         file.truncate(_whole(journal))
         workers.wait_for_everyone()  # all have read what is done before anyone adds to it
         mine = [n for n in range(len(batches)) if n not in done][workers.process_index :: workers.num_processes]
-        loader = _loader(data, trained, protocol, [batches[n] for n in mine])
-        progress = tqdm(zip(mine, loader, strict=True), f"{data.title} {data.part}", len(mine), disable=None, leave=False)
+        loaded = _loader(data, trained, protocol, [batches[n] for n in mine])
+        progress = tqdm(zip(mine, loaded, strict=True), f"{data.title} {data.part}", len(mine), disable=None, leave=False)
         for step, (number, samples) in enumerate(progress, 1):
             with torch.backends.cudnn.flags(allow_tf32=False):
                 rows = _count(trained, samples, configs, protocol)
@@ -261,10 +257,8 @@ class _Inputs(Dataset[_Input]):
 
 
 def _loader(data: Segmentation, trained: Trained, protocol: Protocol, batches: list[list[int]]) -> DataLoader[_Input]:
-    """On a CPU the network is the bottleneck, so loader processes would only take cores from it."""
-    cuda = next(trained.model.parameters()).is_cuda
     inputs = _Inputs(data, protocol.size or trained.size)
-    return DataLoader(inputs, batch_sampler=batches, collate_fn=list, num_workers=8 if cuda else 0, pin_memory=cuda)
+    return loader(inputs, next(trained.model.parameters()).device, batch_sampler=batches, collate_fn=list)
 
 
 def _batches(data: Segmentation, batch_size: int) -> list[list[int]]:
