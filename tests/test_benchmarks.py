@@ -86,7 +86,7 @@ def test_peers_leave_tables_and_a_figure(monkeypatch, tmp_path, small):
 
 
 def test_the_figure_shows_medians_ranges_and_the_floor():
-    times = [("a: T", name, turn, s, 1.0) for turn, row in enumerate([(9, 9, 9), (1, 2, 4), (1, 2, 6), (1, 2, 8)], -1)
+    times = [("a: T", name, turn, s, 1.0) for turn, row in enumerate([(9, 9, 9), (1, 2, 4), (1, 2, 6), (1, 2, 10)], -1)
              for name, s in zip(("floor", "ltcam", "captum"), row, strict=True)]  # fmt: skip
     table = peers.ratios(pd.DataFrame(times, columns=["task", "library", "turn", "seconds", "MB"]))
     made = figure.figure(table, {"size": 32, "device": "cpu (x)", "threads": 2})
@@ -95,7 +95,7 @@ def test_the_figure_shows_medians_ranges_and_the_floor():
     dashed, *_ = axes.get_lines()
     assert list(dashed.get_xdata()) == [0.5, 0.5] and axes.get_xscale() == "log"
     ranges = [(*bars.lines[0].get_xdata(), *bars.lines[2][0].get_segments()[0][:, 0]) for bars in axes.containers]
-    assert ranges == [(1, 1, 1), (3, 2, 4)]
+    assert ranges == [(1, 1, 1), (3, 2, 5)]
     plt.close(made)
 
 
