@@ -118,7 +118,8 @@ def compiled(model: VGG, images: Tensor, rounds: int) -> dict[str, Rounds]:
     try:
         run()
     except TorchDynamoException as error:
-        print(f"torch.compile is not measured: {str(error).splitlines()[0]}")
+        reason = str(error).split("\n\n")[0]  # then come hints for debugging
+        print("torch.compile is not measured:", *reason.split())
         return {}
     eager, quick = turns(lambda: bare(model, images, [0]), run, rounds=rounds)
     return {"eager over compiled": eager / quick}
