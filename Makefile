@@ -8,7 +8,7 @@ STAMP := $(VENV)/.lock-$(LOCK)
 # The code is this checkout's, also in an environment that another checkout built.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: reproduce report test lint unit nbval environment golden notebooks lock
+.PHONY: reproduce report test lint unit nbval audit environment golden notebooks lock
 
 reproduce: $(STAMP)
 	$(BIN)/python -m ltcam reproduce --profile $(PROFILE)
@@ -30,6 +30,13 @@ unit: $(STAMP)
 nbval: $(STAMP)
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
 	LTCAM_OUTPUT=$$out $(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/sanitize.cfg -p no:cacheprovider notebooks
+
+# Its tools are of the extra `audit`, in an environment of their own; pip-audit asks the vulnerability service of the package index.
+audit:
+	tools=$$(mktemp -d) && trap 'rm -rf "$$tools"' EXIT && \
+	$(PYTHON) -m venv "$$tools" && "$$tools/bin/python" -m pip install --quiet "bandit>=1.9" "pip-audit>=2.9" && \
+	"$$tools/bin/python" -m bandit -q -c pyproject.toml -r ltcam && \
+	"$$tools/bin/python" -m pip_audit --disable-pip --require-hashes -r requirements.lock
 
 environment: $(STAMP)
 

@@ -179,13 +179,18 @@ def load_checkpoint(path: Path, device: str | torch.device | None = None) -> Tra
     state = load(path)
     if not {"model", "record"} <= state.keys():
         raise ValueError(f"{path} is no checkpoint of ltcam train: expected its checkpoint.pt")
-    record = state["record"]
-    recipe = Recipe(**record["recipe"])
-    hidden = None if recipe.head == "gap" else state["model"]["classifier.0.bias"].numel()
-    model = vgg16(len(record["classes"]), recipe.head, None, hidden, recipe.width)
-    model.load_state_dict(state["model"])
+    try:
+        record = state["record"]
+        recipe = Recipe(**record["recipe"])
+        hidden = None if recipe.head == "gap" else state["model"]["classifier.0.bias"].numel()
+        model = vgg16(len(record["classes"]), recipe.head, None, hidden, recipe.width)
+        model.load_state_dict(state["model"])
+        size = (record["size"][0], record["size"][1])
+        classes = tuple(record["classes"])
+    except (AttributeError, KeyError, IndexError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} is no checkpoint of ltcam train ({error}): expected its checkpoint.pt") from error
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-    return Trained(model, recipe, tuple(record["classes"]), (record["size"][0], record["size"][1]), record, sha256(path))
+    return Trained(model, recipe, classes, size, record, sha256(path))
 
 
 def label_scores(scores: Tensor, labels: Tensor) -> pd.Series[float]:

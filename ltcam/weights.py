@@ -75,9 +75,11 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: expected a file written by torch.save")
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes that are no checkpoint fail in any way: KeyError, AttributeError, AssertionError ...
         raise ValueError(f"{path} is damaged or holds more than tensors ({error}); fetch or train it again") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}: expected a state dict, or a checkpoint of ltcam train")
     return state
 
 
