@@ -34,7 +34,14 @@ FIGURES = {
     "plug_in": "Networks of other libraries, plugged in",
 }
 MORE = {"comparison": "Every number of the paper beside ours", "sweep": "Every score over δ"}
-HEADERS = {"section": "Sec.", "paper": "on the paper's own numbers", "paper_on": "which are of"}
+HEADERS = {
+    "section": "Sec.",
+    "paper": "on the paper's own numbers",
+    "paper_on": "which are of",
+    "margin": "least margin",
+    "ci_low": "95% from",
+    "ci_high": "to",
+}
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("ltcam", "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
     trim_blocks=True, lstrip_blocks=True,
