@@ -51,8 +51,11 @@ def folder(tmp_path_factory):
     root = lookalikes.voc(folder / "data")
     for path in [*root.rglob("2007_000009.*g"), *root.rglob("2007_000010.*g"), *root.rglob("2007_000012.*g")]:
         Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)  # a batch holds images of two sizes
+    lookalikes.magnetic_tile(root)
+    for i, path in enumerate(sorted((root / "magnetic_tile").rglob("*.jpg"))):  # flat ones give maps that are all ties
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 30), dtype=np.uint8)).save(path)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("LTCAM_DATA", str(lookalikes.magnetic_tile(root)))
+        patched.setenv("LTCAM_DATA", str(root))
         yield folder
 
 
