@@ -67,9 +67,9 @@ def layerize(maps: Sequence[Tensor], size: tuple[int, int], fuse: Fuse = "sum", 
     """
     one_of("fuse", fuse, Fuse)
     one_of("normalize", normalize, Normalize)
-    if not len(maps):
+    if not isinstance(maps, Sequence) or not maps:
         raise ValueError("no maps to fuse: expected a sequence of at least one layer's")
-    if wrong := [m for m in maps if m.ndim != 3 or not m.is_floating_point() or len(m) != len(maps[0])]:
+    if wrong := [m for m in maps if m.ndim != 3 or not m.is_floating_point() or m.shape[:1] != maps[0].shape[:1]]:
         raise ValueError(f"a map is {describe(wrong[0])}: expected floats (P, h, w), of as many pairs in every layer")
     if not isinstance(size, Sequence) or len(size) != 2 or not all(type(n) is int and 0 < n < 2**31 for n in size):
         raise ValueError(f"size={size!r}: expected (H, W), whole numbers of pixels above 0")
@@ -105,7 +105,8 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 def check(delta: float | None, per: str = "layer", compare: str = "ge") -> None:
     """Raises ValueError for a delta, a scope or a comparison that truncation does not know."""
-    if delta is not None and not (isinstance(delta, int | float | Real) and 0 <= delta < 100):
+    number = isinstance(delta, int | float | Real) and not isinstance(delta, bool)
+    if delta is not None and not (number and 0 <= delta < 100):
         raise ValueError(f"delta={delta!r} is no percentile to truncate at: expected None, or a number in [0, 100)")
     one_of("per", per, Scope)
     one_of("compare", compare, Compare)
