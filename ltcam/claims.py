@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ltcam import intervals, metrics
 from ltcam.evaluation import FLOATS, Config, configurations
-from ltcam.intervals import Draws, draws
+from ltcam.intervals import DRAWS, Draws, draws
 from ltcam.paper import CLASS_MEANS, COMPARED, POOLED, SEVEN, TABLES, published
 from ltcam.sweep import DELTAS, METHODS
 
@@ -29,7 +29,6 @@ Margins = Iterable[tuple[float, str]]  # how far on the right side, and the numb
 Side = Config | Mapping[Config, float]  # a configuration, or a weighted sum of some
 
 NOT_MEASURED = "not measured"
-DRAWS = 1000
 
 S1, S2, S3, S4, S5 = STAGES = tuple(Config("gradcam", f"S{i}") for i in range(1, 6))
 FUSED, TRUNCATED = Config("gradcam", "S1-S5"), Config("gradcam", "S5", 0.0)

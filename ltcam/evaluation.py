@@ -186,16 +186,17 @@ def _count_batch(trained: Trained, samples: list[_Input], configs: Sequence[Conf
 
     Nothing but the counts leaves the device.
     """
-    model, weight = trained.model, next(trained.model.parameters())
-    device = weight.device
     layout = torch.channels_last if protocol.bfloat16 else torch.contiguous_format
+    model = trained.model.to(memory_format=layout)
+    weight = next(model.parameters())
+    device = weight.device
     images = torch.stack([s.image for s in samples]).to(weight, memory_format=layout)
     truth = labels = torch.stack([s.label for s in samples])
     full = any(c.method == "fullgrad" for c in configs)
     with torch.autocast(device.type, torch.bfloat16, enabled=protocol.bfloat16):
         if protocol.labels == "predicted":
-            labels = _predicted(model.to(memory_format=layout), images)
-        traced = trace(model.to(memory_format=layout), images, labels, stages(model, protocol.outputs), full)
+            labels = _predicted(model, images)
+        traced = trace(model, images, labels, stages(model, protocol.outputs), full)
     maps = maps_of(traced, [(c.options, c.selection) for c in configs])
     masks = [s.mask.to(device) for s in samples]
     pairs = traced.pairs.tolist()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ltcam.evaluation import Config, configurations
 
-DRAWS = 2000
+DRAWS = 1000
 LEVEL = 95  # percent
 
 Draws = Mapping[Config, NDArray[np.float64]]  # (1 + DRAWS,): the score of all images, then of each draw
@@ -58,9 +58,3 @@ def verdict(values: NDArray[np.float64]) -> str:
     """Of a margin: it "holds" where its interval is above zero, "does not hold" where it is below, else it is a "tie"."""
     _, low, high = interval(values)
     return "holds" if low > 0 else "does not hold" if high < 0 else "tie"
-
-
-def table(found: Draws) -> pd.DataFrame:
-    """A row a configuration: its fields, value, ci_low, ci_high."""
-    rows = [(*config, *interval(values)) for config, values in found.items()]
-    return pd.DataFrame(rows, columns=[*Config._fields, "value", "ci_low", "ci_high"])

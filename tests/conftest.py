@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,18 @@ def real(real_data, monkeypatch):
 def output(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("LTCAM_OUTPUT", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture
+def chromium():
+    webdriver = pytest.importorskip("selenium.webdriver")
+    browser, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
+    if not (browser and driver):
+        pytest.skip("no chromium and chromedriver on this machine: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as opened:
+        yield opened

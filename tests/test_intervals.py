@@ -70,12 +70,6 @@ def test_headline_classes(counts):
     assert intervals.draws(counts, "mIoU", (1,), 5)[B][0] == pytest.approx(metrics.scores(counts, (1,))["mIoU"][1])
 
 
-def test_table(counts):
-    made = intervals.table(intervals.draws(counts, "IoU"))
-    assert list(made) == [*metrics.CONFIG, "value", "ci_low", "ci_high"] and len(made) == 2
-    assert ((made["ci_low"] < made["value"]) & (made["value"] < made["ci_high"])).all()
-
-
 def test_what_cannot_be_compared(counts):
     with pytest.raises(ValueError, match="metric='Recall' has no interval"):
         intervals.draws(counts, "Recall")

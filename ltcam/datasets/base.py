@@ -1,6 +1,7 @@
 """What every data set gives: (image, multi-hot label, mask, name), in its native size, and how an image enters the network."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Entry:
     annotation: Path = Path()
 
 
-class Segmentation(Dataset[Sample]):
+class Segmentation(Dataset[Sample], ABC):
     """A data set with image labels to train on and masks to score against.
 
     A subclass sets `entries` (its files in a fixed order) and says how a mask file is read.
@@ -75,9 +76,9 @@ class Segmentation(Dataset[Sample]):
         """(3, H, W) uint8. Raises DataError for a file that cannot be read."""
         return torch.from_numpy(read(self.entries[index].image, "RGB")).permute(2, 0, 1)
 
+    @abstractmethod
     def mask(self, index: int) -> NDArray[np.uint8]:
         """(H, W) as in `Sample`. Raises DataError for a file that cannot be read."""
-        raise NotImplementedError
 
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:
