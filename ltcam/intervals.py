@@ -14,6 +14,7 @@ from ltcam.evaluation import Config, configurations
 
 DRAWS = 1000
 LEVEL = 95  # percent
+VERDICTS = {"holds": "better", "does not hold": "worse", "tie": "tie"}  # of a margin that is a change
 
 Draws = Mapping[Config, NDArray[np.float64]]  # (1 + DRAWS,): the score of all images, then of each draw
 
@@ -58,3 +59,11 @@ def verdict(values: NDArray[np.float64]) -> str:
     """Of a margin: it "holds" where its interval is above zero, "does not hold" where it is below, else it is a "tie"."""
     _, low, high = interval(values)
     return "holds" if low > 0 else "does not hold" if high < 0 else "tie"
+
+
+def median(values: NDArray[np.float64], number: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
+    """An entry of `draws` for the median of `values`, one an image, NaN left out: of all of them, then of each draw."""
+    kept = np.asarray(values, dtype=float)
+    kept = kept[~np.isnan(kept)]
+    drawn = kept[np.random.default_rng(seed).integers(len(kept), size=(number, len(kept)))]
+    return np.concatenate([[np.median(kept)], np.median(drawn, axis=1)])

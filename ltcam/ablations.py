@@ -1,0 +1,167 @@
+"""One choice at a time: what each setting that the paper leaves open is worth, and percentile scope, scale and delta in full.
+
+`ROWS` are measured as they are, with one option of theirs changed (`OPTIONS`), under another protocol, and with other trainings
+of the same model, always on the same images, so that a change is a paired difference with an interval of its own, as is what
+the paper's two `TRICKS` are worth. `ltcam train --seed 1 --out results/<profile>/<data>/trainings/seed1` adds a training, which
+the next `measure` finds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+
+from ltcam.evaluation import FLOATS, Config, Protocol, evaluate
+from ltcam.intervals import DRAWS, VERDICTS, Draws, draws, interval, verdict
+from ltcam.sweep import DELTAS
+from ltcam.training import Recipe, Trained, load_checkpoint
+from ltcam.tricks import Normalize, Scope
+
+Run = tuple[str, str]  # a factor and its level
+DEFAULTS: Run = ("defaults", "")
+
+ROWS = {
+    "Grad-CAM": Config("gradcam"),
+    "Grad-CAM, truncated": Config("gradcam", "S5", 0.0),
+    "Grad-CAM, fused": Config("gradcam", "S1-S5"),
+    "LTGrad-CAM": Config("gradcam", "S1-S5", 20.0),
+    "Layer-CAM": Config("layercam", "S1-S5", 0.0),
+    "LTLayer-CAM": Config("layercam", "S1-S5", 20.0),
+    "FullGrad": Config("fullgrad", "all"),
+    "LTFullGrad": Config("fullgrad", "all", 20.0),
+}
+OPTIONS: dict[str, tuple[Any, ...]] = {  # fuse="mean" is a sum to Otsu
+    "per": ("channel",),
+    "compare": ("gt",),
+    "fuse": ("max",),
+    "normalize": ("max", "minmax", "tanh"),
+    "fraction": (0.2, 0.35, 0.5),
+}
+TRICKS = {  # with, and without
+    "truncation at S5": ("Grad-CAM, truncated", "Grad-CAM"),
+    "fusion of S1 to S5": ("Grad-CAM, fused", "Grad-CAM"),
+    "both": ("LTGrad-CAM", "Grad-CAM"),
+    "truncation of Layer-CAM": ("LTLayer-CAM", "Layer-CAM"),
+    "truncation of FullGrad": ("LTFullGrad", "FullGrad"),
+}
+GAINS = {name: (ROWS[made], ROWS[before]) for name, (made, before) in TRICKS.items()}
+LARGER = {"demo": (320, 320), "voc2012": (320, 320), "magnetic_tile": (320, 288), "ksdd2": (960, 344)}  # defects: their aspect
+
+
+def variants(config: Config) -> Iterator[tuple[Run, Config]]:
+    """`config` with one option changed, wherever that can change its mask."""
+    for option, values in OPTIONS.items():
+        untruncated = config.delta is None and option in ("per", "compare")
+        alone = config.layers in ("S1", "S2", "S3", "S4", "S5") and option in ("fuse", "normalize")
+        scaled = config.method == "fullgrad" and option == "normalize"  # by Eq. 7
+        if not (untruncated or alone or scaled):
+            yield from (((option, str(value)), config._replace(**{option: value})) for value in values)
+
+
+def cross(deltas: Sequence[float] = DELTAS) -> list[Config]:
+    """LTGrad-CAM at every delta, and without truncation, for every percentile scope and scale of the fused maps."""
+    whole = [Config("gradcam", "S1-S5", normalize=scale) for scale in get_args(Normalize)]
+    return whole + [config._replace(per=per, delta=delta) for per in get_args(Scope) for config in whole for delta in deltas]
+
+
+def measure(
+    trained: Trained, part: str, out: Path, deltas: Sequence[float] = DELTAS, batch_size: int = 8
+) -> dict[Run, pd.DataFrame]:
+    """The counts of every run on part `part`, as `ltcam.evaluation.evaluate` gives and keeps them.
+
+    Those of the defaults are kept in `out`, others in `out/ablations`, those of other trainings beside their checkpoint in
+    `out/trainings/<name>`, where counts alone do too. Raises DataError for data that are not there.
+    """
+    rows, protocol = list(ROWS.values()), Protocol(batch_size)
+    size = LARGER[trained.recipe.data]
+    runs = {
+        ("labels", "predicted"): replace(protocol, labels="predicted"),
+        ("outputs", "relu"): replace(protocol, outputs="relu"),
+        ("size", "{1} x {0}".format(*size)): replace(protocol, size=size),
+    }
+    configs = dict.fromkeys([*rows, *(c for row in rows for _, c in variants(row)), *cross(deltas)])
+    found = {DEFAULTS: evaluate(trained, part, list(configs), out, protocol)}
+    for (factor, level), other in runs.items():
+        found[factor, level] = evaluate(trained, part, rows, out / "ablations" / factor, other)
+    for folder in sorted((out / "trainings").glob("*")):
+        if (folder / "checkpoint.pt").is_file():
+            evaluate(load_checkpoint(folder / "checkpoint.pt"), part, rows, folder, protocol)
+        if (folder / "counts.csv.gz").is_file():
+            recipe = json.loads((folder / "counts.json").read_text())["recipe"]
+            found[_difference(trained.recipe, recipe)] = pd.read_csv(folder / "counts.csv.gz", dtype=FLOATS)
+    return found
+
+
+def table(
+    measured: Mapping[Run, pd.DataFrame], metric: str, classes: Sequence[int] | None = None, number: int = DRAWS
+) -> pd.DataFrame:
+    """Every row of every run, and what changed by it: `metric` in percent with its interval, in points.
+
+    Columns factor, level, row (a name in `ROWS`), those of the configuration, value, ci_low, ci_high, and change, change_low,
+    change_high, verdict ("better", "worse", "tie"): against the same row by the defaults; of factor "trick", against the row
+    without it. classes as in `ltcam.metrics.scores`.
+    """
+    scores = {run: draws(counts, metric, classes, number) for run, counts in measured.items()}
+    defaults = scores[DEFAULTS]
+    found = [
+        _row(("trick", trick), made, ROWS[made], defaults, defaults[ROWS[before]]) for trick, (made, before) in TRICKS.items()
+    ]
+    for name, config in ROWS.items():
+        found.append(_row(DEFAULTS, name, config, defaults))
+        found += [_row(run, name, changed, defaults, defaults[config]) for run, changed in variants(config)]
+        found += [_row(run, name, config, other, defaults[config]) for run, other in scores.items() if run != DEFAULTS]
+    return pd.DataFrame(found)
+
+
+def crossed(counts: pd.DataFrame, metric: str, classes: Sequence[int] | None = None, number: int = DRAWS) -> pd.DataFrame:
+    """`cross` as `table` gives it, of what was measured of it: the change is against no truncation at the same scale."""
+    wanted = set(cross())
+    scores = {config: values for config, values in draws(counts, metric, classes, number).items() if config in wanted}
+    return pd.DataFrame([
+        _row(("cross", ""), "LTGrad-CAM", config, scores, scores[config._replace(delta=None, per="layer")])
+        for config in cross() if config in scores
+    ])  # fmt: skip
+
+
+def beyond(
+    train: pd.DataFrame, test: pd.DataFrame, baselines: Mapping[str, Config], metric: str,
+    train_classes: Sequence[int] | None = None, classes: Sequence[int] | None = None, number: int = DRAWS,
+) -> pd.DataFrame:  # fmt: skip
+    """The configuration that is best on the training part, of those measured on both, against each baseline on the test part.
+
+    Rows as of `table`, the chosen one first (its change is against itself), then the baselines: their change is chosen less
+    baseline. Column chosen_on: its score on the training part.
+    """
+    scores = draws(test, metric, classes, number)
+    on_train = {config: values[0] for config, values in draws(train, metric, train_classes, 1).items() if config in scores}
+    chosen = max(on_train, key=lambda config: on_train[config])
+    rows = []
+    for name, config in {"chosen": chosen, **baselines}.items():
+        row = _row(("beyond", ""), name, config, scores)
+        rows.append(row | _change(scores[chosen] - scores[config]) | {"chosen_on": on_train[chosen]})
+    return pd.DataFrame(rows)
+
+
+def _row(run: Run, name: str, config: Config, scores: Draws, before: Any = None) -> dict[str, Any]:
+    value, low, high = interval(scores[config])
+    row = {"factor": run[0], "level": run[1], "row": name, **config._asdict(), "value": value, "ci_low": low, "ci_high": high}
+    return row if before is None else row | _change(scores[config] - before)
+
+
+def _change(margin: Any) -> dict[str, Any]:
+    return {
+        **dict(zip(("change", "change_low", "change_high"), interval(margin), strict=True)),
+        "verdict": VERDICTS[verdict(margin)],
+    }
+
+
+def _difference(recipe: Recipe, other: Mapping[str, Any]) -> Run:
+    """What another training of the model does differently."""
+    fields = json.loads(json.dumps(asdict(recipe)))
+    changed = {name: value for name, value in other.items() if value != fields[name]}
+    return ", ".join(changed) or "training", ", ".join(str(value) for value in changed.values()) or "again"

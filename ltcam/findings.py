@@ -1,0 +1,153 @@
+"""What the ablations found, a sentence each with its number, the interval and the table it is from: `collect(read(folder))`.
+
+A sentence says what was changed and leaves it to the number which way it went, so that it is true of whatever was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from math import nan
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from ltcam.intervals import VERDICTS, interval, median, verdict
+
+TABLES = ("ablations", "cross", "breakdown", "signs", "stages", "delta_choice", "beyond")
+SUMMARY = (  # what the README says
+    "Truncation alone (δ=0) changes Grad-CAM at S5 by",
+    "Fusing S1 to S5 changes Grad-CAM by",
+    "LTGrad-CAM (δ=20) differs from Grad-CAM by",
+    "Percentiles per channel instead of per layer change LTGrad-CAM by",
+    "Maps divided by their maximum before the sum change LTGrad-CAM by",
+    "A larger input changes LTGrad-CAM by",
+    "Another training (in bfloat16) changes LTGrad-CAM by",
+    "The δ chosen on the training part costs LTGrad-CAM, against the best in hindsight,",
+    "Negative gradients at S5 lie on the object, against blind,",
+    "The configuration that the training part chooses beats LTGrad-CAM (δ=20) by",
+)
+TRAININGS = {
+    "bfloat16": "Another training (in bfloat16)",
+    "seed": "Another training (seed {})",
+    "head": "Another head ({})",
+    "training": "The same training again",
+}
+
+
+class Finding(NamedTuple):
+    """value in `unit` ("points", "times" or "percent") with its interval, NaN where there is none."""
+
+    finding: str
+    value: float
+    ci_low: float
+    ci_high: float
+    unit: str
+    verdict: str
+    table: str
+
+    @property
+    def number(self) -> str:
+        """ "+8.45 points (6.12 to 10.80)", or "1.20 times (...)" """
+        signed = "+" if self.unit == "points" else ""
+        between = "" if pd.isna(self.ci_low) else f" ({self.ci_low:{signed}.2f} to {self.ci_high:{signed}.2f})"
+        return f"{self.value:{signed}.2f} {self.unit}{between}{', a tie' if self.verdict == 'tie' else ''}"
+
+
+def read(folder: Path) -> dict[str, pd.DataFrame]:
+    """The tables of `TABLES` that are in `folder` (results/<profile>/<data>)."""
+    return {name: pd.read_csv(folder / f"{name}.csv") for name in TABLES if (folder / f"{name}.csv").is_file()}
+
+
+def collect(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Every finding that `tables` have the numbers of, a row each with the columns of `Finding`."""
+    return pd.DataFrame([finding for name in tables for finding in COLLECTORS[name](tables[name])], columns=Finding._fields)
+
+
+def _ablations(table: pd.DataFrame) -> Iterator[Finding]:
+    changes = {
+        ("trick", "truncation at S5", "Grad-CAM, truncated"): SUMMARY[0],
+        ("trick", "fusion of S1 to S5", "Grad-CAM, fused"): SUMMARY[1],
+        ("trick", "both", "LTGrad-CAM"): SUMMARY[2],
+        ("trick", "truncation of Layer-CAM", "LTLayer-CAM"): "Truncation (δ=20) changes fused Layer-CAM by",
+        ("trick", "truncation of FullGrad", "LTFullGrad"): "Truncation (δ=20) changes FullGrad by",
+        ("per", "channel", "LTGrad-CAM"): SUMMARY[3],
+        ("compare", "gt", "LTGrad-CAM"): "Dropping the threshold itself (> instead of ≥) changes LTGrad-CAM by",
+        ("fuse", "max", "LTGrad-CAM"): "The maximum over stages instead of their sum changes LTGrad-CAM by",
+        ("normalize", "max", "LTGrad-CAM"): SUMMARY[4],
+        ("normalize", "minmax", "LTGrad-CAM"): "Maps brought to 0 to 1 before the sum change LTGrad-CAM by",
+        ("normalize", "tanh", "LTGrad-CAM"): "Layer-CAM's tanh scaling before the sum changes LTGrad-CAM by",
+        ("normalize", "max", "Layer-CAM"): "Maps divided by their maximum before the sum change Layer-CAM by",
+        ("fraction", "0.2", "LTGrad-CAM"): "A cut at 0.2 of the maximum instead of Otsu's changes LTGrad-CAM by",
+        ("fraction", "0.35", "LTGrad-CAM"): "A cut at 0.35 of the maximum instead of Otsu's changes LTGrad-CAM by",
+        ("fraction", "0.5", "LTGrad-CAM"): "A cut at 0.5 of the maximum instead of Otsu's changes LTGrad-CAM by",
+        ("outputs", "relu", "LTGrad-CAM"): "Stages read before their pools change LTGrad-CAM by",
+        ("labels", "predicted", "LTGrad-CAM"): "Predicted instead of true labels change LTGrad-CAM by",
+    }  # fmt: skip
+    for row in _records(table.dropna(subset="change")):
+        key = (row["factor"], row["level"], row["row"])
+        if key in changes:
+            yield _change(changes[key], row, "ablations")
+        elif row["factor"] == "size" and row["row"] == "LTGrad-CAM":
+            yield _change(SUMMARY[5], row, "ablations")
+        elif row["factor"] in TRAININGS and row["row"] in ("LTGrad-CAM", "Layer-CAM"):
+            yield _change(f"{TRAININGS[row['factor']].format(row['level'])} changes {row['row']} by", row, "ablations")
+
+
+def _cross(table: pd.DataFrame) -> Iterator[Finding]:
+    plain = table[(table["normalize"] == "none") & table["delta"].notna()]
+    for per in plain["per"].unique():
+        best = max(_records(plain[plain["per"] == per]), key=lambda row: float(row["value"]))
+        sentence = f"The best δ of LTGrad-CAM with percentiles per {per}, {best['delta']:g}, beats no truncation by"
+        yield _change(sentence, best, "cross")
+
+
+def _breakdown(table: pd.DataFrame) -> Iterator[Finding]:
+    where = {"kind": "{}", "area": "objects of {} of the image", "classes": "images of {} classes"}
+    for row in _records(table[table["row"] == "truncation at S5"]):
+        sentence = f"On {where[row['by']].format(row['group'])}, truncation at S5 changes Grad-CAM by"
+        yield Finding(sentence, row["value"], row["ci_low"], row["ci_high"], "points", row["verdict"], "breakdown")
+
+
+def _signs(table: pd.DataFrame) -> Iterator[Finding]:
+    for stage in table["stage"].unique():
+        for sign in ("negative", "positive"):
+            lifts = median(table.loc[table["stage"] == stage, sign].to_numpy())
+            sentence = f"{sign.capitalize()} gradients at {stage} lie on the object, against blind,"
+            yield Finding(sentence, *interval(lifts), "times", VERDICTS[verdict(lifts - 1)], "signs")
+
+
+def _stages(table: pd.DataFrame) -> Iterator[Finding]:
+    deepest = table[table["stage"] == table["stage"].max()]
+    for name, rows in (
+        ("without truncation", deepest[deepest["delta"].isna()]),
+        ("at δ=20", deepest[deepest["delta"] == 20]),
+    ):
+        energy = interval(median(rows["energy"].to_numpy()))
+        yield Finding(f"S5's share of the fused sum {name} is", *energy, "percent", "", "stages")
+
+
+def _delta_choice(table: pd.DataFrame) -> Iterator[Finding]:
+    names = {"gradcam": "LTGrad-CAM", "layercam": "LTLayer-CAM", "fullgrad": "LTFullGrad"}
+    for row in _records(table):
+        sentence = f"The δ chosen on the training part costs {names[row['method']]}, against the best in hindsight,"
+        yield Finding(sentence, row["regret"], nan, nan, "points", "", "delta_choice")
+
+
+def _beyond(table: pd.DataFrame) -> Iterator[Finding]:
+    for row in _records(table[table["row"] != "chosen"]):
+        yield _change(f"The configuration that the training part chooses beats {row['row']} by", row, "beyond")
+
+
+def _change(sentence: str, row: Mapping[str, Any], table: str) -> Finding:
+    return Finding(sentence, row["change"], row["change_low"], row["change_high"], "points", row["verdict"], table)
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+COLLECTORS: dict[str, Callable[[pd.DataFrame], Iterator[Finding]]] = {
+    "ablations": _ablations, "cross": _cross, "breakdown": _breakdown, "signs": _signs, "stages": _stages,
+    "delta_choice": _delta_choice, "beyond": _beyond,
+}  # fmt: skip
