@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ltcam.errors import InputError
+
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 data_app = typer.Typer(
     help="The data sets: what is there, fetched, verified.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -35,7 +37,7 @@ def explain(
     from ltcam import paths, picture, plotting
 
     if out.suffix not in (".png", ".jpg", ".pdf", ".svg"):
-        raise ValueError(f"--out {out} is no picture: expected a name that ends in .png, .jpg, .pdf or .svg")
+        raise InputError(f"--out {out} is no picture: expected a name that ends in .png, .jpg, .pdf or .svg")
     network = picture.classifier(model, checkpoint)
     pixels, name, maps = picture.heatmaps(image, network, target, method, layers or None, delta, per_stage)
     with paths.atomic(out) as temporary:
@@ -58,7 +60,7 @@ def train(
     runs = [run for name in ([profile] if profile else ["demo", "real", "paper"]) for run in load_profile(name)]
     run = next((run for run in runs if run["data"] == data), None)
     if run is None:
-        raise ValueError(f"no recipe for data set {data!r}: expected one of {sorted({run['data'] for run in runs})}")
+        raise InputError(f"no recipe for data set {data!r}: expected one of {sorted({run['data'] for run in runs})}")
     changes = {key: value for key, value in (("epochs", epochs), ("seed", seed)) if value is not None}
     recipe = training.Recipe(data=data, **{**run["recipe"], **changes})
     path = training.train(recipe, out or paths.results(run["profile"], data))
@@ -87,7 +89,7 @@ def evaluate(
     asked = [ev.Config.parse(text) for text in config or []]
     numbers = table or ([] if asked else list(paper.TABLES))
     if unknown := set(numbers) - set(paper.TABLES):
-        raise ValueError(f"table {min(unknown)} is not in the paper: expected one of {list(paper.TABLES)}")
+        raise InputError(f"table {min(unknown)} is not in the paper: expected one of {list(paper.TABLES)}")
     trained = training.load_checkpoint(checkpoint)
     protocol = ev.Protocol(batch_size, bfloat16=bfloat16)
     folder, part = out or checkpoint.parent / part, part or trained.recipe.test

@@ -4,7 +4,7 @@ images (N, 3, H, W) and targets as `ltcam.trace` takes them, but no functions; l
 `ltcam.models.stages(model)`. One map a pair (image, class), sorted, at the layer's own size, on the images' device:
 ReLU(sum_k w_k A_k), non-negative, not normalised. A method is its weights w (P, K). No w is a plain gradient, so truncation
 (Eq. 9) does not apply. Score-CAM and Ablation-CAM cost a forward a channel: they are for single images and single layers.
-The model runs in eval mode and is left as it was. All raise ValueError for what `ltcam.trace` refuses.
+The model runs in eval mode and is left as it was. All raise InputError for what `ltcam.trace` refuses.
 """
 
 import warnings
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ltcam.errors import InputError, PackageError
 from ltcam.methods import _weighted
 from ltcam.models import borrowed, stages, unwrap
 from ltcam.targets import Targets
@@ -30,13 +31,13 @@ def liftcam(model: nn.Module, images: Tensor, targets: Targets = None, layer: La
     """LIFT-CAM (Jung and Oh 2021): w_k = sum_ij C_kij, the contributions of A_k to the logit by DeepLIFT's rescale rule.
 
     The reference is A = 0, so sum_kij C_kij = y(A) - y(0). captum knows ReLU, LeakyReLU, ELU, Sigmoid, Tanh, Softplus and
-    max-pools as modules. Raises ImportError without captum, ValueError for one of them that runs twice above the layer, and
+    max-pools as modules. Raises PackageError without captum, InputError for one of them that runs twice above the layer, and
     where the sum is another: other nonlinearities, functional ones, overlapping max-pools, modules with backward hooks.
     """
     try:
         captum = import_module("captum.attr._core.deep_lift")
     except ImportError as error:
-        raise ImportError("liftcam needs captum: pip install ltcam[baselines]") from error
+        raise PackageError("liftcam needs captum: pip install ltcam[baselines]") from error
     model, module, traced, activation = _trace(model, images, targets, layer)
     weights = torch.empty_like(activation[:, :, 0, 0])
 
@@ -67,10 +68,10 @@ def liftcam(model: nn.Module, images: Tensor, targets: Targets = None, layer: La
             except RuntimeError as error:
                 if "more than once" not in str(error):
                     raise
-                raise ValueError("a nonlinear module runs more than once: DeepLIFT needs one for each run") from error
+                raise InputError("a nonlinear module runs more than once: DeepLIFT needs one for each run") from error
             rounding = torch.finfo(a.dtype).eps * (100 * found.abs().sum() + 10 * traced.logits[i, c].abs())
             if not gap.abs().item() <= rounding.item():
-                raise ValueError(f"no DeepLIFT rule above {traced.layers[0]!r} (see liftcam): choose a later layer")
+                raise InputError(f"no DeepLIFT rule above {traced.layers[0]!r} (see liftcam): choose a later layer")
             weights[p] = found.detach().sum(dim=(0, 2, 3))
     return _weighted(weights, activation)
 
@@ -83,13 +84,13 @@ def relevancecam(
     It starts as |y^c| at class c and, if contrastive, -|y^c| / (C - 1) at the others; the paper's y^c would turn the map of a
     negative logit inside out, the authors' code has 1. Conv2d, Linear and average pools hand it on by the z+ rule without
     biases, R_i = sum_j R_j (x_i w_ij)^+ / sum_i (x_i w_ij)^+. A max-pool's winner takes all; ReLU, dropout, views and batch
-    norm keep it. None is lost but at units without a positive input, and zeros before a batch norm. Raises ValueError for any
+    norm keep it. None is lost but at units without a positive input, and zeros before a batch norm. Raises InputError for any
     other operation above the layer (residual additions, functional averages, other activations), for one logit if contrastive.
     """
     model, module, traced, activation = _trace(model, images, targets, layer)
     classes, a = traced.logits.shape[1], activation.clone().requires_grad_()
     if contrastive and classes == 1:
-        raise ValueError("a single logit has no others to contrast with: pass contrastive=False")
+        raise InputError("a single logit has no others to contrast with: pass contrastive=False")
     target = F.one_hot(traced.pairs[:, 1], classes).to(traced.logits)
     start = target - (1 - target) / (classes - 1) if contrastive else target
     with torch.compiler.set_stance("force_eager"), torch.enable_grad(), borrowed(model), ExitStack() as stack:
@@ -108,7 +109,7 @@ def scorecam(model: nn.Module, images: Tensor, targets: Targets = None, layer: L
 
     As in the paper, with the logit for y^c as in pytorch-grad-cam and torchcam; the authors' code has w_k = c's probability.
     The baseline, zeros (the mean colour, normalised), drops out of the softmax and is not run. Bilinear, align_corners=False;
-    a constant A_k has M_k = 0. Maps are at most max A. Raises ValueError for a batch_size below 1.
+    a constant A_k has M_k = 0. Maps are at most max A. Raises InputError for a batch_size below 1.
     """
 
     def masked(inputs: Tensor, maps: Tensor, k: Tensor) -> Any:
@@ -124,7 +125,7 @@ def ablationcam(model: nn.Module, images: Tensor, targets: Targets = None, layer
     """Ablation-CAM (Desai and Ramaswamy 2020): w_k = (y^c - y^c_k) / |y^c|, y^c_k the logit with channel k set to zero.
 
     The paper divides by y^c: the same where that is positive, but a negative one would turn the map inside out. Where y^c is 0,
-    the drop itself is the weight. Raises ValueError for a batch_size below 1.
+    the drop itself is the weight. Raises InputError for a batch_size below 1.
     """
 
     def ablated(inputs: Tensor, maps: Tensor, k: Tensor) -> Any:
@@ -145,7 +146,7 @@ def _trace(model: nn.Module, images: Tensor, targets: Targets, layer: Layer) -> 
     """The model inside any wrapper, the layer's module, its trace and its activation (P, K, h, w)."""
     traced = trace(model, images, targets, [list(stages(model).values())[-1] if layer is None else layer])
     if len(traced.layers) > 1 or (traced.pairs < 0).any():
-        raise ValueError("a baseline explains a class by one layer: expected no range of layers and no functions as targets")
+        raise InputError("a baseline explains a class by one layer: expected no range of layers and no functions as targets")
     inside, name = unwrap(model), traced.layers[0]
     return inside, inside.get_submodule(name), traced, traced.activation(name)
 
@@ -153,7 +154,7 @@ def _trace(model: nn.Module, images: Tensor, targets: Targets, layer: Layer) -> 
 def _per_channel(model: nn.Module, images: Tensor, traced: Trace, size: int, run: Callable[..., Any]) -> Tensor:
     """(P, K): each pair's logit for each channel; run(the image B times (B, 3, H, W), A_k (B, h, w), k (B,)) gives (B, C)."""
     if size < 1:
-        raise ValueError(f"batch_size={size}: expected at least 1")
+        raise InputError(f"batch_size={size}: expected at least 1")
     activation, pairs = traced.activation(traced.layers[0]), traced.pairs
     scores = torch.empty_like(activation[:, :, 0, 0])
     chunks = torch.split(torch.arange(scores.shape[1], device=images.device), size)
@@ -208,12 +209,12 @@ def _propagate(module: nn.Module, arguments: Any, output: Tensor) -> Any:
 
 
 def _let_through(logits: Tensor, layer: str) -> None:
-    """Let relevance pass every ReLU. Raises ValueError for an operation that has no rule."""
+    """Let relevance pass every ReLU. Raises InputError for an operation that has no rule."""
     nodes = [logits.grad_fn]
     for node in filter(None, nodes):
         kind = node.name().split("::")[-1].rstrip("0123456789").removesuffix("Backward")
         if kind not in _PASSING:
-            raise ValueError(f"no relevance rule for {node.name()} above {layer!r} (see relevancecam): choose a later layer")
+            raise InputError(f"no relevance rule for {node.name()} above {layer!r} (see relevancecam): choose a later layer")
         if kind == "Relu":
             node.register_hook(lambda inputs, outputs: outputs)
         nodes += [below for below, _ in node.next_functions if below not in nodes]

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ltcam.errors import InputError
+
 Hook = tuple[nn.Module, Callable[..., Any]]
 WithBias = nn.Conv2d | _BatchNorm | nn.Linear
 
@@ -68,7 +70,7 @@ def _bias(name: str, module: WithBias) -> Tensor | None:
     if not isinstance(module, _BatchNorm):
         return None if module.bias is None else module.bias.detach().clone()
     if type(module).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
-        raise ValueError(f"fullgrad cannot see inside {name!r}, a {type(module).__name__} that does more than batch norm")
+        raise InputError(f"fullgrad cannot see inside {name!r}, a {type(module).__name__} that does more than batch norm")
     if module.running_mean is None or module.running_var is None:
         return None
     scale = (module.running_var + module.eps).rsqrt() * (1 if module.weight is None else module.weight.detach())

@@ -24,7 +24,7 @@ Maps = dict[str, Tensor]
 
 
 def maps_of(trace: Trace, wanted: Iterable[tuple[Options, Selection]]) -> dict[tuple[Options, Selection], Maps]:
-    """{(options, layers): {layer: (P, h, w) float32}}, what `layer_maps` gives for each. Raises ValueError as it does."""
+    """{(options, layers): {layer: (P, h, w) float32}}, what `layer_maps` gives for each. Raises InputError as it does."""
     names = {item: _names(trace, *item) for item in wanted}
     needed: dict[Options, set[str]] = {}
     for (options, _), found in names.items():

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self, overload
 import torch
 from torch import Tensor, nn
 
+from ltcam.errors import InputError
 from ltcam.methods import constant_in_space, fullgrad, method
 from ltcam.targets import Score
 from ltcam.tracing import Layers, Reshape, Trace, trace
@@ -24,7 +25,7 @@ class Options:
     fuse, normalize  as in `layerize`
     per_channel  FullGrad's Eq. 7 read literally
 
-    Raises ValueError for a value that is unknown and for values that do not go together.
+    Raises InputError for a value that is unknown and for values that do not go together.
     """
 
     method: str = "gradcam"
@@ -41,11 +42,11 @@ class Options:
         one_of("fuse", self.fuse, Fuse)
         one_of("normalize", self.normalize, Normalize)
         if self.delta is None and self.compare == "gt":
-            raise ValueError("compare='gt' without delta compares nothing: pass delta, or leave compare out")
+            raise InputError("compare='gt' without delta compares nothing: pass delta, or leave compare out")
         if self.per_channel and not full:
-            raise ValueError(f"per_channel=True is an option of fullgrad: {self.method} normalises nothing itself")
+            raise InputError(f"per_channel=True is an option of fullgrad: {self.method} normalises nothing itself")
         if full and self.normalize != "none":
-            raise ValueError(f"normalize={self.normalize!r} with fullgrad, whose terms are normalised by Eq. 7: use 'none'")
+            raise InputError(f"normalize={self.normalize!r} with fullgrad, whose terms are normalised by Eq. 7: use 'none'")
 
 
 @overload
@@ -78,7 +79,7 @@ def explain(
     delta, per and the other options  as in `Options`: compare, fuse, normalize, per_channel
     per_layer  give what would be fused instead: {layer name: (P, h, w)}, each at its own size, nothing normalised
 
-    Raises ValueError for options that are unknown or do not go together, a layer that was not traced, or a trace that lacks
+    Raises InputError for options that are unknown or do not go together, a layer that was not traced, or a trace that lacks
     what FullGrad needs.
     """
     chosen = Options(method, delta, per, **options)
@@ -120,7 +121,7 @@ def input_map(trace: Trace, options: Options) -> Tensor:
 
 def _truncated(gradient: Tensor, options: Options, layer: str) -> Tensor:
     if options.compare == "gt" and constant_in_space(gradient):
-        raise ValueError(f"compare='gt' at {layer!r} would empty maps: its gradients are constant in space; use 'ge'")
+        raise InputError(f"compare='gt' at {layer!r} would empty maps: its gradients are constant in space; use 'ge'")
     return truncate(wide(gradient), options.delta, options.per, options.compare)
 
 
@@ -135,7 +136,7 @@ class CAM:
     target_layers  modules, names or stage labels, as `trace` takes layers; None: all stages, fused
     method, delta and the other options  as in `Options`; reshape and create_graph as in `trace`
 
-    Hooks live only inside a call, so that the context manager is just a habit kept. Raises ValueError as `Options` does.
+    Hooks live only inside a call, so that the context manager is just a habit kept. Raises InputError as `Options` does.
     """
 
     logits: Tensor
@@ -158,7 +159,7 @@ class CAM:
         """(N, H, W) in [0, 1] on the images' device: each map over its maximum; an image without evidence is all zero.
 
         targets: one an image: a class, or a function of the image's logits, such as that library's target objects; None is the
-        largest logit. The logits of the same pass are then in `.logits`. Raises ValueError as `trace` does, and for targets
+        largest logit. The logits of the same pass are then in `.logits`. Raises InputError as `trace` does, and for targets
         that are not one an image.
         """
         full = self.options.method == "fullgrad"
@@ -166,7 +167,7 @@ class CAM:
             self.model, input_tensor, targets, self.target_layers, full, reshape=self.reshape, create_graph=self.create_graph
         )
         if traced.pairs[:, 0].tolist() != list(range(len(input_tensor))):
-            raise ValueError(
+            raise InputError(
                 f"{len(traced.pairs)} targets for {len(input_tensor)} images: expected one an image; see ltcam.trace"
             )
         self.logits = traced.logits

@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ltcam import intervals, metrics
+from ltcam.errors import InputError, MissingError
 from ltcam.evaluation import FLOATS, Config, configurations
 from ltcam.intervals import DRAWS, Draws, draws
 from ltcam.paper import CLASS_MEANS, COMPARED, POOLED, SEVEN, TABLES, published
@@ -56,18 +57,18 @@ class Claim(NamedTuple):
 def read(folder: Path, data: str) -> dict[str, pd.DataFrame]:
     """The tables of data set `data` in `folder` (results/<profile>/<data>): "table1" ... and "sweep", where they exist.
 
-    Raises FileNotFoundError where there is none, ValueError where two files give one configuration different scores.
+    Raises MissingError where there is none, InputError where two files give one configuration different scores.
     """
     names = [f"table{number}" for number in (1, 2, *COMPARED[data])] + ["sweep"]
     paths = {name: folder / f"{name}.csv" for name in names}
     found = {name: pd.read_csv(path, dtype=FLOATS) for name, path in paths.items() if path.is_file()}
     tables = {name: table.assign(part=table.get("part", "test")) for name, table in found.items()}
     if not tables:
-        raise FileNotFoundError(f"no table is in {folder}: expected {', '.join(names)} (.csv); run notebooks 02 to 05 first")
+        raise MissingError(f"no table is in {folder}: expected {', '.join(names)} (.csv); run notebooks 02 to 05 first")
     shared = pd.concat([table.assign(file=name) for name, table in tables.items()])
     for config, rows in shared.groupby(["part", *metrics.CONFIG], dropna=False):
         if rows["mIoU"].max() - rows["mIoU"].min() > 0.01:
-            raise ValueError(
+            raise InputError(
                 f"{', '.join(rows['file'])} in {folder} give {config} different mIoU ({', '.join(map(str, rows['mIoU']))}): "
                 "they are of different runs; run notebooks 02 to 05 again"
             )

@@ -27,6 +27,7 @@ from ltcam import datasets, metrics, provenance
 from ltcam.bins import heatmaps, maps_of
 from ltcam.cam import Options
 from ltcam.datasets import Segmentation
+from ltcam.errors import InputError
 from ltcam.models import Outputs, stages
 from ltcam.parallel import loader, processes
 from ltcam.segmentation import CHUNK, above, otsu_masks
@@ -56,7 +57,7 @@ class Config(NamedTuple):
     @property
     def options(self) -> Options:
         if self.fraction is not None and not 0 <= self.fraction < 1:
-            raise ValueError(f"fraction={self.fraction} of the maximum cuts nothing: expected None (Otsu) or one in [0, 1)")
+            raise InputError(f"fraction={self.fraction} of the maximum cuts nothing: expected None (Otsu) or one in [0, 1)")
         return Options(self.method, self.delta, self.per, self.compare, self.fuse, self.normalize)
 
     @property
@@ -65,15 +66,15 @@ class Config(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Config:
-        """ "METHOD[:LAYERS[:DELTA]]". Raises ValueError for anything else."""
+        """ "METHOD[:LAYERS[:DELTA]]". Raises InputError for anything else."""
         parts = text.split(":")
         try:
             name, layers, delta = (*parts, *("", "S5", "")[len(parts) :])
             if not name or not layers:
-                raise ValueError("an empty part")
+                raise InputError("an empty part")
             return cls(name, layers, float(delta) if delta else None)
         except ValueError as error:
-            raise ValueError(
+            raise InputError(
                 f"{text!r} is no configuration: expected METHOD[:LAYERS[:DELTA]], e.g. gradcam:S1-S5:20"
             ) from error
 
@@ -88,7 +89,7 @@ class Protocol:
     size      (height, width) of the input; None: what the model was trained at
     bfloat16  autocast of the forward and the backward, channels last; the maps are summed in float32 all the same
 
-    Raises ValueError for a label or an output that is unknown.
+    Raises InputError for a label or an output that is unknown.
     """
 
     batch_size: int = 8
@@ -109,7 +110,7 @@ def evaluate(
 
     `out/counts.csv.gz` keeps every configuration measured with this checkpoint, data and code; only missing ones are measured.
     An interrupted call goes on after its last whole batch. Under `accelerate launch` the batches, which are the same whatever
-    the number of processes, are dealt out. Raises ValueError for a configuration that does not exist, and DataError for data
+    the number of processes, are dealt out. Raises InputError for a configuration that does not exist, and DataError for data
     that are not there.
     """
     started = time.time()

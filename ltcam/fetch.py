@@ -20,6 +20,7 @@ from ltcam import archives
 from ltcam.archives import FAR_MORE
 from ltcam.checks import FOLDERS, checksums, known, state
 from ltcam.datasets import DataError
+from ltcam.errors import UnavailableError
 from ltcam.paths import data_root
 from ltcam.weights import sha256
 
@@ -68,7 +69,7 @@ def get(name: str, root: Path | None = None) -> Path:
     """The folder of data set `name` under `root` (`LTCAM_DATA` if None), fetched unless it is complete there.
 
     Raises DataError for an unknown name, a folder that is there but not whole, or an archive put there by hand that is damaged
-    or unsafe; RuntimeError where no mirror gives the archive, room is short or the folder cannot be written.
+    or unsafe; UnavailableError where no mirror gives the archive, room is short or the folder cannot be written.
     """
     root = data_root() if root is None else root
     if known(name) == "demo":
@@ -93,7 +94,7 @@ def get(name: str, root: Path | None = None) -> Path:
         archive.unlink()
     except OSError as error:
         what = f"{root} cannot be written ({error}): what has come of {source.file} is kept"
-        raise RuntimeError(f"{what}; mend that and run again") from error
+        raise UnavailableError(f"{what}; mend that and run again") from error
     return target
 
 
@@ -108,7 +109,7 @@ def listing(root: Path | None = None) -> pd.DataFrame:
 
 
 def _download(archive: Path, name: str) -> Path:
-    """The verified `<file>.partial`. Raises RuntimeError naming every mirror and why it failed."""
+    """The verified `<file>.partial`. Raises UnavailableError naming every mirror and why it failed."""
     source, file = SOURCES[name], archive.with_name(f"{archive.name}.partial")
     mirrors, reasons = list(source.mirrors), []
     for url in mirrors:
@@ -131,7 +132,7 @@ def _download(archive: Path, name: str) -> Path:
     if not source.sha256:
         file.unlink(missing_ok=True)
     exact = f"{source.size:,} bytes, SHA-256 {source.sha256}" if source.sha256 else "SHA-256 of its files in data/checksums"
-    raise RuntimeError(
+    raise UnavailableError(
         f"{source.file} ({exact}) could not be fetched ({'; '.join(reasons)}): run `ltcam data get {name}` again later, or "
         f"fetch it elsewhere, put it at {archive} and run that"
     )
@@ -187,6 +188,6 @@ def _verify(archive: Path, name: str) -> None:
 
 def _room(root: Path, needed: int) -> None:
     if (free := shutil.disk_usage(root).free) < needed:
-        raise RuntimeError(
+        raise UnavailableError(
             f"{root} has {free:,} bytes free, {needed:,} are needed: make room, or set LTCAM_DATA to another disk"
         )

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ltcam.errors import InputError
 from ltcam.evaluation import Config, configurations
 
 DRAWS = 1000
@@ -25,10 +26,10 @@ def draws(counts: pd.DataFrame, metric: str, classes: Sequence[int] | None = Non
     metric  "IoU" or "F1" of all pixels, or with an m before it ("mIoU") their mean over classes
 
     counts and classes as in `ltcam.metrics.scores`; a class that is in none of a draw's images is left out of its mean. Raises
-    ValueError for another metric, and for configurations that were not scored on the same images.
+    InputError for another metric, and for configurations that were not scored on the same images.
     """
     if metric.removeprefix("m") not in ("IoU", "F1"):
-        raise ValueError(f"metric={metric!r} has no interval: expected IoU or F1, or mIoU or mF1")
+        raise InputError(f"metric={metric!r} has no interval: expected IoU or F1, or mIoU or mF1")
     twice = 2 if metric.endswith("F1") else 1
     kept = counts if classes is None else counts[counts["class"].isin(classes)]
     names = kept["name"].unique()
@@ -38,7 +39,7 @@ def draws(counts: pd.DataFrame, metric: str, classes: Sequence[int] | None = Non
     for config, rows in kept.groupby(pd.Series(configurations(kept), kept.index), sort=False):
         table = rows.pivot(index="name", columns="class", values=["tp", "fp", "fn"]).reindex(names)
         if table.isna().all(axis=1).any():
-            raise ValueError(f"{config} was not scored on all {len(names)} images: expected counts of one evaluation")
+            raise InputError(f"{config} was not scored on all {len(names)} images: expected counts of one evaluation")
         tp, fp, fn = (weights @ table[part].fillna(0).to_numpy() for part in ("tp", "fp", "fn"))
         if metric.startswith("m"):
             there = tp + fn > 0

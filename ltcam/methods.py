@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ltcam.errors import InputError
+
 Method = Callable[[Tensor, Tensor], Tensor]
 Term = Callable[[Tensor, Tensor], Tensor]  # (A, G) -> (P, K, h, w)
 
@@ -19,10 +21,10 @@ Term = Callable[[Tensor, Tensor], Tensor]  # (A, G) -> (P, K, h, w)
 def cam(activation: Tensor, gradient: Tensor) -> Tensor:
     """CAM (Zhou et al. 2016): ReLU(sum_k w_k A_k), w the classifier's weights behind global average pooling.
 
-    There w_k = sum_ij G_k, since G_k = w_k / (h w) everywhere. Raises ValueError where G_k varies in space: another head.
+    There w_k = sum_ij G_k, since G_k = w_k / (h w) everywhere. Raises InputError where G_k varies in space: another head.
     """
     if not constant_in_space(gradient):
-        raise ValueError(
+        raise InputError(
             "CAM needs global average pooling and a linear layer right after the layer: use gradcam, or head='gap'"
         )
     return _weighted(gradient.sum(dim=(2, 3)), activation)
@@ -109,9 +111,9 @@ METHODS: dict[str, Method] = {
 
 
 def method(name: str) -> Method:
-    """The function of a method's name. Raises ValueError for one that is not in METHODS."""
+    """The function of a method's name. Raises InputError for one that is not in METHODS."""
     if not isinstance(name, str) or name not in METHODS:
-        raise ValueError(f"method {name!r} is unknown: expected one of {', '.join(METHODS)}")
+        raise InputError(f"method {name!r} is unknown: expected one of {', '.join(METHODS)}")
     return METHODS[name]
 
 

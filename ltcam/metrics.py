@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ltcam.errors import InputError
 from ltcam.targets import describe
 
 CONFIG = ["method", "layers", "delta", "per", "compare", "fuse", "normalize", "fraction"]
@@ -20,10 +21,10 @@ CONFIG = ["method", "layers", "delta", "per", "compare", "fuse", "normalize", "f
 def count(predicted: Tensor, mask: Tensor, c: int, void: int = 255) -> Tensor:
     """(tp, fp, fn) in pixels of predicted masks (M, H, W) of class c: (M, 3) long, on their device.
 
-    mask (H, W), c + 1 where class c is. Raises ValueError for shapes, a type or a class that do not fit.
+    mask (H, W), c + 1 where class c is. Raises InputError for shapes, a type or a class that do not fit.
     """
     if predicted.dtype != torch.bool or predicted.shape[1:] != mask.shape or c + 1 == void:
-        raise ValueError(
+        raise InputError(
             f"class {c} of a mask {tuple(mask.shape)} predicted as {describe(predicted)}: expected bool (M, H, W), "
             f"the mask (H, W), and a class other than void's, {void - 1}"
         )

@@ -15,6 +15,7 @@ from torchvision.models import VGG
 from torchvision.models.vgg import cfgs, make_layers
 
 from ltcam import weights as sources
+from ltcam.errors import InputError
 from ltcam.tricks import one_of
 
 Head = Literal["fc", "gap"]
@@ -38,12 +39,12 @@ def vgg16(
             4096), else 1024; a width that is not the source's starts at random
     width   divides every channel count: a toy of the same 31 modules, for tests; 1 with "imagenet"
 
-    `model.source` says where the weights came from. Raises ValueError for an unknown head or an impossible combination.
+    `model.source` says where the weights came from. Raises InputError for an unknown head or an impossible combination.
     """
     if head not in ("fc", "gap"):
-        raise ValueError(f"head={head!r} is unknown: expected 'fc' or 'gap'")
+        raise InputError(f"head={head!r} is unknown: expected 'fc' or 'gap'")
     if width != 1 and weights == "imagenet":
-        raise ValueError(f"width={width} has no ImageNet weights: pass weights=None, or width=1")
+        raise InputError(f"width={width} has no ImageNet weights: pass weights=None, or width=1")
     state, source = _state(weights)
     offered = state["classifier.0.bias"].numel() if source.head and head == "fc" else None
     pretrained = offered is not None and hidden in (None, offered)
@@ -69,7 +70,7 @@ def stages(model: nn.Module, outputs: Outputs = "pool") -> dict[str, str]:
     block at each resolution; they run once on an empty image to find it, so keep the result where that matters. Names are those
     inside DataParallel and torch.compile.
 
-    Raises ValueError for a model in which nothing is found (pass layers=[module names]), and for "relu" elsewhere.
+    Raises InputError for a model in which nothing is found (pass layers=[module names]), and for "relu" elsewhere.
     """
     one_of("outputs", outputs, Outputs)
     model = unwrap(model)
@@ -78,7 +79,7 @@ def stages(model: nn.Module, outputs: Outputs = "pool") -> dict[str, str]:
         back = {"pool": 0, "relu": 1}[outputs]
         found = [f"features.{i - back}" for i, module in enumerate(features) if isinstance(module, nn.MaxPool2d)]
     elif outputs == "relu":
-        raise ValueError(f"stage outputs 'relu' are of VGG-like models: {type(model).__name__} has no .features with max-pools")
+        raise InputError(f"stage outputs 'relu' are of VGG-like models: {type(model).__name__} has no .features with max-pools")
     else:
         found = _last_at_each_resolution(model)
     return {f"S{i}": name for i, name in enumerate(found, 1)}
@@ -121,7 +122,7 @@ def _last_at_each_resolution(model: nn.Module) -> list[str]:
 
     convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if convolution is None:
-        raise ValueError(f"{type(model).__name__} has no convolutions: pass layers=[module names]")
+        raise InputError(f"{type(model).__name__} has no convolutions: pass layers=[module names]")
     empty = convolution.weight.new_zeros(1, convolution.in_channels, PROBE, PROBE)
     try:
         with torch.no_grad(), borrowed(model), ExitStack() as hooks:
@@ -129,14 +130,14 @@ def _last_at_each_resolution(model: nn.Module) -> list[str]:
                 hooks.callback(module.register_forward_hook(partial(note, name=name)).remove)
             model(empty)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__} does not run on {PROBE} x {PROBE} pixels ({error}): pass layers=[module names]"
         ) from error
     last: dict[int, str] = {}
     for name in sorted(_blocks(model, octaves), key=list(octaves).index):
         last[octaves[name]] = name
     if len(last) < 2:
-        raise ValueError(f"{type(model).__name__} has no stages of falling resolution: pass layers=[module names]")
+        raise InputError(f"{type(model).__name__} has no stages of falling resolution: pass layers=[module names]")
     return [name for _, name in sorted(last.items(), reverse=True)]
 
 
@@ -167,7 +168,7 @@ def _state(weights: str | Path | None) -> tuple[dict[str, Tensor], sources.Sourc
     state = sources.load(path)
     state = state.get("model", state)  # a checkpoint of `ltcam.training`
     if absent := [f"features.{i}.weight" for i in sources.CONV_INDICES if f"features.{i}.weight" not in state]:
-        raise ValueError(f"{path} has no {absent[0]}: expected a state dict of VGG16")
+        raise InputError(f"{path} has no {absent[0]}: expected a state dict of VGG16")
     return state, sources.Source(path.name, sources.sha256(path), head="classifier.3.weight" in state)
 
 

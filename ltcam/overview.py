@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from ltcam import datasets, plotting
 from ltcam.datasets.base import VOID, DataError, Segmentation
+from ltcam.errors import InputError
 from ltcam.models import vgg16
 from ltcam.tracing import trace
 from ltcam.training import _Labelled
@@ -65,13 +66,13 @@ def samples_figure(data: Segmentation, count: int = 8) -> Figure:
     """`count` images, a column each: plain, and with the mask of one class outlined; its name (or kind) and area as title.
 
     Of the headline classes (or all) in turn, evenly spread over each one's areas; of an image's classes one at random.
-    Raises ValueError where there is nothing to show.
+    Raises InputError where there is nothing to show.
     """
     table = areas(data).sample(frac=1, random_state=0).drop_duplicates("name")
     shown = table["class"].isin([data.classes[c] for c in data.headline or range(len(data.classes))])
     groups = [t.sort_values(["area", "name"]) for t in by_class(table[shown]).values()]
     if not groups or count < 1:
-        raise ValueError(f"{count} samples of {data.title}, part {data.part}: expected at least one, of an image with a class")
+        raise InputError(f"{count} samples of {data.title}, part {data.part}: expected at least one, of an image with a class")
     turns = -(-count // len(groups))
     chosen = pd.DataFrame([t.iloc[int((k + 0.5) / turns * len(t))] for k in range(turns) for t in groups][:count])
     samples = [data[[entry.name for entry in data.entries].index(name)] for name in chosen["name"]]
@@ -90,7 +91,7 @@ def bench(name: str, part: str, workers: int = os.cpu_count() or 1, batch: int =
     """Images/s of loading and preprocessing alone, here and in `workers` processes, against those of VGG16's `trace` of a class
     an image at the data set's input size, on a GPU where there is one: step, images/s, ratio to the last.
 
-    Everything runs once before it is timed: files are in the system's cache. Raises DataError, and ValueError for batch < 1.
+    Everything runs once before it is timed: files are in the system's cache. Raises DataError, and InputError for batch < 1.
     """
     data, device = datasets.load(name, part), "cuda" if torch.cuda.is_available() else "cpu"
     labelled, network = _Labelled(data, data.size), vgg16(len(data.classes), weights=None).to(device)

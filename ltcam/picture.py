@@ -10,6 +10,7 @@ from torchvision.models import get_model, get_model_weights, list_models
 from ltcam import datasets, training, weights
 from ltcam.cam import explain
 from ltcam.datasets.base import read
+from ltcam.errors import InputError, UnavailableError
 from ltcam.tracing import trace
 
 Classifier = tuple[nn.Module, Sequence[str], tuple[int, int]]  # in eval mode, its classes, (height, width) of its input
@@ -18,17 +19,17 @@ Classifier = tuple[nn.Module, Sequence[str], tuple[int, int]]  # in eval mode, i
 def classifier(name: str, checkpoint: Path | None) -> Classifier:
     """A checkpoint of `ltcam train`, a state dict of the torchvision model `name`, or (None) torchvision's own weights.
 
-    Classes of a state dict are "0", "1", ... Raises ValueError for an unknown name or a checkpoint that does not fit, and
-    RuntimeError where torchvision's weights cannot be downloaded.
+    Classes of a state dict are "0", "1", ... Raises InputError for an unknown name or a checkpoint that does not fit, and
+    UnavailableError where torchvision's weights cannot be downloaded.
     """
     if name not in list_models(module=None):
-        raise ValueError(f"model {name!r} is not in torchvision: expected one of torchvision.models.list_models()")
+        raise InputError(f"model {name!r} is not in torchvision: expected one of torchvision.models.list_models()")
     if checkpoint is None:
         pretrained = get_model_weights(name).DEFAULT
         try:
             return get_model(name, weights=pretrained).eval(), pretrained.meta["categories"], (224, 224)
         except OSError as error:
-            raise RuntimeError(f"{pretrained.url} is out of reach ({error}): fetch it by hand and pass --checkpoint") from error
+            raise UnavailableError(f"{pretrained.url} is out of reach ({error}): fetch it and pass --checkpoint") from error
     state = weights.load(checkpoint)
     if {"model", "record"} <= state.keys():
         trained = training.load_checkpoint(checkpoint, "cpu")
@@ -38,7 +39,7 @@ def classifier(name: str, checkpoint: Path | None) -> Classifier:
         model = get_model(name, weights=None, num_classes=count)
         model.load_state_dict(state)
     except (RuntimeError, TypeError, IndexError) as error:
-        raise ValueError(f"{checkpoint} does not fit {name}: expected its state dict ({str(error)[:200]})") from error
+        raise InputError(f"{checkpoint} does not fit {name}: expected its state dict ({str(error)[:200]})") from error
     return model.eval(), [str(c) for c in range(count)], (224, 224)
 
 
@@ -48,11 +49,11 @@ def heatmaps(
     """The image (3, H, W) uint8, the class explained, and {title: heatmap (H, W)}: the fused one, before it each stage's own.
 
     target: a class by name or index, or "" for the one of the largest logit. Raises DataError for an image that cannot be read
-    and ValueError for a class that the model does not have, or as `ltcam.explain` does.
+    and InputError for a class that the model does not have, or as `ltcam.explain` does.
     """
     network, classes, size = model
     if target and target not in classes and not target.isdecimal():
-        raise ValueError(f"class {target!r} is unknown: expected an index or one of {', '.join(classes[:20])}")
+        raise InputError(f"class {target!r} is unknown: expected an index or one of {', '.join(classes[:20])}")
     chosen = None if not target else list(classes).index(target) if target in classes else int(target)
     pixels = torch.from_numpy(read(image, "RGB")).permute(2, 0, 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -12,6 +12,7 @@ import pandas as pd
 
 from ltcam import paper
 from ltcam.claims import NOT_MEASURED
+from ltcam.errors import InputError
 from ltcam.paths import ROOT, atomic
 from ltcam.reproduce import profile
 from ltcam.training import Recipe
@@ -96,13 +97,13 @@ def files(item: str) -> list[str]:
 
 
 def stale() -> list[str]:
-    """The sections of README.md that are not what the committed files give. Raises ValueError as `sections` does."""
+    """The sections of README.md that are not what the committed files give. Raises InputError as `sections` does."""
     written = sections((ROOT / "README.md").read_text(encoding="utf-8"))
     return [name for name, section in SECTIONS.items() if written[name] != f"\n\n{section()}\n\n"]
 
 
 def write() -> list[str]:
-    """Write the stale sections of README.md anew; returns their names. Raises ValueError as `sections` does."""
+    """Write the stale sections of README.md anew; returns their names. Raises InputError as `sections` does."""
     path = ROOT / "README.md"
     page, changed = path.read_text(encoding="utf-8"), stale()
     for name in changed:
@@ -116,12 +117,12 @@ def write() -> list[str]:
 
 
 def sections(page: str) -> dict[str, str]:
-    """What stands between the markers of each section. Raises ValueError for one that is unknown, missing or not closed."""
+    """What stands between the markers of each section. Raises InputError for one that is unknown, missing or not closed."""
     blocks = dict(re.findall(r"<!-- begin (\S+) -->(.*?)<!-- end \1 -->", page, re.DOTALL))
     marks = re.findall(r"<!-- (?:begin|end) (\S+) -->", page)
     for name in [*SECTIONS, *marks]:
         if name not in SECTIONS or name not in blocks or marks.count(name) != 2:
-            raise ValueError(
+            raise InputError(
                 f"README.md, section {name!r}: expected <!-- begin NAME --> and then <!-- end NAME --> once, "
                 f"for each of {', '.join(SECTIONS)} and nothing else"
             )

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from ltcam import datasets, explorer, pages, paper, paths, provenance, training
+from ltcam.errors import InputError, MissingError
 
 PICTURES = 4  # on the page with the sliders
 MARK = ".ltcam-report"  # a file that tells a site of ours from any other folder
@@ -51,18 +52,16 @@ TEMPLATES = jinja2.Environment(
 def report(profile: str, out: Path) -> Path:
     """Write the site of `profile` to the folder `out`; returns its front page.
 
-    A site that is there is replaced when the new one is whole. Raises FileNotFoundError where there is nothing to report, and
-    ValueError where `out` holds anything but a site of ours.
+    A site that is there is replaced when the new one is whole. Raises MissingError where there is nothing to report, and
+    InputError where `out` holds anything but a site of ours.
     """
     out = out.resolve()
     names = _data(profile)
     notebooks = _notebooks(profile)
     if not names and not notebooks:
-        raise FileNotFoundError(
-            f"nothing to report in {paths.results(profile)}: run `ltcam reproduce --profile {profile}` first"
-        )
+        raise MissingError(f"nothing to report in {paths.results(profile)}: run `ltcam reproduce --profile {profile}` first")
     if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there and no site of ltcam: expected a new or empty folder; choose another --out")
+        raise InputError(f"{out} is there and no site of ltcam: expected a new or empty folder; choose another --out")
     with _whole(out) as site:
         (site / MARK).touch()
         sections = [_section(profile, name, site, notebooks) for name in names]

@@ -20,17 +20,18 @@ from papermill.iorw import write_ipynb
 
 from ltcam import paths, steps
 from ltcam.datasets import DataError
+from ltcam.errors import InputError, UnavailableError
 from ltcam.training import Recipe
 
 log = logging.getLogger(__name__)
 
 
 def profile(name: str) -> list[dict[str, Any]]:
-    """The parameters of each run of a profile. Raises ValueError for an unknown one."""
+    """The parameters of each run of a profile. Raises InputError for an unknown one."""
     files = sorted((paths.NOTEBOOKS / "profiles").glob(f"{name}.*.yaml"))
     if not files:
         known = sorted({file.name.split(".")[0] for file in (paths.NOTEBOOKS / "profiles").glob("*.yaml")})
-        raise ValueError(f"profile {name!r} is unknown: expected one of {known}")
+        raise InputError(f"profile {name!r} is unknown: expected one of {known}")
     return [yaml.safe_load(file.read_text()) for file in files]
 
 
@@ -50,9 +51,9 @@ def reproduce(
     force   run notebooks also where nothing changed; finished training and counts are kept all the same
 
     A notebook without a `profile` parameter reads no results of one, and runs with the demo alone. Every data set is opened
-    first: DataError comes before anything has run. A notebook that fails stops the run with RuntimeError, naming the failing
-    cell's error and where the partial notebook is; a good copy is never replaced by it. An interrupted run goes on with the
-    notebook that it was in.
+    first: DataError comes before anything has run. A notebook that fails stops the run with UnavailableError, which names the
+    failing cell's error and where the partial notebook is; a good copy is never replaced by it. An interrupted run goes on with
+    the notebook that it was in.
     """
     logging.getLogger("papermill").addFilter(_said)
     runs = [run for run in profile(name) if data in ("", run["data"])]
@@ -61,7 +62,7 @@ def reproduce(
     begin = next((i for i, path in enumerate(series) if path.name.startswith(start)), len(series))
     chosen = [path for path in series[begin:] if path.name.startswith(only)]
     if not runs or not chosen:
-        raise ValueError(
+        raise InputError(
             f"nothing to run: profile {name!r} has no data set {data!r}, or no notebook from {start!r} on starts with {only!r}"
         )
     for run in runs:
@@ -120,9 +121,9 @@ def _execute(notebook: Path, parameters: Mapping[str, Any], target: Path) -> Non
             executed.metadata["papermill"].update(input_path=notebook.name, output_path=target.name)  # no path of this machine
             write_ipynb(executed, str(temporary))
     except PapermillExecutionError as error:
-        raise RuntimeError(
+        raise UnavailableError(
             f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}. See {failed}"
         ) from error
     except DeadKernelError as error:
-        raise RuntimeError(f"{notebook.name}: its kernel died, as when memory runs out. See {failed}") from error
+        raise UnavailableError(f"{notebook.name}: its kernel died, as when memory runs out. See {failed}") from error
     failed.unlink(missing_ok=True)

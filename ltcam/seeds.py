@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from ltcam import datasets, provenance
 from ltcam.cam import fused, layer_maps
+from ltcam.errors import InputError
 from ltcam.evaluation import Config, Protocol, _Input, _loader
 from ltcam.paths import atomic
 from ltcam.tracing import trace
@@ -43,7 +44,7 @@ def export(trained: Trained, part: str, config: Config, out: Path, batch_size: i
     """Write the seeds of every image with a class in part `part` of the data the model was trained on; returns their number.
 
     `out/seeds.json` says what they are made of. A file has its name only when it is whole, so an interrupted call goes on with
-    the batches that lack one. Raises ValueError for a configuration that does not exist and for a folder with seeds of other
+    the batches that lack one. Raises InputError for a configuration that does not exist and for a folder with seeds of other
     settings, and DataError for data that are not there.
     """
     data = datasets.load(trained.recipe.data, part)
@@ -85,12 +86,12 @@ def _seeds(trained: Trained, samples: list[_Input], config: Config) -> Iterator[
 
 
 def _known(record: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """What `record` says of the seeds beside it. Raises ValueError where there are seeds and they are not of `settings`."""
+    """What `record` says of the seeds beside it. Raises InputError where there are seeds and they are not of `settings`."""
     known: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
     expected = json.loads(json.dumps(settings))
     others = [name for name in expected if name not in known or known[name] != expected[name]]
     if others and any(record.parent.rglob("*.npy")):
-        raise ValueError(f"{record.parent} has .npy files of another {', '.join(others)}: pass another --out, or delete it")
+        raise InputError(f"{record.parent} has .npy files of another {', '.join(others)}: pass another --out, or delete it")
     return known
 
 

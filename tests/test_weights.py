@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ltcam import weights
+from ltcam.errors import InputError
 from ltcam.models import stages, vgg16
 
 
@@ -138,7 +139,7 @@ def test_a_wrong_checksum_is_refused(tmp_path):
 def test_the_unpickler_refuses_everything_but_arrays(tmp_path, capsys):
     path = tmp_path / "bad.ckpt"
     path.write_bytes(pickle.dumps(Malicious()))
-    with pytest.raises(pickle.UnpicklingError, match=r"builtins.print is not a numpy array: refused"):
+    with pytest.raises(InputError, match=r"builtins.print is not a numpy array: refused"):
         weights.read_index_checkpoint(path, weights.sha256(path))
     assert "run!" not in capsys.readouterr().out
 

@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
+from ltcam.errors import InputError
 from ltcam.targets import describe
 
 VOID = 255
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """A data set is missing, incomplete or damaged; the message says which file and what to do."""
 
 

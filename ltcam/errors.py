@@ -1,0 +1,25 @@
+"""What ltcam raises: one family, so that a caller can tell its refusals from a bug. Each is the builtin of its kind as well."""
+
+
+class LtcamError(Exception):
+    """The root. The message names the value, what was expected and the way out; the command line prints it as one line."""
+
+
+class InputError(LtcamError, ValueError):
+    """An argument, an option or the content of a file does not fit."""
+
+
+class MissingError(LtcamError, FileNotFoundError):
+    """A file that was asked for is not there."""
+
+
+class UnavailableError(LtcamError, RuntimeError):
+    """The machine lacks something, or it failed: weights that no source gave, a notebook that stopped."""
+
+
+class PackageError(LtcamError, ImportError):
+    """An optional package is not installed."""
+
+
+class DivergedError(LtcamError, FloatingPointError):
+    """The loss of a training run is no longer finite."""
