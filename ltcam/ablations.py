@@ -129,22 +129,21 @@ def crossed(counts: pd.DataFrame, metric: str, classes: Sequence[int] | None = N
 
 
 def beyond(
-    train: pd.DataFrame, test: pd.DataFrame, baselines: Mapping[str, Config], metric: str,
-    train_classes: Sequence[int] | None = None, classes: Sequence[int] | None = None, number: int = DRAWS,
-) -> pd.DataFrame:  # fmt: skip
+    folder: Path, baselines: Mapping[str, Config], metric: str, classes: Sequence[int] | None = None, number: int = DRAWS
+) -> pd.DataFrame:
     """The configuration that is best on the training part, of those measured on both, against each baseline on the test part.
 
-    Rows as of `table`, the chosen one first (its change is against itself), then the baselines: their change is chosen less
-    baseline. Column chosen_on: its score on the training part.
+    folder: of the counts, those of the training part in `train` below, as `ltcam.sweep.sweep` leaves them. Rows as of `table`:
+    first the chosen one, then the baselines, whose change is the chosen one's score less theirs. Column chosen_on: the chosen
+    one's score on the training part.
     """
+    train, test = (pd.read_csv(place / "counts.csv.gz", dtype=FLOATS) for place in (folder / "train", folder))
     scores = draws(test, metric, classes, number)
-    on_train = {config: values[0] for config, values in draws(train, metric, train_classes, 1).items() if config in scores}
+    on_train = {config: values[0] for config, values in draws(train, metric, classes, 1).items() if config in scores}
     chosen = max(on_train, key=lambda config: on_train[config])
-    rows = []
-    for name, config in {"chosen": chosen, **baselines}.items():
-        row = _row(("beyond", ""), name, config, scores)
-        rows.append(row | _change(scores[chosen] - scores[config]) | {"chosen_on": on_train[chosen]})
-    return pd.DataFrame(rows)
+    rows = [_row(("beyond", ""), name, config, scores) for name, config in {"chosen": chosen, **baselines}.items()]
+    differences = [_change(scores[chosen] - scores[config]) for config in (chosen, *baselines.values())]
+    return pd.DataFrame([row | by for row, by in zip(rows, differences, strict=True)]).assign(chosen_on=on_train[chosen])
 
 
 def _row(run: Run, name: str, config: Config, scores: Draws, before: Any = None) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import pandas as pd
 
 from ltcam.intervals import VERDICTS, interval, median, verdict
 
-TABLES = ("ablations", "cross", "breakdown", "signs", "stages", "delta_choice", "beyond")
 SUMMARY = (  # what the README says
     "Truncation alone (δ=0) changes Grad-CAM at S5 by",
     "Fusing S1 to S5 changes Grad-CAM by",
@@ -25,7 +24,7 @@ SUMMARY = (  # what the README says
     "Another training (in bfloat16) changes LTGrad-CAM by",
     "The δ chosen on the training part costs LTGrad-CAM, against the best in hindsight,",
     "Negative gradients at S5 lie on the object, against blind,",
-    "The configuration that the training part chooses beats LTGrad-CAM (δ=20) by",
+    "The configuration that the training part chooses beats LTGrad-CAM(l=5, δ=20) by",
 )
 TRAININGS = {
     "bfloat16": "Another training (in bfloat16)",
@@ -55,13 +54,20 @@ class Finding(NamedTuple):
 
 
 def read(folder: Path) -> dict[str, pd.DataFrame]:
-    """The tables of `TABLES` that are in `folder` (results/<profile>/<data>)."""
-    return {name: pd.read_csv(folder / f"{name}.csv") for name in TABLES if (folder / f"{name}.csv").is_file()}
+    """The tables that findings are of, by their files' names, as far as they are in `folder` (results/<profile>/<data>)."""
+    return {
+        name: pd.read_csv(folder / name, dtype={"level": str, "group": str}) for name in COLLECTORS if (folder / name).is_file()
+    }
 
 
 def collect(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Every finding that `tables` have the numbers of, a row each with the columns of `Finding`."""
     return pd.DataFrame([finding for name in tables for finding in COLLECTORS[name](tables[name])], columns=Finding._fields)
+
+
+def listed(table: pd.DataFrame) -> list[Finding]:
+    """The rows of what `collect` gave."""
+    return [Finding(*row) for row in table[[*Finding._fields]].itertuples(index=False)]
 
 
 def _ablations(table: pd.DataFrame) -> Iterator[Finding]:
@@ -87,11 +93,11 @@ def _ablations(table: pd.DataFrame) -> Iterator[Finding]:
     for row in _records(table.dropna(subset="change")):
         key = (row["factor"], row["level"], row["row"])
         if key in changes:
-            yield _change(changes[key], row, "ablations")
+            yield _change(changes[key], row, "ablations.csv")
         elif row["factor"] == "size" and row["row"] == "LTGrad-CAM":
-            yield _change(SUMMARY[5], row, "ablations")
+            yield _change(SUMMARY[5], row, "ablations.csv")
         elif row["factor"] in TRAININGS and row["row"] in ("LTGrad-CAM", "Layer-CAM"):
-            yield _change(f"{TRAININGS[row['factor']].format(row['level'])} changes {row['row']} by", row, "ablations")
+            yield _change(f"{TRAININGS[row['factor']].format(row['level'])} changes {row['row']} by", row, "ablations.csv")
 
 
 def _cross(table: pd.DataFrame) -> Iterator[Finding]:
@@ -99,14 +105,14 @@ def _cross(table: pd.DataFrame) -> Iterator[Finding]:
     for per in plain["per"].unique():
         best = max(_records(plain[plain["per"] == per]), key=lambda row: float(row["value"]))
         sentence = f"The best δ of LTGrad-CAM with percentiles per {per}, {best['delta']:g}, beats no truncation by"
-        yield _change(sentence, best, "cross")
+        yield _change(sentence, best, "cross.csv")
 
 
 def _breakdown(table: pd.DataFrame) -> Iterator[Finding]:
     where = {"kind": "{}", "area": "objects of {} of the image", "classes": "images of {} classes"}
     for row in _records(table[table["row"] == "truncation at S5"]):
         sentence = f"On {where[row['by']].format(row['group'])}, truncation at S5 changes Grad-CAM by"
-        yield Finding(sentence, row["value"], row["ci_low"], row["ci_high"], "points", row["verdict"], "breakdown")
+        yield Finding(sentence, row["value"], row["ci_low"], row["ci_high"], "points", row["verdict"], "breakdown.csv")
 
 
 def _signs(table: pd.DataFrame) -> Iterator[Finding]:
@@ -114,7 +120,7 @@ def _signs(table: pd.DataFrame) -> Iterator[Finding]:
         for sign in ("negative", "positive"):
             lifts = median(table.loc[table["stage"] == stage, sign].to_numpy())
             sentence = f"{sign.capitalize()} gradients at {stage} lie on the object, against blind,"
-            yield Finding(sentence, *interval(lifts), "times", VERDICTS[verdict(lifts - 1)], "signs")
+            yield Finding(sentence, *interval(lifts), "times", VERDICTS[verdict(lifts - 1)], "signs.csv.gz")
 
 
 def _stages(table: pd.DataFrame) -> Iterator[Finding]:
@@ -124,19 +130,19 @@ def _stages(table: pd.DataFrame) -> Iterator[Finding]:
         ("at δ=20", deepest[deepest["delta"] == 20]),
     ):
         energy = interval(median(rows["energy"].to_numpy()))
-        yield Finding(f"S5's share of the fused sum {name} is", *energy, "percent", "", "stages")
+        yield Finding(f"S5's share of the fused sum {name} is", *energy, "percent", "", "stages.csv.gz")
 
 
 def _delta_choice(table: pd.DataFrame) -> Iterator[Finding]:
     names = {"gradcam": "LTGrad-CAM", "layercam": "LTLayer-CAM", "fullgrad": "LTFullGrad"}
     for row in _records(table):
         sentence = f"The δ chosen on the training part costs {names[row['method']]}, against the best in hindsight,"
-        yield Finding(sentence, row["regret"], nan, nan, "points", "", "delta_choice")
+        yield Finding(sentence, row["regret"], nan, nan, "points", "", "delta_choice.csv")
 
 
 def _beyond(table: pd.DataFrame) -> Iterator[Finding]:
     for row in _records(table[table["row"] != "chosen"]):
-        yield _change(f"The configuration that the training part chooses beats {row['row']} by", row, "beyond")
+        yield _change(f"The configuration that the training part chooses beats {row['row']} by", row, "beyond.csv")
 
 
 def _change(sentence: str, row: Mapping[str, Any], table: str) -> Finding:
@@ -148,6 +154,11 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 COLLECTORS: dict[str, Callable[[pd.DataFrame], Iterator[Finding]]] = {
-    "ablations": _ablations, "cross": _cross, "breakdown": _breakdown, "signs": _signs, "stages": _stages,
-    "delta_choice": _delta_choice, "beyond": _beyond,
-}  # fmt: skip
+    "ablations.csv": _ablations,
+    "cross.csv": _cross,
+    "breakdown.csv": _breakdown,
+    "signs.csv.gz": _signs,
+    "stages.csv.gz": _stages,
+    "delta_choice.csv": _delta_choice,
+    "beyond.csv": _beyond,
+}
