@@ -52,6 +52,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="instead of the profile's")] = None,
     seed: Annotated[int | None, typer.Option(help="instead of the profile's")] = None,
     head: Annotated[str | None, typer.Option(help="fc or gap, instead of the profile's")] = None,
+    float32: Annotated[bool, typer.Option("--float32", help="also where the profile says bfloat16")] = False,
     out: Annotated[Path | None, typer.Option(help="folder of the run; results/<profile>/<data> if not given")] = None,
 ) -> None:
     """Train a classifier on image-level labels; an interrupted run goes on where it stopped."""
@@ -62,7 +63,8 @@ def train(
     run = next((run for run in runs if run["data"] == data), None)
     if run is None:
         raise InputError(f"no recipe for data set {data!r}: expected one of {sorted({run['data'] for run in runs})}")
-    changes = {key: value for key, value in (("epochs", epochs), ("seed", seed), ("head", head)) if value is not None}
+    asked = {"epochs": epochs, "seed": seed, "head": head, "bfloat16": False if float32 else None}
+    changes = {key: value for key, value in asked.items() if value is not None}
     recipe = training.Recipe(data=data, **{**run["recipe"], **changes})
     path = training.train(recipe, out or paths.results(run["profile"], data))
     if parallel.processes().is_main_process:

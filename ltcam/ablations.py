@@ -2,8 +2,7 @@
 
 `ROWS` are measured as they are, with one option of theirs changed (`OPTIONS`), under another protocol, and with other trainings
 of the same model, always on the same images, so that a change is a paired difference with an interval of its own, as is what
-the paper's two `TRICKS` are worth. `ltcam train --seed 1 --out results/<profile>/<data>/trainings/seed1` adds a training, which
-the next `measure` finds.
+the paper's two `TRICKS` are worth.
 """
 
 from __future__ import annotations
@@ -70,12 +69,13 @@ def cross(deltas: Sequence[float] = DELTAS) -> list[Config]:
 
 
 def measure(
-    trained: Trained, part: str, out: Path, deltas: Sequence[float] = DELTAS, batch_size: int = 8
+    trained: Trained, part: str, out: Path, deltas: Sequence[float] = DELTAS, batch_size: int = 8, others: Sequence[Path] = ()
 ) -> dict[Run, pd.DataFrame]:
     """The counts of every run on part `part`, as `ltcam.evaluation.evaluate` gives and keeps them.
 
-    Those of the defaults are kept in `out`, others in `out/ablations`, those of other trainings beside their checkpoint in
-    `out/trainings/<name>`, where counts alone do too. Raises DataError for data that are not there.
+    Those of the defaults are kept in `out`, of other protocols in `out/ablations`. others: folders of other trainings of the
+    model; the rows are measured there where there is a checkpoint, else counts that are there do. Raises DataError for data
+    that are not there.
     """
     rows, protocol = list(ROWS.values()), Protocol(batch_size)
     size = LARGER[trained.recipe.data]
@@ -88,7 +88,7 @@ def measure(
     found = {DEFAULTS: evaluate(trained, part, list(configs), out, protocol)}
     for (factor, level), other in runs.items():
         found[factor, level] = evaluate(trained, part, rows, out / "ablations" / factor, other)
-    for folder in sorted((out / "trainings").glob("*")):
+    for folder in others:
         if (folder / "checkpoint.pt").is_file():
             evaluate(load_checkpoint(folder / "checkpoint.pt"), part, rows, folder, protocol)
         if (folder / "counts.csv.gz").is_file():

@@ -84,10 +84,9 @@ def measure(trained: Trained, part: str, batch_size: int = 8) -> tuple[pd.DataFr
                 if c in (data.headline or (c,)):
                     rows.append([data.entries[i].name, c, stage, *numbers])
     keys = ["name", "class", "stage"]
-    return (
-        pd.DataFrame(found[0], columns=[*keys, "positive", "negative", "weight"]),
-        pd.DataFrame(found[1], columns=[*keys, "delta", "energy", "half", "kept"]),
-    )
+    signs_found = pd.DataFrame(found[0], columns=[*keys, "positive", "negative", "weight"]).sort_values(keys, ignore_index=True)
+    stages_found = pd.DataFrame(found[1], columns=[*keys, "delta", "energy", "half", "kept"])
+    return signs_found, stages_found.sort_values([*keys, "delta"], ignore_index=True, na_position="first")
 
 
 def _object(data: Segmentation, index: int, c: int) -> Tensor:

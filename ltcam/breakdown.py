@@ -36,8 +36,9 @@ def pairs(data: Segmentation) -> pd.DataFrame:
 def groups(pairs: pd.DataFrame) -> dict[str, pd.Series[str]]:
     """{what it is grouped by: the group of each pair}: kind, area (fifths, named by their range in percent), classes."""
     found = {"kind": pairs["kind"]}
-    area = pd.qcut(pairs["area"], QUANTILES, duplicates="drop")
-    found["area"] = area.map(lambda fifth: f"{max(fifth.left, 0):.2g} to {fifth.right:.2g}%").astype(str)
+    fifths = pairs["area"].groupby(pd.qcut(pairs["area"].rank(method="first"), QUANTILES, labels=False))
+    ends = zip(fifths.transform("min"), fifths.transform("max"), strict=True)
+    found["area"] = pd.Series([f"{low:.2g} to {high:.2g}%" for low, high in ends], pairs.index)
     if pairs["classes"].nunique() > 1:
         found["classes"] = pairs["classes"].map(lambda n: f"{n}" if n < 3 else "3 or more")
     return found

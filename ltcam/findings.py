@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from math import nan
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -43,7 +43,7 @@ class Finding(NamedTuple):
     ci_high: float
     unit: str
     verdict: str
-    table: str
+    table: str = ""
 
     @property
     def number(self) -> str:
@@ -53,16 +53,27 @@ class Finding(NamedTuple):
         return f"{self.value:{signed}.2f} {self.unit}{between}{', a tie' if self.verdict == 'tie' else ''}"
 
 
-def read(folder: Path) -> dict[str, pd.DataFrame]:
-    """The tables that findings are of, by their files' names, as far as they are in `folder` (results/<profile>/<data>)."""
-    return {
-        name: pd.read_csv(folder / name, dtype={"level": str, "group": str}) for name in COLLECTORS if (folder / name).is_file()
-    }
+def read(folder: Path, run: str = "") -> dict[str, pd.DataFrame]:
+    """The tables that findings are of, by their paths below `folder` (results/<profile>/<data>).
+
+    Those in the subfolder `run`, or, where one is not there, in `folder` itself.
+    """
+    found = {}
+    for name in COLLECTORS:
+        places = [path for path in dict.fromkeys((folder / run / name, folder / name)) if path.is_file()]
+        if places:
+            found[places[0].relative_to(folder).as_posix()] = pd.read_csv(places[0], dtype={"level": str, "group": str})
+    return found
 
 
 def collect(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Every finding that `tables` have the numbers of, a row each with the columns of `Finding`."""
-    return pd.DataFrame([finding for name in tables for finding in COLLECTORS[name](tables[name])], columns=Finding._fields)
+    found = [
+        finding._replace(table=path)
+        for path, table in tables.items()
+        for finding in COLLECTORS[PurePosixPath(path).name](table)
+    ]
+    return pd.DataFrame(found, columns=Finding._fields)
 
 
 def listed(table: pd.DataFrame) -> list[Finding]:
@@ -93,11 +104,11 @@ def _ablations(table: pd.DataFrame) -> Iterator[Finding]:
     for row in _records(table.dropna(subset="change")):
         key = (row["factor"], row["level"], row["row"])
         if key in changes:
-            yield _change(changes[key], row, "ablations.csv")
+            yield _change(changes[key], row)
         elif row["factor"] == "size" and row["row"] == "LTGrad-CAM":
-            yield _change(SUMMARY[5], row, "ablations.csv")
+            yield _change(SUMMARY[5], row)
         elif row["factor"] in TRAININGS and row["row"] in ("LTGrad-CAM", "Layer-CAM"):
-            yield _change(f"{TRAININGS[row['factor']].format(row['level'])} changes {row['row']} by", row, "ablations.csv")
+            yield _change(f"{TRAININGS[row['factor']].format(row['level'])} changes {row['row']} by", row)
 
 
 def _cross(table: pd.DataFrame) -> Iterator[Finding]:
@@ -105,14 +116,14 @@ def _cross(table: pd.DataFrame) -> Iterator[Finding]:
     for per in plain["per"].unique():
         best = max(_records(plain[plain["per"] == per]), key=lambda row: float(row["value"]))
         sentence = f"The best δ of LTGrad-CAM with percentiles per {per}, {best['delta']:g}, beats no truncation by"
-        yield _change(sentence, best, "cross.csv")
+        yield _change(sentence, best)
 
 
 def _breakdown(table: pd.DataFrame) -> Iterator[Finding]:
     where = {"kind": "{}", "area": "objects of {} of the image", "classes": "images of {} classes"}
     for row in _records(table[table["row"] == "truncation at S5"]):
         sentence = f"On {where[row['by']].format(row['group'])}, truncation at S5 changes Grad-CAM by"
-        yield Finding(sentence, row["value"], row["ci_low"], row["ci_high"], "points", row["verdict"], "breakdown.csv")
+        yield Finding(sentence, row["value"], row["ci_low"], row["ci_high"], "points", row["verdict"])
 
 
 def _signs(table: pd.DataFrame) -> Iterator[Finding]:
@@ -120,7 +131,7 @@ def _signs(table: pd.DataFrame) -> Iterator[Finding]:
         for sign in ("negative", "positive"):
             lifts = median(table.loc[table["stage"] == stage, sign].to_numpy())
             sentence = f"{sign.capitalize()} gradients at {stage} lie on the object, against blind,"
-            yield Finding(sentence, *interval(lifts), "times", VERDICTS[verdict(lifts - 1)], "signs.csv.gz")
+            yield Finding(sentence, *interval(lifts), "times", VERDICTS[verdict(lifts - 1)])
 
 
 def _stages(table: pd.DataFrame) -> Iterator[Finding]:
@@ -130,23 +141,23 @@ def _stages(table: pd.DataFrame) -> Iterator[Finding]:
         ("at δ=20", deepest[deepest["delta"] == 20]),
     ):
         energy = interval(median(rows["energy"].to_numpy()))
-        yield Finding(f"S5's share of the fused sum {name} is", *energy, "percent", "", "stages.csv.gz")
+        yield Finding(f"S5's share of the fused sum {name} is", *energy, "percent", "")
 
 
 def _delta_choice(table: pd.DataFrame) -> Iterator[Finding]:
     names = {"gradcam": "LTGrad-CAM", "layercam": "LTLayer-CAM", "fullgrad": "LTFullGrad"}
     for row in _records(table):
         sentence = f"The δ chosen on the training part costs {names[row['method']]}, against the best in hindsight,"
-        yield Finding(sentence, row["regret"], nan, nan, "points", "", "delta_choice.csv")
+        yield Finding(sentence, row["regret"], nan, nan, "points", "")
 
 
 def _beyond(table: pd.DataFrame) -> Iterator[Finding]:
     for row in _records(table[table["row"] != "chosen"]):
-        yield _change(f"The configuration that the training part chooses beats {row['row']} by", row, "beyond.csv")
+        yield _change(f"The configuration that the training part chooses beats {row['row']} by", row)
 
 
-def _change(sentence: str, row: Mapping[str, Any], table: str) -> Finding:
-    return Finding(sentence, row["change"], row["change_low"], row["change_high"], "points", row["verdict"], table)
+def _change(sentence: str, row: Mapping[str, Any]) -> Finding:
+    return Finding(sentence, row["change"], row["change_low"], row["change_high"], "points", row["verdict"])
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

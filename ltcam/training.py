@@ -111,10 +111,8 @@ def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -
         log.info("%s: trained already", recipe.data)
         return best
 
-    if recipe.bfloat16 and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
-        log.warning(
-            "this CPU does not compute in bfloat16, and is many times slower at imitating it: train with bfloat16=False"
-        )
+    if recipe.bfloat16 and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        log.warning("this CPU does not compute in bfloat16, and is many times slower at imitating it: train with --float32")
     torch.manual_seed(recipe.seed)
     with workers.local_main_process_first():  # which may download them
         model = vgg16(len(fit.classes), recipe.head, recipe.weights, recipe.hidden, recipe.width)

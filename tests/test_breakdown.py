@@ -1,0 +1,57 @@
+import pandas as pd
+import pytest
+
+from ltcam import breakdown, datasets, metrics
+from ltcam.evaluation import Config, evaluate
+from tests.test_evaluation import checkpoint, defects, folder, run  # noqa: F401 - fixtures
+
+A, B = Config("gradcam"), Config("gradcam", "S5", 0.0)
+
+
+def made(areas, tp, kinds=None, classes=None):
+    """Pairs i0, i1, ... of 100-pixel objects, of which A finds `tp` pixels and B ten more, without a false one."""
+    names = [f"i{n}" for n in range(len(areas))]
+    pairs = pd.DataFrame({
+        "name": names, "class": 0, "kind": kinds or ["cat"] * len(areas), "area": areas, "classes": classes or [1] * len(areas)
+    })  # fmt: skip
+    rows = [(n, 0, *c, t + more, 0, 100 - t - more) for n, t in zip(names, tp, strict=True) for c, more in ((A, 0), (B, 10))]
+    return pd.DataFrame(rows, columns=["name", "class", *metrics.CONFIG, "tp", "fp", "fn"]), pairs
+
+
+def test_groups_by_hand():
+    counts, pairs = made([1.0, 2, 3, 4, 50], [10, 20, 30, 40, 50], ["a", "b", "a", "b", "b"], [1, 2, 3, 4, 1])
+    table = breakdown.table(counts, pairs, {"plain": A}, {"gain": (B, A)}, number=20).set_index(["by", "group", "row"])
+    plain = table.xs("plain", level="row")
+    assert plain.loc["kind", "value"].to_dict() == pytest.approx({"a": 20, "b": 110 / 3})
+    assert plain.loc["kind", "area"].to_dict() == {"a": 2, "b": 4} and plain.loc["kind", "images"].to_dict() == {"a": 2, "b": 3}
+    assert plain.loc["area", "value"].tolist() == pytest.approx([10, 20, 30, 40, 50])
+    assert plain.loc["classes", "value"].to_dict() == pytest.approx({"1": 30, "2": 20, "3 or more": 35})
+    gain = table.xs("gain", level="row")
+    assert (gain[["value", "ci_low", "ci_high"]] - 10).abs().max(axis=None) < 1e-9 and (gain["verdict"] == "better").all()
+
+
+def test_what_all_images_share_is_no_group():
+    counts, pairs = made([1.0, 2, 3, 4, 5], [10] * 5)
+    assert "classes" not in set(breakdown.table(counts, pairs, {"plain": A}, {}, number=5)["by"])
+
+
+def test_each_pair_by_hand():
+    counts, pairs = made([3.0, 1.0], [10, 20])
+    shuffled = counts.sample(frac=1, random_state=0)
+    assert breakdown.each(shuffled, pairs, {"gain": (B, A)})["gain"].tolist() == pytest.approx([10, 10])
+
+
+@pytest.mark.parametrize(("role", "part", "kinds"), [("run", "val", {"cat", "dog"}), ("defects", "test", {"Break"})])
+def test_groups_of_a_data_set_hold_all_that_was_counted(role, part, kinds, request, tmp_path):
+    trained = request.getfixturevalue(role)
+    data = datasets.load(trained.recipe.data, part)
+    counts, pairs = evaluate(trained, part, [A, B], tmp_path), breakdown.pairs(data)
+    assert kinds <= set(pairs["kind"])
+    table = breakdown.table(counts, pairs, {"plain": A}, {"gain": (B, A)}, number=5)
+    own = counts[counts["class"].isin(data.headline or [0])]
+    pixels = {data.entries[i].name: data.sizes[i][0] * data.sizes[i][1] for i in data.scored}
+    merged = own.merge(pairs, on=["name", "class"])
+    assert len(merged) == len(own) == 2 * len(pairs)
+    assert merged["area"].to_numpy() == pytest.approx(100 * (merged["tp"] + merged["fn"]) / merged["name"].map(pixels))
+    for _, rows in table[table["row"] == "plain"].groupby("by"):
+        assert rows["images"].sum() >= pairs["name"].nunique()

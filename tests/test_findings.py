@@ -1,0 +1,89 @@
+import math
+
+import pandas as pd
+import pytest
+
+from ltcam import findings
+from ltcam.findings import Finding
+
+
+def change(factor, level, row, value):
+    return {"factor": factor, "level": level, "row": row, "change": value, "change_low": value - 1, "change_high": value + 1,
+            "verdict": "tie" if abs(value) < 1 else "better" if value > 0 else "worse"}  # fmt: skip
+
+
+def test_a_finding_is_the_number_of_its_row_and_its_table():
+    table = pd.DataFrame([
+        {"factor": "defaults", "level": "", "row": "Grad-CAM"},
+        change("trick", "truncation at S5", "Grad-CAM, truncated", 8.449),
+        change("per", "channel", "LTGrad-CAM", -0.4), change("per", "channel", "Layer-CAM", 7.0),
+        change("size", "320 x 320", "LTGrad-CAM", -2.0), change("bfloat16", "True", "Layer-CAM", 4.0),
+    ])  # fmt: skip
+    found = findings.listed(findings.collect({"ablations.csv": table}))
+    assert [(f.finding, f.number) for f in found] == [
+        ("Truncation alone (δ=0) changes Grad-CAM at S5 by", "+8.45 points (+7.45 to +9.45)"),
+        ("Percentiles per channel instead of per layer change LTGrad-CAM by", "-0.40 points (-1.40 to +0.60), a tie"),
+        ("A larger input changes LTGrad-CAM by", "-2.00 points (-3.00 to -1.00)"),
+        ("Another training (in bfloat16) changes Layer-CAM by", "+4.00 points (+3.00 to +5.00)"),
+    ]
+    assert {f.table for f in found} == {"ablations.csv"}
+
+
+def test_of_a_cross_the_best_delta_of_plain_sums():
+    rows = [
+        ("layer", "none", 20.0, 30.0),
+        ("layer", "none", 40.0, 31.0),
+        ("layer", "max", 0.0, 99.0),
+        ("channel", "none", 0.0, 5.0),
+    ]
+    table = pd.DataFrame([
+        {"per": per, "normalize": scale, "delta": delta, "value": value} | change("cross", "", "LTGrad-CAM", value - 29)
+        for per, scale, delta, value in rows
+    ])  # fmt: skip
+    (layer, channel) = findings.listed(findings.collect({"cross.csv": table}))
+    assert (
+        layer.finding == "The best δ of LTGrad-CAM with percentiles per layer, 40, beats no truncation by" and layer.value == 2
+    )
+    assert channel.value == -24 and channel.table == "cross.csv"
+
+
+def test_medians_of_signs_have_intervals():
+    table = pd.DataFrame(
+        {"stage": ["S5"] * 9, "positive": [2.0] * 9, "negative": [0.5, 0.5, 0.5, 1, 1, 1.5, 1.5, 1.5, math.nan]}
+    )
+    negative, positive = findings.listed(findings.collect({"signs.csv.gz": table}))
+    assert positive.number == "2.00 times (2.00 to 2.00)" and negative.value == 1 and negative.verdict == "tie"
+    assert 0.5 <= negative.ci_low < 1 < negative.ci_high <= 1.5
+
+
+def test_a_number_without_an_interval_stands_alone():
+    assert Finding("x", 1.25, math.nan, math.nan, "points", "", "t").number == "+1.25 points"
+
+
+def test_what_the_summary_names_can_be_found():
+    """Each of its sentences is one that some table gives."""
+    tables = {
+        "ablations.csv": pd.DataFrame([
+            change("trick", "truncation at S5", "Grad-CAM, truncated", 1),
+            change("trick", "fusion of S1 to S5", "Grad-CAM, fused", 1),
+            change("trick", "both", "LTGrad-CAM", 1), change("per", "channel", "LTGrad-CAM", 1),
+            change("normalize", "max", "LTGrad-CAM", 1), change("size", "1 x 1", "LTGrad-CAM", 1),
+            change("bfloat16", "True", "LTGrad-CAM", 1),
+        ]),
+        "signs.csv.gz": pd.DataFrame({"stage": ["S5"], "positive": [1.0], "negative": [1.0]}),
+        "delta_choice.csv": pd.DataFrame([{"method": "gradcam", "regret": 1.0}]),
+        "beyond.csv": pd.DataFrame([change("beyond", "", "chosen", 0), change("beyond", "", "LTGrad-CAM(l=5, δ=20)", 1)]),
+    }  # fmt: skip
+    assert set(findings.SUMMARY) <= set(findings.collect(tables)["finding"])
+
+
+def test_only_tables_that_are_there_are_read(tmp_path):
+    pd.DataFrame([change("size", "8 x 8", "LTGrad-CAM", 1.0)]).to_csv(tmp_path / "ablations.csv")
+    (tmp_path / "again").mkdir()
+    pd.DataFrame([{"method": "gradcam", "regret": 2.0}]).to_csv(tmp_path / "again" / "delta_choice.csv")
+    assert [*findings.read(tmp_path)] == ["ablations.csv"]
+    assert [*findings.read(tmp_path, "again")] == ["ablations.csv", "again/delta_choice.csv"]
+    found = findings.collect(findings.read(tmp_path, "again"))
+    assert found["table"].tolist() == ["ablations.csv", "again/delta_choice.csv"] and found["value"].tolist() == [1, 2]
+    with pytest.raises(KeyError):
+        findings.collect({"unknown.csv": pd.DataFrame()})
