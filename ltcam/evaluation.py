@@ -27,6 +27,7 @@ from ltcam import datasets, metrics, provenance
 from ltcam.bins import heatmaps, maps_of
 from ltcam.cam import Options
 from ltcam.datasets import Segmentation
+from ltcam.locks import alone
 from ltcam.models import Outputs, stages
 from ltcam.parallel import loader, processes
 from ltcam.segmentation import CHUNK, above, otsu_masks
@@ -109,8 +110,8 @@ def evaluate(
 
     `out/counts.csv.gz` keeps every configuration measured with this checkpoint, data and code; only missing ones are measured.
     An interrupted call goes on after its last whole batch. Under `accelerate launch` the batches, which are the same whatever
-    the number of processes, are dealt out. Raises ValueError for a configuration that does not exist, and DataError for data
-    that are not there.
+    the number of processes, are dealt out. Raises ValueError for a configuration that does not exist, DataError for data that
+    are not there, and RuntimeError where another run writes into `out`.
     """
     started = time.time()
     for config in configs:
@@ -122,23 +123,24 @@ def evaluate(
         "checkpoint": trained.sha256, "code": provenance.code(),
     }  # fmt: skip
     path = out / "counts.csv.gz"
-    known = _known(path, identity)
-    missing = [c for c in dict.fromkeys(configs) if c not in set(configurations(known))]
-    if missing:
-        digest = hashlib.sha256(json.dumps([identity, missing]).encode()).hexdigest()[:12]
-        workers = processes()
-        _measure(trained, data, missing, protocol, out / f"counts.{digest}", workers)
-        if workers.is_main_process:
-            rows = [row for batch in _journals(out / f"counts.{digest}").values() for row in batch]
-            columns = ["name", "class", *metrics.CONFIG, "tp", "fp", "fn"]
-            measured = pd.DataFrame(rows, columns=columns).astype(FLOATS)
-            known = pd.concat([known, measured], ignore_index=True) if len(known) else measured
-            known = known.sort_values(["name", "class", *metrics.CONFIG], ignore_index=True, na_position="first")
-            provenance.save(known, path, started, **{**trained.about(data), **identity, "processes": workers.num_processes})
-            for journal in out.glob(f"counts.{digest}.*.partial.jsonl"):
-                journal.unlink()
-        workers.wait_for_everyone()
+    with alone(out, "write"):
         known = _known(path, identity)
+        missing = [c for c in dict.fromkeys(configs) if c not in set(configurations(known))]
+        if missing:
+            digest = hashlib.sha256(json.dumps([identity, missing]).encode()).hexdigest()[:12]
+            workers = processes()
+            _measure(trained, data, missing, protocol, out / f"counts.{digest}", workers)
+            if workers.is_main_process:
+                rows = [row for batch in _journals(out / f"counts.{digest}").values() for row in batch]
+                columns = ["name", "class", *metrics.CONFIG, "tp", "fp", "fn"]
+                measured = pd.DataFrame(rows, columns=columns).astype(FLOATS)
+                known = pd.concat([known, measured], ignore_index=True) if len(known) else measured
+                known = known.sort_values(["name", "class", *metrics.CONFIG], ignore_index=True, na_position="first")
+                provenance.save(known, path, started, **{**trained.about(data), **identity, "processes": workers.num_processes})
+                for journal in out.glob(f"counts.{digest}.*.partial.jsonl"):
+                    journal.unlink()
+            workers.wait_for_everyone()
+            known = _known(path, identity)
     rows_of: dict[Config, list[int]] = {config: [] for config in configs}
     for row, config in enumerate(configurations(known)):
         rows_of.get(config, []).append(row)

@@ -87,7 +87,8 @@ class Steps:
         folder, pattern = self.notebooks
         files = [file for parent in self.folders for file in parent.rglob("*") if file.is_file()] + list(folder.glob(pattern))
         since = self.path.stat().st_mtime_ns
-        fresh = [file for file in files if file.stat().st_mtime_ns > since and ".partial" not in file.name]
+        left = (".partial", ".lock")  # by a run that was killed
+        fresh = [f for f in files if f.stat().st_mtime_ns > since and not any(word in f.name for word in left)]
         return [file.relative_to(self.root).as_posix() for file in fresh]
 
     def _hashes(self, files: Iterable[str]) -> dict[str, str]:

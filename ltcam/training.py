@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from ltcam import datasets, provenance
 from ltcam.datasets import Segmentation
+from ltcam.locks import alone
 from ltcam.models import Head, stages, vgg16
 from ltcam.parallel import loader, processes
 from ltcam.paths import atomic
@@ -92,7 +93,13 @@ def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -
     Writes `checkpoint.pt` (the best epoch), `train.csv` (loss and mAP per epoch) and `labels.csv` (AP per class, best epoch)
     into `out`. A finished run of the same recipe on the same data is returned as it is; a run of another recipe is replaced.
     Of several processes all read `out`, the main one writes there, and all return; their number may change on the way.
+    Raises RuntimeError where another run writes into `out`.
     """
+    with alone(out, "write"):
+        return _train(recipe, out, device)
+
+
+def _train(recipe: Recipe, out: Path, device: str | torch.device | None) -> Path:
     started, workers = time.time(), processes()
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     fit, held_out = datasets.load(recipe.data, recipe.train), datasets.load(recipe.data, recipe.test)
