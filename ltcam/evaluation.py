@@ -30,6 +30,7 @@ from ltcam.datasets import Segmentation
 from ltcam.locks import alone
 from ltcam.models import Outputs, stages
 from ltcam.parallel import loader, processes
+from ltcam.paths import writing
 from ltcam.segmentation import CHUNK, above, otsu_masks
 from ltcam.tracing import trace
 from ltcam.training import Trained
@@ -111,12 +112,12 @@ def evaluate(
     `out/counts.csv.gz` keeps every configuration measured with this checkpoint, data and code; only missing ones are measured.
     An interrupted call goes on after its last whole batch. Under `accelerate launch` the batches, which are the same whatever
     the number of processes, are dealt out. Raises ValueError for a configuration that does not exist, DataError for data that
-    are not there, and RuntimeError where another run writes into `out`.
+    are not there or not those of the training, and RuntimeError where another run writes into `out`.
     """
     started = time.time()
     for config in configs:
         config.options  # noqa: B018 - refuses what does not exist before anything is run
-    data, protocol = datasets.load(trained.recipe.data, part), protocol or Protocol()
+    data, protocol = trained.load(part), protocol or Protocol()
     protocol = replace(protocol, size=protocol.size or trained.size)
     identity = {
         "data": data.title, "part": part, "fingerprint": data.fingerprint, **asdict(protocol),
@@ -153,8 +154,7 @@ def _measure(
     """Count this process's share of the batches that no journal has; each is written to its own journal as it is done."""
     done, batches = _journals(stem), _batches(data, protocol.batch_size)
     journal = _journal(stem, workers.process_index)
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    with journal.open("a+") as file:
+    with writing(journal), journal.open("a+") as file:
         file.truncate(_whole(journal))
         workers.wait_for_everyone()  # all have read what is done before anyone adds to it
         mine = [n for n in range(len(batches)) if n not in done][workers.process_index :: workers.num_processes]
@@ -174,9 +174,10 @@ def _count(trained: Trained, samples: list[_Input], configs: Sequence[Config], p
     """`_count_batch`, in halves where the GPU's memory does not hold the batch."""
     try:
         return _count_batch(trained, samples, configs, protocol)
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
         if len(samples) == 1:
-            raise
+            what = f"GPU memory does not hold one image ({samples[0].name}, mask {tuple(samples[0].mask.shape)})"
+            raise torch.OutOfMemoryError(f"{what}: free some, ask for fewer configurations, or run on a CPU") from error
     half = len(samples) // 2
     log.warning("out of GPU memory with %d images at a time: going on with %d", len(samples), half)
     torch.cuda.empty_cache()
@@ -278,7 +279,10 @@ def _known(path: Path, identity: dict[str, Any]) -> pd.DataFrame:
     record = path.with_name("counts.json")
     if not (path.is_file() and record.is_file()):
         return pd.DataFrame(columns=[*metrics.CONFIG])
-    before = json.loads(record.read_text())
+    try:
+        before = json.loads(record.read_text())
+    except ValueError:  # cut off, as when power fails
+        before = {}
     expected = json.loads(json.dumps(identity)) | {"sha256": sha256(path)}
     if expected != {name: before.get(name) for name in expected}:
         log.warning("%s: the counts are of another checkpoint, other data, protocol or code; measuring anew", path.parent.name)

@@ -56,7 +56,9 @@ class Steps:
         self.folders = paths.results(profile, data), paths.figures(profile, data)
         self.notebooks = (paths.results(profile) / "notebooks", f"*.{data}.ipynb")
         self.path = self.folders[0] / "steps.json"
-        kept = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        kept = {}
+        with suppress(FileNotFoundError, ValueError):  # cut off, as when power fails
+            kept = json.loads(self.path.read_text())
         self.steps = {name: kept.get(name, {"digest": OUTDATED, "files": {}}) for name in names}
         for step in self.steps.values():
             if step["digest"] == UNDER_WAY:  # it was cut off: what is newer than the record is its work
