@@ -89,7 +89,7 @@ class Trained:
             if roles[role] == part and data.fingerprint != before:
                 raise DataError(
                     f"{data.title}, part {part}: its files have changed since the training (fingerprint {before[:12]}... then, "
-                    f"{data.fingerprint[:12]}... now): bring the former ones back, or train again on these"
+                    f"{data.fingerprint[:12]}... now): bring the former back, or train again; ltcam data check finds damage"
                 )
         return data
 
