@@ -8,7 +8,7 @@ STAMP := $(VENV)/.lock-$(LOCK)
 # The code is this checkout's, also in an environment that another checkout built.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: reproduce report test lint unit nbval audit environment golden notebooks lock
+.PHONY: reproduce report test lint unit nbval audit faults environment golden notebooks lock
 
 reproduce: $(STAMP)
 	$(BIN)/python -m ltcam reproduce --profile $(PROFILE)
@@ -37,6 +37,12 @@ audit:
 	$(PYTHON) -m venv "$$tools" && "$$tools/bin/python" -m pip install --quiet "bandit>=1.9" "pip-audit>=2.9" && \
 	"$$tools/bin/python" -m bandit -q -c pyproject.toml -r ltcam && \
 	"$$tools/bin/python" -m pip_audit --disable-pip --require-hashes -r requirements.lock
+
+# What is killed, cut off or filled up, ten times where chance decides: docs/reliability.md.
+faults: $(STAMP)
+	log=$$(mktemp) && trap 'rm -f "$$log"' EXIT && \
+	LTCAM_FAULTS=10 LTCAM_FAULTS_LOG=$$log $(BIN)/python -m pytest tests/faults --deselect tests/faults/test_page.py && \
+	$(BIN)/python -m tests.faults.report $$log
 
 environment: $(STAMP)
 

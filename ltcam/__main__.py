@@ -56,7 +56,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="folder of the run; results/<profile>/<data> if not given")] = None,
 ) -> None:
     """Train a classifier on image-level labels; an interrupted run goes on where it stopped."""
-    from ltcam import parallel, paths, training
+    from ltcam import locks, parallel, paths, training
     from ltcam.reproduce import profile as load_profile
 
     runs = [run for name in ([profile] if profile else ["demo", "real", "paper"]) for run in load_profile(name)]
@@ -66,7 +66,9 @@ def train(
     asked = {"epochs": epochs, "seed": seed, "head": head, "bfloat16": False if float32 else None}
     changes = {key: value for key, value in asked.items() if value is not None}
     recipe = training.Recipe(data=data, **{**run["recipe"], **changes})
-    path = training.train(recipe, out or paths.results(run["profile"], data))
+    folder = out or paths.results(run["profile"], data)
+    with locks.alone(folder, "run"):
+        path = training.train(recipe, folder)
     if parallel.processes().is_main_process:
         typer.echo(path)
 
@@ -85,7 +87,7 @@ def evaluate(
     import time
     from functools import partial
 
-    from ltcam import datasets, metrics, paper, parallel, provenance, training
+    from ltcam import datasets, locks, metrics, paper, parallel, provenance, training
     from ltcam import evaluation as ev
 
     started, first = time.time(), parallel.processes().is_main_process
@@ -101,13 +103,14 @@ def evaluate(
         (f"table{n}", list(paper.TABLES[n].values()), partial(paper.table, n)) for n in numbers
     ]
     wanted = [*tables, *([("scores", asked, metrics.scores)] if asked else [])]
-    ev.evaluate(trained, part, [c for _, configs, _ in wanted for c in configs], folder, protocol)
-    for name, configs, cut in wanted:
-        scores = cut(ev.evaluate(trained, part, configs, folder, protocol), data.headline)
-        if not first:
-            continue
-        provenance.save(scores, folder / f"{name}.csv", started, **trained.about(data))
-        typer.echo(f"{name} on {data.title}, part {part}\n{scores.round(2).to_string(index=False)}\n")
+    with locks.alone(folder, "run"):
+        ev.evaluate(trained, part, [c for _, configs, _ in wanted for c in configs], folder, protocol)
+        for name, configs, cut in wanted:
+            scores = cut(ev.evaluate(trained, part, configs, folder, protocol), data.headline)
+            if not first:
+                continue
+            provenance.save(scores, folder / f"{name}.csv", started, **trained.about(data))
+            typer.echo(f"{name} on {data.title}, part {part}\n{scores.round(2).to_string(index=False)}\n")
 
 
 @app.command()

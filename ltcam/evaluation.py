@@ -28,8 +28,10 @@ from ltcam.bins import heatmaps, maps_of
 from ltcam.cam import Options
 from ltcam.datasets import Segmentation
 from ltcam.errors import InputError
+from ltcam.locks import alone
 from ltcam.models import Outputs, stages
 from ltcam.parallel import loader, processes
+from ltcam.paths import writing
 from ltcam.segmentation import CHUNK, above, otsu_masks
 from ltcam.tracing import trace
 from ltcam.training import Trained
@@ -110,36 +112,37 @@ def evaluate(
 
     `out/counts.csv.gz` keeps every configuration measured with this checkpoint, data and code; only missing ones are measured.
     An interrupted call goes on after its last whole batch. Under `accelerate launch` the batches, which are the same whatever
-    the number of processes, are dealt out. Raises InputError for a configuration that does not exist, and DataError for data
-    that are not there.
+    the number of processes, are dealt out. Raises InputError for a configuration that does not exist, DataError for data that
+    are not there or not those of the training, and UnavailableError where another run writes into `out`.
     """
     started = time.time()
     for config in configs:
         config.options  # noqa: B018 - refuses what does not exist before anything is run
-    data, protocol = datasets.load(trained.recipe.data, part), protocol or Protocol()
+    data, protocol = trained.load(part), protocol or Protocol()
     protocol = replace(protocol, size=protocol.size or trained.size)
     identity = {
         "data": data.title, "part": part, "fingerprint": data.fingerprint, **asdict(protocol),
         "checkpoint": trained.sha256, "code": provenance.code(),
     }  # fmt: skip
     path = out / "counts.csv.gz"
-    known = _known(path, identity)
-    missing = [c for c in dict.fromkeys(configs) if c not in set(configurations(known))]
-    if missing:
-        digest = hashlib.sha256(json.dumps([identity, missing]).encode()).hexdigest()[:12]
-        workers = processes()
-        _measure(trained, data, missing, protocol, out / f"counts.{digest}", workers)
-        if workers.is_main_process:
-            rows = [row for batch in _journals(out / f"counts.{digest}").values() for row in batch]
-            columns = ["name", "class", *metrics.CONFIG, "tp", "fp", "fn"]
-            measured = pd.DataFrame(rows, columns=columns).astype(FLOATS)
-            known = pd.concat([known, measured], ignore_index=True) if len(known) else measured
-            known = known.sort_values(["name", "class", *metrics.CONFIG], ignore_index=True, na_position="first")
-            provenance.save(known, path, started, **{**trained.about(data), **identity, "processes": workers.num_processes})
-            for journal in out.glob(f"counts.{digest}.*.partial.jsonl"):
-                journal.unlink()
-        workers.wait_for_everyone()
+    with alone(out, "write"):
         known = _known(path, identity)
+        missing = [c for c in dict.fromkeys(configs) if c not in set(configurations(known))]
+        if missing:
+            digest = hashlib.sha256(json.dumps([identity, missing]).encode()).hexdigest()[:12]
+            workers = processes()
+            _measure(trained, data, missing, protocol, out / f"counts.{digest}", workers)
+            if workers.is_main_process:
+                rows = [row for batch in _journals(out / f"counts.{digest}").values() for row in batch]
+                columns = ["name", "class", *metrics.CONFIG, "tp", "fp", "fn"]
+                measured = pd.DataFrame(rows, columns=columns).astype(FLOATS)
+                known = pd.concat([known, measured], ignore_index=True) if len(known) else measured
+                known = known.sort_values(["name", "class", *metrics.CONFIG], ignore_index=True, na_position="first")
+                provenance.save(known, path, started, **{**trained.about(data), **identity, "processes": workers.num_processes})
+                for journal in out.glob(f"counts.{digest}.*.partial.jsonl"):
+                    journal.unlink()
+            workers.wait_for_everyone()
+            known = _known(path, identity)
     rows_of: dict[Config, list[int]] = {config: [] for config in configs}
     for row, config in enumerate(configurations(known)):
         rows_of.get(config, []).append(row)
@@ -152,8 +155,7 @@ def _measure(
     """Count this process's share of the batches that no journal has; each is written to its own journal as it is done."""
     done, batches = _journals(stem), _batches(data, protocol.batch_size)
     journal = _journal(stem, workers.process_index)
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    with journal.open("a+") as file:
+    with writing(journal), journal.open("a+") as file:
         file.truncate(_whole(journal))
         workers.wait_for_everyone()  # all have read what is done before anyone adds to it
         mine = [n for n in range(len(batches)) if n not in done][workers.process_index :: workers.num_processes]
@@ -173,9 +175,10 @@ def _count(trained: Trained, samples: list[_Input], configs: Sequence[Config], p
     """`_count_batch`, in halves where the GPU's memory does not hold the batch."""
     try:
         return _count_batch(trained, samples, configs, protocol)
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
         if len(samples) == 1:
-            raise
+            what = f"GPU memory does not hold one image ({samples[0].name}, mask {tuple(samples[0].mask.shape)})"
+            raise torch.OutOfMemoryError(f"{what}: free some, ask for fewer configurations, or run on a CPU") from error
     half = len(samples) // 2
     log.warning("out of GPU memory with %d images at a time: going on with %d", len(samples), half)
     torch.cuda.empty_cache()
@@ -277,7 +280,10 @@ def _known(path: Path, identity: dict[str, Any]) -> pd.DataFrame:
     record = path.with_name("counts.json")
     if not (path.is_file() and record.is_file()):
         return pd.DataFrame(columns=[*metrics.CONFIG])
-    before = json.loads(record.read_text())
+    try:
+        before = json.loads(record.read_text())
+    except ValueError:  # cut off, as when power fails
+        before = {}
     expected = json.loads(json.dumps(identity)) | {"sha256": sha256(path)}
     if expected != {name: before.get(name) for name in expected}:
         log.warning("%s: the counts are of another checkpoint, other data, protocol or code; measuring anew", path.parent.name)

@@ -6,14 +6,18 @@ Relative values of these are taken from the checkout.
 `LTCAM_OUTPUT` where `results/` and `figures/` are written (default: the checkout)
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ltcam.errors import UnavailableError
+
 _HERE = Path(__file__).resolve().parents[1]
 ROOT = _HERE if (_HERE / "pyproject.toml").exists() else Path.cwd()
 NOTEBOOKS = ROOT / "notebooks"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def data_root() -> Path:
@@ -34,11 +38,27 @@ def _output(kind: str, profile: str, data: str) -> Path:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it when the block ends well and removed when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary name beside `path`, renamed to it when the block ends well and removed when it does not.
+
+    Raises UnavailableError as `writing` does.
+    """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
-        yield temporary
-        temporary.replace(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises UnavailableError, naming `path`, where the disk, a quota or a limit on a file's size is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        kept = "what was whole before is kept"
+        raise UnavailableError(f"{path} cannot be written ({error.strerror}): make room and run again; {kept}") from error

@@ -55,7 +55,7 @@ def heatmaps(
     if target and target not in classes and not target.isdecimal():
         raise InputError(f"class {target!r} is unknown: expected an index or one of {', '.join(classes[:20])}")
     chosen = None if not target else list(classes).index(target) if target in classes else int(target)
-    pixels = torch.from_numpy(read(image, "RGB")).permute(2, 0, 1)
+    pixels = torch.from_numpy(read(image, "RGB", upright=True)).permute(2, 0, 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prepared = datasets.preprocess(pixels, size)[None].to(device)
     traced = trace(network.to(device), prepared, chosen, fullgrad=method == "fullgrad")

@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from papermill.iorw import write_ipynb
 from ltcam import paths, steps
 from ltcam.datasets import DataError
 from ltcam.errors import InputError, UnavailableError
+from ltcam.locks import alone
 from ltcam.training import Recipe
 
 log = logging.getLogger(__name__)
@@ -51,9 +53,9 @@ def reproduce(
     force   run notebooks also where nothing changed; finished training and counts are kept all the same
 
     A notebook without a `profile` parameter reads no results of one, and runs with the demo alone. Every data set is opened
-    first: DataError comes before anything has run. A notebook that fails stops the run with UnavailableError, which names the
-    failing cell's error and where the partial notebook is; a good copy is never replaced by it. An interrupted run goes on with
-    the notebook that it was in.
+    first: DataError comes before anything has run. A notebook that fails stops the run with UnavailableError, naming the
+    failing cell's error and where the partial notebook is; a good copy is never replaced by it. Another run that writes the
+    same results is one too. An interrupted run goes on with the notebook that it was in.
     """
     logging.getLogger("papermill").addFilter(_said)
     runs = [run for run in profile(name) if data in ("", run["data"])]
@@ -69,19 +71,22 @@ def reproduce(
         run["recipe"] = {**run["recipe"], **(recipe or {})}
     read = _inputs(name, runs)
     done = []
-    for number, (run, notebook) in enumerate(((run, path) for run in runs for path in chosen), 1):
-        started = time.time()
-        values = {key: value for key, value in run.items() if key in parameters[notebook]}
-        cells = [(cell["cell_type"], cell["source"]) for cell in json.loads(notebook.read_text())["cells"]]
-        digest = steps.digest(cells=cells, parameters=values, read=read[run["data"]])
-        record = steps.Steps(name, run["data"], [path.stem for path in series])
-        done.append(paths.results(name) / "notebooks" / f"{notebook.stem}.{run['data']}.ipynb")
-        current = record.current(notebook.stem, digest) and not force
-        if not current:
-            with record.running(notebook.stem, digest):
-                _execute(notebook, values, done[-1])
-        said = "unchanged, skipped" if current else f"{time.time() - started:.0f} s"
-        log.info("[%d/%d] %s %s: %s", number, len(runs) * len(chosen), notebook.stem, run["data"], said)
+    with ExitStack() as held:
+        for run in runs:
+            held.enter_context(alone(paths.results(name, run["data"]), "run"))
+        for number, (run, notebook) in enumerate(((run, path) for run in runs for path in chosen), 1):
+            started = time.time()
+            values = {key: value for key, value in run.items() if key in parameters[notebook]}
+            cells = [(cell["cell_type"], cell["source"]) for cell in json.loads(notebook.read_text())["cells"]]
+            digest = steps.digest(cells=cells, parameters=values, read=read[run["data"]])
+            record = steps.Steps(name, run["data"], [path.stem for path in series])
+            done.append(paths.results(name) / "notebooks" / f"{notebook.stem}.{run['data']}.ipynb")
+            current = record.current(notebook.stem, digest) and not force
+            if not current:
+                with record.running(notebook.stem, digest):
+                    _execute(notebook, values, done[-1])
+            said = "unchanged, skipped" if current else f"{time.time() - started:.0f} s"
+            log.info("[%d/%d] %s %s: %s", number, len(runs) * len(chosen), notebook.stem, run["data"], said)
     return done
 
 

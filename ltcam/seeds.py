@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ltcam import datasets, provenance
+from ltcam import provenance
 from ltcam.cam import fused, layer_maps
 from ltcam.errors import InputError
 from ltcam.evaluation import Config, Protocol, _Input, _loader
@@ -45,9 +45,9 @@ def export(trained: Trained, part: str, config: Config, out: Path, batch_size: i
 
     `out/seeds.json` says what they are made of. A file has its name only when it is whole, so an interrupted call goes on with
     the batches that lack one. Raises InputError for a configuration that does not exist and for a folder with seeds of other
-    settings, and DataError for data that are not there.
+    settings, and DataError for data that are not there or not those of the training.
     """
-    data = datasets.load(trained.recipe.data, part)
+    data = trained.load(part)
     settings = {
         "data": data.title, "part": part, "fingerprint": data.fingerprint, "size": trained.size, "layers": config.selection,
         **asdict(config.options), "checkpoint": trained.sha256, "code": provenance.code(),

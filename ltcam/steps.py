@@ -56,7 +56,9 @@ class Steps:
         self.folders = paths.results(profile, data), paths.figures(profile, data)
         self.notebooks = (paths.results(profile) / "notebooks", f"*.{data}.ipynb")
         self.path = self.folders[0] / "steps.json"
-        kept = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        kept = {}
+        with suppress(FileNotFoundError, ValueError):  # cut off, as when power fails
+            kept = json.loads(self.path.read_text())
         self.steps = {name: kept.get(name, {"digest": OUTDATED, "files": {}}) for name in names}
         for step in self.steps.values():
             if step["digest"] == UNDER_WAY:  # it was cut off: what is newer than the record is its work
@@ -87,7 +89,8 @@ class Steps:
         folder, pattern = self.notebooks
         files = [file for parent in self.folders for file in parent.rglob("*") if file.is_file()] + list(folder.glob(pattern))
         since = self.path.stat().st_mtime_ns
-        fresh = [file for file in files if file.stat().st_mtime_ns > since and ".partial" not in file.name]
+        left = (".partial", ".lock")  # by a run that was killed
+        fresh = [f for f in files if f.stat().st_mtime_ns > since and not any(word in f.name for word in left)]
         return [file.relative_to(self.root).as_posix() for file in fresh]
 
     def _hashes(self, files: Iterable[str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,16 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from ltcam import datasets, provenance
-from ltcam.datasets import Segmentation
+from ltcam.datasets import DataError, Segmentation
 from ltcam.errors import DivergedError, InputError
+from ltcam.locks import alone
 from ltcam.models import Head, stages, vgg16
 from ltcam.parallel import loader, processes
 from ltcam.paths import atomic
 from ltcam.weights import load, sha256
 
 log = logging.getLogger(__name__)
+_REMEDY = "train with a smaller lr; what earlier epochs left is kept"
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,18 @@ class Trained:
     record: dict[str, Any]  # best epoch, its label scores, the source of the weights, fingerprints of the data
     sha256: str = ""  # of the checkpoint
 
+    def load(self, part: str) -> Segmentation:
+        """Part `part` of the data it was trained on. Raises DataError where its files have changed since then."""
+        data = datasets.load(self.recipe.data, part)
+        roles = {"train": self.recipe.train, "test": self.recipe.test}
+        for role, before in self.record.get("data", {}).items():
+            if roles[role] == part and data.fingerprint != before:
+                raise DataError(
+                    f"{data.title}, part {part}: its files have changed since the training (fingerprint {before[:12]}... then, "
+                    f"{data.fingerprint[:12]}... now): bring the former back, or train again; ltcam data check finds damage"
+                )
+        return data
+
     def about(self, data: Segmentation) -> dict[str, Any]:
         """Provenance of what is measured with this model on `data`."""
         images = {"part": len(data), "scored": len(data.scored)}
@@ -93,7 +108,13 @@ def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -
     Writes `checkpoint.pt` (the best epoch), `train.csv` (loss and mAP per epoch) and `labels.csv` (AP per class, best epoch)
     into `out`. A finished run of the same recipe on the same data is returned as it is; a run of another recipe is replaced.
     Of several processes all read `out`, the main one writes there, and all return; their number may change on the way.
+    Raises UnavailableError where another run writes into `out`.
     """
+    with alone(out, "write"):
+        return _train(recipe, out, device)
+
+
+def _train(recipe: Recipe, out: Path, device: str | torch.device | None) -> Path:
     started, workers = time.time(), processes()
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     fit, held_out = datasets.load(recipe.data, recipe.train), datasets.load(recipe.data, recipe.test)
@@ -132,8 +153,11 @@ def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -
     fitted = DistributedDataParallel(trainable) if workers.num_processes > 1 else trainable
     for epoch in range(len(history), recipe.epochs):
         torch.manual_seed(recipe.seed * 1000 + epoch)  # an interrupted run draws what an undisturbed one draws
-        loss = _fit_epoch(fitted, train_set, optimizer, schedule, recipe, device)
-        ap = label_scores(predict(trainable, test_set, recipe.batch_size, device), held_out.labels)
+        loss = _fit_epoch(fitted, train_set, optimizer, schedule, recipe, device, [entry.name for entry in fit.entries])
+        scores = predict(trainable, test_set, recipe.batch_size, device)
+        if not bool(scores.isfinite().all()):
+            raise DivergedError(f"after epoch {epoch + 1} the logits are no numbers at lr={recipe.lr}: {_REMEDY}")
+        ap = label_scores(scores, held_out.labels)
         history.append({"epoch": epoch + 1, "loss": loss, "mAP": float(ap.mean())})
         log.info("%s: epoch %d/%d, loss %.4f, mAP %.4f", recipe.data, epoch + 1, recipe.epochs, loss, ap.mean())
         if not workers.is_main_process:
@@ -167,7 +191,8 @@ def fit(model: nn.Module, recipe: Recipe) -> pd.Series[float]:
     torch.manual_seed(recipe.seed)
     optimizer, schedule = _optimizer(model, recipe, steps=-(-len(data) // recipe.batch_size))
     for _ in range(recipe.epochs):
-        _fit_epoch(model, _Labelled(data, size, _augment(data)), optimizer, schedule, recipe, device)
+        inputs = _Labelled(data, size, _augment(data))
+        _fit_epoch(model, inputs, optimizer, schedule, recipe, device, [entry.name for entry in data.entries])
     return label_scores(predict(model, _Labelled(held_out, size), recipe.batch_size, device), held_out.labels)
 
 
@@ -206,19 +231,30 @@ def predict(model: nn.Module, data: Inputs, batch_size: int, device: torch.devic
 
 
 def _fit_epoch(
-    model: nn.Module, data: Inputs, optimizer: torch.optim.Optimizer, schedule: Any, recipe: Recipe, device: torch.device
+    model: nn.Module,
+    data: Inputs,
+    optimizer: torch.optim.Optimizer,
+    schedule: Any,
+    recipe: Recipe,
+    device: torch.device,
+    names: Sequence[str],
 ) -> float:
+    """The mean loss. Raises DivergedError, with the names of the batch, before a step by one that is no number."""
     model.train()
     total = count = 0.0
-    workers = processes()
+    workers, drawn = processes(), torch.get_rng_state()
     batches = _batches(model, data, recipe.batch_size, device)
-    for inputs, labels in tqdm(batches, recipe.data, disable=None if workers.is_main_process else True, leave=False):
+    shown = tqdm(batches, recipe.data, disable=None if workers.is_main_process else True, leave=False)
+    for number, (inputs, labels) in enumerate(shown):
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
             loss = nn.functional.binary_cross_entropy_with_logits(model(inputs.to(device)), labels.to(device))
         mine = loss.detach().double() * len(labels)
         summed, images = reduce(torch.stack([mine, torch.full_like(mine, len(labels))]), "sum").tolist()
         if not math.isfinite(summed):  # in all processes at once
-            raise DivergedError(f"the loss is {summed / images} at lr={recipe.lr}: train with a smaller lr")
+            torch.set_rng_state(drawn)
+            batch = ", ".join(names[i] for i in _order(len(data), recipe.batch_size)[number])
+            found = f"the loss of batch {number + 1} of {len(batches)} ({batch}) is {summed / images} at lr={recipe.lr}"
+            raise DivergedError(f"{found}: look at these images, or {_REMEDY}")
         optimizer.zero_grad()
         (loss * (workers.num_processes * len(labels) / images)).backward()  # the mean over processes is that over images
         optimizer.step()
@@ -283,17 +319,24 @@ def _batches(model: nn.Module, data: Inputs, batch_size: int, device: torch.devi
     if not isinstance(model, DistributedDataParallel):
         return loader(data, device, batch_size=batch_size, shuffle=True)
     process, number = processes().process_index, processes().num_processes
-    numbers = TensorDataset(torch.arange(len(data)))
-    batches = [batch.tolist() for (batch,) in DataLoader(numbers, batch_size, shuffle=True)]  # drawn as one process draws them
+    batches = _order(len(data), batch_size)
     torch.manual_seed(torch.initial_seed() + (process << 32))
     # A last batch of fewer images than there are processes is repeated: each has to take the step.
     shares = [batch[process::number] or [batch[process % len(batch)]] for batch in batches]
     return loader(data, device, batch_sampler=shares)
 
 
+def _order(images: int, batch_size: int) -> list[list[int]]:
+    """The numbers of the images in each batch, drawn as one process draws them."""
+    return [batch.tolist() for (batch,) in DataLoader(TensorDataset(torch.arange(images)), batch_size, shuffle=True)]
+
+
 def _save(state: dict[str, Any], path: Path) -> None:
-    with atomic(path) as temporary:
-        torch.save(state, temporary)
+    with atomic(path) as temporary, temporary.open("wb") as file:  # given a path, torch would write that into the file
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # about a position in the file: why is in what came before
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def _label_table(record: dict[str, Any], held_out: Segmentation) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
@@ -113,12 +113,20 @@ class Segmentation(Dataset[Sample], ABC):
         return label
 
 
-def read(path: Path, mode: str | None = None) -> NDArray[np.uint8]:
-    """An image file as an array, converted to `mode` (None keeps palette indices).
+def read(path: Path, mode: str | None = None, upright: bool = False) -> NDArray[np.uint8]:
+    """An image file as an array, converted to `mode`; None keeps palette indices. 16 bits a pixel become 8, alpha is left out.
 
-    Raises DataError where the file is missing or damaged.
+    upright: turned as its EXIF orientation says; if not, as it is stored, which is how masks are drawn. Raises DataError where
+    the file is missing, damaged, too large to be safe or of real numbers, and without a mode where it holds no indices.
     """
     with _opened(path) as image:
+        if image.mode == "F" or (mode is None and image.mode not in ("P", "L", "1")):
+            expected = "8 or 16 bits a channel" if mode else "one label of 8 bits a pixel"
+            raise DataError(f"{path} has PIL's mode {image.mode}: expected {expected}; save it as that")
+        if upright:
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits: PIL would take all above 255 for white
+            image = Image.fromarray((np.asarray(image).astype(int) >> 8).clip(0, 255).astype(np.uint8))
         return np.array(image.convert(mode) if mode else image, dtype=np.uint8)
 
 
@@ -134,7 +142,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing: expected an image there; fetch the data set again") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except DataError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image ({error}): it is damaged; fetch it again") from error
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.datasets import VOCSegmentation
 
-from ltcam.datasets.base import DataError, Entry, Segmentation, read, require
+from ltcam.datasets.base import VOID, DataError, Entry, Segmentation, read, require
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
@@ -38,6 +38,8 @@ class VOC2012(Segmentation):
         voc = VOCSegmentation(str(root), image_set="val")
         folders = Path(voc.images[0]).parent, Path(voc.targets[0]).parent
         names = (lists / f"{part}.txt").read_text().split()
+        if not names:
+            raise DataError(f"{lists / part}.txt is empty: expected a name a line; fetch the data set again")
         xml = folder / "Annotations"
         self.entries = [
             Entry(n, folders[0] / f"{n}.jpg", folders[1] / f"{n}.png", annotation=xml / f"{n}.xml" if xml.is_dir() else Path())
@@ -49,7 +51,11 @@ class VOC2012(Segmentation):
         self.headline = None if full else ANIMALS
 
     def mask(self, index: int) -> NDArray[np.uint8]:
-        return read(self.entries[index].mask)
+        path = self.entries[index].mask
+        mask = read(path)
+        if strange := [v for v in np.flatnonzero(np.bincount(mask.ravel())).tolist() if len(CLASSES) < v < VOID]:
+            raise DataError(f"{path} holds the labels {strange}: expected 0 to {len(CLASSES)} and {VOID}; fetch it again")
+        return mask
 
     @cached_property
     def labels(self) -> Tensor:

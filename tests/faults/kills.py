@@ -1,0 +1,106 @@
+"""What is killed, in a process of its own, and the killing."""
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from ltcam import __main__ as command_line
+from ltcam import checks, fetch, reproduce, training
+
+# Forked from a process that has imported everything and run nothing, so that a kill costs no import.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([__name__])
+TIMES = int(os.environ.get("LTCAM_FAULTS", "1"))
+SEED = int(os.environ.get("LTCAM_FAULTS_SEED", time.time_ns() % 1_000_000))
+
+
+def train(recipe, out):
+    training.train(recipe, Path(out))
+
+
+def evaluate(checkpoint, out):
+    sys.argv = ["ltcam", "evaluate", "--checkpoint", checkpoint, "--out", out, "--batch-size", "1", "--table", "1"]
+    command_line.app(standalone_mode=False)
+
+
+def get(root, source):
+    """ "data get ksdd2" of a tiny archive, in many small pieces."""
+    fetch.SOURCES["ksdd2"], fetch.CHUNK, checks.KSDD2 = source, 64, {"train": (6, 6), "test": (4, 4)}
+    fetch.get("ksdd2", Path(root))
+
+
+def layer_cams(recipe):
+    reproduce.reproduce("paper", only="02", data="ksdd2", recipe=recipe)
+
+
+def _run(work, arguments, folder, fatal, environment, pipe):
+    """`work`, killed right before the change number `fatal` that it makes in `folder`; if 0, it tells how long and how many."""
+    os.environ.update(environment)
+    changes = 0
+
+    def count(event, about):
+        nonlocal changes
+        writes = event == "open" and isinstance(about[2], int) and about[2] & (os.O_WRONLY | os.O_RDWR)
+        if (writes or event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir")) and str(about[0]).startswith(folder):
+            changes += 1
+            if changes == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    started = time.time()
+    pipe.send("begun")
+    work(*arguments)
+    pipe.send((time.time() - started, changes))
+
+
+def _start(work, arguments, folder, fatal=0):
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    environment = {name: value for name, value in os.environ.items() if name.startswith(("LTCAM_", "no_proxy", "NO_PROXY"))}
+    process = CONTEXT.Process(target=_run, args=(work, arguments, str(folder), fatal, environment, sender))
+    process.start()
+    sender.close()
+    assert receiver.recv() == "begun"
+    return process, receiver
+
+
+def undisturbed(work, arguments, folder):
+    """Seconds that it takes, and changes of files in `folder`."""
+    process, receiver = _start(work, arguments, folder)
+    seconds, changes = receiver.recv()
+    process.join()
+    return seconds, changes
+
+
+def kill(number, work, arguments, folder, seconds, changes):
+    """kill -9 it once, before it has ended; returns when, in words. What `number` is killed at depends on the seed alone."""
+    rng = random.Random(SEED + number)
+    for _ in range(100):
+        fatal = rng.randint(1, changes) if rng.random() < 0.5 else 0
+        moment = rng.uniform(0, seconds)
+        process, receiver = _start(work, arguments, folder, fatal)
+        if not fatal:
+            process.join(moment)
+            process.kill()
+        process.join()
+        receiver.close()
+        if process.exitcode == -signal.SIGKILL:
+            return f"seed {SEED}, kill {number}: " + (f"before change {fatal}" if fatal else f"after {moment:.3f} s")
+    raise AssertionError("it always ended before the kill")
+
+
+def kernels(output):
+    """The notebook kernels that write to `output`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("LTCAM_OUTPUT") == str(output) and "ipykernel_launcher" in process.cmdline():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found

@@ -1,0 +1,100 @@
+"""A disk that fills: a limit of the system on the size of a file, so that a write really stops half way."""
+
+import resource
+from contextlib import contextmanager
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from ltcam import evaluation, fetch, plotting, provenance, training
+from ltcam.evaluation import Config
+from tests.faults.conftest import files
+
+CONFIGS = [Config("gradcam"), Config("layercam", "S1-S5", 20.0)]
+
+
+@contextmanager
+def room(size):
+    """No file grows beyond `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def full(fault, size, call, folder, expected):
+    """`call` with no room says `expected` and leaves the files as they were; with room it goes well."""
+
+    def crowded():
+        with room(size):
+            call()
+
+    before = files(folder)
+    said = fault.attempt(crowded, lambda: files(folder) == before)
+    assert expected in said and "cannot be written (File too large): make room and run again" in said
+    assert not fault.lost
+    call()
+
+
+def test_a_checkpoint(voc, fault, tmp_path, monkeypatch):
+    training.train(voc, tmp_path / "whole")
+    fit, epochs = training._fit_epoch, iter(range(1))
+    with monkeypatch.context() as patch, pytest.raises(StopIteration):
+        patch.setattr(training, "_fit_epoch", lambda *a: (next(epochs), fit(*a))[1])
+        training.train(voc, tmp_path / "cut")
+    assert {"checkpoint.pt", "last.pt"} <= set(files(tmp_path / "cut"))
+    out = tmp_path / "cut"
+    full(fault("disk full while a checkpoint is written"), 5000, lambda: training.train(voc, out), out, f"{out}/")
+    whole, cut = ({p: c for p, c in files(tmp_path / run).items() if p.endswith((".csv", ".pt"))} for run in ("whole", "cut"))
+    assert cut == whole
+
+
+def test_the_counts_of_a_batch(trained, fault, tmp_path):
+    whole = evaluation.evaluate(trained, "val", CONFIGS, tmp_path / "whole")
+    out, seen = tmp_path / "cut", fault("disk full while an evaluation keeps its batches")
+    evaluation.evaluate(trained, "val", CONFIGS[:1], out)
+
+    def crowded():
+        with room(300):
+            evaluation.evaluate(trained, "val", CONFIGS, out, evaluation.Protocol())
+
+    before = files(out)
+    said = seen.attempt(crowded, lambda: before.items() <= files(out).items())
+    assert f"{out}/counts." in said and "partial.jsonl cannot be written (File too large): make room" in said
+    pd.testing.assert_frame_equal(evaluation.evaluate(trained, "val", CONFIGS, out), whole)
+    assert not list(out.glob("*partial*"))
+
+
+def test_a_table(fault, tmp_path):
+    path = tmp_path / "table.csv"
+    provenance.save(pd.DataFrame({"a": [1.0]}), path, 0)
+    table = pd.DataFrame({"a": range(1000)})
+    full(fault("disk full while a CSV is written"), 1000, lambda: provenance.save(table, path, 0), tmp_path, str(path))
+    assert pd.read_csv(path).equals(table)
+
+
+def test_a_figure(fault, tmp_path):
+    def save():
+        figure = plt.figure()
+        figure.add_subplot().plot(range(9))
+        plotting.save(figure, tmp_path / "fig")
+        plt.close(figure)
+
+    save()
+    full(fault("disk full while a figure is written"), 1000, save, tmp_path, f"{tmp_path}/fig.png")
+
+
+def test_a_download(ksdd2, fault, tmp_path):
+    """What has come of the archive stays, and is gone on with."""
+    root, seen = tmp_path / "there", fault("disk full while a data set is fetched")
+
+    def crowded():
+        with room(1000):
+            fetch.get("ksdd2", root)
+
+    said = seen.attempt(crowded, lambda: files(root) == {"KolektorSDD2.zip.partial": ksdd2[:1000]})
+    assert f"{root} cannot be written ([Errno 27] File too large): what has come of KolektorSDD2.zip is kept" in said
+    assert fetch.get("ksdd2", root) == root / "KolektorSDD2"
