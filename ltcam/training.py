@@ -35,6 +35,7 @@ from ltcam.errors import DivergedError, InputError
 from ltcam.models import Head, stages, vgg16
 from ltcam.parallel import loader, processes
 from ltcam.paths import atomic
+from ltcam.tricks import whole
 from ltcam.weights import load, sha256
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        whole("epochs", self.epochs)
+        whole("batch_size", self.batch_size)
         if not 0 <= self.frozen <= 5:
             raise InputError(f"frozen={self.frozen}: VGG16 has 5 stages, expected 0 to 5")
         if self.size is not None:
