@@ -23,6 +23,7 @@ from ltcam.methods import _weighted
 from ltcam.models import borrowed, stages, unwrap
 from ltcam.targets import Targets
 from ltcam.tracing import Trace, trace
+from ltcam.tricks import whole
 
 Layer = str | nn.Module | None
 
@@ -109,7 +110,7 @@ def scorecam(model: nn.Module, images: Tensor, targets: Targets = None, layer: L
 
     As in the paper, with the logit for y^c as in pytorch-grad-cam and torchcam; the authors' code has w_k = c's probability.
     The baseline, zeros (the mean colour, normalised), drops out of the softmax and is not run. Bilinear, align_corners=False;
-    a constant A_k has M_k = 0. Maps are at most max A. Raises InputError for a batch_size below 1.
+    a constant A_k has M_k = 0. Maps are at most max A. Raises InputError for a batch_size that is no whole number above 0.
     """
 
     def masked(inputs: Tensor, maps: Tensor, k: Tensor) -> Any:
@@ -125,7 +126,7 @@ def ablationcam(model: nn.Module, images: Tensor, targets: Targets = None, layer
     """Ablation-CAM (Desai and Ramaswamy 2020): w_k = (y^c - y^c_k) / |y^c|, y^c_k the logit with channel k set to zero.
 
     The paper divides by y^c: the same where that is positive, but a negative one would turn the map inside out. Where y^c is 0,
-    the drop itself is the weight. Raises InputError for a batch_size below 1.
+    the drop itself is the weight. Raises InputError for a batch_size that is no whole number above 0.
     """
 
     def ablated(inputs: Tensor, maps: Tensor, k: Tensor) -> Any:
@@ -153,8 +154,7 @@ def _trace(model: nn.Module, images: Tensor, targets: Targets, layer: Layer) -> 
 
 def _per_channel(model: nn.Module, images: Tensor, traced: Trace, size: int, run: Callable[..., Any]) -> Tensor:
     """(P, K): each pair's logit for each channel; run(the image B times (B, 3, H, W), A_k (B, h, w), k (B,)) gives (B, C)."""
-    if size < 1:
-        raise InputError(f"batch_size={size}: expected at least 1")
+    whole("batch_size", size)
     activation, pairs = traced.activation(traced.layers[0]), traced.pairs
     scores = torch.empty_like(activation[:, :, 0, 0])
     chunks = torch.split(torch.arange(scores.shape[1], device=images.device), size)

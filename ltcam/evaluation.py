@@ -35,7 +35,7 @@ from ltcam.paths import writing
 from ltcam.segmentation import CHUNK, above, otsu_masks
 from ltcam.tracing import trace
 from ltcam.training import Trained
-from ltcam.tricks import Compare, Fuse, Normalize, Scope, one_of
+from ltcam.tricks import Compare, Fuse, Normalize, Scope, one_of, whole
 from ltcam.weights import sha256
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class Protocol:
     size      (height, width) of the input; None: what the model was trained at
     bfloat16  autocast of the forward and the backward, channels last; the maps are summed in float32 all the same
 
-    Raises InputError for a label or an output that is unknown.
+    Raises InputError for a label or an output that is unknown, and a batch size that is no whole number above 0.
     """
 
     batch_size: int = 8
@@ -101,6 +101,7 @@ class Protocol:
     bfloat16: bool = False
 
     def __post_init__(self) -> None:
+        whole("batch_size", self.batch_size)
         one_of("labels", self.labels, Labels)
         one_of("outputs", self.outputs, Outputs)
 

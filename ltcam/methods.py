@@ -5,6 +5,7 @@ the layer's own size and in its own scale. Truncation (`ltcam.tricks.truncate`) 
 
 All but CAM and FullGrad are plain sums of a term a position and channel that is zero where G is: over positions, which weighs
 the channels (WEIGHTS), or over channels, which is the map itself (MAPS). So a sum over any part of G is a part of the sum.
+All raise InputError for tensors of other shapes, and for empty ones.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ltcam.errors import InputError
+from ltcam.targets import describe
 
 Method = Callable[[Tensor, Tensor], Tensor]
 Term = Callable[[Tensor, Tensor], Tensor]  # (A, G) -> (P, K, h, w)
@@ -23,6 +25,7 @@ def cam(activation: Tensor, gradient: Tensor) -> Tensor:
 
     There w_k = sum_ij G_k, since G_k = w_k / (h w) everywhere. Raises InputError where G_k varies in space: another head.
     """
+    _check(activation, gradient)
     if not constant_in_space(gradient):
         raise InputError(
             "CAM needs global average pooling and a linear layer right after the layer: use gradcam, or head='gap'"
@@ -32,6 +35,7 @@ def cam(activation: Tensor, gradient: Tensor) -> Tensor:
 
 def gradcam(activation: Tensor, gradient: Tensor) -> Tensor:
     """Grad-CAM, Eqs. 2 and 3 (Selvaraju et al. 2017): ReLU(sum_k mean_ij(G_k) A_k)."""
+    _check(activation, gradient)
     return _weighted(_mean(activation, gradient).sum(dim=(2, 3)), activation)
 
 
@@ -43,21 +47,25 @@ def gradcam_plus_plus(activation: Tensor, gradient: Tensor) -> Tensor:
     1e-6): S is outside, the cube at (i, j), not sum_ab A_ab G_ab^3. The exponential score of the derivation, which would
     scale a whole map, is left out.
     """
+    _check(activation, gradient)
     return _weighted(_alpha(activation, gradient).sum(dim=(2, 3)), activation)
 
 
 def xgradcam(activation: Tensor, gradient: Tensor) -> Tensor:
     """XGrad-CAM (Fu et al. 2020): ReLU(sum_k w_k A_k), w_k = sum_ij(G_k A_k) / sum_ij A_k; 0 where a channel sums to 0."""
+    _check(activation, gradient)
     return _weighted(_share(activation, gradient).sum(dim=(2, 3)), activation)
 
 
 def hirescam(activation: Tensor, gradient: Tensor) -> Tensor:
     """HiResCAM (Draelos and Carin 2020): ReLU(sum_k G_k * A_k)."""
+    _check(activation, gradient)
     return _product(activation, gradient).sum(dim=1).relu()
 
 
 def layercam(activation: Tensor, gradient: Tensor) -> Tensor:
     """Layer-CAM, Eqs. 4 and 5 (Jiang et al. 2021): ReLU(sum_k ReLU(G_k) * A_k); Eq. 5 leaves the sum unsaid."""
+    _check(activation, gradient)
     return _positive(activation, gradient).sum(dim=1).relu()
 
 
@@ -68,10 +76,20 @@ def fullgrad(bias: Tensor, gradient: Tensor, per_channel: bool = False) -> Tenso
     the reference implementation, or over each channel, which is Eq. 7 read literally (and pytorch-grad-cam's way). What is
     constant gives zeros.
     """
+    _check(bias, gradient, alike=False)
     product = (gradient * bias).abs()
     over = (2, 3) if per_channel else (1, 2, 3)
     low, high = product.amin(dim=over, keepdim=True), product.amax(dim=over, keepdim=True)
     return ((product - low) / torch.where(high > low, high - low, torch.inf)).sum(dim=1)
+
+
+def _check(activation: Tensor, gradient: Tensor, alike: bool = True) -> None:
+    for tensor in (activation, gradient):
+        if not isinstance(tensor, Tensor) or tensor.ndim != 4 or not tensor.is_floating_point() or not tensor.numel():
+            raise InputError(f"a method is given {describe(tensor)}: expected floats (P, K, h, w)")
+    one_a_channel = not alike and activation.shape == (1, gradient.shape[1], 1, 1)
+    if activation.shape != gradient.shape and not one_a_channel:
+        raise InputError(f"a method is given {describe(activation)} and {describe(gradient)}: expected those of one layer")
 
 
 def _mean(activation: Tensor, gradient: Tensor) -> Tensor:

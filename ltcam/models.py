@@ -16,7 +16,8 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from ltcam import weights as sources
 from ltcam.errors import InputError
-from ltcam.tricks import one_of
+from ltcam.targets import describe
+from ltcam.tricks import one_of, whole
 
 Head = Literal["fc", "gap"]
 Outputs = Literal["pool", "relu"]
@@ -39,12 +40,17 @@ def vgg16(
             4096), else 1024; a width that is not the source's starts at random
     width   divides every channel count: a toy of the same 31 modules, for tests; 1 with "imagenet"
 
-    `model.source` says where the weights came from. Raises InputError for an unknown head or an impossible combination.
+    `model.source` says where the weights came from. Raises InputError for an unknown head, a number that is none and an
+    impossible combination.
     """
     if head not in ("fc", "gap"):
         raise InputError(f"head={head!r} is unknown: expected 'fc' or 'gap'")
     if width != 1 and weights == "imagenet":
         raise InputError(f"width={width} has no ImageNet weights: pass weights=None, or width=1")
+    whole("num_classes", num_classes)
+    whole("width", width, most=64)  # channels of the first layers
+    if hidden is not None:
+        whole("hidden", hidden)
     state, source = _state(weights)
     offered = state["classifier.0.bias"].numel() if source.head and head == "fc" else None
     pretrained = offered is not None and hidden in (None, offered)
@@ -70,7 +76,8 @@ def stages(model: nn.Module, outputs: Outputs = "pool") -> dict[str, str]:
     block at each resolution; they run once on an empty image to find it, so keep the result where that matters. Names are those
     inside DataParallel and torch.compile.
 
-    Raises InputError for a model in which nothing is found (pass layers=[module names]), and for "relu" elsewhere.
+    Raises InputError for a model in which nothing is found (pass layers=[module names]), for "relu" elsewhere, and for what is
+    no model.
     """
     one_of("outputs", outputs, Outputs)
     model = unwrap(model)
@@ -86,7 +93,9 @@ def stages(model: nn.Module, outputs: Outputs = "pool") -> dict[str, str]:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside DataParallel, DistributedDataParallel and torch.compile."""
+    """The module inside DataParallel, DistributedDataParallel and torch.compile. Raises InputError for what is no module."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is {describe(model)}: expected a torch.nn.Module")
     while isinstance(model, nn.DataParallel | DistributedDataParallel) or hasattr(model, "_orig_mod"):
         model = model._orig_mod if hasattr(model, "_orig_mod") else model.module  # type: ignore[assignment]
     return model

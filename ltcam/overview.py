@@ -19,6 +19,7 @@ from ltcam.errors import InputError
 from ltcam.models import vgg16
 from ltcam.tracing import trace
 from ltcam.training import _Labelled
+from ltcam.tricks import whole
 
 
 def present() -> dict[str, Segmentation]:
@@ -93,6 +94,7 @@ def bench(name: str, part: str, workers: int = os.cpu_count() or 1, batch: int =
 
     Everything runs once before it is timed: files are in the system's cache. Raises DataError, and InputError for batch < 1.
     """
+    whole("batch", batch)
     data, device = datasets.load(name, part), "cuda" if torch.cuda.is_available() else "cpu"
     labelled, network = _Labelled(data, data.size), vgg16(len(data.classes), weights=None).to(device)
     alone, apart = (DataLoader(labelled, batch, num_workers=n, persistent_workers=n > 0) for n in (0, workers))

@@ -44,10 +44,10 @@ def export(trained: Trained, part: str, config: Config, out: Path, batch_size: i
     """Write the seeds of every image with a class in part `part` of the data the model was trained on; returns their number.
 
     `out/seeds.json` says what they are made of. A file has its name only when it is whole, so an interrupted call goes on with
-    the batches that lack one. Raises InputError for a configuration that does not exist and for a folder with seeds of other
-    settings, and DataError for data that are not there or not those of the training.
+    the batches that lack one. Raises InputError for a configuration or a batch size that does not exist and for a folder with
+    seeds of other settings, and DataError for data that are not there or not those of the training.
     """
-    data = trained.load(part)
+    data, protocol = trained.load(part), Protocol(batch_size)
     settings = {
         "data": data.title, "part": part, "fingerprint": data.fingerprint, "size": trained.size, "layers": config.selection,
         **asdict(config.options), "checkpoint": trained.sha256, "code": provenance.code(),
@@ -59,9 +59,8 @@ def export(trained: Trained, part: str, config: Config, out: Path, batch_size: i
     missing = [batch for batch in batches if not all((out / f"{data.entries[i].name}.npy").is_file() for i in batch)]
     if missing or "finished" not in known:
         _write(record, settings)
-        for samples in tqdm(
-            _loader(data, trained, Protocol(batch_size), missing), f"{data.title} {part}", disable=None, leave=False
-        ):
+        loaded = _loader(data, trained, protocol, missing)
+        for samples in tqdm(loaded, f"{data.title} {part}", disable=None, leave=False):
             for name, seeds in _seeds(trained, samples, config):
                 with atomic(out / f"{name}.npy") as temporary:
                     np.save(temporary, np.array(seeds, dtype=object), allow_pickle=True)

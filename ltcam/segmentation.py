@@ -7,13 +7,15 @@ from ltcam.errors import InputError
 from ltcam.targets import describe
 
 BINS = 256
+FLOAT32 = torch.finfo(torch.float32)
 CHUNK = {"cpu": 2**18, "cuda": 2**26}  # pixels at a time
 
 
 def otsu_masks(heatmaps: Tensor) -> Tensor:
     """The pixels of non-negative heatmaps (M, H, W) above Otsu's threshold (256 bins of each map's range): (M, H, W) bool.
 
-    None where a map is constant, up to the rounding that resizing a constant leaves. Raises InputError for other heatmaps.
+    None where a map is constant, up to the rounding that resizing a constant leaves. Raises InputError for other heatmaps, and
+    for float64 ones whose values float32 could not hold apart.
     """
     if heatmaps.ndim != 3 or not heatmaps.is_floating_point() or not heatmaps.numel():
         raise InputError(f"heatmaps are {describe(heatmaps)}: expected floats (M, H, W)")
@@ -29,9 +31,12 @@ def above(heatmaps: Tensor, fraction: float) -> Tensor:
 def _over_otsu(heatmaps: Tensor) -> Tensor:
     values = heatmaps.flatten(1).double()  # float32 cannot tell 256 bins apart in a nearly constant map
     low, high = values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)
-    if not ((low >= 0) & (high < torch.inf)).all():
-        raise InputError("heatmaps hold NaN, infinity or negative values: expected what ltcam.explain gives")
-    constant = high - low <= 8 * torch.finfo(torch.float32).eps * high
+    constant = high - low <= 8 * FLOAT32.eps * high
+    # Outside of float32's range the bins' width, or the variance of their parts, is no number in float64 either.
+    if not ((low >= 0) & (high <= FLOAT32.max) & (constant | (high - low >= 2.0**-149))).all():
+        raise InputError(
+            "heatmaps hold NaN, infinity, negative values or what float32 cannot hold: expected what ltcam.explain gives"
+        )
     edges = low + (high - low) / BINS * torch.arange(BINS + 1, device=values.device)
     edges[:, -1:] = high
     counts = _histogram(values, edges, constant)

@@ -81,7 +81,7 @@ class Trace:
         return [t for t in self.biases if t.gradient.ndim == 4 and (layers is None or t.stage in chosen)]
 
     def _known(self, name: str) -> str:
-        if name not in self._activations:
+        if not isinstance(name, str) or name not in self._activations:
             raise InputError(f"layer {name!r} was not traced: expected one of {self.layers}")
         return name
 
@@ -108,11 +108,13 @@ def trace(
 
     The model runs in eval mode and is left exactly as it was: modes, requires_grad, .grad, no hooks, also after an exception.
     Gradients are of the activations alone; those of the weights are never computed. DataParallel and torch.compile'd models run
-    as the module inside, without either. Raises InputError for images, targets or layers that do not fit, and for a model whose
-    logits do not depend on a layer through autograd.
+    as the module inside, without either. Raises InputError for images, targets, layers or a reshape that do not fit, and for a
+    model whose logits do not depend on a layer through autograd.
     """
     model = unwrap(model)
     _check(model, images)
+    if not (reshape is None or callable(reshape)):
+        raise InputError(f"reshape={reshape!r}: expected a function of a layer's output that gives (N, K, h, w), or None")
     modules, labels = _resolve(model, layers)
     images = images if create_graph and images.requires_grad else images.detach().requires_grad_(fullgrad)
     kept: dict[str, Tensor] = {}
@@ -256,8 +258,6 @@ def _per_pair(value: Tensor, pairs: Tensor) -> Tensor:
 
 
 def _check(model: nn.Module, images: Tensor) -> None:
-    if not isinstance(model, nn.Module):
-        raise InputError(f"the model is {describe(model)}: expected a torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("a TorchScript model takes no hooks on its layers: pass the eager model it was made from")
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not images.numel():

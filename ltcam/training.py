@@ -37,6 +37,7 @@ from ltcam.locks import alone
 from ltcam.models import Head, stages, vgg16
 from ltcam.parallel import loader, processes
 from ltcam.paths import atomic
+from ltcam.tricks import whole
 from ltcam.weights import load, sha256
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        whole("epochs", self.epochs)
+        whole("batch_size", self.batch_size)
         if not 0 <= self.frozen <= 5:
             raise InputError(f"frozen={self.frozen}: VGG16 has 5 stages, expected 0 to 5")
         if self.size is not None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import reduce
+from math import inf
 from numbers import Real
 from typing import Any, Literal, get_args
 
@@ -117,3 +118,9 @@ def one_of(name: str, value: str, choices: Any) -> None:
     """Raises InputError for a value that is not one of a Literal's."""
     if value not in get_args(choices):
         raise InputError(f"{name}={value!r} is unknown: expected {' or '.join(map(repr, get_args(choices)))}")
+
+
+def whole(name: str, value: int, most: float = inf) -> None:
+    """Raises InputError for a value that is not a whole number from 1 to `most`."""
+    if type(value) is not int or not 1 <= value <= most:
+        raise InputError(f"{name}={value!r}: expected a whole number, " + ("at least 1" if most == inf else f"1 to {most}"))

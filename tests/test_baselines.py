@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ltcam import baselines, trace
 from ltcam.baselines import BASELINES, ablationcam, liftcam, relevancecam, scorecam
+from ltcam.errors import InputError
 from ltcam.methods import _weighted
 
 
@@ -449,8 +450,9 @@ def test_a_forward_a_channel_serves_all_classes(net, pictures, baseline):
     one = baseline(net, pictures, [[0, 1], [], [2]], batch_size=4)
     assert sizes == [3, 4, 2, 4, 2]  # the trace, then 6 channels of each image that has a class
     assert torch.allclose(one, baseline(net, pictures, [[0, 1], [], [2]]), atol=1e-12)
-    with pytest.raises(ValueError, match="batch_size=0: expected at least 1"):
-        baseline(net, pictures, batch_size=0)
+    for wrong in (0, -1, 2.0, "4", None, True):
+        with pytest.raises(InputError, match=f"batch_size={wrong!r}: expected a whole number, at least 1"):
+            baseline(net, pictures, batch_size=wrong)
 
 
 # All of them

@@ -1,4 +1,4 @@
-"""Anything at all given to the public calls: a right result, or a ValueError that says what was wrong. Never another error."""
+"""Anything at all given to the public calls: a right result, or an InputError that says what was wrong. Never another error."""
 
 import math
 from collections import Counter
@@ -16,8 +16,9 @@ from torch import nn
 from ltcam import CAM, METHODS, explain, layerize, metrics, trace, truncate
 from ltcam.baselines import BASELINES
 from ltcam.datasets import preprocess
-from ltcam.evaluation import Config
-from ltcam.models import vgg16
+from ltcam.errors import InputError
+from ltcam.evaluation import Config, Protocol
+from ltcam.models import stages, vgg16
 from ltcam.segmentation import otsu_masks
 
 EXAMPLES: Counter[str] = Counter()
@@ -77,8 +78,8 @@ def examples(count):
 
 
 def refusal(call):
-    """What a call that must fail says; any error but a ValueError is the test's."""
-    with pytest.raises(ValueError) as caught:
+    """What a call that must fail says; any error but an InputError is the test's."""
+    with pytest.raises(InputError) as caught:
         call()
     assert str(caught.value).strip()
     return str(caught.value)
@@ -88,7 +89,7 @@ def attempt(call):
     """What a call gives, or None where it refuses what it was given, in words."""
     try:
         return call()
-    except ValueError as error:
+    except InputError as error:
         assert ": " in str(error), f"what was expected is not said: {error}"
         return None
 
@@ -414,6 +415,87 @@ def test_any_baseline(name, shape, kind, targets, layer):
     found = attempt(lambda: BASELINES[name](model(), values(kind, shape), targets, layer))
     if found is not None:
         assert found.ndim == 3 and well_formed(found, found.shape)
+
+
+NO_NUMBERS = [0, -1, 2.0, math.nan, "4", "", True, [4], (), 1j, b"4"]
+
+
+@pytest.mark.parametrize("wrong", NO_NUMBERS)
+@pytest.mark.parametrize("name", ["num_classes", "width", "hidden"])
+def test_a_network_of_no_size_is_refused(name, wrong):
+    numbers = {"num_classes": 3, "width": 32, name: wrong}
+    assert f"{name}={wrong!r}: expected a whole number" in refusal(lambda: vgg16(weights=None, **numbers))
+
+
+def test_a_network_without_channels_is_refused():
+    assert "width=65: expected a whole number, 1 to 64" in refusal(lambda: vgg16(3, weights=None, width=65))
+    assert vgg16(3, "gap", weights=None, width=64).features[0].out_channels == 1
+
+
+@pytest.mark.parametrize("wrong", [*NO_NUMBERS, None])
+def test_a_batch_size_that_is_none_is_refused(wrong):
+    assert f"batch_size={wrong!r}: expected a whole number" in refusal(lambda: Protocol(wrong))
+
+
+@pytest.mark.parametrize("wrong", [None, 5, "vgg16", [], nn.Module, torch.zeros(2)])
+def test_stages_of_what_is_no_model_are_refused(wrong):
+    assert "expected a torch.nn.Module" in refusal(lambda: stages(wrong))
+
+
+@pytest.mark.parametrize("wrong", [[], {}, None, 5, b"0", ["0"], nn.ReLU(), "S1"])
+def test_what_was_not_traced_has_no_activation(wrong):
+    for call in (traced().activation, traced().gradient):
+        assert f"layer {wrong!r} was not traced: expected one of ['0', '3']" in refusal(lambda call=call: call(wrong))
+
+
+@pytest.mark.parametrize("wrong", [0, False, "", "tokens", [], (2, 4, 4), torch.zeros(1)])
+def test_a_reshape_that_is_no_function_is_refused(wrong):
+    assert f"reshape={wrong!r}: expected a function" in refusal(
+        lambda: trace(model(), values("normal", (1, 3, 4, 4)), 0, ["0"], reshape=wrong)
+    )
+
+
+@examples(120)(
+    exponent=st.integers(-1074, 1015),
+    seed=st.integers(0, 999),
+)
+def test_otsu_of_any_float64(exponent, seed):
+    plain = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).mul_(8).round_()
+    heatmaps = plain * 2.0**exponent
+    masks = attempt(lambda: otsu_masks(heatmaps))
+    spans = heatmaps.amax(dim=(1, 2)) - heatmaps.amin(dim=(1, 2))
+    assert (masks is not None) == bool((spans >= 2.0**-149).all() and heatmaps.max() < 2.0**128)
+    assert masks is None or torch.equal(masks, otsu_masks(plain))
+
+
+@examples(300)(
+    method=st.sampled_from(sorted(METHODS)),
+    shapes=st.lists(st.lists(st.integers(0, 3), max_size=5), min_size=2, max_size=2)
+    | st.tuples(*[st.integers(1, 3)] * 4).map(lambda shape: [shape, shape])
+    | st.tuples(*[st.integers(1, 3)] * 4).map(lambda shape: [(1, shape[1], 1, 1), shape]),
+    dtype=st.sampled_from([torch.float32, torch.float32, *NO_FLOATS]),
+    constant=st.booleans(),
+)
+def test_methods_of_anything(method, shapes, dtype, constant):
+    activation, gradient = (values("constant" if constant else "normal", tuple(s), 3).to(dtype) for s in shapes)
+    found = attempt(lambda: METHODS[method](activation, gradient))
+    if found is not None:
+        assert well_formed(found, (gradient.shape[0], *gradient.shape[2:]))
+    a_bias = method == "fullgrad" and activation.shape == (1, *gradient.shape[1:2], 1, 1)
+    fits = (
+        (activation.shape == gradient.shape or a_bias)
+        and gradient.ndim == 4
+        and gradient.numel() > 0
+        and dtype == torch.float32
+    )
+    assert (found is not None) == fits or method == "cam"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("wrong", [None, 5, np.ones((1, 2, 3, 3), np.float32), []])
+def test_methods_of_no_tensors_are_refused(method, wrong):
+    for pair in ((wrong, torch.ones(1, 2, 3, 3)), (torch.ones(1, 2, 3, 3), wrong)):
+        assert "expected floats (P, K, h, w)" in refusal(lambda pair=pair: METHODS[method](*pair))
 
 
 def test_these_are_thousands_of_examples():

@@ -9,6 +9,7 @@ import torch
 from ltcam import datasets, overview, plotting
 from ltcam.datasets import DataError, Segmentation
 from ltcam.datasets.base import Entry
+from ltcam.errors import InputError
 from ltcam.models import vgg16
 from tests import lookalikes
 
@@ -154,7 +155,7 @@ def test_bench_compares_loading_with_the_model(tmp_path, monkeypatch):
     assert table["step"].tolist() == ["loading, this process", "loading, 2 processes", f"VGG16, {device}"]
     assert (table["images/s"] > 0).all() and table["ratio"].iloc[-1] == 1
     pd.testing.assert_series_equal(table["ratio"], table["images/s"] / table["images/s"].iloc[2], check_names=False)
-    with pytest.raises(ValueError, match="batch_size"):
+    with pytest.raises(InputError, match="batch=0: expected a whole number, at least 1"):
         overview.bench("ksdd2", "test", batch=0)
     with pytest.raises(DataError, match="unknown"):
         overview.bench("nothing", "test")

@@ -10,6 +10,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from ltcam import datasets, paths, training
+from ltcam.errors import InputError
 from ltcam.training import Recipe, load_checkpoint, train
 from tests import lookalikes
 
@@ -188,7 +189,10 @@ def test_bfloat16_is_computed_in_but_kept_is_float32(voc, tmp_path, monkeypatch)
 
 
 def test_wrong_recipes():
-    with pytest.raises(ValueError, match="frozen=7: VGG16 has 5 stages"):
+    with pytest.raises(InputError, match="frozen=7: VGG16 has 5 stages"):
         Recipe(frozen=7)
+    for name in ("epochs", "batch_size"):
+        with pytest.raises(InputError, match=f"{name}=0: expected a whole number, at least 1"):
+            Recipe(**{name: 0})
     with pytest.raises(TypeError, match="momentum"):
         Recipe(momentum=0.9)
