@@ -126,6 +126,7 @@ def evaluate(
     path = out / "counts.csv.gz"
     known = _known(path, identity)
     missing = [c for c in dict.fromkeys(configs) if c not in set(configurations(known))]
+    log.debug("%s %s: %d of %d configurations are not counted yet", data.title, part, len(missing), len(configs))
     if missing:
         digest = hashlib.sha256(json.dumps([identity, missing]).encode()).hexdigest()[:12]
         workers = processes()
