@@ -7,14 +7,40 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from ltcam.errors import InputError
+from ltcam.errors import InputError, LtcamError
 
-app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+class _Interruptible(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            typer.echo("ltcam: interrupted; the same command goes on where it stopped", err=True)
+            raise typer.Exit(130) from error
+
+
+app = typer.Typer(help=__doc__, cls=_Interruptible, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 data_app = typer.Typer(
     help="The data sets: what is there, fetched, verified.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 app.add_typer(data_app, name="data")
+
+
+@app.callback()
+def logs(
+    quiet: Annotated[bool, typer.Option("--quiet", help="say nothing but warnings, errors and results")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="say all, with the time and the module")] = False,
+) -> None:
+    """How much is said on stderr; of the processes of `accelerate launch` or torchrun the first alone says more than warns."""
+    if quiet and verbose:
+        raise typer.BadParameter("expected --quiet or --verbose, not both")
+    first = os.environ.get("RANK", "0") == "0"
+    line = "%(asctime)s %(levelname)s %(name)s: %(message)s" if verbose else "%(message)s"
+    logging.basicConfig(level=logging.INFO if first and not quiet else logging.WARNING, format=line)
+    if verbose and first:
+        logging.getLogger("ltcam").setLevel(logging.DEBUG)  # not all: matplotlib alone says hundreds of lines
 
 
 @app.command()
@@ -224,11 +250,9 @@ def data_bench(
 
 
 def main() -> None:
-    first = os.environ.get("RANK", "0") == "0"  # of the processes of `accelerate launch` or torchrun
-    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
     try:
         app()
-    except (ValueError, ImportError, FileNotFoundError, RuntimeError, FloatingPointError) as error:
+    except LtcamError as error:  # a bug, or torch's own error, keeps its traceback
         sys.exit(f"ltcam: {error}")
 
 

@@ -49,6 +49,7 @@ TRICKS = {  # with, and without
     "truncation of FullGrad": ("LTFullGrad", "FullGrad"),
 }
 GAINS = {name: (ROWS[made], ROWS[before]) for name, (made, before) in TRICKS.items()}
+PROTOCOLS = ("labels", "outputs", "size")
 LARGER = {"demo": (320, 320), "voc2012": (320, 320), "magnetic_tile": (320, 288), "ksdd2": (960, 344)}  # defects: their aspect
 
 
@@ -69,24 +70,31 @@ def cross(deltas: Sequence[float] = DELTAS) -> list[Config]:
 
 
 def measure(
-    trained: Trained, part: str, out: Path, deltas: Sequence[float] = DELTAS, batch_size: int = 8, others: Sequence[Path] = ()
+    trained: Trained,
+    part: str,
+    out: Path,
+    deltas: Sequence[float] = DELTAS,
+    batch_size: int = 8,
+    protocols: Sequence[str] = PROTOCOLS,
+    others: Sequence[Path] = (),
 ) -> dict[Run, pd.DataFrame]:
     """The counts of every run on part `part`, as `ltcam.evaluation.evaluate` gives and keeps them.
 
-    Those of the defaults are kept in `out`, of other protocols in `out/ablations`. others: folders of other trainings of the
-    model; the rows are measured there where there is a checkpoint, else counts that are there do. Raises DataError for data
-    that are not there.
+    Those of the defaults are kept in `out`, of other protocols in `out/ablations`.
+
+    protocols  what of `PROTOCOLS` to change: each is a pass over the images of its own
+    others     folders of other trainings of the model; the rows are measured where there is a checkpoint, else counts do
+
+    Raises DataError for data that are not there.
     """
     rows, protocol = list(ROWS.values()), Protocol(batch_size)
     size = LARGER[trained.recipe.data]
-    runs = {
-        ("labels", "predicted"): replace(protocol, labels="predicted"),
-        ("outputs", "relu"): replace(protocol, outputs="relu"),
-        ("size", "{1} x {0}".format(*size)): replace(protocol, size=size),
-    }
+    levels = {"labels": "predicted", "outputs": "relu", "size": size}
     configs = dict.fromkeys([*rows, *(c for row in rows for _, c in variants(row)), *cross(deltas)])
     found = {DEFAULTS: evaluate(trained, part, list(configs), out, protocol)}
-    for (factor, level), other in runs.items():
+    for factor in protocols:
+        level = "{1} x {0}".format(*size) if factor == "size" else str(levels[factor])
+        other = replace(protocol, **{factor: levels[factor]})  # type: ignore[arg-type]
         found[factor, level] = evaluate(trained, part, rows, out / "ablations" / factor, other)
     for folder in others:
         if (folder / "checkpoint.pt").is_file():

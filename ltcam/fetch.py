@@ -117,6 +117,7 @@ def _download(archive: Path, name: str) -> Path:
             file.unlink(missing_ok=True)
         have = file.stat().st_size if file.is_file() else 0
         _room(archive.parent, 2 * source.size - have)
+        log.debug("%s: from %s, %d bytes are there", source.title, url, have)
         try:
             if not (source.sha256 and have == source.size):
                 _stream(url, file, have, source)

@@ -58,6 +58,7 @@ def imagenet_vgg16() -> tuple[dict[str, Tensor], Source]:
             state, source = fetch(cache)
         except (OSError, HTTPException, RuntimeError, subprocess.CalledProcessError) as error:
             reasons.append(f"{error} {(getattr(error, 'stderr', None) or b'').decode(errors='replace')[-300:]}".strip())
+            log.debug("VGG16 weights: not from %s: %s", fetch.__name__, reasons[-1])
             continue
         log.info("VGG16 weights: %s (sha256 %s...)", source.name, source.sha256[:12])
         return state, source

@@ -1,4 +1,6 @@
+import logging
 import os
+import re
 import subprocess
 import sys
 
@@ -6,7 +8,8 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from ltcam.__main__ import app
+from ltcam.__main__ import app, main
+from ltcam.errors import UnavailableError
 from tests import lookalikes
 from tests.test_training import TINY
 
@@ -62,3 +65,87 @@ def test_an_error_is_one_line(tmp_path):
     assert done.returncode == 1 and done.stderr.startswith("ltcam: no weights at ") and done.stderr.count("\n") == 1
     done = run("train", "--data", "voc2012", LTCAM_DATA=str(tmp_path))
     assert done.returncode == 1 and "set LTCAM_DATA" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def listing(monkeypatch):
+    """`ltcam data list` through `main`, failing with an error of the caller's."""
+
+    def failing(error):
+        def fail():
+            raise error
+
+        monkeypatch.setattr("ltcam.fetch.listing", fail)
+        monkeypatch.setattr(sys, "argv", ["ltcam", "data", "list"])
+        main()
+
+    return failing
+
+
+def test_only_errors_of_the_family_are_one_line(listing):
+    with pytest.raises(SystemExit, match=r"^ltcam: no mirror is left: wait$"):
+        listing(UnavailableError("no mirror is left: wait"))
+    for bug in (
+        RuntimeError("CUDA error: device-side assert"),
+        ValueError("not ours"),
+        FileNotFoundError("x"),
+        ImportError("y"),
+    ):
+        with pytest.raises(type(bug), match=str(bug)):  # its traceback is seen
+            listing(bug)
+
+
+def test_an_interrupt_says_that_the_command_goes_on(listing, capsys):
+    with pytest.raises(SystemExit) as end:
+        listing(KeyboardInterrupt())
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "ltcam: interrupted; the same command goes on where it stopped\n"
+
+
+@pytest.fixture
+def saying(monkeypatch):
+    """What a command says on stderr, with the log as in a process of its own."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    loggers = logging.root, logging.getLogger("ltcam")
+    levels = [log.level for log in loggers]
+
+    def listing():
+        for level in (logging.DEBUG, logging.INFO, logging.WARNING):
+            logging.getLogger("ltcam.fetch").log(level, "said")
+            logging.getLogger("matplotlib").log(level, "another's")
+        return pd.DataFrame({"name": ["demo"]})
+
+    monkeypatch.setattr("ltcam.fetch.listing", listing)
+
+    def run(*options):
+        done = CliRunner().invoke(app, [*options, "data", "list"])
+        assert done.exit_code == 0 and "demo" in done.stdout
+        return done.stderr.splitlines()
+
+    yield run
+    for log, level in zip(loggers, levels, strict=True):
+        log.setLevel(level)
+
+
+def test_a_command_says_what_it_does(saying):
+    assert saying() == ["said", "another's", "said", "another's"]
+
+
+def test_a_quiet_command_only_warns(saying):
+    assert saying("--quiet") == ["said", "another's"]
+
+
+def test_a_verbose_command_tells_the_time_and_the_module(saying):
+    mine, others = ([line for line in saying("--verbose") if name in line] for name in ("ltcam.fetch: said", "matplotlib"))
+    assert [line.split()[2] for line in mine] == ["DEBUG", "INFO", "WARNING"] and len(others) == 2
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ", line) for line in mine)
+
+
+def test_a_process_that_is_not_the_first_only_warns(saying, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert saying("--verbose")[0].endswith("WARNING ltcam.fetch: said")
+
+
+def test_quiet_and_verbose_exclude_each_other():
+    done = CliRunner().invoke(app, ["--quiet", "--verbose", "data", "list"])
+    assert done.exit_code == 2 and "not both" in done.stderr
