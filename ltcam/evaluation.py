@@ -126,27 +126,7 @@ def evaluate(
         "checkpoint": trained.sha256, "code": provenance.code(),
     }  # fmt: skip
     path = out / "counts.csv.gz"
-<<<<<<< HEAD
     with alone(out, "write"):
-=======
-    known = _known(path, identity)
-    missing = [c for c in dict.fromkeys(configs) if c not in set(configurations(known))]
-    log.debug("%s %s: %d of %d configurations are not counted yet", data.title, part, len(missing), len(configs))
-    if missing:
-        digest = hashlib.sha256(json.dumps([identity, missing]).encode()).hexdigest()[:12]
-        workers = processes()
-        _measure(trained, data, missing, protocol, out / f"counts.{digest}", workers)
-        if workers.is_main_process:
-            rows = [row for batch in _journals(out / f"counts.{digest}").values() for row in batch]
-            columns = ["name", "class", *metrics.CONFIG, "tp", "fp", "fn"]
-            measured = pd.DataFrame(rows, columns=columns).astype(FLOATS)
-            known = pd.concat([known, measured], ignore_index=True) if len(known) else measured
-            known = known.sort_values(["name", "class", *metrics.CONFIG], ignore_index=True, na_position="first")
-            provenance.save(known, path, started, **{**trained.about(data), **identity, "processes": workers.num_processes})
-            for journal in out.glob(f"counts.{digest}.*.partial.jsonl"):
-                journal.unlink()
-        workers.wait_for_everyone()
->>>>>>> 91b84d8bdcebafba57438e3ebf45d5ea31a9f13d
         known = _known(path, identity)
         missing = [c for c in dict.fromkeys(configs) if c not in set(configurations(known))]
         if missing:
