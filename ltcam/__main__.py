@@ -33,7 +33,7 @@ def logs(
     quiet: Annotated[bool, typer.Option("--quiet", help="say nothing but warnings, errors and results")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="say all, with the time and the module")] = False,
 ) -> None:
-    """How much is said on stderr; of the processes of `accelerate launch` or torchrun the first alone says more than warns."""
+    """How much is said on stderr; of the processes of `accelerate launch` or torchrun all but the first only warn."""
     if quiet and verbose:
         raise typer.BadParameter("expected --quiet or --verbose, not both")
     first = os.environ.get("RANK", "0") == "0"

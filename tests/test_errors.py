@@ -1,12 +1,16 @@
 """What the package raises is of one family, and of the builtin that callers caught before there was one."""
 
 import ast
+import importlib
 import pickle
+import sys
 
 import pytest
+import torch
+from torch import nn
 
 import ltcam
-from ltcam import errors
+from ltcam import checks, datasets, errors
 from ltcam.datasets import DataError
 from ltcam.paths import ROOT
 
@@ -49,3 +53,47 @@ def test_a_member_is_the_builtin_too(member, builtin):
 def test_the_family_is_complete():
     members = {v for v in vars(errors).values() if isinstance(v, type) and v is not ltcam.LtcamError}
     assert members | {DataError} == set(FAMILY)
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "message"),
+    [
+        ("KolektorSDD2/test/readme.txt", "ksdd2", "no images in .*test: expected NNNNN.png"),
+        ("magnetic_tile/readme.txt", "magnetic_tile", r"no images in .*: expected MT_\*/Imgs/\*.jpg"),
+        ("magnetic_tile/MT_Free/Imgs/photo.jpg", "magnetic_tile", "photo.jpg is not named expK_num_N.jpg"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused(file, name, message, tmp_path, monkeypatch):
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).touch()
+    monkeypatch.setenv("LTCAM_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=message):
+        datasets.load(name, "test")
+
+
+def test_checksums_that_are_not_there_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "CHECKSUMS", tmp_path)
+    with pytest.raises(DataError, match="magnetic_tile.sha256 is missing: it is part of the repository"):
+        checks.checksums("magnetic_tile")
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "latex2mathml.converter", None)
+    monkeypatch.delitem(sys.modules, "ltcam.pages", raising=False)
+    with pytest.raises(errors.PackageError, match=r"ltcam report needs latex2mathml: pip install ltcam\[report\]"):
+        importlib.import_module("ltcam.pages")
+
+
+class Large(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 1)
+
+    def forward(self, images):
+        raise torch.OutOfMemoryError("out of memory")
+
+
+def test_too_little_memory_is_no_fault_of_the_images():
+    """`evaluate` then goes on with fewer at a time."""
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        ltcam.trace(Large(), torch.zeros(1, 3, 4, 4), 0, ["conv"])
