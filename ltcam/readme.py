@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
 
-from ltcam import paper
+from ltcam import findings, paper
 from ltcam.claims import NOT_MEASURED
 from ltcam.errors import InputError
 from ltcam.paths import ROOT, atomic
@@ -79,6 +79,23 @@ def claims() -> str:
     return _table(["Sec.", "claim", *columns], pd.DataFrame(columns).reset_index().to_numpy())
 
 
+def found() -> str:
+    """What the ablations found, of `ltcam.findings.SUMMARY`: a row each, a number with its table a data set."""
+    columns = {}
+    for data, title in TITLES.items():
+        path = next(iter(sorted((ROOT / "results" / "real" / data).rglob("findings.csv"))), None)
+        if path is not None:
+            folder = f"results/real/{data}"
+            columns[title] = {
+                finding.finding: f"[{finding.number}]({folder}/{finding.table})"
+                for finding in findings.listed(pd.read_csv(path))
+            }
+    if not columns:
+        return "Not measured yet."
+    rows = [[sentence, *(column.get(sentence, NOT_MEASURED) for column in columns.values())] for sentence in findings.SUMMARY]
+    return _table(["", *columns], rows)
+
+
 def settings() -> str:
     """The training recipe of every profile, a column a file of `notebooks/profiles`."""
     runs = [run for name in ("demo", "real", "paper") for run in profile(name)]
@@ -87,7 +104,13 @@ def settings() -> str:
     return _table(["", *(f"`{run['profile']}.{run['data']}`" for run in runs)], rows)
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"tables": tables, "claims": claims, "map": outputs, "settings": settings}
+SECTIONS: dict[str, Callable[[], str]] = {
+    "tables": tables,
+    "claims": claims,
+    "findings": found,
+    "map": outputs,
+    "settings": settings,
+}
 
 
 def files(item: str) -> list[str]:

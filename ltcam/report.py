@@ -32,9 +32,20 @@ FIGURES = {
     "fig3": "Fig. 3: seven methods, counterpart of the paper's on KSDD2",
     "fig4": "Fig. 4: scores over δ on the held-out part",
     "fig5": "Fig. 5: scores over δ on the part trained on",
+    "ablations": "What each choice is worth, one at a time",
+    "cross": "Percentile scope, scale of the stages' maps, and δ",
+    "gain_by_area": "Points gained, over the size of the object",
+    "signs": "Where positive and negative gradients lie",
+    "stages": "What each stage adds, and what δ leaves of it",
     "plug_in": "Networks of other libraries, plugged in",
 }
-MORE = {"comparison": "Every number of the paper beside ours", "sweep": "Every score over δ"}
+MORE = {
+    "findings": "What the ablations found",
+    "comparison": "Every number of the paper beside ours",
+    "sweep": "Every score over δ",
+    "ablations": "What each choice is worth, one at a time",
+    "breakdown": "Scores by class or defect type, by the object's size, by the number of classes",
+}
 HEADERS = {
     "section": "Sec.",
     "paper": "on the paper's own numbers",
@@ -117,7 +128,7 @@ def _section(profile: str, name: str, site: Path, notebooks: list[dict[str, Any]
     title = next((str(r["data"]) for r in records.values() if isinstance(r.get("data"), str)), name)
     return {
         "name": name, "title": title, "tables": tables, "claims": _plain(folder / "claims.csv"),
-        "more": {label: table for stem, label in MORE.items() if (table := _plain(folder / f"{stem}.csv"))},
+        "more": {label: _plain(path) for stem, label in MORE.items() for path in sorted(folder.rglob(f"{stem}.csv"))[:1]},
         "figures": [_figure(path, name) for path in _ordered(paths.figures(profile, name))],
         "notebooks": [n for n in notebooks if n["data"] == name],
         "provenance": [_provenance(path, record) for path, record in records.items()],

@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import re
@@ -27,12 +28,30 @@ def run(*arguments, **environment):
 def test_train_and_evaluate(tmp_path, monkeypatch):
     monkeypatch.setenv("LTCAM_DATA", str(lookalikes.voc(tmp_path / "data")))
     monkeypatch.setattr(
-        "ltcam.reproduce.profile", lambda name: [{"profile": name, "data": "voc2012", "recipe": {"test": "val", **TINY}}]
+        "ltcam.reproduce.profile",
+        lambda name: [{"profile": name, "data": "voc2012", "recipe": {"test": "val", **TINY, "bfloat16": True}}],
     )
     done = CliRunner().invoke(app, ["train", "--data", "voc2012", "--epochs", "1", "--out", str(tmp_path / "run")])
     assert done.exit_code == 0 and done.output.strip().endswith("checkpoint.pt")
     with pytest.raises(ValueError, match=r"no recipe for data set 'coco': expected one of \['voc2012'\]"):
         CliRunner().invoke(app, ["train", "--data", "coco"], catch_exceptions=False)
+    other = [
+        "train",
+        "--data",
+        "voc2012",
+        "--head",
+        "gap",
+        "--float32",
+        "--seed",
+        "3",
+        "--epochs",
+        "1",
+        "--out",
+        str(tmp_path / "gap"),
+    ]
+    assert CliRunner().invoke(app, other).exit_code == 0
+    recipe = json.loads((tmp_path / "gap" / "train.json").read_text())["recipe"]
+    assert (recipe["head"], recipe["bfloat16"], recipe["seed"], recipe["epochs"]) == ("gap", False, 3, 1)
     command = ["evaluate", "--checkpoint", str(tmp_path / "run" / "checkpoint.pt")]
     done = CliRunner().invoke(app, [*command, "--table", "1", "--table", "4", "--config", "layercam:S3-S5:40"])
     assert done.exit_code == 0 and "table1" in done.output and "LTGrad-CAM(l=5, δ=20)" in done.output

@@ -10,7 +10,7 @@ from torchvision.models import resnet18
 from typer.testing import CliRunner
 
 import ltcam
-from ltcam import claims, models, paper, paths, readme, training
+from ltcam import claims, findings, models, paper, paths, readme, training
 from ltcam.__main__ import app
 from ltcam.cam import Options
 
@@ -132,6 +132,42 @@ def test_claims_are_read_as_they_are_judged(page):
         assert row.claim in line and row.verdict in line
 
 
+def test_findings_are_the_summarys(page):
+    assert readme.found() == "Not measured yet."
+    rows = [
+        (findings.SUMMARY[1], 1.5, 1, 2, "points", "better", "trainings/again/ablations.csv"),
+        ("else", 9, 9, 9, "times", "", "x"),
+    ]
+    results(page, "voc2012/trainings/again", "findings", pd.DataFrame(rows, columns=findings.Finding._fields))
+    results(page, "magnetic_tile", "findings", pd.DataFrame(rows[1:], columns=findings.Finding._fields))
+    lines = readme.found().splitlines()
+    number = "[+1.50 points (+1.00 to +2.00)](results/real/voc2012/trainings/again/ablations.csv)"
+    assert lines[0] == "|  | VOC 2012 subset | Magnetic tile |" and len(lines) == 2 + len(findings.SUMMARY) <= 12
+    assert lines[3] == f"| {findings.SUMMARY[1]} | {number} | not measured |" and "else" not in readme.found()
+
+
+@pytest.mark.parametrize("path", sorted((paths.ROOT / "results" / "real").rglob("findings.csv")), ids=lambda p: p.parent.name)
+def test_findings_are_of_the_tables_that_they_name(path):
+    """Collected anew from the committed tables they are what is committed."""
+    folder = next(parent for parent in path.parents if parent.parent.name == "real")
+    again = findings.collect(findings.read(folder, path.parent.relative_to(folder).as_posix()))
+    committed = pd.read_csv(path)
+    pd.testing.assert_frame_equal(committed[[*again]].fillna({"verdict": ""}), again, rtol=1e-4, check_dtype=False)
+
+
+def test_every_number_of_the_findings_is_in_a_table_that_they_link():
+    """Of each point below the tables: what it says with decimals, as rounded there."""
+    points = re.split(r"\n- ", section("What we measured").split("What we find")[1].split("\n\n![")[0])[1:]
+    assert len(points) >= 5
+    for point in points:
+        links = re.findall(r"\]\((results/[^)]+|data/[^)]+)\)", point)
+        texts = [pd.read_csv(paths.ROOT / link, dtype=str).to_csv() for link in links]
+        known = [abs(float(n)) for text in texts for n in re.findall(r"-?\d+\.?\d*", text)]
+        for number in re.findall(r"\d+\.\d+", re.sub(r"\]\([^)]*\)", "", point)):
+            places = len(number.split(".")[1])
+            assert any(f"{value:.{places}f}" == number for value in known), f"{number} is in none of {links}: {point}"
+
+
 def test_settings_are_the_profiles():
     lines = readme.settings().splitlines()
     assert lines[0] == "|  | `demo.demo` | `real.magnetic_tile` | `real.voc2012` | `paper.ksdd2` | `paper.voc2012` |"
@@ -170,7 +206,7 @@ def test_the_command_names_what_is_stale(page):
         ("<!-- end map -->", "", "map"),
         ("<!-- end map -->", "<!-- end map -->\n<!-- begin map -->\n<!-- end map -->", "map"),
         ("<!-- begin map -->\n<!-- end map -->", "<!-- end map -->\n<!-- begin map -->", "map"),
-        ("<!-- end claims -->\nafter claims\n<!-- begin map -->", "<!-- begin map -->\n<!-- end claims -->", "map"),
+        ("<!-- end findings -->\nafter findings\n<!-- begin map -->", "<!-- begin map -->\n<!-- end findings -->", "map"),
         ("by hand", "<!-- begin speed -->\n<!-- end speed -->", "speed"),
     ],
 )

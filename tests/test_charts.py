@@ -1,0 +1,69 @@
+"""What is drawn is what the tables say."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from ltcam import ablations, charts
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def test_a_change_is_a_dot_in_its_rows_panel():
+    columns = ["factor", "level", "row", "change", "change_low", "change_high", "verdict"]
+    table = pd.DataFrame([
+        ["defaults", "", "A", np.nan, np.nan, np.nan, np.nan], ["trick", "both", "A", 9.0, 8.0, 10.0, "better"],
+        ["per", "channel", "A", 1.0, 0.5, 2.0, "better"], ["per", "channel", "B", -2.0, -3.0, -1.0, "worse"],
+        ["fuse", "max", "B", 0.1, -1.0, 1.0, "tie"],
+    ], columns=columns)  # fmt: skip
+    figure = charts.changes(table, ["A", "B"], "title")
+    first, second = figure.axes
+    assert [label.get_text() for label in first.get_yticklabels()] == ["per = channel", "fuse = max"]
+    dots = [[(line.get_xdata()[0], line.get_ydata()[0], line.get_color()) for line in panel.lines if line.get_marker() == "o"]
+            for panel in (first, second)]  # fmt: skip
+    assert dots == [[(1.0, 0, "tab:green")], [(-2.0, 0, "tab:red"), (0.1, 1, "tab:gray")]]
+    assert (first.get_title(), second.get_title(), figure.get_suptitle()) == ("A", "B", "title")
+
+
+def test_the_cross_is_a_row_a_scope_and_scale():
+    crossed = ablations.cross([0.0, 20.0])
+    table = pd.DataFrame(crossed).assign(value=range(len(crossed)))
+    (axes,) = charts.cross(table, "title").axes
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    assert rows == [f"{per}, {scale}" for per in ("layer", "channel") for scale in ("none", "max", "minmax", "tanh")]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["no truncation", "0", "20"]
+    texts = np.array([text.get_text() for text in axes.texts]).reshape(8, 3)
+    assert texts[:, 0].tolist() == ["0.0", "1.0", "2.0", "3.0"] * 2
+    of = {(c.per, c.normalize, c.delta): f"{value:.1f}" for value, c in enumerate(crossed)}
+    assert texts[5].tolist() == ["1.0", of["channel", "max", 0.0], of["channel", "max", 20.0]]
+
+
+def test_gains_are_over_the_area():
+    each = pd.DataFrame({"area": [1.0, 10.0], "gain": [5.0, -5.0]})
+    grouped = pd.DataFrame([
+        {"by": by, "area": area, "row": row, "value": 3.0, "ci_low": 1.0, "ci_high": 6.0}
+        for by, area, row in (("area", 2.0, "gain"), ("kind", 7.0, "gain"), ("area", 3.0, "other"))
+    ])  # fmt: skip
+    (axes,) = charts.gains(each, grouped, ["gain"], "title").axes
+    dots, line = axes.lines[0], axes.lines[1]
+    assert dots.get_xydata().tolist() == [[1, 5], [10, -5]] and line.get_xydata().tolist() == [[2, 3]]
+    low, high = axes.lines[2].get_ydata()[0], axes.lines[3].get_ydata()[0]
+    assert (low, high) == (1, 6) and axes.get_xscale() == "log"
+
+
+def test_signs_and_stages_have_a_place_for_each_stage():
+    table = pd.DataFrame({"name": "i", "class": 0, "stage": ["S1", "S2"], "positive": [1.0, 2.0], "negative": [0.5, 0.6]})
+    axes = charts.signs(table, "title").axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["S1", "S2"]
+    rows = [["i", 0, stage, delta, 50.0, 10.0, 100.0] for delta in (None, 0.0) for stage in ("S1", "S2")]
+    energy, half, kept = charts.stages(
+        pd.DataFrame(rows, columns=["name", "class", "stage", "delta", "energy", "half", "kept"]), "title"
+    ).axes
+    assert [bar.get_height() for bar in energy.patches] == [50.0] * 4
+    assert [label.get_text() for label in half.get_xticklabels()] == ["none", "0"]
+    assert kept.lines[0].get_ydata().tolist() == [100, 100]
