@@ -77,15 +77,20 @@ def gains(each: pd.DataFrame, by_group: pd.DataFrame, names: Sequence[str], titl
 
 def signs(table: pd.DataFrame, title: str) -> Figure:
     """Where the maps of positive and of negative gradients lie, stage by stage: medians and quartiles over the pairs."""
-    long = table.melt(["name", "class", "stage"], ["positive", "negative"], "gradients", "lift")
+    stages = sorted(table["stage"].unique())
     figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
-    palette = {"positive": "tab:red", "negative": "tab:blue"}
-    sns.boxplot(long, x="stage", y="lift", hue="gradients", palette=palette, showfliers=False, whis=(10, 90), ax=axes)
+    for offset, (sign, color) in ((-0.19, ("positive", "tab:red")), (0.19, ("negative", "tab:blue"))):
+        lifts = [table.loc[table["stage"] == stage, sign].dropna() for stage in stages]
+        axes.boxplot(
+            lifts, positions=np.arange(len(stages)) + offset, widths=0.34, whis=(10, 90), showfliers=False, patch_artist=True,
+            boxprops={"facecolor": color, "alpha": 0.6}, medianprops={"color": "black"}, label=f"{sign} gradients",
+        )  # fmt: skip
+    axes.set_xticks(range(len(stages)), stages)
     axes.axhline(1, color="black", linewidth=0.8)
-    axes.set(xlabel="", ylabel="share on the object\nover the object's area", title=title, yscale="log")
+    axes.set(ylabel="share on the object\nover the object's area", title=title, yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.title.set_fontsize(10)
-    axes.legend(title="gradients", fontsize=8, title_fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
