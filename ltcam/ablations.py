@@ -76,6 +76,7 @@ def measure(
     deltas: Sequence[float] = DELTAS,
     batch_size: int = 8,
     protocols: Sequence[str] = PROTOCOLS,
+    varied: Sequence[str] = tuple(ROWS),
     others: Sequence[Path] = (),
 ) -> dict[Run, pd.DataFrame]:
     """The counts of every run on part `part`, as `ltcam.evaluation.evaluate` gives and keeps them.
@@ -83,6 +84,7 @@ def measure(
     Those of the defaults are kept in `out`, of other protocols in `out/ablations`.
 
     protocols  what of `PROTOCOLS` to change: each is a pass over the images of its own
+    varied     the rows of which options are changed
     others     folders of other trainings of the model; the rows are measured where there is a checkpoint, else counts do
 
     Raises DataError for data that are not there.
@@ -90,7 +92,7 @@ def measure(
     rows, protocol = list(ROWS.values()), Protocol(batch_size)
     size = LARGER[trained.recipe.data]
     levels = {"labels": "predicted", "outputs": "relu", "size": size}
-    configs = dict.fromkeys([*rows, *(c for row in rows for _, c in variants(row)), *cross(deltas)])
+    configs = dict.fromkeys([*rows, *(c for name in varied for _, c in variants(ROWS[name])), *cross(deltas)])
     found = {DEFAULTS: evaluate(trained, part, list(configs), out, protocol)}
     for factor in protocols:
         level = "{1} x {0}".format(*size) if factor == "size" else str(levels[factor])
@@ -108,7 +110,7 @@ def measure(
 def table(
     measured: Mapping[Run, pd.DataFrame], metric: str, classes: Sequence[int] | None = None, number: int = DRAWS
 ) -> pd.DataFrame:
-    """Every row of every run, and what changed by it: `metric` in percent with its interval, in points.
+    """Every row of every run that was measured, and what changed by it: `metric` in percent with its interval, in points.
 
     Columns factor, level, row (a name in `ROWS`), those of the configuration, value, ci_low, ci_high, and change, change_low,
     change_high, verdict ("better", "worse", "tie"): against the same row by the defaults; of factor "trick", against the row
@@ -121,7 +123,8 @@ def table(
     ]
     for name, config in ROWS.items():
         found.append(_row(DEFAULTS, name, config, defaults))
-        found += [_row(run, name, changed, defaults, defaults[config]) for run, changed in variants(config)]
+        options = [(run, changed) for run, changed in variants(config) if changed in defaults]
+        found += [_row(run, name, changed, defaults, defaults[config]) for run, changed in options]
         found += [_row(run, name, config, other, defaults[config]) for run, other in scores.items() if run != DEFAULTS]
     return pd.DataFrame(found)
 

@@ -64,15 +64,16 @@ def stages(traced: Trace, deltas: Sequence[float | None] = DELTAS) -> Iterator[l
                 yield [pair, stage, delta, *row]
 
 
-def measure(trained: Trained, part: str, batch_size: int = 8) -> tuple[pd.DataFrame, pd.DataFrame]:
+def measure(trained: Trained, part: str, batch_size: int = 8, images: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """`signs` and `stages` of every scored pair of part `part` and a headline class: two tables, a row each.
 
-    Pairs go by the columns name and class, stages by their labels. Raises DataError for data that are not there.
+    Pairs go by the columns name and class, stages by their labels. images: just the first so many.
+    Raises DataError for data that are not there.
     """
     data = datasets.load(trained.recipe.data, part)
     weight = next(trained.model.parameters())
     found: tuple[list[Any], list[Any]] = [], []
-    scored = sorted(data.scored, key=lambda i: int(data.labels[i].sum()))
+    scored = sorted(data.scored[:images], key=lambda i: int(data.labels[i].sum()))
     for batch in (scored[start : start + batch_size] for start in range(0, len(scored), batch_size)):
         images = torch.stack([datasets.preprocess(data.image(i), trained.size) for i in batch])
         traced = trace(trained.model, images.to(weight), data.labels[batch])
