@@ -73,7 +73,7 @@ def test_a_folder_of_something_else_is_refused(file, name, message, tmp_path, mo
 
 def test_checksums_that_are_not_there_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "CHECKSUMS", tmp_path)
-    with pytest.raises(DataError, match="magnetic_tile.sha256 is missing: it is part of the repository"):
+    with pytest.raises(DataError, match=r"magnetic_tile.sha256 is missing: it is part of the repository"):
         checks.checksums("magnetic_tile")
 
 
