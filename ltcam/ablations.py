@@ -22,7 +22,7 @@ from ltcam.training import Recipe, Trained, load_checkpoint
 from ltcam.tricks import Normalize, Scope
 
 Run = tuple[str, str]  # a factor and its level
-DEFAULTS: Run = ("defaults", "")
+DEFAULTS: Run = ("defaults", "as they are")
 
 ROWS = {
     "Grad-CAM": Config("gradcam"),

@@ -17,7 +17,7 @@ def closed():
 def test_a_change_is_a_dot_in_its_rows_panel():
     columns = ["factor", "level", "row", "change", "change_low", "change_high", "verdict"]
     table = pd.DataFrame([
-        ["defaults", "", "A", np.nan, np.nan, np.nan, np.nan], ["trick", "both", "A", 9.0, 8.0, 10.0, "better"],
+        ["defaults", "as they are", "A", np.nan, np.nan, np.nan, np.nan], ["trick", "both", "A", 9.0, 8.0, 10.0, "better"],
         ["per", "channel", "A", 1.0, 0.5, 2.0, "better"], ["per", "channel", "B", -2.0, -3.0, -1.0, "worse"],
         ["fuse", "max", "B", 0.1, -1.0, 1.0, "tie"],
     ], columns=columns)  # fmt: skip
