@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 COLORS = {"better": "tab:green", "worse": "tab:red", "tie": "tab:gray"}
 
@@ -88,7 +89,9 @@ def signs(table: pd.DataFrame, title: str) -> Figure:
     axes.set_xticks(range(len(stages)), stages)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set(ylabel="share on the object\nover the object's area", title=title, yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.title.set_fontsize(10)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure

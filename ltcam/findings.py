@@ -23,8 +23,8 @@ SUMMARY = (  # what the README says
     "A larger input changes LTGrad-CAM by",
     "Another training (in bfloat16) changes LTGrad-CAM by",
     "The δ chosen on the training part costs LTGrad-CAM, against the best in hindsight,",
-    "Negative gradients at S5 lie on the object, against blind,",
-    "The configuration that the training part chooses beats LTGrad-CAM(l=5, δ=20) by",
+    "Against chance, the map of negative gradients at S5 lies on the object",
+    "The configuration that the training part chooses differs from LTGrad-CAM(l=5, δ=20) by",
 )
 TRAININGS = {
     "bfloat16": "Another training (in bfloat16)",
@@ -115,12 +115,12 @@ def _cross(table: pd.DataFrame) -> Iterator[Finding]:
     plain = table[(table["normalize"] == "none") & table["delta"].notna()]
     for per in plain["per"].unique():
         best = max(_records(plain[plain["per"] == per]), key=lambda row: float(row["value"]))
-        sentence = f"The best δ of LTGrad-CAM with percentiles per {per}, {best['delta']:g}, beats no truncation by"
+        sentence = f"The best δ of LTGrad-CAM with percentiles per {per}, {best['delta']:g}, differs from no truncation by"
         yield _change(sentence, best)
 
 
 def _breakdown(table: pd.DataFrame) -> Iterator[Finding]:
-    where = {"kind": "{}", "area": "objects of {} of the image", "classes": "images of {} classes"}
+    where = {"kind": "{}", "area": "objects of {} of the image", "classes": "images whose number of classes is {}"}
     for row in _records(table[table["row"] == "truncation at S5"]):
         sentence = f"On {where[row['by']].format(row['group'])}, truncation at S5 changes Grad-CAM by"
         yield Finding(sentence, row["value"], row["ci_low"], row["ci_high"], "points", row["verdict"])
@@ -130,7 +130,7 @@ def _signs(table: pd.DataFrame) -> Iterator[Finding]:
     for stage in table["stage"].unique():
         for sign in ("negative", "positive"):
             lifts = median(table.loc[table["stage"] == stage, sign].to_numpy())
-            sentence = f"{sign.capitalize()} gradients at {stage} lie on the object, against blind,"
+            sentence = f"Against chance, the map of {sign} gradients at {stage} lies on the object"
             yield Finding(sentence, *interval(lifts), "times", VERDICTS[verdict(lifts - 1)])
 
 
@@ -153,7 +153,7 @@ def _delta_choice(table: pd.DataFrame) -> Iterator[Finding]:
 
 def _beyond(table: pd.DataFrame) -> Iterator[Finding]:
     for row in _records(table[table["row"] != "chosen"]):
-        yield _change(f"The configuration that the training part chooses beats {row['row']} by", row)
+        yield _change(f"The configuration that the training part chooses differs from {row['row']} by", row)
 
 
 def _change(sentence: str, row: Mapping[str, Any]) -> Finding:
