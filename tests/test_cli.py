@@ -124,7 +124,6 @@ def test_an_interrupt_says_that_the_command_goes_on(listing, capsys):
 @pytest.fixture
 def saying(monkeypatch):
     """What a command says on stderr, with the log as in a process of its own."""
-    monkeypatch.setattr(logging.root, "handlers", [])
     loggers = logging.root, logging.getLogger("ltcam")
     levels = [log.level for log in loggers]
 
@@ -137,7 +136,9 @@ def saying(monkeypatch):
     monkeypatch.setattr("ltcam.fetch.listing", listing)
 
     def run(*options):
-        done = CliRunner().invoke(app, [*options, "data", "list"])
+        with monkeypatch.context() as fresh:
+            fresh.setattr(logging.root, "handlers", [])  # of pytest, which adds its own for each phase of a test
+            done = CliRunner().invoke(app, [*options, "data", "list"])
         assert done.exit_code == 0 and "demo" in done.stdout
         return done.stderr.splitlines()
 

@@ -25,6 +25,7 @@ FAMILY = {
 ALLOWED = {
     "_MirrorError": "fetch.py tries the next mirror and tells of all in an UnavailableError",
     "typer.Exit": "an exit code, no error",
+    "typer.BadParameter": "typer shows it with the usage",
 }
 
 
