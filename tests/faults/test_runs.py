@@ -176,7 +176,10 @@ def refuse():
 
 
 WORKERS = {
-    "a loader process that is killed": (die, r"DataLoader worker \(pid\(?s?\)? \d+\) .*: what is done is kept; run again$"),
+    "a loader process that is killed": (
+        die,
+        r"^DataLoader worker \(pid.* \d+\) (exited unexpectedly|is killed by signal: Killed)",
+    ),
     "an image that a loader process cannot read": (
         refuse,
         r"^2007_000010.jpg cannot be read .*: it is damaged; fetch it again$",
