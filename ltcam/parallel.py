@@ -7,8 +7,6 @@ import torch
 from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from ltcam.errors import UnavailableError
-
 
 def processes() -> PartialState:
     """This process among those of `accelerate launch` or torchrun, or alone: nccl between GPUs, gloo between CPUs."""
@@ -25,15 +23,12 @@ def loader(data: Dataset[Any], device: torch.device, **settings: Any) -> DataLoa
 
 
 class _Loader(DataLoader[Any]):
-    """Says in one line what went wrong in a loader process: torch passes on its traceback, or just that it is gone."""
+    """Raises what went wrong in a loader process as it was raised there: torch puts its traceback into the message."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:
             yield from super().__iter__()
         except (ValueError, RuntimeError) as error:
-            first, *rest = str(error).strip().splitlines() or [""]
-            if first.startswith("Caught "):
-                raise type(error)(rest[-1].partition(": ")[2]) from error
-            if first.startswith("DataLoader worker"):
-                raise UnavailableError(f"{first}, as when memory runs out: what is done is kept; run again") from error
-            raise
+            if not str(error).startswith("Caught "):
+                raise
+            raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from error

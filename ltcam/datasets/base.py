@@ -114,14 +114,17 @@ class Segmentation(Dataset[Sample], ABC):
 
 
 def read(path: Path, mode: str | None = None, upright: bool = False) -> NDArray[np.uint8]:
-    """An image file as an array, converted to `mode`; None keeps palette indices. 16 bits a pixel become 8, alpha is left out.
+    """An image file as an array, converted to `mode`: "RGB" (16 bits become 8, alpha is left out), "L", or None: its indices.
 
     upright: turned as its EXIF orientation says; if not, as it is stored, which is how masks are drawn. Raises DataError where
-    the file is missing, damaged, too large to be safe or of real numbers, and without a mode where it holds no indices.
+    the file is missing, damaged, too large to be safe or of real numbers, and as "L" or indices where it has more than 8 bits.
     """
     with _opened(path) as image:
-        if image.mode == "F" or (mode is None and image.mode not in ("P", "L", "1")):
-            expected = "8 or 16 bits a channel" if mode else "one label of 8 bits a pixel"
+        good = (
+            image.mode in ("P", "L", "1") if mode is None else not image.mode.startswith("F" if mode == "RGB" else ("F", "I"))
+        )
+        if not good:
+            expected = "one label of 8 bits a pixel" if mode is None else "8 or 16 bits" if mode == "RGB" else "8 bits"
             raise DataError(f"{path} has PIL's mode {image.mode}: expected {expected}; save it as that")
         if upright:
             image = ImageOps.exif_transpose(image)

@@ -35,11 +35,12 @@ class VOC2012(Segmentation):
         if not (lists / f"{part}.txt").is_file():
             there = sorted(path.stem for path in lists.glob("*.txt"))
             raise DataError(f"part {part!r} has no list {lists / part}.txt: expected one of {there}")
+        for name in (part, "val"):  # torchvision reads the second
+            if not (lists / f"{name}.txt").read_text().split():
+                raise DataError(f"{lists / name}.txt is empty: expected a name a line; fetch the data set again")
         voc = VOCSegmentation(str(root), image_set="val")
         folders = Path(voc.images[0]).parent, Path(voc.targets[0]).parent
         names = (lists / f"{part}.txt").read_text().split()
-        if not names:
-            raise DataError(f"{lists / part}.txt is empty: expected a name a line; fetch the data set again")
         xml = folder / "Annotations"
         self.entries = [
             Entry(n, folders[0] / f"{n}.jpg", folders[1] / f"{n}.png", annotation=xml / f"{n}.xml" if xml.is_dir() else Path())

@@ -13,6 +13,7 @@ import pytest
 
 from ltcam import __main__ as command_line
 from ltcam.training import Recipe, load_checkpoint, train
+from ltcam.weights import load
 from tests import lookalikes
 from tests.faults.report import PAGE, rows
 from tests.test_fetch import ksdd2, offer, root, server  # noqa: F401 - fixtures
@@ -91,6 +92,16 @@ def trained(checkpoint):
     return load_checkpoint(checkpoint)
 
 
-def files(folder):
-    """Every file by its path, and what is in it."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+def files(folder, *suffixes):
+    """Every file, or those of some suffixes, by its path, and what is in it."""
+    found = (p for p in sorted(folder.rglob("*")) if p.is_file() and (not suffixes or p.suffix in suffixes))
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
+
+
+def run_of(folder):
+    """What a training or an evaluation leaves, but for times: tables as bytes, checkpoints as their tensors and values.
+
+    Those of a run that went on have the same in other bytes: pickle writes a text once where it is one object.
+    """
+    plain = {p.name: json.dumps(load(p), default=lambda t: t.numpy().tobytes().hex()) for p in sorted(folder.rglob("*.pt"))}
+    return files(folder, ".csv", ".gz") | plain

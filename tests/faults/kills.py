@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from ltcam import __main__ as command_line
 from ltcam import checks, fetch, reproduce, training
+from ltcam.__main__ import app
 
 # Forked from a process that has imported everything and run nothing, so that a kill costs no import.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -25,8 +25,8 @@ def train(recipe, out):
 
 
 def evaluate(checkpoint, out):
-    sys.argv = ["ltcam", "evaluate", "--checkpoint", checkpoint, "--out", out, "--batch-size", "1", "--table", "1"]
-    command_line.app(standalone_mode=False)
+    options = ["--checkpoint", checkpoint, "--out", out, "--batch-size", "1", "--table", "1"]
+    app(["evaluate", *options], standalone_mode=False)
 
 
 def get(root, source):

@@ -11,14 +11,8 @@ from ltcam import fetch, paths, reproduce, training
 from ltcam.training import Recipe
 from tests import lookalikes
 from tests.faults import kills
-from tests.faults.conftest import files
+from tests.faults.conftest import files, run_of
 from tests.test_reproduce import RECIPE, tables_and_figures
-
-BYTES = (".csv", ".gz", ".pt")
-
-
-def kept(folder):
-    return {path: content for path, content in files(folder).items() if path.endswith(BYTES)}
 
 
 def killed(fault, work, arguments, again, whole, folder, before=None):
@@ -39,14 +33,14 @@ def killed(fault, work, arguments, again, whole, folder, before=None):
 def test_train(voc, fault, tmp_path):
     killed(
         fault("kill -9 of `ltcam train`"), kills.train, lambda out: (voc, str(out)),
-        lambda out: training.train(voc, out), kept, tmp_path,
+        lambda out: training.train(voc, out), run_of, tmp_path,
     )  # fmt: skip
 
 
 def test_evaluate(checkpoint, fault, tmp_path):
     killed(
         fault("kill -9 of `ltcam evaluate`"), kills.evaluate, lambda out: (str(checkpoint), str(out)),
-        lambda out: kills.evaluate(str(checkpoint), str(out)), kept, tmp_path,
+        lambda out: kills.evaluate(str(checkpoint), str(out)), run_of, tmp_path,
     )  # fmt: skip
 
 
