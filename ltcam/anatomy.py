@@ -75,8 +75,8 @@ def measure(trained: Trained, part: str, batch_size: int = 8, images: int | None
     found: tuple[list[Any], list[Any]] = [], []
     scored = sorted(data.scored[:images], key=lambda i: int(data.labels[i].sum()))
     for batch in (scored[start : start + batch_size] for start in range(0, len(scored), batch_size)):
-        images = torch.stack([datasets.preprocess(data.image(i), trained.size) for i in batch])
-        traced = trace(trained.model, images.to(weight), data.labels[batch])
+        inputs = torch.stack([datasets.preprocess(data.image(i), trained.size) for i in batch])
+        traced = trace(trained.model, inputs.to(weight), data.labels[batch])
         pairs = [(batch[image], c) for image, c in traced.pairs.tolist()]
         objects = [_object(data, i, c).to(weight.device) for i, c in pairs]
         for rows, part_of in zip(found, (signs(traced, objects), stages(traced)), strict=True):

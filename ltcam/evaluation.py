@@ -27,7 +27,7 @@ from ltcam import datasets, metrics, provenance
 from ltcam.bins import heatmaps, maps_of
 from ltcam.cam import Options
 from ltcam.datasets import Segmentation
-from ltcam.errors import InputError
+from ltcam.errors import InputError, UnavailableError
 from ltcam.locks import alone
 from ltcam.models import Outputs, stages
 from ltcam.parallel import loader, processes
@@ -179,7 +179,7 @@ def _count(trained: Trained, samples: list[_Input], configs: Sequence[Config], p
     except torch.OutOfMemoryError as error:
         if len(samples) == 1:
             what = f"GPU memory does not hold one image ({samples[0].name}, mask {tuple(samples[0].mask.shape)})"
-            raise torch.OutOfMemoryError(f"{what}: free some, ask for fewer configurations, or run on a CPU") from error
+            raise UnavailableError(f"{what}: free some, ask for fewer configurations, or run on a CPU") from error
     half = len(samples) // 2
     log.warning("out of GPU memory with %d images at a time: going on with %d", len(samples), half)
     torch.cuda.empty_cache()

@@ -15,6 +15,7 @@ from PIL import Image
 from skimage.filters import threshold_otsu
 
 from ltcam import datasets, evaluation, explain, metrics, paper, paths, provenance, trace
+from ltcam.errors import UnavailableError
 from ltcam.evaluation import Config, Protocol, evaluate
 from ltcam.training import Recipe, load_checkpoint, train
 from tests import lookalikes
@@ -245,7 +246,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved(run, tmp_path, monkeypatch,
     pd.testing.assert_frame_equal(evaluate(run, "val", CONFIGS[:1], tmp_path / "halves", Protocol(4)), whole)
     assert set(sizes) == {1} and "going on with 1" in caplog.text
     room = 0
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(UnavailableError, match="GPU memory does not hold one image"):
         evaluate(run, "val", CONFIGS[:1], tmp_path / "none", Protocol(4))
 
 
