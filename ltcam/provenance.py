@@ -44,12 +44,13 @@ def save(table: pd.DataFrame, path: Path, started: float, **parameters: Any) -> 
 def environment() -> dict[str, Any]:
     """What of this machine and checkout a number may depend on."""
     cuda = torch.cuda.is_available()
+    cpu = f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
     return {
         "commit": COMMIT,
         "dirty": DIRTY,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
-        "device": torch.cuda.get_device_name() if cuda else f"cpu ({platform.machine()})",
+        "device": torch.cuda.get_device_name() if cuda else cpu,
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
