@@ -128,7 +128,9 @@ def evaluate(
     path = out / "counts.csv.gz"
     with alone(out, "write"):
         known = _known(path, identity)
-        missing = [c for c in dict.fromkeys(configs) if c not in set(configurations(known))]
+        counted = set(configurations(known))
+        _forget(out, counted)
+        missing = [c for c in dict.fromkeys(configs) if c not in counted]
         if missing:
             digest = hashlib.sha256(json.dumps([identity, missing]).encode()).hexdigest()[:12]
             workers = processes()
@@ -309,6 +311,14 @@ def _journals(stem: Path) -> dict[int, list[Any]]:
         text = path.read_bytes()[: _whole(path)].decode()
         found |= dict(map(json.loads, text.splitlines()))
     return found
+
+
+def _forget(out: Path, counted: set[Config]) -> None:
+    """Remove the journals whose counts are kept: their run was killed before it could."""
+    for path in out.glob("counts.*.partial.jsonl") if processes().is_main_process else ():
+        rows = [row for line in path.read_bytes()[: _whole(path)].splitlines() for row in json.loads(line)[1]]
+        if rows and Config._make(rows[0][2:-3]) in counted:
+            path.unlink()
 
 
 def _whole(path: Path) -> int:

@@ -21,13 +21,14 @@ from accelerate.utils import broadcast_object_list
 
 from ltcam.errors import UnavailableError
 from ltcam.parallel import processes
+from ltcam.paths import clear
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def alone(folder: Path, kind: Literal["run", "write"]) -> Iterator[None]:
-    """Hold `folder` while the block runs; its `.<kind>.lock` says who does, and is removed in the end.
+    """Hold `folder`, cleared, while the block runs; its `.<kind>.lock` says who does, and is removed in the end.
 
     Of the processes of one `accelerate launch` the main one takes the lock, for all. Raises UnavailableError, in all of them,
     where another run has it. Where files cannot be locked (or written at all) that is said and the block runs.
@@ -36,6 +37,7 @@ def alone(folder: Path, kind: Literal["run", "write"]) -> Iterator[None]:
     if processes().is_main_process:
         try:
             held = _taken(path)
+            clear(folder)
         except BlockingIOError:
             refusal = [f"{folder} is being written by {_holder(path)}: let it end or stop it, or write to another folder"]
         except OSError as error:

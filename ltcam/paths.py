@@ -52,6 +52,13 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def clear(folder: Path) -> None:
+    """Remove what runs that were killed left half-written in `folder`, where no other run writes."""
+    for leftover in folder.glob(".*.partial*"):
+        if leftover.is_file():
+            leftover.unlink(missing_ok=True)
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Raises UnavailableError, naming `path`, where the disk, a quota or a limit on a file's size is full."""

@@ -74,6 +74,7 @@ def reproduce(
     with ExitStack() as held:
         for run in runs:
             held.enter_context(alone(paths.results(name, run["data"]), "run"))
+            paths.clear(paths.figures(name, run["data"]))
         for number, (run, notebook) in enumerate(((run, path) for run in runs for path in chosen), 1):
             started = time.time()
             values = {key: value for key, value in run.items() if key in parameters[notebook]}
