@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import pandas as pd
 
+from ltcam.errors import InputError
 from ltcam.evaluation import FLOATS, Config, Protocol, evaluate
 from ltcam.intervals import DRAWS, VERDICTS, Draws, draws, interval, verdict
 from ltcam.sweep import DELTAS
@@ -87,8 +88,10 @@ def measure(
     varied     the rows of which options are changed
     others     folders of other trainings of the model; the rows are measured where there is a checkpoint, else counts do
 
-    Raises DataError for data that are not there.
+    Raises InputError for a protocol or a row that does not exist, and DataError for data that are not there.
     """
+    if unknown := [name for name in (*protocols, *varied) if name not in (*PROTOCOLS, *ROWS)]:
+        raise InputError(f"{unknown[0]!r} cannot be changed: expected protocols of {PROTOCOLS} and rows of {tuple(ROWS)}")
     rows, protocol = list(ROWS.values()), Protocol(batch_size)
     size = LARGER[trained.recipe.data]
     levels = {"labels": "predicted", "outputs": "relu", "size": size}

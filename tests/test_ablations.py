@@ -6,6 +6,7 @@ import pytest
 
 from ltcam import ablations, metrics, paper, sweep
 from ltcam.ablations import DEFAULTS, ROWS
+from ltcam.errors import InputError
 from ltcam.evaluation import Config
 from ltcam.training import load_checkpoint, train
 from tests.test_evaluation import checkpoint, folder, run  # noqa: F401 - fixtures
@@ -81,6 +82,13 @@ def test_what_the_training_part_chooses_meets_every_baseline_on_the_test_part(tm
     )
     assert table["value"].tolist() == [50, 60, 55] and table["change"].tolist() == pytest.approx([0, -10, -5])
     assert table["verdict"].tolist() == ["tie", "worse", "worse"] and set(table["chosen_on"]) == {80}
+
+
+@pytest.mark.parametrize("asked", [{"protocols": ["sizes"]}, {"varied": ["sizes"]}])
+def test_what_does_not_exist_is_refused_before_anything_runs(run, tmp_path, asked):  # noqa: F811
+    with pytest.raises(InputError, match=r"'sizes' cannot be changed: expected protocols of \('labels'"):
+        ablations.measure(run, "val", tmp_path, **asked)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_measured_runs_are_kept_and_found_again(run, checkpoint, tmp_path, monkeypatch):  # noqa: F811
