@@ -51,7 +51,7 @@ def notebook(path: Path) -> dict[str, Any]:
     exporter = HTMLExporter(template_name="basic", filters={"markdown2html": _markdown})  # type: ignore[no-untyped-call]
     _, _, data = path.stem.partition(".")
     # Outputs are cleaned and Markdown is escaped above.
-    body = Markup(exporter.from_notebook_node(read)[0])  # nosec B704
+    body = Markup(exporter.from_notebook_node(read)[0].replace('href="../', 'href="results/'))  # nosec B704 # beside notebooks/
     return {"name": path.name, "data": data, "title": title, "page": f"{path.stem}.html", "body": body}
 
 

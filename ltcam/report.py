@@ -113,8 +113,11 @@ def _section(profile: str, name: str, site: Path, notebooks: list[dict[str, Any]
     """What the front page shows of a data set; files that it links to are copied."""
     folder = paths.results(profile, name)
     records = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    for path in [*folder.glob("*.csv*"), *records, *paths.figures(profile, name).glob("*.png")]:
-        target = site / ("figures" if path.suffix == ".png" else "results") / name / path.name
+    copies = {path: Path("results", name, path.relative_to(folder)) for path in folder.rglob("*")}
+    copies = {path: copy for path, copy in copies.items() if path.suffix in (".csv", ".gz", ".json")}
+    copies |= {path: Path("figures", name, path.name) for path in paths.figures(profile, name).glob("*.png")}
+    for path, copy in copies.items():
+        target = site / copy
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     wanted = {1, 2, *paper.COMPARED.get(name, []), *(n for n in paper.TABLES if (folder / f"table{n}.csv").is_file())}

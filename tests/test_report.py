@@ -38,7 +38,10 @@ def notebook(path):
     outputs = [
         nb.new_output("stream", text=EVIL),
         nb.new_output("display_data", {"text/html": f"<style>th {{color: red}}</style><table><th>{EVIL}</th></table>"}),
-        nb.new_output("display_data", {"text/markdown": f"**Found** {EVIL} [x](javascript:alert(1))", "text/plain": ""}),
+        nb.new_output(
+            "display_data",
+            {"text/markdown": f"**Found** {EVIL} [x](javascript:alert(1)) [t](../demo/runs/b/t.csv)", "text/plain": ""},
+        ),
         nb.new_output("display_data", {"application/javascript": "console.error('taken')", "text/plain": "plain"}),
         nb.new_output("display_data", {"image/png": base64.b64encode(picture.getvalue()).decode()}),
     ]
@@ -68,6 +71,8 @@ def results():
     folder = paths.results("demo", "demo")
     pd.DataFrame({"claim": [EVIL], "section": [3.2], "verdict": ["holds"]}).to_csv(folder / "claims.csv", index=False)
     checkpoint(folder / "checkpoint.pt")
+    (paths.results("demo", "demo") / "runs" / "b").mkdir(parents=True)
+    (paths.results("demo", "demo") / "runs" / "b" / "t.csv").write_text("a\n1\n")
     notebook(paths.results("demo") / "notebooks" / "04_comparison.demo.ipynb")
     notebook(paths.results("demo") / "notebooks" / "05_delta_sweep.demo.failed.ipynb")
 
