@@ -236,7 +236,7 @@ def test_a_failing_notebook_keeps_the_good_copy_and_is_named(looks, monkeypatch,
     good.parent.mkdir(parents=True)
     good.write_text("good")
     with pytest.raises(
-        RuntimeError, match=r"02_layer_cams.ipynb failed in cell \d+: FileNotFoundError: no weights at .*failed.ipynb"
+        RuntimeError, match=r"02_layer_cams.ipynb failed in cell \d+: MissingError: no weights at .*failed.ipynb"
     ):
         reproduce.reproduce("paper", only="02", data="ksdd2", recipe=RECIPE)
     assert good.read_text() == "good" and good.with_name("02_layer_cams.ksdd2.failed.ipynb").is_file()
