@@ -255,9 +255,8 @@ def main() -> None:
     except LtcamError as error:  # a bug, or torch's own error, keeps its traceback
         sys.exit(f"ltcam: {error}")
     except RuntimeError as error:
-        if not str(error).startswith(
-            "DataLoader worker"
-        ):  # raised by a signal handler of torch's, wherever the main process is
+        # Raised by a signal handler of torch's, wherever the main process is.
+        if not str(error).startswith("DataLoader worker"):
             raise
         sys.exit(f"ltcam: {error}, as when memory runs out: what is done is kept; run again")
 

@@ -167,10 +167,8 @@ def _row(run: Run, name: str, config: Config, scores: Draws, before: Any = None)
 
 
 def _change(margin: Any) -> dict[str, Any]:
-    return {
-        **dict(zip(("change", "change_low", "change_high"), interval(margin), strict=True)),
-        "verdict": VERDICTS[verdict(margin)],
-    }
+    change, low, high = interval(margin)
+    return {"change": change, "change_low": low, "change_high": high, "verdict": VERDICTS[verdict(margin)]}
 
 
 def _difference(recipe: Recipe, other: Mapping[str, Any]) -> Run:

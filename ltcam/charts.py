@@ -15,9 +15,7 @@ COLORS = {"better": "tab:green", "worse": "tab:red", "tie": "tab:gray"}
 def changes(table: pd.DataFrame, rows: Sequence[str], title: str) -> Figure:
     """What each change is worth in points, with its interval: a panel for each of `rows`, of `ltcam.ablations.table`."""
     table = table[table["change"].notna() & (table["factor"] != "trick")]
-    table = table.assign(
-        change_of=[factor if not level else f"{factor} = {level}" for factor, level in table[["factor", "level"]].values]
-    )
+    table = table.assign(change_of=table["factor"] + " = " + table["level"])
     labels = list(dict.fromkeys(table["change_of"]))
     figure, axes = plt.subplots(
         1, len(rows), figsize=(2.3 + 2.1 * len(rows), 1 + 0.25 * len(labels)), sharey=True, squeeze=False, layout="constrained"
