@@ -2,6 +2,7 @@
 
 import re
 
+import nbformat
 import pandas as pd
 import pytest
 
@@ -131,3 +132,18 @@ def test_the_page_has_the_papers_styles_and_our_marks(ours):
     assert marked["FullGrad", "Recall", "ours"]["background-color"] == "#b7e1c0"
     assert marked["Layer-CAM(l=1, δ=0)", "Recall", "ours"]["background-color"] == "#bcd4f0"
     assert len(marked) == 6 + 2 * 4 and "-1.00" in style.to_html()
+
+
+@pytest.mark.parametrize("notebook", sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb")), ids=lambda path: path.stem)
+def test_what_a_notebook_quotes_is_in_the_text(text, notebook):
+    """Between omissions and apart from typesetting, word for word."""
+
+    def words(passage):
+        return re.findall(r"[a-z0-9]+", re.sub(r"\[\d[\d, -]*\]|\\delta", "", passage).lower())  # without citations
+
+    printed = " ".join(words(text))
+    cells = [cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "markdown"]
+    quoted = [block for cell in cells for block in re.findall(r'\*"(.+?)"\*', cell.replace("\n> ", " "), re.DOTALL)]
+    for passage in (part for block in quoted for part in block.split("[...]")):
+        assert " ".join(words(passage)) in printed, passage
+    assert quoted or notebook.stem[:2] in ("00", "07")
