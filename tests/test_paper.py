@@ -141,7 +141,8 @@ def test_what_a_notebook_quotes_is_in_the_text(text, notebook):
     def words(passage):
         return re.findall(r"[a-z0-9]+", re.sub(r"\[\d[\d, -]*\]|\\delta", "", passage).lower())  # without citations
 
-    printed = " ".join(words(text))
+    running = [line for line in text.splitlines() if "\t" not in line and not line.startswith(("**Table", "**Fig"))]
+    printed = " ".join(words("\n".join(running)))
     cells = [cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "markdown"]
     quoted = [block for cell in cells for block in re.findall(r'\*"(.+?)"\*', cell.replace("\n> ", " "), re.DOTALL)]
     for passage in (part for block in quoted for part in block.split("[...]")):
