@@ -372,3 +372,14 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
     torch.save({"features.0.weight": torch.ones(1)}, tmp_path / "vgg.pth")
     with pytest.raises(ValueError, match=r"vgg.pth is no checkpoint of ltcam train"):
         load_checkpoint(tmp_path / "vgg.pth")
+
+
+def test_what_a_killed_run_left_is_cleared_but_what_can_be_gone_on_with(run, tmp_path):
+    counts = evaluate(run, "val", CONFIGS[:1], tmp_path)
+    row = [counts["name"][0], int(counts["class"][0])]
+    kept, other = ([[0, [[*row, *config, 1, 2, 3]]]] for config in CONFIGS[:2])
+    (tmp_path / ".table.1.partial.csv").write_text("half")
+    for name, lines in (("kept", kept), ("other", other)):
+        (tmp_path / f"counts.{name}.0.partial.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pd.testing.assert_frame_equal(evaluate(run, "val", CONFIGS[:1], tmp_path), counts)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["counts.csv.gz", "counts.json", "counts.other.0.partial.jsonl"]
