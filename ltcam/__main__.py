@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ltcam.errors import InputError, LtcamError
+from ltcam.errors import InputError, LtcamError, of_loader
 
 
 class _Interruptible(TyperGroup):
@@ -255,8 +255,7 @@ def main() -> None:
     except LtcamError as error:  # a bug, or torch's own error, keeps its traceback
         sys.exit(f"ltcam: {error}")
     except RuntimeError as error:
-        # Raised by a signal handler of torch's, wherever the main process is.
-        if not str(error).startswith("DataLoader worker"):
+        if not of_loader(error):
             raise
         sys.exit(f"ltcam: {error}, as when memory runs out: what is done is kept; run again")
 

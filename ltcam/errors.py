@@ -23,3 +23,8 @@ class PackageError(LtcamError, ImportError):
 
 class DivergedError(LtcamError, FloatingPointError):
     """The loss of a training run is no longer finite."""
+
+
+def of_loader(error: RuntimeError) -> bool:
+    """Whether a loader process died: torch's signal handler raises that in the main process, wherever that is."""
+    return str(error).startswith("DataLoader worker")

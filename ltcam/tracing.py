@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ltcam.biases import Bias, Hook, Mark, bias_hooks
-from ltcam.errors import InputError
+from ltcam.errors import InputError, of_loader
 from ltcam.models import borrowed, stages, unwrap
 from ltcam.targets import Targets, describe, scores, to_pairs
 
@@ -159,9 +159,9 @@ def trace(
 def _forward(model: nn.Module, images: Tensor) -> Tensor:
     try:
         return model(images)  # type: ignore[no-any-return]
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or of_loader(error):
+            raise
         raise InputError(f"the model does not run on {describe(images)} ({error}): expected images that fit it") from error
 
 

@@ -87,16 +87,25 @@ def test_a_missing_package_is_named(monkeypatch):
         importlib.import_module("ltcam.pages")
 
 
-class Large(nn.Module):
-    def __init__(self):
+class Stopped(nn.Module):
+    """Its forward is stopped by what is not about the images."""
+
+    def __init__(self, error):
         super().__init__()
-        self.conv = nn.Conv2d(3, 2, 1)
+        self.conv, self.error = nn.Conv2d(3, 2, 1), error
 
     def forward(self, images):
-        raise torch.OutOfMemoryError("out of memory")
+        raise self.error
 
 
-def test_too_little_memory_is_no_fault_of_the_images():
-    """`evaluate` then goes on with fewer at a time."""
-    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
-        ltcam.trace(Large(), torch.zeros(1, 3, 4, 4), 0, ["conv"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("out of memory"),  # `evaluate` then goes on with fewer at a time
+        RuntimeError("DataLoader worker (pid 3336) is killed by signal: Killed. "),  # of torch's signal handler, amid the forward
+    ],
+)
+def test_what_stops_a_forward_is_no_fault_of_the_images(error):
+    with pytest.raises(type(error), match=str(error)[:20]) as caught:
+        ltcam.trace(Stopped(error), torch.zeros(1, 3, 4, 4), 0, ["conv"])
+    assert caught.value is error
