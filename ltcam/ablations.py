@@ -2,7 +2,7 @@
 
 `ROWS` are measured as they are, with one option of theirs changed (`OPTIONS`), under another protocol, and with other trainings
 of the same model, always on the same images, so that a change is a paired difference with an interval of its own, as is what
-the paper's two `TRICKS` are worth.
+the paper's two `TRICKS` are worth in each of them. `readings` asks under which of them the paper's order of methods appears.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from ltcam import paper
 from ltcam.errors import InputError
 from ltcam.evaluation import FLOATS, Config, Protocol, evaluate
 from ltcam.intervals import DRAWS, VERDICTS, Draws, draws, interval, verdict
@@ -85,17 +88,18 @@ def measure(
     Those of the defaults are kept in `out`, of other protocols in `out/ablations`.
 
     protocols  what of `PROTOCOLS` to change: each is a pass over the images of its own
-    varied     the rows of which options are changed
+    varied     the rows of which options are changed, beside the paper's seven
     others     folders of other trainings of the model; the rows are measured where there is a checkpoint, else counts do
 
     Raises InputError for a protocol or a row that does not exist, and DataError for data that are not there.
     """
     if unknown := [name for name in (*protocols, *varied) if name not in (*PROTOCOLS, *ROWS)]:
         raise InputError(f"{unknown[0]!r} cannot be changed: expected protocols of {PROTOCOLS} and rows of {tuple(ROWS)}")
-    rows, protocol = list(ROWS.values()), Protocol(batch_size)
+    rows, protocol = list(dict.fromkeys([*ROWS.values(), *paper.SEVEN.values()])), Protocol(batch_size)
     size = LARGER[trained.recipe.data]
     levels = {"labels": "predicted", "outputs": "relu", "size": size}
-    configs = dict.fromkeys([*rows, *(c for name in varied for _, c in variants(ROWS[name])), *cross(deltas)])
+    changed = [c for row in (*(ROWS[name] for name in varied), *paper.SEVEN.values()) for _, c in variants(row)]
+    configs = dict.fromkeys([*rows, *changed, *cross(deltas)])
     found = {DEFAULTS: evaluate(trained, part, list(configs), out, protocol)}
     for factor in protocols:
         level = "{1} x {0}".format(*size) if factor == "size" else str(levels[factor])
@@ -116,13 +120,15 @@ def table(
     """Every row of every run that was measured, and what changed by it: `metric` in percent with its interval, in points.
 
     Columns factor, level, row (a name in `ROWS`), those of the configuration, value, ci_low, ci_high, and change, change_low,
-    change_high, verdict ("better", "worse", "tie"): against the same row by the defaults; of factor "trick", against the row
-    without it. classes as in `ltcam.metrics.scores`.
+    change_high, verdict ("better", "worse", "tie"): against the same row by the defaults; of factor "trick", whose level names
+    the trick and the run if that is another, against the row without it. classes as in `ltcam.metrics.scores`.
     """
     scores = {run: draws(counts, metric, classes, number) for run, counts in measured.items()}
     defaults = scores[DEFAULTS]
     found = [
-        _row(("trick", trick), made, ROWS[made], defaults, defaults[ROWS[before]]) for trick, (made, before) in TRICKS.items()
+        _row(("trick", trick if run == DEFAULTS else f"{trick}, {_said(run)}"), made, ROWS[made], own, own[ROWS[before]])
+        for run, own in scores.items()
+        for trick, (made, before) in TRICKS.items()
     ]
     for name, config in ROWS.items():
         found.append(_row(DEFAULTS, name, config, defaults))
@@ -142,6 +148,29 @@ def crossed(counts: pd.DataFrame, metric: str, classes: Sequence[int] | None = N
     ])  # fmt: skip
 
 
+def readings(
+    measured: Mapping[Run, pd.DataFrame], number: int, metric: str, classes: Sequence[int] | None = None, draw: int = DRAWS
+) -> pd.DataFrame:
+    """How near the order of the paper's seven methods in its table `number` is under every reading that was measured.
+
+    A reading is one of `OPTIONS`, for every method whose mask it can change, or another run. Columns factor, level; tau,
+    ci_low, ci_high: Kendall's rank correlation of our scores with the printed ones, in [-1, 1]; then our score of each method.
+    The nearest comes first.
+    """
+    printed = paper.published(number)["mIoU"][list(paper.SEVEN)].to_numpy()
+    scores = {run: draws(counts, metric, classes, draw) for run, counts in measured.items()}
+    changed = {config: dict(variants(config)) for config in paper.SEVEN.values()}
+    options = dict.fromkeys(run for levels in changed.values() for run in levels)
+    seven = {run: [own[config] for config in changed] for run, own in scores.items()} | {
+        run: [scores[DEFAULTS][levels.get(run, config)] for config, levels in changed.items()] for run in options
+    }
+    rows = []
+    for run, ours in seven.items():
+        tau = dict(zip(("tau", "ci_low", "ci_high"), interval(_tau(printed, np.array(ours))), strict=True))
+        rows.append({"factor": run[0], "level": run[1], **tau, **dict(zip(paper.SEVEN, (v[0] for v in ours), strict=True))})
+    return pd.DataFrame(rows).sort_values("tau", ascending=False, kind="stable", ignore_index=True)
+
+
 def beyond(
     folder: Path, baselines: Mapping[str, Config], metric: str, classes: Sequence[int] | None = None, number: int = DRAWS
 ) -> pd.DataFrame:
@@ -158,6 +187,17 @@ def beyond(
     rows = [_row(("beyond", ""), name, config, scores) for name, config in {"chosen": chosen, **baselines}.items()]
     differences = [_change(scores[chosen] - scores[config]) for config in (chosen, *baselines.values())]
     return pd.DataFrame([row | by for row, by in zip(rows, differences, strict=True)]).assign(chosen_on=on_train[chosen])
+
+
+def _tau(printed: NDArray[np.float64], ours: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Kendall's, of (methods,) with each column of (methods, draws)."""
+    first, second = np.triu_indices(len(printed), 1)
+    agreed = np.sign(printed[first] - printed[second])[:, None] * np.sign(ours[first] - ours[second])
+    return np.asarray(agreed.mean(axis=0))
+
+
+def _said(run: Run) -> str:
+    return f"{run[0]} = {run[1]}"
 
 
 def _row(run: Run, name: str, config: Config, scores: Draws, before: Any = None) -> dict[str, Any]:

@@ -46,6 +46,19 @@ def signs(traced: Trace, objects: Sequence[Tensor]) -> Iterator[list[Any]]:
             yield [pair, stage, *lifts, (maps[1][pair].sum() / maps[0][pair].sum()).item()]
 
 
+def overlap(signs: pd.DataFrame) -> pd.DataFrame:
+    """Of every pair how much of what the subtraction takes away at the deepest stage lies on the object: the negative map's
+    place over the positive one's. At 1 both lie on it alike, below that the negative one lies beside it. Columns name, class,
+    overlap; NaN where one of the maps is empty or the positive one lies wholly beside the object.
+
+    signs: of `measure`.
+    """
+    deepest = signs[signs["stage"] == signs["stage"].max()]
+    ratio = deepest["negative"] / deepest["positive"].where(deepest["positive"] > 0)
+    found: pd.DataFrame = deepest[["name", "class"]].assign(overlap=ratio)
+    return found
+
+
 def stages(traced: Trace, deltas: Sequence[float | None] = DELTAS) -> Iterator[list[Any]]:
     """(pair, stage, delta, energy, half, kept), the last three in percent, of Grad-CAM's maps as Eq. 8 sums them.
 

@@ -1,18 +1,21 @@
-"""Where a score comes from: by class or defect type, by the object's share of the image, by how many classes an image has."""
+"""Where a score comes from: by class or defect type, by the object's share of the image, by how many classes an image has, by
+how far negative gradients lie on the object (`ltcam.anatomy.overlap`)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from ltcam.datasets import Segmentation
 from ltcam.evaluation import Config, configurations
 from ltcam.intervals import DRAWS, VERDICTS, draws, interval, verdict
 
 QUANTILES = 5
+AMOUNTS = {"area": "{:.2g} to {:.2g}%", "overlap": "{:.2g} to {:.2g}"}  # grouped by fifths, named by their range
 Gain = tuple[Config, Config]  # with and without
 
 
@@ -34,14 +37,20 @@ def pairs(data: Segmentation) -> pd.DataFrame:
 
 
 def groups(pairs: pd.DataFrame) -> dict[str, pd.Series[str]]:
-    """{what it is grouped by: the group of each pair}: kind, area (fifths, named by their range in percent), classes."""
+    """{what it is grouped by: the group of each pair}: kind, fifths of each of `AMOUNTS` that is there, classes."""
     found = {"kind": pairs["kind"]}
-    fifths = pairs["area"].groupby(pd.qcut(pairs["area"].rank(method="first"), QUANTILES, labels=False))
-    ends = zip(fifths.transform("min"), fifths.transform("max"), strict=True)
-    found["area"] = pd.Series([f"{low:.2g} to {high:.2g}%" for low, high in ends], pairs.index)
+    found |= {amount: fifths(pairs[amount], named) for amount, named in AMOUNTS.items() if amount in pairs}
     if pairs["classes"].nunique() > 1:
         found["classes"] = pairs["classes"].map(lambda n: f"{n}" if n < 3 else "3 or more")
     return found
+
+
+def fifths(amounts: pd.Series[float], named: str) -> pd.Series[str]:
+    """The fifth that each amount is in, called by its ends as `named` formats them; NaN is in none."""
+    known = amounts.dropna()
+    parts = known.groupby(pd.qcut(known.rank(method="first"), QUANTILES, labels=False))
+    ends = zip(parts.transform("min"), parts.transform("max"), strict=True)
+    return pd.Series([named.format(low, high) for low, high in ends], known.index, dtype=str).reindex(amounts.index)
 
 
 def table(
@@ -50,13 +59,13 @@ def table(
     """Pooled IoU of every configuration and the points every gain is worth, group by group, with intervals over images.
 
     Columns by, group, images, area (the median of the group's pairs, in percent), row, value, ci_low, ci_high, and of gains
-    verdict ("better", "worse", "tie"). Kinds and areas are in order of their median area.
+    verdict ("better", "worse", "tie"). Kinds are in order of their median area, fifths in their own.
     """
     wanted = {*configs.values(), *(config for gain in gains.values() for config in gain)}
     counts = counts[[config in wanted for config in configurations(counts)]]
     rows = []
     for by, labels in groups(pairs).items():
-        order = pairs["area"].groupby(labels).median().sort_values().index if by != "classes" else sorted(labels.unique())
+        order = pairs["area" if by == "kind" else by].groupby(labels).median().sort_values().index
         for group in order:
             chosen = pairs[labels == group]
             scores = draws(counts.merge(chosen[["name", "class"]]), "IoU", number=number)
@@ -75,6 +84,27 @@ def each(counts: pd.DataFrame, pairs: pd.DataFrame, gains: Mapping[str, Gain]) -
     iou = 100 * rows["tp"] / (rows["tp"] + rows["fp"] + rows["fn"]).clip(lower=1)
     config = pd.Series(configurations(rows), rows.index)
     return pairs.assign(**{name: (iou[config == a] - iou[config == b]).to_numpy() for name, (a, b) in gains.items()})
+
+
+def correlations(each: pd.DataFrame, gains: Sequence[str], number: int = DRAWS, seed: int = 0) -> pd.DataFrame:
+    """What the gains on single pairs go with: Spearman's rank correlation with every amount that is not the same for all.
+
+    each: of the function of that name. Columns gain, amount ("area", "overlap", "classes"), images, value in [-1, 1], ci_low,
+    ci_high (bootstrap over images), verdict: it "rises" or "falls" with the amount, or "tie".
+    """
+    amounts = [name for name in (*AMOUNTS, "classes") if name in each and each[name].nunique() > 1]
+    known = each.dropna(subset=amounts)
+    rows = [group.to_numpy() for group in known.reset_index().groupby("name", sort=False).groups.values()]
+    drawn = np.random.default_rng(seed).integers(len(rows), size=(number, len(rows)))
+    picks = [np.arange(len(known)), *(np.concatenate([rows[i] for i in draw]) for draw in drawn)]
+    columns = known[[*gains, *amounts]].to_numpy(dtype=float)
+    both = np.array([spearmanr(columns[pick]).statistic for pick in picks])
+    found = []
+    for g, gain in enumerate(gains):
+        for a, amount in enumerate(amounts, len(gains)):
+            said = {"better": "rises", "worse": "falls", "tie": "tie"}[VERDICTS[verdict(both[:, g, a])]]
+            found.append({"gain": gain, "amount": amount, "images": len(rows)} | _ends(both[:, g, a]) | {"verdict": said})
+    return pd.DataFrame(found)
 
 
 def _ends(values: NDArray[np.float64]) -> dict[str, float]:

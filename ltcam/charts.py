@@ -9,7 +9,11 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from ltcam import breakdown
+from ltcam.breakdown import fifths
+
 COLORS = {"better": "tab:green", "worse": "tab:red", "tie": "tab:gray"}
+AMOUNTS = {"area": "object, % of the image", "overlap": "negative map on the object\nover positive map on it"}
 
 
 def changes(table: pd.DataFrame, rows: Sequence[str], title: str) -> Figure:
@@ -52,20 +56,21 @@ def cross(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def gains(each: pd.DataFrame, by_group: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
-    """Points gained over the area of the object: every pair a dot, every fifth of them a mean with its interval.
+def gains(each: pd.DataFrame, by_group: pd.DataFrame, names: Sequence[str], title: str, by: str = "area") -> Figure:
+    """Points gained over an amount in `AMOUNTS`: every pair a dot, every fifth of them a mean with its interval.
 
     each and by_group as of `ltcam.breakdown`.
     """
     figure, axes = plt.subplots(1, len(names), figsize=(3.3 * len(names), 3), sharey=True, squeeze=False, layout="constrained")
-    fifths = by_group[by_group["by"] == "area"]
+    lines, middles = by_group[by_group["by"] == by], each[by].groupby(fifths(each[by], breakdown.AMOUNTS[by])).median()
     for panel, name in zip(axes[0], names, strict=True):
-        panel.plot(each["area"], each[name], ".", markersize=2.5, color="tab:blue", alpha=0.35)
-        line = fifths[fifths["row"] == name]
+        panel.plot(each[by], each[name], ".", markersize=2.5, color="tab:blue", alpha=0.35)
+        line = lines[lines["row"] == name]
         ends = np.abs(line[["ci_low", "ci_high"]].to_numpy().T - line["value"].to_numpy())
-        panel.errorbar(line["area"], line["value"], ends, color="black", marker="o", markersize=4, linewidth=1.4, capsize=3)
+        middle = line["group"].map(middles)
+        panel.errorbar(middle, line["value"], ends, color="black", marker="o", markersize=4, linewidth=1.4, capsize=3)
         panel.axhline(0, color="black", linewidth=0.8)
-        panel.set(xscale="log", xlabel="object, % of the image")
+        panel.set(xscale="log", xlabel=AMOUNTS[by])
         panel.set_title(name, fontsize=9)
         panel.xaxis.set_major_formatter("{x:g}")
         panel.grid(alpha=0.3)

@@ -16,26 +16,32 @@ from ltcam.intervals import VERDICTS, interval, median, verdict
 
 SUMMARY = (  # what the README says
     "Truncation alone (δ=0) changes Grad-CAM at S5 by",
+    "With head = gap, truncation alone (δ=0) changes Grad-CAM at S5 by",
     "Fusing S1 to S5 changes Grad-CAM by",
     "LTGrad-CAM (δ=20) differs from Grad-CAM by",
-    "Percentiles per channel instead of per layer change LTGrad-CAM by",
     "Maps divided by their maximum before the sum change LTGrad-CAM by",
-    "Another training (in bfloat16) changes LTGrad-CAM by",
+    "A larger input changes LTGrad-CAM by",
+    "What truncation at S5 gains on an object goes with how far the negative gradients' map lies on the object where the "
+    "positive ones' does by a rank correlation of",
     "The δ chosen on the training part costs LTGrad-CAM, against the best in hindsight,",
-    "Against chance, the map of positive gradients at S5 lies on the object",
-    "Against chance, the map of negative gradients at S5 lies on the object",
     "The configuration that the training part chooses differs from LTGrad-CAM(l=5, δ=20) by",
+    "By the defaults the order of the seven methods agrees with the paper's by a rank correlation of",
 )
 TRAININGS = {
-    "bfloat16": "Another training (in bfloat16)",
+    "bfloat16": "Another training (bfloat16: {})",
     "seed": "Another training (seed {})",
     "head": "Another head ({})",
     "training": "The same training again",
 }
+AMOUNTS = {
+    "area": "the object's share of the image",
+    "overlap": "how far the negative gradients' map lies on the object where the positive ones' does",
+    "classes": "the number of classes in the image",
+}
 
 
 class Finding(NamedTuple):
-    """value in `unit` ("points", "times" or "percent") with its interval, NaN where there is none."""
+    """value in `unit` ("points", "times", "percent"; "" of a correlation) with its interval, NaN where there is none."""
 
     finding: str
     value: float
@@ -47,10 +53,11 @@ class Finding(NamedTuple):
 
     @property
     def number(self) -> str:
-        """ "+8.45 points (6.12 to 10.80)", or "1.20 times (...)" """
-        signed = "+" if self.unit == "points" else ""
+        """ "+8.45 points (+6.12 to +10.80)", or "1.20 times (...)" """
+        signed = "+" if self.unit in ("points", "") else ""
         between = "" if pd.isna(self.ci_low) else f" ({self.ci_low:{signed}.2f} to {self.ci_high:{signed}.2f})"
-        return f"{self.value:{signed}.2f} {self.unit}{between}{', a tie' if self.verdict == 'tie' else ''}"
+        unit = f" {self.unit}" if self.unit else ""
+        return f"{self.value:{signed}.2f}{unit}{between}{', a tie' if self.verdict == 'tie' else ''}"
 
 
 def read(folder: Path, run: str = "") -> dict[str, pd.DataFrame]:
@@ -84,11 +91,11 @@ def listed(table: pd.DataFrame) -> list[Finding]:
 def _ablations(table: pd.DataFrame) -> Iterator[Finding]:
     changes = {
         ("trick", "truncation at S5", "Grad-CAM, truncated"): SUMMARY[0],
-        ("trick", "fusion of S1 to S5", "Grad-CAM, fused"): SUMMARY[1],
-        ("trick", "both", "LTGrad-CAM"): SUMMARY[2],
+        ("trick", "fusion of S1 to S5", "Grad-CAM, fused"): SUMMARY[2],
+        ("trick", "both", "LTGrad-CAM"): SUMMARY[3],
         ("trick", "truncation of Layer-CAM", "LTLayer-CAM"): "Truncation (δ=20) changes fused Layer-CAM by",
         ("trick", "truncation of FullGrad", "LTFullGrad"): "Truncation (δ=20) changes FullGrad by",
-        ("per", "channel", "LTGrad-CAM"): SUMMARY[3],
+        ("per", "channel", "LTGrad-CAM"): "Percentiles per channel instead of per layer change LTGrad-CAM by",
         ("compare", "gt", "LTGrad-CAM"): "Dropping the threshold itself (> instead of ≥) changes LTGrad-CAM by",
         ("fuse", "max", "LTGrad-CAM"): "The maximum over stages instead of their sum changes LTGrad-CAM by",
         ("normalize", "max", "LTGrad-CAM"): SUMMARY[4],
@@ -103,8 +110,11 @@ def _ablations(table: pd.DataFrame) -> Iterator[Finding]:
     }  # fmt: skip
     for row in _records(table.dropna(subset="change")):
         key = (row["factor"], row["level"], row["row"])
+        trick, _, run = row["level"].partition(", ")
         if key in changes:
             yield _change(changes[key], row)
+        elif row["factor"] == "trick" and trick == "truncation at S5":
+            yield _change(f"With {run}, truncation alone (δ=0) changes Grad-CAM at S5 by", row)
         elif row["factor"] == "size" and row["row"] == "LTGrad-CAM":
             yield _change("A larger input changes LTGrad-CAM by", row)
         elif row["factor"] in TRAININGS and row["row"] in ("LTGrad-CAM", "Layer-CAM"):
@@ -120,10 +130,32 @@ def _cross(table: pd.DataFrame) -> Iterator[Finding]:
 
 
 def _breakdown(table: pd.DataFrame) -> Iterator[Finding]:
-    where = {"kind": "{}", "area": "objects of {} of the image", "classes": "images whose number of classes is {}"}
+    where = {
+        "kind": "{}",
+        "area": "objects of {} of the image",
+        "classes": "images whose number of classes is {}",
+        "overlap": "objects where the negative gradients' map is, against the positive ones', {} times as much on the object",
+    }
     for row in _records(table[table["row"] == "truncation at S5"]):
         sentence = f"On {where[row['by']].format(row['group'])}, truncation at S5 changes Grad-CAM by"
         yield Finding(sentence, row["value"], row["ci_low"], row["ci_high"], "points", row["verdict"])
+
+
+def _correlations(table: pd.DataFrame) -> Iterator[Finding]:
+    for row in _records(table[table["gain"] == "truncation at S5"]):
+        sentence = f"What truncation at S5 gains on an object goes with {AMOUNTS[row['amount']]} by a rank correlation of"
+        yield Finding(sentence, row["value"], row["ci_low"], row["ci_high"], "", row["verdict"])
+
+
+def _readings(table: pd.DataFrame) -> Iterator[Finding]:
+    sentences = (
+        (table[table["factor"] == "defaults"], "By the defaults the order of the seven methods agrees with the paper's by"),
+        (table.head(1), "Of all that was changed, {factor} = {level} comes nearest to that order, by"),
+    )
+    for rows, sentence in sentences:
+        for row in _records(rows):
+            stated = f"{sentence.format(**row)} a rank correlation of"
+            yield Finding(stated, row["tau"], row["ci_low"], row["ci_high"], "", "")
 
 
 def _signs(table: pd.DataFrame) -> Iterator[Finding]:
@@ -168,8 +200,10 @@ COLLECTORS: dict[str, Callable[[pd.DataFrame], Iterator[Finding]]] = {
     "ablations.csv": _ablations,
     "cross.csv": _cross,
     "breakdown.csv": _breakdown,
+    "correlations.csv": _correlations,
     "signs.csv.gz": _signs,
     "stages.csv.gz": _stages,
     "delta_choice.csv": _delta_choice,
     "beyond.csv": _beyond,
+    "readings.csv": _readings,
 }

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from scipy import stats
 
 from ltcam import ablations, metrics, paper, sweep
 from ltcam.ablations import DEFAULTS, ROWS
@@ -61,6 +62,33 @@ def test_changes_are_against_the_same_row_by_the_defaults():
     }
     assert table.loc[("trick", "both", "LTGrad-CAM"), "change"] == pytest.approx(30)
     assert table.loc[("trick", "fusion of S1 to S5", "Grad-CAM, fused"), "change"] == pytest.approx(20)
+
+
+def test_a_trick_is_worth_something_in_every_run():
+    base = dict(zip(ROWS.values(), range(10, 90, 10), strict=True))
+    relu = {config: value / 2 for config, value in base.items()}
+    table = ablations.table({DEFAULTS: counts(base), ("outputs", "relu"): counts(relu)}, "IoU", number=5)
+    tricks = table[table["factor"] == "trick"].set_index("level")["change"]
+    assert len(tricks) == 2 * len(ablations.TRICKS)
+    assert tricks["truncation at S5"] == pytest.approx(10) and tricks["truncation at S5, outputs = relu"] == pytest.approx(5)
+
+
+def test_readings_are_in_order_of_kendalls_tau():
+    """With the paper's own scores it is 1; an option that turns some methods round, and a run that turns all."""
+    printed = paper.published(3)["mIoU"]
+    own = {config: round(printed[name]) + 10 * n for n, (name, config) in enumerate(paper.SEVEN.items())}
+    exact = {config: round(100 * printed[name] / 40) for name, config in paper.SEVEN.items()}
+    changed = {c: 90 - own[config] for config in own for (option, _), c in ablations.variants(config) if option == "per"}
+    others = {c: own[config] for config in own for (option, _), c in ablations.variants(config) if option != "per"}
+    measured = {DEFAULTS: counts(own | changed | others), ("head", "gap"): counts(exact)}
+    table = ablations.readings(measured, 3, "IoU", draw=5).set_index(["factor", "level"])
+    assert table.index[0] == ("head", "gap") and table["tau"].iloc[0] == 1 and table["tau"].is_monotonic_decreasing
+    assert len(table) == 2 + sum(len(levels) for levels in ablations.OPTIONS.values())
+    for reading in [DEFAULTS, ("per", "channel")]:
+        ours = table.loc[reading, list(paper.SEVEN)].to_numpy(dtype=float)
+        assert table.loc[reading, "tau"] == pytest.approx(stats.kendalltau(ours, printed[list(paper.SEVEN)]).statistic)
+    assert table.loc[("per", "channel"), "tau"] != table.loc[DEFAULTS, "tau"]
+    assert table.loc[DEFAULTS, list(paper.SEVEN)].tolist() == pytest.approx([*own.values()])
 
 
 def test_the_cross_is_against_no_truncation_at_its_scale():

@@ -51,6 +51,15 @@ def test_an_empty_map_has_no_place():
     assert positive == pytest.approx(1) and math.isnan(negative)
 
 
+def test_the_overlap_is_of_the_deepest_stage():
+    rows = [("a", "S4", 1.0, 9.0), ("a", "S5", 4.0, 2.0), ("b", "S5", 0.0, 2.0), ("c", "S5", 3.0, math.nan)]
+    signs = pd.DataFrame(rows, columns=["name", "stage", "positive", "negative"]).assign(**{"class": 0})
+    found = anatomy.overlap(signs)
+    assert found["name"].tolist() == ["a", "b", "c"] and found["overlap"].tolist() == pytest.approx(
+        [0.5, math.nan, math.nan], nan_ok=True
+    )
+
+
 def test_the_stages_by_hand():
     twice = torch.full((1, 1, 1, 1), 3.0), torch.ones(1, 1, 1, 1)
     found = list(anatomy.stages(traced([A, twice[0]], [G, twice[1]]), (None, 0.0, 90.0)))

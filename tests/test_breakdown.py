@@ -1,5 +1,9 @@
+import math
+
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from ltcam import breakdown, datasets, metrics
 from ltcam.evaluation import Config, evaluate
@@ -28,6 +32,31 @@ def test_groups_by_hand():
     assert plain.loc["classes", "value"].to_dict() == pytest.approx({"1": 30, "2": 20, "3 or more": 35})
     gain = table.xs("gain", level="row")
     assert (gain[["value", "ci_low", "ci_high"]] - 10).abs().max(axis=None) < 1e-9 and (gain["verdict"] == "better").all()
+
+
+def test_fifths_of_an_overlap_are_in_its_own_order_and_unknown_ones_in_none():
+    counts, pairs = made([5.0, 4, 3, 2, 1, 9], [10, 20, 30, 40, 50, 99])
+    pairs["overlap"] = [0.1, 0.2, 0.3, 0.4, 0.5, math.nan]
+    table = breakdown.table(counts, pairs, {"plain": A}, {}, number=5).set_index("by")
+    assert table.loc["overlap", "group"].tolist() == [f"{v:g} to {v:g}" for v in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    assert table.loc["overlap", "value"].tolist() == pytest.approx([10, 20, 30, 40, 50])
+
+
+def test_correlations_are_scipys_over_images():
+    """Of 40 images with two pairs each; what is the same for all goes with nothing."""
+    rng = np.random.default_rng(0)
+    each = pd.DataFrame({"name": [f"i{n // 2}" for n in range(80)], "area": rng.random(80), "classes": 2})
+    each["gain"], each["loss"] = each["area"] + 0.3 * rng.random(80), -each["area"]
+    each["overlap"] = np.where(np.arange(80) < 4, math.nan, rng.random(80))
+    found = breakdown.correlations(each, ["gain", "loss"], number=50).set_index(["gain", "amount"])
+    assert set(found.index.get_level_values("amount")) == {"area", "overlap"} and set(found["images"]) == {38}
+    known = each.dropna()
+    for (gain, amount), row in found.iterrows():
+        assert row["value"] == pytest.approx(stats.spearmanr(known[gain], known[amount]).statistic)
+        assert row["ci_low"] <= row["value"] <= row["ci_high"]
+    assert found.loc[("loss", "area"), ["value", "ci_low", "ci_high"]].tolist() == pytest.approx([-1, -1, -1])
+    assert found["verdict"].unstack().loc[:, "area"].to_dict() == {"gain": "rises", "loss": "falls"}
+    assert found.loc[("gain", "overlap"), "verdict"] == "tie"
 
 
 def test_what_all_images_share_is_no_group():

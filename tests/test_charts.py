@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ltcam import ablations, charts
+from ltcam import ablations, breakdown, charts
 
 
 @pytest.fixture(autouse=True)
@@ -43,17 +43,22 @@ def test_the_cross_is_a_row_a_scope_and_scale():
     assert texts[5].tolist() == ["1.0", of["channel", "max", 0.0], of["channel", "max", 20.0]]
 
 
-def test_gains_are_over_the_area():
-    each = pd.DataFrame({"area": [1.0, 10.0], "gain": [5.0, -5.0]})
+@pytest.mark.parametrize("by", ["area", "overlap"])
+def test_gains_are_over_the_amount(by):
+    """Fifths of two pairs each: their interval stands over the middle of the two."""
+    each = pd.DataFrame({by: range(1, 11), "gain": [5.0, -5.0] * 5})
+    names = list(breakdown.fifths(each[by], breakdown.AMOUNTS[by])[::2])
     grouped = pd.DataFrame([
-        {"by": by, "area": area, "row": row, "value": 3.0, "ci_low": 1.0, "ci_high": 6.0}
-        for by, area, row in (("area", 2.0, "gain"), ("kind", 7.0, "gain"), ("area", 3.0, "other"))
+        {"by": kind, "group": group, "row": row, "value": value, "ci_low": value - 2, "ci_high": value + 3}
+        for kind, row in ((by, "gain"), ("kind", "gain"), (by, "other"))
+        for value, group in enumerate(names)
     ])  # fmt: skip
-    (axes,) = charts.gains(each, grouped, ["gain"], "title").axes
+    (axes,) = charts.gains(each, grouped, ["gain"], "title", by).axes
     dots, line = axes.lines[0], axes.lines[1]
-    assert dots.get_xydata().tolist() == [[1, 5], [10, -5]] and line.get_xydata().tolist() == [[2, 3]]
-    low, high = axes.lines[2].get_ydata()[0], axes.lines[3].get_ydata()[0]
-    assert (low, high) == (1, 6) and axes.get_xscale() == "log"
+    assert dots.get_xydata().tolist() == each.to_numpy().tolist()
+    assert line.get_xydata().tolist() == [[1.5 + 2 * n, n] for n in range(5)]
+    low, high = axes.lines[2].get_ydata()[1], axes.lines[3].get_ydata()[1]
+    assert (low, high) == (-1, 4) and axes.get_xscale() == "log" and axes.get_xlabel() == charts.AMOUNTS[by]
 
 
 def test_signs_and_stages_have_a_place_for_each_stage():

@@ -102,10 +102,10 @@ class Stopped(nn.Module):
     "error",
     [
         torch.OutOfMemoryError("out of memory"),  # `evaluate` then goes on with fewer at a time
-        RuntimeError("DataLoader worker (pid 3336) is killed by signal: Killed. "),  # of torch's signal handler, amid the forward
+        RuntimeError("DataLoader worker (pid 3336) is killed by signal: Killed. "),  # torch's signal handler raises it
     ],
 )
 def test_what_stops_a_forward_is_no_fault_of_the_images(error):
-    with pytest.raises(type(error), match=str(error)[:20]) as caught:
+    with pytest.raises(type(error)) as caught:
         ltcam.trace(Stopped(error), torch.zeros(1, 3, 4, 4), 0, ["conv"])
     assert caught.value is error

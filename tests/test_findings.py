@@ -24,7 +24,7 @@ def test_a_finding_is_the_number_of_its_row_and_its_table():
         ("Truncation alone (δ=0) changes Grad-CAM at S5 by", "+8.45 points (+7.45 to +9.45)"),
         ("Percentiles per channel instead of per layer change LTGrad-CAM by", "-0.40 points (-1.40 to +0.60), a tie"),
         ("A larger input changes LTGrad-CAM by", "-2.00 points (-3.00 to -1.00)"),
-        ("Another training (in bfloat16) changes Layer-CAM by", "+4.00 points (+3.00 to +5.00)"),
+        ("Another training (bfloat16: True) changes Layer-CAM by", "+4.00 points (+3.00 to +5.00)"),
     ]
     assert {f.table for f in found} == {"ablations.csv"}
 
@@ -48,6 +48,31 @@ def test_of_a_cross_the_best_delta_of_plain_sums():
     assert channel.value == -24 and channel.table == "cross.csv"
 
 
+def test_what_a_trick_is_worth_under_another_run():
+    table = pd.DataFrame([
+        change("trick", "truncation at S5, head = gap", "Grad-CAM, truncated", 2.0),
+        change("trick", "both, head = gap", "LTGrad-CAM", 9.0),
+    ])  # fmt: skip
+    (found,) = findings.listed(findings.collect({"ablations.csv": table}))
+    assert found.finding == "With head = gap, truncation alone (δ=0) changes Grad-CAM at S5 by" and found.value == 2
+
+
+def test_correlations_have_a_sign_and_no_unit():
+    row = {"gain": "truncation at S5", "amount": "classes", "value": 0.25, "ci_low": -0.1, "ci_high": 0.5, "verdict": "tie"}
+    reading = {"level": "x", "tau": -0.5, "ci_low": -0.6, "ci_high": 0.1}
+    found = findings.listed(findings.collect({
+        "correlations.csv": pd.DataFrame([row, row | {"gain": "both"}]),
+        "readings.csv": pd.DataFrame([reading | {"factor": "head", "tau": 0.9}, reading | {"factor": "defaults"}]),
+    }))  # fmt: skip
+    assert [(f.finding, f.number) for f in found] == [
+        ("What truncation at S5 gains on an object goes with the number of classes in the image by a rank correlation of",
+         "+0.25 (-0.10 to +0.50), a tie"),
+        ("By the defaults the order of the seven methods agrees with the paper's by a rank correlation of",
+         "-0.50 (-0.60 to +0.10)"),
+        ("Of all that was changed, head = x comes nearest to that order, by a rank correlation of", "+0.90 (-0.60 to +0.10)"),
+    ]  # fmt: skip
+
+
 def test_medians_of_signs_have_intervals():
     table = pd.DataFrame(
         {"stage": ["S5"] * 9, "positive": [2.0] * 9, "negative": [0.5, 0.5, 0.5, 1, 1, 1.5, 1.5, 1.5, math.nan]}
@@ -67,11 +92,13 @@ def test_what_the_summary_names_can_be_found():
         "ablations.csv": pd.DataFrame([
             change("trick", "truncation at S5", "Grad-CAM, truncated", 1),
             change("trick", "fusion of S1 to S5", "Grad-CAM, fused", 1),
-            change("trick", "both", "LTGrad-CAM", 1), change("per", "channel", "LTGrad-CAM", 1),
+            change("trick", "both", "LTGrad-CAM", 1), change("trick", "truncation at S5, head = gap", "Grad-CAM, truncated", 1),
             change("normalize", "max", "LTGrad-CAM", 1), change("size", "1 x 1", "LTGrad-CAM", 1),
-            change("bfloat16", "True", "LTGrad-CAM", 1),
         ]),
-        "signs.csv.gz": pd.DataFrame({"stage": ["S5"], "positive": [1.0], "negative": [1.0]}),
+        "correlations.csv": pd.DataFrame([
+            {"gain": "truncation at S5", "amount": "overlap", "value": 0, "ci_low": 0, "ci_high": 0, "verdict": "tie"}
+        ]),
+        "readings.csv": pd.DataFrame([{"factor": "defaults", "level": "", "tau": 0.1, "ci_low": 0, "ci_high": 1}]),
         "delta_choice.csv": pd.DataFrame([{"method": "gradcam", "regret": 1.0}]),
         "beyond.csv": pd.DataFrame([change("beyond", "", "chosen", 0), change("beyond", "", "LTGrad-CAM(l=5, δ=20)", 1)]),
     }  # fmt: skip

@@ -68,4 +68,7 @@ def test_golden_values_are_compared_within_a_tolerance():
         golden.check(table.assign(row="x"), "table1", "demo")
     with pytest.raises(AssertionError):
         golden.check(table.iloc[:3], "table1", "demo")
+    assert golden.check(table[["row", "mIoU"]], "table1", "demo") == "within tolerance"  # of what was asked
+    with pytest.raises(AssertionError, match="unknown"):
+        golden.check(table.assign(unknown=1.0), "table1", "demo")
     assert golden.check(table, "table1", "real") == "no golden values of table1 for profile real"
