@@ -8,7 +8,7 @@ STAMP := $(VENV)/.lock-$(LOCK)
 # The code is this checkout's, also in an environment that another checkout built.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: reproduce report test lint unit nbval audit faults environment golden notebooks lock
+.PHONY: reproduce report test lint unit nbval audit faults coverage mutation matrix environment golden notebooks lock
 
 reproduce: $(STAMP)
 	$(BIN)/python -m ltcam reproduce --profile $(PROFILE)
@@ -43,6 +43,31 @@ faults: $(STAMP)
 	log=$$(mktemp) && trap 'rm -f "$$log"' EXIT && \
 	LTCAM_FAULTS=10 LTCAM_FAULTS_LOG=$$log $(BIN)/python -m pytest tests/faults --deselect tests/faults/test_page.py && \
 	$(BIN)/python -m tests.faults.report $$log
+
+# Lines of ltcam that the tests run, in all their processes; 95% at least.
+coverage: $(STAMP)
+	rm -f .coverage .coverage.*
+	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --skip-covered --show-missing
+
+# Half an hour at most of changed lines in what a number depends on: docs/mutation.md says which no test notices, and why.
+mutation: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "mutmut>=3.8"
+	rm -rf mutants
+	PYTHONPATH= OMP_NUM_THREADS=1 timeout 1800 $(BIN)/python -m mutmut run
+	PYTHONPATH= $(BIN)/python -m mutmut results
+
+# The tests (or TESTS) on every Python and the oldest and the newest torch that are promised, each in an environment of its own.
+PYTHONS ?= python3.11 python3.12
+TORCHES ?= torch==2.11.* torch
+matrix:
+	for python in $(PYTHONS); do for torch in $(TORCHES); do \
+	    env=$$(mktemp -d) && $$python -m venv "$$env" && \
+	    "$$env/bin/python" -m pip install --quiet --disable-pip-version-check "$$torch" -e ".[test,report]" && \
+	    "$$env/bin/python" -c "import sys, torch; print('Python', sys.version.split()[0], 'torch', torch.__version__)" && \
+	    "$$env/bin/python" -m pytest $(TESTS); status=$$?; rm -rf "$$env"; test $$status = 0 || exit 1; \
+	done; done
 
 environment: $(STAMP)
 

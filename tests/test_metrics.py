@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,6 +7,7 @@ import torch
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
 from ltcam import metrics
+from ltcam.errors import InputError
 from ltcam.evaluation import Config
 
 PAIRS = [("a", 0, 50, 50, 0), ("b", 0, 0, 0, 100), ("a", 1, 10, 30, 10)]
@@ -34,6 +37,29 @@ def test_pooled_scores_satisfy_the_identities_of_table_4():
 def test_headline_classes():
     row = metrics.scores(COUNTS, classes=(1,)).iloc[0]
     assert row["mIoU"] == row["IoU"] == pytest.approx(20)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "mask", "c", "said"),
+    [
+        ((1, 2, 2), (2, 2), 254, r"class 254 of a mask \(2, 2\) predicted as a torch.bool tensor \(1, 2, 2\)"),
+        ((1, 2, 2), (2, 3), 0, r"class 0 of a mask \(2, 3\) predicted as a torch.bool tensor \(1, 2, 2\)"),
+        ((1, 2, 2), (2, 2), 0, r"class 0 of a mask \(2, 2\) predicted as a torch.float32 tensor \(1, 2, 2\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused(predicted, mask, c, said):
+    masks = torch.zeros(predicted, dtype=torch.float32 if "float" in said else torch.bool)
+    rest = ": expected bool (M, H, W), the mask (H, W), and a class other than void's, 254"
+    with pytest.raises(InputError, match=f"^{said}{re.escape(rest)}$"):
+        metrics.count(masks, torch.zeros(mask, dtype=torch.uint8), c)
+    assert metrics.count(torch.ones(1, 2, 2, dtype=torch.bool), torch.full((2, 2), 254), 253).tolist() == [[4, 0, 0]]
+
+
+def test_configurations_come_in_the_order_of_their_rows():
+    ordered = [20.0, 0.0, 60.0]
+    table = pd.concat([COUNTS.assign(delta=delta) for delta in ordered])
+    assert metrics.scores(table)["delta"].tolist() == ordered
+    assert metrics.by_class(table.iloc[::-1]).reset_index()["delta"].drop_duplicates().tolist() == ordered[::-1]
 
 
 def test_configurations_stay_apart_and_in_order():

@@ -5,6 +5,7 @@ import pytest
 import torch
 from skimage.filters import threshold_otsu
 
+from ltcam import segmentation
 from ltcam.segmentation import otsu_masks
 from ltcam.tricks import layerize
 
@@ -69,9 +70,12 @@ def test_a_constant_up_to_rounding_is_empty():
 
 def test_large_stacks_are_cut_in_parts(monkeypatch):
     heatmaps = torch.rand(7, 20, 20)
-    whole = otsu_masks(heatmaps)
-    monkeypatch.setitem(otsu_masks.__globals__["CHUNK"], "cpu", 801)
-    assert torch.equal(otsu_masks(heatmaps), whole)
+    whole, over_otsu, parts = otsu_masks(heatmaps), segmentation._over_otsu, []
+    monkeypatch.setattr(segmentation, "_over_otsu", lambda part: parts.append(len(part)) or over_otsu(part))
+    monkeypatch.setitem(segmentation.CHUNK, "cpu", 801)
+    assert torch.equal(otsu_masks(heatmaps), whole) and parts == [2, 2, 2, 1]
+    monkeypatch.setitem(segmentation.CHUNK, "cpu", 1)  # a map is never cut
+    assert torch.equal(otsu_masks(heatmaps), whole) and parts[4:] == [1] * 7
 
 
 def test_otsu_is_scikit_images():
