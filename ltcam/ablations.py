@@ -138,13 +138,18 @@ def table(
     return pd.DataFrame(found)
 
 
-def crossed(counts: pd.DataFrame, metric: str, classes: Sequence[int] | None = None, number: int = DRAWS) -> pd.DataFrame:
-    """`cross` as `table` gives it, of what was measured of it: the change is against no truncation at the same scale."""
-    wanted = set(cross())
-    scores = {config: values for config, values in draws(counts, metric, classes, number).items() if config in wanted}
+def crossed(
+    counts: pd.DataFrame,
+    metric: str,
+    classes: Sequence[int] | None = None,
+    deltas: Sequence[float] = DELTAS,
+    number: int = DRAWS,
+) -> pd.DataFrame:
+    """`cross` of `deltas` as `table` gives it: the change is against no truncation at the same scale."""
+    scores = draws(counts, metric, classes, number)
     return pd.DataFrame([
         _row(("cross", ""), "LTGrad-CAM", config, scores, scores[config._replace(delta=None, per="layer")])
-        for config in cross() if config in scores
+        for config in cross(deltas)
     ])  # fmt: skip
 
 

@@ -94,7 +94,7 @@ def test_readings_are_in_order_of_kendalls_tau():
 def test_the_cross_is_against_no_truncation_at_its_scale():
     whole = {"none": 10, "max": 20, "minmax": 30, "tanh": 40}
     scores = {c: whole[c.normalize] + (c.delta or 0) / 10 for c in ablations.cross([0.0, 20.0])}
-    table = ablations.crossed(counts({c: round(10 * v) / 10 for c, v in scores.items()}), "IoU", number=5)
+    table = ablations.crossed(counts({c: round(10 * v) / 10 for c, v in scores.items()}), "IoU", None, [0.0, 20.0], number=5)
     assert len(table) == len(scores) and table["change"].to_numpy() == pytest.approx(table["delta"].fillna(0) / 10)
 
 
