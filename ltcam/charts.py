@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -72,7 +73,7 @@ def gains(each: pd.DataFrame, by_group: pd.DataFrame, names: Sequence[str], titl
         panel.axhline(0, color="black", linewidth=0.8)
         panel.set(xscale="log", xlabel=AMOUNTS[by])
         panel.set_title(name, fontsize=9)
-        panel.xaxis.set_major_formatter("{x:g}")
+        _plain(panel.xaxis)
         panel.grid(alpha=0.3)
     axes[0, 0].set_ylabel("points of IoU gained")
     figure.suptitle(title, fontsize=10)
@@ -92,9 +93,7 @@ def signs(table: pd.DataFrame, title: str) -> Figure:
     axes.set_xticks(range(len(stages)), stages)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set(ylabel="share on the object\nover the object's area", title=title, yscale="log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    _plain(axes.yaxis)
     axes.title.set_fontsize(10)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
@@ -121,3 +120,10 @@ def stages(table: pd.DataFrame, title: str) -> Figure:
     axes[-1].legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _plain(axis: Axis) -> None:
+    """Of a logarithmic axis 1, 2 and 5 in plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
