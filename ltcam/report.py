@@ -35,6 +35,7 @@ FIGURES = {
     "ablations": "What each choice is worth, one at a time",
     "cross": "Percentile scope, scale of the stages' maps, and δ",
     "gain_by_area": "Points gained, over the size of the object",
+    "gain_by_overlap": "Points gained, over how far negative gradients lie on the object",
     "signs": "Where positive and negative gradients lie",
     "stages": "What each stage adds, and what δ leaves of it",
     "plug_in": "Networks of other libraries, plugged in",
@@ -44,7 +45,9 @@ MORE = {
     "comparison": "Every number of the paper beside ours",
     "sweep": "Every score over δ",
     "ablations": "What each choice is worth, one at a time",
-    "breakdown": "Scores by class or defect type, by the object's size, by the number of classes",
+    "breakdown": "Scores by class or defect type, by the object's size, by the number of classes, by the overlap of the signs",
+    "correlations": "What the gains go with",
+    "readings": "Under which reading the paper's order of methods appears",
 }
 HEADERS = {
     "section": "Sec.",

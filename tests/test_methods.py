@@ -1,9 +1,23 @@
 """Numbers worked out by hand on a toy of one pair and two channels of 2 x 2."""
 
+import re
+
 import pytest
 import torch
 
-from ltcam.methods import METHODS, cam, fullgrad, gradcam, gradcam_plus_plus, hirescam, layercam, method, xgradcam
+from ltcam.errors import InputError
+from ltcam.methods import (
+    METHODS,
+    cam,
+    constant_in_space,
+    fullgrad,
+    gradcam,
+    gradcam_plus_plus,
+    hirescam,
+    layercam,
+    method,
+    xgradcam,
+)
 
 A = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]], [[4.0, 3.0], [2.0, 1.0]]]])
 G = torch.tensor([[[[2.0, 2.0], [-2.0, 2.0]], [[-1.0, 0.0], [0.0, -3.0]]]])
@@ -16,8 +30,46 @@ def test_cam():
 
 
 def test_cam_refuses_a_gradient_that_varies():
-    with pytest.raises(ValueError, match="CAM needs global average pooling and a linear layer right after the layer"):
+    said = "CAM needs global average pooling and a linear layer right after the layer: use gradcam, or head='gap'"
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
         cam(A, G)
+
+
+def test_constant_in_space_is_up_to_rounding_of_the_pairs_largest_gradient():
+    gradient = torch.tensor([[[[1.0, 1.0]], [[1e-6, 9e-6]]], [[[4.0, 4.0]], [[-2.0, -2.0]]]], dtype=torch.float64)
+    assert constant_in_space(gradient)
+    gradient[0, 1, 0, 1] = 1.2e-5
+    assert not constant_in_space(gradient)
+
+
+WRONG = {
+    "a torch.float32 tensor (2, 2, 2)": A[0],
+    "a torch.int64 tensor (1, 2, 2, 2)": A.long(),
+    "a torch.float32 tensor (0, 2, 2, 2)": A[:0],
+    "a list": A.tolist(),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("is_a", WRONG)
+def test_what_a_method_cannot_take_is_refused(name, is_a):
+    for pair in ((WRONG[is_a], G), (A, WRONG[is_a])):
+        with pytest.raises(InputError, match=f"^{re.escape(f'a method is given {is_a}: expected floats (P, K, h, w)')}$"):
+            METHODS[name](*pair)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("shape", [(1, 1, 2, 2), (2, 2, 1, 1), (1, 2, 1, 2), (1, 3, 1, 1), (1, 2, 1, 1)])
+def test_what_is_not_of_one_layer_is_refused(name, shape):
+    """Of FullGrad's biases there is one a channel."""
+    if name == "fullgrad" and shape == (1, 2, 1, 1):
+        assert fullgrad(torch.ones(shape), G).shape == (1, 2, 2)
+        return
+    said = (
+        f"a method is given a torch.float32 tensor {shape} and a torch.float32 tensor (1, 2, 2, 2): expected those of one layer"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
+        METHODS[name](torch.ones(shape), G)
 
 
 def test_xgradcam():

@@ -1,12 +1,16 @@
 """scikit-image is the oracle of Otsu's threshold."""
 
+import math
+import re
+
 import numpy as np
 import pytest
 import torch
 from skimage.filters import threshold_otsu
 
 from ltcam import segmentation
-from ltcam.segmentation import otsu_masks
+from ltcam.errors import InputError
+from ltcam.segmentation import above, otsu_masks
 from ltcam.tricks import layerize
 
 
@@ -110,6 +114,56 @@ def test_what_resizing_leaves_of_a_constant_is_constant():
 @pytest.mark.parametrize("value", [0.0, 3.5])
 def test_a_constant_map_is_empty(value):
     assert not otsu_mask(np.full((5, 5), value, np.float32)).any()
+
+
+def test_values_on_and_beside_the_edges_of_bins_are_counted_as_numpy_counts():
+    for low, high in torch.rand(50, 2, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).cumsum(1):
+        on = low + (high - low) * (torch.arange(257) / 256)
+        values = torch.cat([on, on.nextafter(on - 1), on.nextafter(on + 1)]).clamp(low, high)
+        edges = low + (high - low) / 256 * torch.arange(257)
+        edges[-1:] = high
+        counts = segmentation._histogram(values[None], edges[None], torch.zeros(1, 1, dtype=torch.bool))
+        np.testing.assert_array_equal(counts[0], np.histogram(values, 256)[0])
+
+
+def test_a_fraction_of_the_maximum_is_background_itself():
+    heatmaps = torch.tensor([[[0.0, 1.0], [2.0, 4.0]], [[8.0, 4.0], [3.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    expected = torch.tensor([[[0, 0], [0, 1]], [[1, 0], [0, 0]], [[0, 0], [0, 0]]]).bool()
+    assert torch.equal(above(heatmaps, 0.5), expected)
+
+
+@pytest.mark.parametrize(
+    "heatmaps", [torch.zeros(2, 2), torch.zeros(1, 2, 2, dtype=torch.long), torch.zeros(0, 2, 2), torch.zeros(1, 1, 2, 2)]
+)
+def test_what_is_no_stack_of_maps_is_refused(heatmaps):
+    shape = re.escape(str(tuple(heatmaps.shape)))
+    with pytest.raises(InputError, match=rf"^heatmaps are a {heatmaps.dtype} tensor {shape}: expected floats \(M, H, W\)$"):
+        otsu_masks(heatmaps)
+
+
+LARGEST, LEAST = torch.finfo(torch.float32).max, 2.0**-149
+
+
+@pytest.mark.parametrize(
+    "pixels", [[-1e-9, 1.0], [-2.0, -1.0], [0.0, math.inf], [0.0, math.nan], [0.0, LARGEST * (1 + 1e-9)], [0.0, LEAST / 2],
+               [1e-40, 1e-40 + LEAST / 2]],
+)  # fmt: skip
+def test_values_that_float32_cannot_hold_apart_are_refused(pixels):
+    """Beside a map that is well."""
+    said = "heatmaps hold NaN, infinity, negative values or what float32 cannot hold: expected what ltcam.explain gives"
+    with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
+        otsu_masks(torch.tensor([[[0.0, 1.0]], [pixels]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("pixels", [[0.0, LARGEST], [0.0, LEAST], [1e-40, 1e-40 + 1.5 * LEAST]])
+def test_values_that_float32_just_holds_are_cut(pixels):
+    assert otsu_masks(torch.tensor([[pixels]], dtype=torch.float64)).tolist() == [[[False, True]]]
+
+
+def test_what_rounding_leaves_is_eight_steps():
+    step = torch.finfo(torch.float32).eps
+    heatmaps = torch.tensor([[[1 - 7.5 * step, 1.0]], [[1 - 8.5 * step, 1.0]]], dtype=torch.float64)
+    assert otsu_masks(heatmaps).tolist() == [[[False, False]], [[False, True]]]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -1,10 +1,14 @@
+import re
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import interpolate
 
 from ltcam import layerize, truncate
-from ltcam.tricks import normalized
+from ltcam.errors import InputError
+from ltcam.tricks import check, normalized, whole
 
 GRADIENT = torch.tensor([[[[-5.0, 1.0], [2.0, 3.0]], [[4.0, 0.0], [-1.0, 10.0]]]])  # positive: 1 2 3 4 10
 
@@ -115,3 +119,68 @@ def test_layerize_by_hand():
 def test_layerize_of_nothing_is_refused():
     with pytest.raises(ValueError, match="no maps to fuse"):
         layerize([], (4, 4))
+
+
+def refuses(call, said):
+    with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("gradient", "is_a"),
+    [
+        (torch.zeros(2, 2, 2), "a torch.float32 tensor (2, 2, 2)"),
+        (torch.zeros(0, 2, 2, 2), "a torch.float32 tensor (0, 2, 2, 2)"),
+        (torch.zeros(1, 2, 2, 2, dtype=torch.bfloat16), "a torch.bfloat16 tensor (1, 2, 2, 2)"),
+    ],
+)
+def test_what_is_no_gradient_is_refused(gradient, is_a):
+    refuses(lambda: truncate(gradient, None), f"the gradient is {is_a}: expected float32 or float64 (P, K, h, w)")
+
+
+@pytest.mark.parametrize("delta", ["20", True, -1e-9, 100.0])
+def test_what_is_no_percentile_is_refused(delta):
+    said = f"delta={delta!r} is no percentile to truncate at: expected None, or a number in [0, 100)"
+    refuses(lambda: check(delta), said)
+    check(None), check(0), check(99.999), check(Fraction(1, 3)), check(np.float32(7))
+
+
+def test_choices_that_do_not_exist_are_refused():
+    maps = [torch.ones(1, 2, 2)]
+    refuses(lambda: check(20, "pair"), "per='pair' is unknown: expected 'layer' or 'channel'")
+    refuses(lambda: truncate(GRADIENT, 20, compare="lt"), "compare='lt' is unknown: expected 'ge' or 'gt'")
+    refuses(lambda: layerize(maps, (2, 2), "min"), "fuse='min' is unknown: expected 'sum' or 'max' or 'mean'")
+    expected = "normalize='sum' is unknown: expected 'none' or 'max' or 'minmax' or 'tanh'"
+    refuses(lambda: layerize(maps, (2, 2), normalize="sum"), expected)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "is_a"),
+    [
+        (torch.zeros(1, 1, 2, 2), "a torch.float32 tensor (1, 1, 2, 2)"),
+        (torch.zeros(1, 2, 2, dtype=torch.long), "a torch.int64 tensor (1, 2, 2)"),
+        (torch.zeros(2, 2, 2), "a torch.float32 tensor (2, 2, 2)"),
+    ],
+)
+def test_maps_that_do_not_fit_are_refused(wrong, is_a):
+    expected = f"a map is {is_a}: expected floats (P, h, w), of as many pairs in every layer"
+    refuses(lambda: layerize([torch.ones(1, 2, 2), wrong], (2, 2)), expected)
+
+
+@pytest.mark.parametrize("maps", [[], torch.ones(1, 1, 2, 2)])
+def test_maps_that_are_no_sequence_are_refused(maps):
+    refuses(lambda: layerize(maps, (2, 2)), "no maps to fuse: expected a sequence of at least one layer's")
+
+
+@pytest.mark.parametrize("size", [(4,), (4, 4, 4), 4, (0, 4), (4, -1), (4, 2.0), (2**31, 1), (True, 4)])
+def test_what_is_no_size_is_refused(size):
+    expected = f"size={size!r}: expected (H, W), whole numbers of pixels above 0"
+    refuses(lambda: layerize([torch.ones(1, 2, 2)], size), expected)
+    assert layerize([torch.ones(1, 2, 2)], (1, 1)).tolist() == [[[1]]]
+
+
+def test_whole_numbers():
+    for value in (0, 2.0, True, "1"):
+        refuses(lambda value=value: whole("epochs", value), f"epochs={value!r}: expected a whole number, at least 1")
+    refuses(lambda: whole("class", 8, 7), "class=8: expected a whole number, 1 to 7")
+    whole("epochs", 1), whole("class", 7, 7)
