@@ -62,7 +62,8 @@ def test_correlations_have_a_sign_and_no_unit():
     reading = {"level": "x", "tau": -0.5, "ci_low": -0.6, "ci_high": 0.1}
     found = findings.listed(findings.collect({
         "correlations.csv": pd.DataFrame([row, row | {"gain": "both"}]),
-        "readings.csv": pd.DataFrame([reading | {"factor": "head", "tau": 0.9}, reading | {"factor": "defaults"}]),
+        "readings.csv": pd.DataFrame([reading | {"factor": f, "tau": t} for f, t in
+            (("training", 1.0), ("head", 0.9), ("defaults", -0.5), ("size", -0.7))]),
     }))  # fmt: skip
     assert [(f.finding, f.number) for f in found] == [
         ("What truncation at S5 gains on an object goes with the number of classes in the image by a rank correlation of",
