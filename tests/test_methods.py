@@ -37,7 +37,7 @@ def test_cam_refuses_a_gradient_that_varies():
 
 def test_constant_in_space_is_up_to_rounding_of_the_pairs_largest_gradient():
     gradient = torch.tensor([[[[1.0, 1.0]], [[1e-6, 9e-6]]], [[[4.0, 4.0]], [[-2.0, -2.0]]]], dtype=torch.float64)
-    assert constant_in_space(gradient)
+    assert constant_in_space(gradient) and constant_in_space(torch.zeros(1, 2, 3, 3))
     gradient[0, 1, 0, 1] = 1.2e-5
     assert not constant_in_space(gradient)
 
@@ -107,8 +107,12 @@ def test_gradcam_plus_plus():
 
 
 def test_gradcam_plus_plus_where_the_denominator_vanishes():
-    activation, gradient = torch.full((1, 1, 1, 1), -1.0), torch.full((1, 1, 1, 1), 2.0)  # 2 + (-1) * 2 = 0
-    assert gradcam_plus_plus(activation, gradient).isfinite().all()
+    activation, gradient = torch.tensor([[[[1.0, -2.0]]]]), torch.full((1, 1, 1, 2), 2.0)  # 2 + (1 - 2) * 2 = 0
+    assert gradcam_plus_plus(activation, gradient).tolist() == [[[4, 0]]]
+
+
+def test_gradcam_of_one_channel():
+    assert gradcam(A[:, :1], G[:, :1]).tolist() == A[:, 0].tolist()  # whose gradient has a mean of 1
 
 
 def test_fullgrad():

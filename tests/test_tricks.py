@@ -1,3 +1,4 @@
+import math
 import re
 from fractions import Fraction
 
@@ -30,6 +31,18 @@ def test_normalized_by_hand():
     assert torch.allclose(scaled[1], torch.tanh(2 * shallow / 8)) and torch.allclose(scaled[2], shallow[:, :3] / 8)
     assert normalized([torch.zeros(2, 1, 2), 1e-30 * torch.ones(2, 1, 2)], "max")[0].eq(0).all()
     assert normalized([1e-30 * torch.ones(2, 1, 2)], "max")[0].eq(1).all()
+
+
+@pytest.mark.parametrize("how", ["max", "minmax", "tanh"])
+def test_a_pair_is_normalized_by_its_own_values(how):
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.rand(2, size, 3, generator=generator) * torch.tensor([1.0, 9.0]).view(2, 1, 1) + 1 for size in (2, 7, 8)]
+    together = normalized(maps, how)
+    for pair in range(2):
+        for ours, alone in zip(together, normalized([m[pair : pair + 1] for m in maps], how), strict=True):
+            assert torch.equal(ours[pair], alone[0])
+    # eight rows are four times two, and shallow
+    assert [m.amax().item() for m in together] == pytest.approx([1, 1, math.tanh(2) if how == "tanh" else 1])
 
 
 @pytest.mark.parametrize(("fuse", "expected"), [("sum", [5, 5, 3]), ("mean", [2.5, 2.5, 1.5]), ("max", [4, 3, 2])])
