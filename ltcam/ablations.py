@@ -51,6 +51,7 @@ TRICKS = {  # with, and without
     "both": ("LTGrad-CAM", "Grad-CAM"),
     "truncation of Layer-CAM": ("LTLayer-CAM", "Layer-CAM"),
     "truncation of FullGrad": ("LTFullGrad", "FullGrad"),
+    "LTGrad-CAM instead of Layer-CAM": ("LTGrad-CAM", "Layer-CAM"),
 }
 GAINS = {name: (ROWS[made], ROWS[before]) for name, (made, before) in TRICKS.items()}
 PROTOCOLS = ("labels", "outputs", "size")

@@ -17,10 +17,10 @@ from ltcam.intervals import VERDICTS, interval, median, verdict
 SUMMARY = (  # what the README says
     "Truncation alone (δ=0) changes Grad-CAM at S5 by",
     "With head = gap, truncation alone (δ=0) changes Grad-CAM at S5 by",
-    "Fusing S1 to S5 changes Grad-CAM by",
     "LTGrad-CAM (δ=20) differs from Grad-CAM by",
+    "LTGrad-CAM (δ=20) differs from Layer-CAM (l=5) by",
+    "With outputs = relu, LTGrad-CAM (δ=20) differs from Layer-CAM (l=5) by",
     "Maps divided by their maximum before the sum change LTGrad-CAM by",
-    "A larger input changes LTGrad-CAM by",
     "What truncation at S5 gains on an object goes with how far the negative gradients' map lies on the object where the "
     "positive ones' does by a rank correlation of",
     "The δ chosen on the training part costs LTGrad-CAM, against the best in hindsight,",
@@ -32,6 +32,10 @@ TRAININGS = {
     "seed": "Another training (seed {})",
     "head": "Another head ({})",
     "training": "The same training again",
+}
+TRICKS = {  # under another run
+    "truncation at S5": "truncation alone (δ=0) changes Grad-CAM at S5 by",
+    "LTGrad-CAM instead of Layer-CAM": "LTGrad-CAM (δ=20) differs from Layer-CAM (l=5) by",
 }
 AMOUNTS = {
     "area": "the object's share of the image",
@@ -91,14 +95,15 @@ def listed(table: pd.DataFrame) -> list[Finding]:
 def _ablations(table: pd.DataFrame) -> Iterator[Finding]:
     changes = {
         ("trick", "truncation at S5", "Grad-CAM, truncated"): SUMMARY[0],
-        ("trick", "fusion of S1 to S5", "Grad-CAM, fused"): SUMMARY[2],
-        ("trick", "both", "LTGrad-CAM"): SUMMARY[3],
+        ("trick", "fusion of S1 to S5", "Grad-CAM, fused"): "Fusing S1 to S5 changes Grad-CAM by",
+        ("trick", "both", "LTGrad-CAM"): SUMMARY[2],
+        ("trick", "LTGrad-CAM instead of Layer-CAM", "LTGrad-CAM"): SUMMARY[3],
         ("trick", "truncation of Layer-CAM", "LTLayer-CAM"): "Truncation (δ=20) changes fused Layer-CAM by",
         ("trick", "truncation of FullGrad", "LTFullGrad"): "Truncation (δ=20) changes FullGrad by",
         ("per", "channel", "LTGrad-CAM"): "Percentiles per channel instead of per layer change LTGrad-CAM by",
         ("compare", "gt", "LTGrad-CAM"): "Dropping the threshold itself (> instead of ≥) changes LTGrad-CAM by",
         ("fuse", "max", "LTGrad-CAM"): "The maximum over stages instead of their sum changes LTGrad-CAM by",
-        ("normalize", "max", "LTGrad-CAM"): SUMMARY[4],
+        ("normalize", "max", "LTGrad-CAM"): SUMMARY[5],
         ("normalize", "minmax", "LTGrad-CAM"): "Maps brought to 0 to 1 before the sum change LTGrad-CAM by",
         ("normalize", "tanh", "LTGrad-CAM"): "Layer-CAM's tanh scaling before the sum changes LTGrad-CAM by",
         ("normalize", "max", "Layer-CAM"): "Maps divided by their maximum before the sum change Layer-CAM by",
@@ -113,8 +118,8 @@ def _ablations(table: pd.DataFrame) -> Iterator[Finding]:
         trick, _, run = row["level"].partition(", ")
         if key in changes:
             yield _change(changes[key], row)
-        elif row["factor"] == "trick" and trick == "truncation at S5":
-            yield _change(f"With {run}, truncation alone (δ=0) changes Grad-CAM at S5 by", row)
+        elif row["factor"] == "trick" and trick in TRICKS:
+            yield _change(f"With {run}, {TRICKS[trick]}", row)
         elif row["factor"] == "size" and row["row"] == "LTGrad-CAM":
             yield _change("A larger input changes LTGrad-CAM by", row)
         elif row["factor"] in TRAININGS and row["row"] in ("LTGrad-CAM", "Layer-CAM"):

@@ -92,9 +92,10 @@ def test_what_the_summary_names_can_be_found():
     tables = {
         "ablations.csv": pd.DataFrame([
             change("trick", "truncation at S5", "Grad-CAM, truncated", 1),
-            change("trick", "fusion of S1 to S5", "Grad-CAM, fused", 1),
+            change("trick", "LTGrad-CAM instead of Layer-CAM", "LTGrad-CAM", 1),
+            change("trick", "LTGrad-CAM instead of Layer-CAM, outputs = relu", "LTGrad-CAM", 1),
             change("trick", "both", "LTGrad-CAM", 1), change("trick", "truncation at S5, head = gap", "Grad-CAM, truncated", 1),
-            change("normalize", "max", "LTGrad-CAM", 1), change("size", "1 x 1", "LTGrad-CAM", 1),
+            change("normalize", "max", "LTGrad-CAM", 1),
         ]),
         "correlations.csv": pd.DataFrame([
             {"gain": "truncation at S5", "amount": "overlap", "value": 0, "ci_low": 0, "ci_high": 0, "verdict": "tie"}
