@@ -98,6 +98,8 @@ def test_ties_at_the_threshold_stay():
 def test_the_rank_is_exact_where_floating_point_is_not():
     gradient = torch.arange(1, 1002, dtype=torch.float64).view(1, 1, 1, -1)  # (n - 1) * 14.3 / 100 = 143, in floats a bit more
     assert truncate(gradient, 14.3).count_nonzero() == 1001 - 143
+    gradient = torch.arange(1, 1000002, dtype=torch.float64).view(1, 1, 1, -1)
+    assert truncate(gradient, 12.3451).count_nonzero() == 1000001 - 123451  # of every digit
 
 
 @pytest.mark.parametrize("delta", [0, 20, 90])
