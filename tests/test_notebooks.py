@@ -72,3 +72,14 @@ def test_golden_values_are_compared_within_a_tolerance():
     with pytest.raises(AssertionError, match="unknown"):
         golden.check(table.assign(unknown=1.0), "table1", "demo")
     assert golden.check(table, "table1", "real") == "no golden values of table1 for profile real"
+
+
+def test_a_profile_sets_what_one_notebook_means_by_a_name():
+    """A value of a profile goes to every notebook that has a parameter of that name: all but a few shared ones belong to one."""
+    shared = {"profile", "data", "recipe", "batch_size", "deltas"}
+    takers = {
+        name: [n.stem for n in NOTEBOOKS if name in parameters(n)] for p in PROFILES for name in yaml.safe_load(p.read_text())
+    }
+    assert {name: len(notebooks) for name, notebooks in takers.items() if name not in shared} == dict.fromkeys(
+        takers.keys() - shared, 1
+    )
