@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from ltcam.datasets import Segmentation
 from ltcam.evaluation import Config, configurations
@@ -93,12 +92,11 @@ def correlations(each: pd.DataFrame, gains: Sequence[str], number: int = DRAWS, 
     ci_high (bootstrap over images), verdict: it "rises" or "falls" with the amount, or "tie".
     """
     amounts = [name for name in (*AMOUNTS, "classes") if name in each and each[name].nunique() > 1]
-    known = each.dropna(subset=amounts)
-    rows = [group.to_numpy() for group in known.reset_index().groupby("name", sort=False).groups.values()]
-    drawn = np.random.default_rng(seed).integers(len(rows), size=(number, len(rows)))
-    picks = [np.arange(len(known)), *(np.concatenate([rows[i] for i in draw]) for draw in drawn)]
-    columns = known[[*gains, *amounts]].to_numpy(dtype=float)
-    both = np.array([spearmanr(columns[pick]).statistic for pick in picks])
+    known = each.dropna(subset=amounts).reset_index(drop=True)
+    rows = [np.asarray(index) for index in known.groupby("name", sort=False).groups.values()]
+    drawn = np.random.default_rng(seed).integers(max(len(rows), 1), size=(number, len(rows)))
+    picks = [np.arange(len(known)), *(np.concatenate([[], *(rows[i] for i in draw)]).astype(int) for draw in drawn)]
+    both = np.array([known.loc[pick, [*gains, *amounts]].corr(method="spearman").to_numpy() for pick in picks])
     found = []
     for g, gain in enumerate(gains):
         for a, amount in enumerate(amounts, len(gains)):

@@ -89,7 +89,9 @@ def collect(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 def listed(table: pd.DataFrame) -> list[Finding]:
     """The rows of what `collect` gave."""
-    return [Finding(*row) for row in table[[*Finding._fields]].itertuples(index=False)]
+    texts = ["unit", "verdict"]  # which are read as no number where they are empty
+    rows = table[[*Finding._fields]].astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))
+    return [Finding(*row) for row in rows.itertuples(index=False)]
 
 
 def _ablations(table: pd.DataFrame) -> Iterator[Finding]:

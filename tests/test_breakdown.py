@@ -59,6 +59,13 @@ def test_correlations_are_scipys_over_images():
     assert found.loc[("gain", "overlap"), "verdict"] == "tie"
 
 
+@pytest.mark.parametrize("overlap", [[math.nan, math.nan], [0.1, math.nan], [0.1, 0.2]])
+def test_too_few_pairs_correlate_with_nothing(overlap):
+    each = pd.DataFrame({"name": ["a", "b"], "area": [1.0, 2.0], "classes": 1, "overlap": overlap, "gain": [0.0, 0.0]})
+    found = breakdown.correlations(each, ["gain"], number=5)
+    assert found["value"].isna().all() and set(found["verdict"]) == {"tie"}
+
+
 def test_what_all_images_share_is_no_group():
     counts, pairs = made([1.0, 2, 3, 4, 5], [10] * 5)
     assert "classes" not in set(breakdown.table(counts, pairs, {"plain": A}, {}, number=5)["by"])

@@ -136,13 +136,15 @@ def test_findings_are_the_summarys(page):
     assert readme.found() == "Not measured yet."
     rows = [
         (findings.SUMMARY[1], 1.5, 1, 2, "points", "better", "trainings/again/ablations.csv"),
+        (findings.SUMMARY[2], 0.25, 0.1, 0.5, "", "", "x"),
         ("else", 9, 9, 9, "times", "", "x"),
     ]
     results(page, "voc2012/trainings/again", "findings", pd.DataFrame(rows, columns=findings.Finding._fields))
-    results(page, "magnetic_tile", "findings", pd.DataFrame(rows[1:], columns=findings.Finding._fields))
+    results(page, "magnetic_tile", "findings", pd.DataFrame(rows[2:], columns=findings.Finding._fields))
     lines = readme.found().splitlines()
     number = "[+1.50 points (+1.00 to +2.00)](results/real/voc2012/trainings/again/ablations.csv)"
     assert lines[0] == "|  | VOC 2012 subset | Magnetic tile |" and len(lines) == 2 + len(findings.SUMMARY) <= 12
+    assert "[+0.25 (+0.10 to +0.50)](" in lines[4]
     assert lines[3] == f"| {findings.SUMMARY[1]} | {number} | not measured |" and "else" not in readme.found()
 
 
@@ -152,7 +154,7 @@ def test_findings_are_of_the_tables_that_they_name(path):
     folder = next(parent for parent in path.parents if parent.parent.name == "real")
     again = findings.collect(findings.read(folder, path.parent.relative_to(folder).as_posix()))
     committed = pd.read_csv(path)
-    pd.testing.assert_frame_equal(committed[[*again]].fillna({"verdict": ""}), again, rtol=1e-4, check_dtype=False)
+    pd.testing.assert_frame_equal(committed[[*again]].fillna({"verdict": "", "unit": ""}), again, rtol=1e-4, check_dtype=False)
 
 
 def test_every_number_of_the_findings_is_in_a_table_that_they_link():
