@@ -123,7 +123,8 @@ def stages(table: pd.DataFrame, title: str) -> Figure:
 
 
 def _plain(axis: Axis) -> None:
-    """Of a logarithmic axis 1, 2 and 5 in plain numbers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    """Plain numbers on a logarithmic axis: 1, 2 and 5 where there is room for them, else 1 alone."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())

@@ -43,6 +43,14 @@ def test_the_cross_is_a_row_a_scope_and_scale():
     assert texts[5].tolist() == ["1.0", of["channel", "max", 0.0], of["channel", "max", 20.0]]
 
 
+@pytest.mark.parametrize(("high", "labels"), [(9.0, ["1", "2", "5"]), (900.0, ["1", "10", "100", "1000"])])
+def test_labels_of_a_logarithmic_axis_do_not_crowd(high, labels):
+    axes = plt.figure().add_subplot(xscale="log", xlim=(0.6, high))
+    charts._plain(axes.xaxis)
+    named = axes.xaxis.get_major_formatter().format_ticks(axes.xaxis.get_major_locator()())
+    assert set(labels) <= set(named) and ("5" in named) == (high < 50)
+
+
 @pytest.mark.parametrize("by", ["area", "overlap"])
 def test_gains_are_over_the_amount(by):
     """Fifths of two pairs each: their interval stands over the middle of the two."""
