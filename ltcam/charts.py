@@ -14,7 +14,7 @@ from ltcam import breakdown
 from ltcam.breakdown import fifths
 
 COLORS = {"better": "tab:green", "worse": "tab:red", "tie": "tab:gray"}
-AMOUNTS = {"area": "object, % of the image", "overlap": "negative map on the object\nover positive map on it"}
+LABELS = {"area": "object, % of the image", "overlap": "negative map on the object\nover positive map on it"}
 
 
 def changes(table: pd.DataFrame, rows: Sequence[str], title: str) -> Figure:
@@ -58,7 +58,7 @@ def cross(table: pd.DataFrame, title: str) -> Figure:
 
 
 def gains(each: pd.DataFrame, by_group: pd.DataFrame, names: Sequence[str], title: str, by: str = "area") -> Figure:
-    """Points gained over an amount in `AMOUNTS`: every pair a dot, every fifth of them a mean with its interval.
+    """Points gained over an amount in `LABELS`: every pair a dot, every fifth of them a mean with its interval.
 
     each and by_group as of `ltcam.breakdown`.
     """
@@ -71,7 +71,7 @@ def gains(each: pd.DataFrame, by_group: pd.DataFrame, names: Sequence[str], titl
         middle = line["group"].map(middles)
         panel.errorbar(middle, line["value"], ends, color="black", marker="o", markersize=4, linewidth=1.4, capsize=3)
         panel.axhline(0, color="black", linewidth=0.8)
-        panel.set(xscale="log", xlabel=AMOUNTS[by])
+        panel.set(xscale="log", xlabel=LABELS[by])
         panel.set_title(name, fontsize=9)
         _plain(panel.xaxis)
         panel.grid(alpha=0.3)

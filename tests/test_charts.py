@@ -66,7 +66,7 @@ def test_gains_are_over_the_amount(by):
     assert dots.get_xydata().tolist() == each.to_numpy().tolist()
     assert line.get_xydata().tolist() == [[1.5 + 2 * n, n] for n in range(5)]
     low, high = axes.lines[2].get_ydata()[1], axes.lines[3].get_ydata()[1]
-    assert (low, high) == (-1, 4) and axes.get_xscale() == "log" and axes.get_xlabel() == charts.AMOUNTS[by]
+    assert (low, high) == (-1, 4) and axes.get_xscale() == "log" and axes.get_xlabel() == charts.LABELS[by]
 
 
 def test_signs_and_stages_have_a_place_for_each_stage():
