@@ -44,6 +44,7 @@ class Entry:
     mask: Path = Path()
     kind: str = ""
     annotation: Path = Path()
+    group: str = ""  # images that show one thing (a tile, a commutator) share it: they stay on one side of a split
 
 
 class Segmentation(Dataset[Sample], ABC):
@@ -65,6 +66,11 @@ class Segmentation(Dataset[Sample], ABC):
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    @property
+    def groups(self) -> list[str]:
+        """What each image stands or falls with when images are drawn: its entry's group, or else itself."""
+        return [entry.group or entry.name for entry in self.entries]
 
     def __getitem__(self, index: int) -> Sample:
         image, mask, name = self.image(index), torch.from_numpy(self.mask(index)), self.entries[index].name
