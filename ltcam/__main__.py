@@ -73,12 +73,11 @@ def explain(
 
 @app.command()
 def train(
-    data: Annotated[str, typer.Option(help="demo, voc2012, magnetic_tile or ksdd2")],
+    data: Annotated[str, typer.Option(help="demo, voc2012, magnetic_tile, ksdd or ksdd2")],
     profile: Annotated[str, typer.Option(help="whose recipe to start from; the first that has DATA if not given")] = "",
-    epochs: Annotated[int | None, typer.Option(help="instead of the profile's")] = None,
     seed: Annotated[int | None, typer.Option(help="instead of the profile's")] = None,
-    head: Annotated[str | None, typer.Option(help="fc or gap, instead of the profile's")] = None,
-    float32: Annotated[bool, typer.Option("--float32", help="also where the profile says bfloat16")] = False,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE of the recipe, e.g. epochs=2")] = None,
+    tune: Annotated[bool, typer.Option("--tune", help="on nine tenths of the training part, scored on the rest")] = False,
     out: Annotated[Path | None, typer.Option(help="folder of the run; results/<profile>/<data> if not given")] = None,
 ) -> None:
     """Train a classifier on image-level labels; an interrupted run goes on where it stopped."""
@@ -89,12 +88,11 @@ def train(
     run = next((run for run in runs if run["data"] == data), None)
     if run is None:
         raise InputError(f"no recipe for data set {data!r}: expected one of {sorted({run['data'] for run in runs})}")
-    asked = {"epochs": epochs, "seed": seed, "head": head, "bfloat16": False if float32 else None}
-    changes = {key: value for key, value in asked.items() if value is not None}
+    changes = training.settings(setting or []) | ({} if seed is None else {"seed": seed})
     recipe = training.Recipe(data=data, **{**run["recipe"], **changes})
     folder = out or paths.results(run["profile"], data)
     with locks.alone(folder, "run"):
-        path = training.train(recipe, folder)
+        path = training.train(training.tuning(recipe) if tune else recipe, folder)
     if parallel.processes().is_main_process:
         typer.echo(path)
 

@@ -1,8 +1,8 @@
 """Train a classifier on image-level labels only (Sec. 3.1): `ltcam train --data NAME`.
 
-The settings the paper omits are the fields of `Recipe`. Of a mask nothing is used but which classes it holds, and that only
-where a data set has no other labels. The best epoch is chosen by mean average precision of the labels on the held-out part,
-over the classes that occur there.
+The settings the paper omits are the fields of `Recipe`. Training reads from a mask only which classes it holds. The last epoch
+is kept, so nothing is chosen on the held-out part: its files are opened when the last epoch is saved, to score its labels. The
+recipes were fixed on a hold-out of the training part (`tuning`); every try is in `tries.csv` beside the results.
 
 `accelerate launch -m ltcam train` and torchrun split each batch over several processes. `batch_size` stays that of the whole
 batch, the batches and their order stay those of one process, and gradients are averaged over the whole batch. Each process
@@ -11,16 +11,19 @@ draws flips, scales and dropout of its own, so the weights are not, bit for bit,
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
+import yaml
 from accelerate.utils import gather_object, reduce
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
@@ -37,11 +40,12 @@ from ltcam.locks import alone
 from ltcam.models import Head, stages, vgg16
 from ltcam.parallel import loader, processes
 from ltcam.paths import atomic
-from ltcam.tricks import whole
+from ltcam.tricks import one_of, whole
 from ltcam.weights import load, sha256
 
 log = logging.getLogger(__name__)
 _REMEDY = "train with a smaller lr; what earlier epochs left is kept"
+Augment = Literal["none", "flips", "light", "strong"]
 
 
 @dataclass(frozen=True)
@@ -56,18 +60,23 @@ class Recipe:
     width: int = 1
     weights: str | None = "imagenet"
     size: tuple[int, int] | None = None  # (height, width) of the input; None: the data set's own
-    frozen: int = 2  # stages kept as they are; with all 5 their features are computed once and only the head is fitted
+    frozen: int = 2  # stages kept as they are
     epochs: int = 4
     batch_size: int = 16
     lr: float = 3e-4  # of the head
     slow: float = 0.1  # times that: the rate of the convolutions
     weight_decay: float = 1e-4
+    # "flips", "light" (and scales) or "strong" (and turns, shifts, contrast, brightness). Without scales the features of the
+    # frozen stages are computed once, for each image and its mirror images: training is several times faster.
+    augment: Augment = "light"
+    balance: bool = False  # weigh the images of a class by how rare they are
     bfloat16: bool = False  # autocast in training: about twice as fast on CPUs that compute in it, 18 times slower on others
     seed: int = 0
 
     def __post_init__(self) -> None:
         whole("epochs", self.epochs)
         whole("batch_size", self.batch_size)
+        one_of("augment", self.augment, Augment)
         if not 0 <= self.frozen <= 5:
             raise InputError(f"frozen={self.frozen}: VGG16 has 5 stages, expected 0 to 5")
         if self.size is not None:
@@ -82,19 +91,17 @@ class Trained:
     recipe: Recipe
     classes: tuple[str, ...]
     size: tuple[int, int]
-    record: dict[str, Any]  # best epoch, its label scores, the source of the weights, fingerprints of the data
+    record: dict[str, Any]  # its last epoch, the source of the weights, the fingerprint of the data trained on
     sha256: str = ""  # of the checkpoint
 
     def load(self, part: str) -> Segmentation:
-        """Part `part` of the data it was trained on. Raises DataError where its files have changed since then."""
-        data = datasets.load(self.recipe.data, part)
-        roles = {"train": self.recipe.train, "test": self.recipe.test}
-        for role, before in self.record.get("data", {}).items():
-            if roles[role] == part and data.fingerprint != before:
-                raise DataError(
-                    f"{data.title}, part {part}: its files have changed since the training (fingerprint {before[:12]}... then, "
-                    f"{data.fingerprint[:12]}... now): bring the former back, or train again; ltcam data check finds damage"
-                )
+        """Part `part` of its data set. Raises DataError where the files trained on have changed since then."""
+        data, before = datasets.load(self.recipe.data, part), self.record["fingerprint"]
+        if part == self.recipe.train and data.fingerprint != before:
+            raise DataError(
+                f"{data.title}, part {part}: its files have changed since the training (fingerprint {before[:12]}... then, "
+                f"{data.fingerprint[:12]}... now): bring the former back, or train again; ltcam data check finds damage"
+            )
         return data
 
     def about(self, data: Segmentation) -> dict[str, Any]:
@@ -102,13 +109,13 @@ class Trained:
         images = {"part": len(data), "scored": len(data.scored)}
         about = {"data": data.title, "part": data.part, "headline": data.headline, "fingerprint": data.fingerprint}
         measured = {**about, "images": images, "tf32": False}
-        return {**measured, "recipe": asdict(self.recipe), "source": self.record["source"], "trained": self.record["best"]}
+        return {**measured, "recipe": asdict(self.recipe), "source": self.record["source"], "trained": self.record["last"]}
 
 
 def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -> Path:
     """Train by `recipe`, or go on where an interrupted run of the same recipe stopped; returns the checkpoint's path.
 
-    Writes `checkpoint.pt` (the best epoch), `train.csv` (loss and mAP per epoch) and `labels.csv` (AP per class, best epoch)
+    Writes `checkpoint.pt` (the last epoch), `train.csv` (loss per epoch) and `labels.csv` (AP per class on the held-out part)
     into `out`. A finished run of the same recipe on the same data is returned as it is; a run of another recipe is replaced.
     Of several processes all read `out`, the main one writes there, and all return; their number may change on the way.
     Raises UnavailableError where another run writes into `out`.
@@ -120,67 +127,94 @@ def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -
 def _train(recipe: Recipe, out: Path, device: str | torch.device | None) -> Path:
     started, workers = time.time(), processes()
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    fit, held_out = datasets.load(recipe.data, recipe.train), datasets.load(recipe.data, recipe.test)
-    best, last = out / "checkpoint.pt", out / "last.pt"
-    fingerprints = {"train": fit.fingerprint, "test": held_out.fingerprint}
+    fit = datasets.load(recipe.data, recipe.train)
+    kept, last = out / "checkpoint.pt", out / "last.pt"
+    identity = {"recipe": asdict(recipe), "fingerprint": fit.fingerprint}
     state = load(last) if last.is_file() else {}
     workers.wait_for_everyone()  # all have read what is there before one changes it
-    if state and (Recipe(**state["identity"]["recipe"]), state["identity"]["data"]) != (recipe, fingerprints):
+    if state and _of(state["identity"]) != (recipe, fit.fingerprint):
         state = {}
         if workers.is_main_process:
             log.warning("%s: another recipe or other data made the run in %s; training anew", recipe.data, out)
-            best.unlink(missing_ok=True)
+            kept.unlink(missing_ok=True)
             last.unlink()
-    if state and "model" not in state and best.is_file():
+    if state and "model" not in state and kept.is_file():
         log.info("%s: trained already", recipe.data)
-        return best
+        return kept
 
     if recipe.bfloat16 and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
-        log.warning("this CPU does not compute in bfloat16, and is many times slower at imitating it: train with --float32")
+        log.warning("this CPU does not compute in bfloat16 and is many times slower at imitating it: --set bfloat16=false")
     torch.manual_seed(recipe.seed)
     with workers.local_main_process_first():  # which may download them
         model = vgg16(len(fit.classes), recipe.head, recipe.weights, recipe.hidden, recipe.width)
-    model.to(device, memory_format=torch.channels_last if recipe.bfloat16 else torch.contiguous_format)
+    model.to(device, memory_format=torch.channels_last)
     size = recipe.size or fit.size
-    train_set, test_set, trainable = _prepare(model, fit, held_out, size, recipe, device)
-    optimizer, schedule = _optimizer(trainable, recipe, steps=-(-len(fit) // recipe.batch_size))
+    train_set, trainable = _prepare(model, fit, size, recipe, device)
+    optimizer, schedule = _optimizer(model, recipe, steps=-(-len(fit) // recipe.batch_size))
     if "model" in state:
         if state["source"] != asdict(model.source):
             raise InputError(f"{last} began with {state['source']['name']}, now the weights are {model.source.name}: delete it")
         for part, name in ((model, "model"), (optimizer, "optimizer"), (schedule, "schedule")):
             part.load_state_dict(state[name])
     history: list[dict[str, float]] = state.get("history", []) if "model" in state else []
-    identity = {"recipe": asdict(recipe), "data": fingerprints}
     record = {**identity, "classes": list(fit.classes), "size": list(size), "source": asdict(model.source)}
 
     fitted = DistributedDataParallel(trainable) if workers.num_processes > 1 else trainable
+    names, weights = [entry.name for entry in fit.entries], _rarity(fit.labels) if recipe.balance else None
     for epoch in range(len(history), recipe.epochs):
         torch.manual_seed(recipe.seed * 1000 + epoch)  # an interrupted run draws what an undisturbed one draws
-        loss = _fit_epoch(fitted, train_set, optimizer, schedule, recipe, device, [entry.name for entry in fit.entries])
-        scores = predict(trainable, test_set, recipe.batch_size, device)
-        if not bool(scores.isfinite().all()):
-            raise DivergedError(f"after epoch {epoch + 1} the logits are no numbers at lr={recipe.lr}: {_REMEDY}")
-        ap = label_scores(scores, held_out.labels)
-        history.append({"epoch": epoch + 1, "loss": loss, "mAP": float(ap.mean())})
-        log.info("%s: epoch %d/%d, loss %.4f, mAP %.4f", recipe.data, epoch + 1, recipe.epochs, loss, ap.mean())
-        if not workers.is_main_process:
-            continue
-        if history[-1]["mAP"] >= max(h["mAP"] for h in history):
-            labels = {name: float(score) for name, score in ap.items()}
-            _save({"model": model.state_dict(), "record": {**record, "best": history[-1], "labels": labels}}, best)
-        states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-        _save({"identity": identity, "source": asdict(model.source), "history": history, **states}, last)
+        loss = _fit_epoch(fitted, train_set, optimizer, schedule, recipe, device, names, weights)
+        if not all(bool(p.isfinite().all()) for p in model.parameters()):
+            raise DivergedError(f"after epoch {epoch + 1} the weights are no numbers at lr={recipe.lr}: {_REMEDY}")
+        history.append({"epoch": epoch + 1, "loss": loss})
+        log.info("%s: epoch %d/%d, loss %.4f", recipe.data, epoch + 1, recipe.epochs, loss)
+        if workers.is_main_process:
+            states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+            _save({"identity": identity, "source": asdict(model.source), "history": history, **states}, last)
 
+    record["last"] = history[-1]
     if workers.is_main_process:
-        kept = load(best)["record"]
-        images = {"train": len(fit), "test": len(held_out)}
-        made: dict[str, Any] = {"images": images, "device": str(device), "processes": workers.num_processes}
-        parameters = {**record, "best": kept["best"], **made}
-        provenance.save(pd.DataFrame(history), out / "train.csv", started, **parameters)
-        provenance.save(_label_table(kept, held_out), out / "labels.csv", started, **parameters)
+        _save({"model": model.state_dict(), "record": record}, kept)
+    # Only now is the held-out part opened.
+    held_out = datasets.load(recipe.data, recipe.test)
+    scores = predict(model, _Labelled(held_out, size), recipe.batch_size, device)
+    if workers.is_main_process:
+        labels = _label_table(label_scores(scores, held_out.labels), held_out)
+        log.info("%s: mAP %.4f on part %s", recipe.data, labels["AP"].mean(), recipe.test)
+        made = {"images": {"train": len(fit), "test": len(held_out)}, "device": str(device), "processes": workers.num_processes}
+        about = {**record, "test": held_out.fingerprint, "checkpoint": sha256(kept), **made}
+        provenance.save(pd.DataFrame(history), out / "train.csv", started, **about)
+        provenance.save(labels, out / "labels.csv", started, **about)
         _save({"identity": identity, "history": history}, last)  # without the model: finished
     workers.wait_for_everyone()
-    return best
+    return kept
+
+
+def settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Fields of a recipe from "NAME=VALUE", the values as in a profile's file. Raises InputError for another name."""
+    found = dict(text.partition("=")[::2] for text in texts)
+    known = [field.name for field in fields(Recipe)]
+    if unknown := [name for name in found if name not in known]:
+        raise InputError(f"{unknown[0]!r} is no setting of a recipe: expected NAME=VALUE with a name of {', '.join(known)}")
+    return {name: yaml.safe_load(value) for name, value in found.items()}
+
+
+def tuning(recipe: Recipe) -> Recipe:
+    """`recipe` on nine tenths of its training part, its labels scored on the rest: what recipes are chosen by."""
+    return replace(recipe, train=f"{recipe.train}/fit", test=f"{recipe.train}/tune")
+
+
+def tried(folder: Path, out: Path) -> pd.DataFrame:
+    """`out/tries.csv`: a row a finished run of a recipe of `tuning` below `folder`, its settings and what it scored."""
+    started, rows = time.time(), []
+    for path in sorted(folder.rglob("labels.csv")):
+        record = json.loads(path.with_suffix(".json").read_text())
+        if record["recipe"]["test"].endswith("/tune"):
+            scores = {"mAP": pd.read_csv(path)["AP"].mean(), "loss": record["last"]["loss"], "minutes": record["seconds"] / 60}
+            rows.append({"try": path.parent.name, **record["recipe"], **scores})
+    table = pd.DataFrame(rows)
+    provenance.save(table, out / "tries.csv", started)
+    return table
 
 
 def fit(model: nn.Module, recipe: Recipe) -> pd.Series[float]:
@@ -194,7 +228,7 @@ def fit(model: nn.Module, recipe: Recipe) -> pd.Series[float]:
     torch.manual_seed(recipe.seed)
     optimizer, schedule = _optimizer(model, recipe, steps=-(-len(data) // recipe.batch_size))
     for _ in range(recipe.epochs):
-        inputs = _Labelled(data, size, _augment(data))
+        inputs = _Labelled(data, size, _augment(data, recipe.augment))
         _fit_epoch(model, inputs, optimizer, schedule, recipe, device, [entry.name for entry in data.entries])
     return label_scores(predict(model, _Labelled(held_out, size), recipe.batch_size, device), held_out.labels)
 
@@ -229,7 +263,8 @@ def predict(model: nn.Module, data: Inputs, batch_size: int, device: torch.devic
     """Logits (N, C) on the CPU of a data set of (input, label) pairs; several processes share the batches, each returns all."""
     model.eval()
     with processes().split_between_processes(list(BatchSampler(range(len(data)), batch_size, False))) as batches:
-        logits = [model(inputs.to(device)).float().cpu() for inputs, _ in loader(data, device, batch_sampler=batches)]
+        shown = tqdm(loader(data, device, batch_sampler=batches), disable=None, leave=False)
+        logits = [model(inputs.to(device)).float().cpu() for inputs, _ in shown]
     return torch.cat(gather_object(logits))
 
 
@@ -241,6 +276,7 @@ def _fit_epoch(
     recipe: Recipe,
     device: torch.device,
     names: Sequence[str],
+    rarity: Tensor | None = None,
 ) -> float:
     """The mean loss. Raises DivergedError, with the names of the batch, before a step by one that is no number."""
     model.train()
@@ -250,7 +286,8 @@ def _fit_epoch(
     shown = tqdm(batches, recipe.data, disable=None if workers.is_main_process else True, leave=False)
     for number, (inputs, labels) in enumerate(shown):
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
-            loss = nn.functional.binary_cross_entropy_with_logits(model(inputs.to(device)), labels.to(device))
+            logits, weights = model(inputs.to(device)), None if rarity is None else rarity.to(device)
+            loss = nn.functional.binary_cross_entropy_with_logits(logits, labels.to(device), pos_weight=weights)
         mine = loss.detach().double() * len(labels)
         summed, images = reduce(torch.stack([mine, torch.full_like(mine, len(labels))]), "sum").tolist()
         if not math.isfinite(summed):  # in all processes at once
@@ -267,20 +304,27 @@ def _fit_epoch(
 
 
 def _prepare(
-    model: VGG, fit: Segmentation, held_out: Segmentation, size: tuple[int, int], recipe: Recipe, device: torch.device
-) -> tuple[Inputs, Inputs, nn.Module]:
-    """The two data sets of (input, label) and the module that maps an input to logits."""
+    model: VGG, fit: Segmentation, size: tuple[int, int], recipe: Recipe, device: torch.device
+) -> tuple[Inputs, nn.Module]:
+    """What is trained on, and the module that maps it to logits: all of `model`, or what is behind its frozen stages."""
     boundary = int(list(stages(model).values())[recipe.frozen - 1].split(".")[1]) + 1 if recipe.frozen else 0
-    model.features[:boundary].requires_grad_(False)
-    train_set, test_set = _Labelled(fit, size, _augment(fit)), _Labelled(held_out, size)
-    if recipe.frozen < 5:
-        return train_set, test_set, model
-    features = nn.Sequential(model.features, model.avgpool, nn.Flatten())
+    frozen, free = model.features[:boundary].requires_grad_(False), model.features[boundary:]
+    if recipe.augment not in ("none", "flips"):
+        return _Labelled(fit, size, _augment(fit, recipe.augment)), model
+    flips = [(), (-1,)] if fit.upright else [(), (-1,), (-2,), (-2, -1)]
+    log.info("%s: the features of %d frozen stages, computed once", recipe.data, recipe.frozen)
+    features = [
+        predict(frozen, _Labelled(fit, size, partial(torch.flip, dims=dims)), recipe.batch_size, device)
+        for dims in flips[: 1 if recipe.augment == "none" else None]
+    ]
+    trainable = nn.Sequential(free, model.avgpool, nn.Flatten(), model.classifier)
+    return _Features(torch.stack(features, dim=1), fit.labels), trainable
 
-    def cached(part: Segmentation) -> Inputs:
-        return TensorDataset(predict(features, _Labelled(part, size), recipe.batch_size, device), part.labels)
 
-    return cached(fit), cached(held_out), model.classifier
+def _rarity(labels: Tensor) -> Tensor:
+    """(C,): how many images lack each class for one that has it, so that both weigh alike; 1 where none has it."""
+    present = labels.sum(dim=0)
+    return torch.where(present > 0, (len(labels) - present) / present.clamp(min=1), 1.0)
 
 
 def _optimizer(model: nn.Module, recipe: Recipe, steps: int) -> tuple[torch.optim.Optimizer, Any]:
@@ -294,15 +338,24 @@ def _optimizer(model: nn.Module, recipe: Recipe, steps: int) -> tuple[torch.opti
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, recipe.epochs * steps, pct_start=0.2)
 
 
-def _augment(data: Segmentation) -> v2.Transform:
+def _augment(data: Segmentation, augment: Augment = "light") -> v2.Transform:
     flips = [v2.RandomHorizontalFlip()] if data.upright else [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
-    return v2.Compose([*flips, v2.RandomAffine(0, scale=data.jitter, interpolation=v2.InterpolationMode.BILINEAR)])
+    turn, shift, light = (10, (0.05, 0.05), [v2.Lambda(_lit)]) if augment == "strong" else (0, None, [])
+    moved = v2.RandomAffine(turn, shift, data.jitter, interpolation=v2.InterpolationMode.BILINEAR)
+    return v2.Compose([*flips, *light, moved])
+
+
+def _lit(image: Tensor) -> Tensor:
+    """Another contrast and brightness; 1 is a standard deviation of ImageNet's pixels."""
+    contrast, brightness = torch.empty(2).uniform_(-0.3, 0.3)
+    lit: Tensor = image * (1 + contrast) + brightness
+    return lit
 
 
 class _Labelled(Dataset[tuple[Tensor, Tensor]]):
     """(network input, multi-hot label) of a data set, optionally augmented."""
 
-    def __init__(self, data: Segmentation, size: tuple[int, int], augment: v2.Transform | None = None) -> None:
+    def __init__(self, data: Segmentation, size: tuple[int, int], augment: Callable[[Tensor], Tensor] | None = None) -> None:
         self.data, self.size, self.augment = data, size, augment
         self.labels = data.labels  # read here once, not in every loader process
 
@@ -312,6 +365,14 @@ class _Labelled(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image = datasets.preprocess(self.data.image(index), self.size)
         return (self.augment(image) if self.augment else image), self.labels[index]
+
+
+class _Features(TensorDataset):
+    """(features of an image or of one of its mirror images, drawn at random, its label), of (N, mirrors, ...) and (N, C)."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        features, label = (tensor[index] for tensor in self.tensors)
+        return features[int(torch.randint(len(features), ())) if len(features) > 1 else 0], label
 
 
 Inputs = _Labelled | TensorDataset
@@ -342,7 +403,15 @@ def _save(state: dict[str, Any], path: Path) -> None:
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def _label_table(record: dict[str, Any], held_out: Segmentation) -> pd.DataFrame:
+def _label_table(scores: pd.Series[float], held_out: Segmentation) -> pd.DataFrame:
     counts = held_out.labels.sum(dim=0).int().tolist()
-    rows = [{"class": held_out.classes[int(c)], "images": counts[int(c)], "AP": ap} for c, ap in record["labels"].items()]
+    rows = [{"class": held_out.classes[int(c)], "images": counts[int(c)], "AP": ap} for c, ap in scores.items()]  # type: ignore[call-overload]
     return pd.DataFrame(rows)
+
+
+def _of(identity: dict[str, Any]) -> tuple[Recipe, str] | None:
+    """The recipe and the data of a run; None where another version of this code began it."""
+    try:
+        return Recipe(**identity["recipe"]), identity["fingerprint"]
+    except (KeyError, TypeError):
+        return None

@@ -2,6 +2,7 @@
 
 from ltcam.datasets.base import DataError, Sample, Segmentation, preprocess
 from ltcam.datasets.demo import Demo
+from ltcam.datasets.holdout import side_of
 from ltcam.datasets.ksdd2 import KSDD2
 from ltcam.datasets.magnetic_tile import MagneticTile
 from ltcam.datasets.voc import VOC2012
@@ -15,8 +16,15 @@ NAMES = ("demo", "voc2012", "magnetic_tile", "ksdd2")
 def load(name: str, part: str) -> Segmentation:
     """Part `part` ("train", "test"; for voc2012 the name of its list) of the data set `name` under `LTCAM_DATA`.
 
-    Raises DataError for an unknown name or part, or data that are not there.
+    `<part>/fit` and `<part>/tune` are the two sides of a hold-out of it. Raises DataError for an unknown name or part, or data
+    that are not there.
     """
+    part, slash, side = part.partition("/")
+    data = _load(name, part)
+    return side_of(data, side) if slash else data
+
+
+def _load(name: str, part: str) -> Segmentation:
     match name:
         case "demo":
             return Demo(part)
