@@ -75,26 +75,40 @@ def explain(
 def train(
     data: Annotated[str, typer.Option(help="demo, voc2012, magnetic_tile, ksdd or ksdd2")],
     profile: Annotated[str, typer.Option(help="whose recipe to start from; the first that has DATA if not given")] = "",
-    seed: Annotated[int | None, typer.Option(help="instead of the profile's")] = None,
+    seed: Annotated[int | None, typer.Option(help="this one alone, instead of all of the profile's")] = None,
+    fold: Annotated[int | None, typer.Option(help="this one alone, where the profile has folds")] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE of the recipe, e.g. epochs=2")] = None,
     tune: Annotated[bool, typer.Option("--tune", help="on nine tenths of the training part, scored on the rest")] = False,
-    out: Annotated[Path | None, typer.Option(help="folder of the run; results/<profile>/<data> if not given")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the run; below LTCAM_RUNS or the results if not given")] = None,
 ) -> None:
-    """Train a classifier on image-level labels; an interrupted run goes on where it stopped."""
+    """Train classifiers on image-level labels; an interrupted run goes on where it stopped."""
     from ltcam import locks, parallel, paths, training
     from ltcam.reproduce import profile as load_profile
+    from ltcam.reproduce import trainings
 
     runs = [run for name in ([profile] if profile else ["demo", "real", "paper"]) for run in load_profile(name)]
     run = next((run for run in runs if run["data"] == data), None)
     if run is None:
         raise InputError(f"no recipe for data set {data!r}: expected one of {sorted({run['data'] for run in runs})}")
-    changes = training.settings(setting or []) | ({} if seed is None else {"seed": seed})
-    recipe = training.Recipe(data=data, **{**run["recipe"], **changes})
-    folder = out or paths.results(run["profile"], data)
-    with locks.alone(folder, "run"):
-        path = training.train(training.tuning(recipe) if tune else recipe, folder)
-    if parallel.processes().is_main_process:
-        typer.echo(path)
+    run["recipe"] |= training.settings(setting or [])
+    run["seeds"] = list(dict.fromkeys([*run.get("seeds", [0]), *([] if seed is None else [seed])]))
+    chosen = [t for t in trainings(run) if seed in (None, t.recipe.seed) and (fold is None or t.fold == f"fold{fold}")]
+    chosen = chosen[:1] if tune else chosen
+    if not chosen or (out and len(chosen) > 1):
+        raise InputError(
+            f"--seed {seed} --fold {fold} --out {out} name {len(chosen)} trainings of {data}: expected one with --out"
+        )
+    home = paths.runs(run["profile"], data)
+    for each in chosen:
+        folder = out or home / (f"tries/{', '.join(setting or ['profile'])}" if tune else each.name)
+        with locks.alone(folder, "run"):
+            path = training.train(training.tuning(each.recipe) if tune else each.recipe, folder)
+        if parallel.processes().is_main_process:
+            typer.echo(path)
+    if tune and parallel.processes().is_main_process:
+        typer.echo(
+            training.tried(home / "tries", paths.results(run["profile"], data))[["try", "mAP", "loss"]].to_string(index=False)
+        )
 
 
 @app.command()
@@ -130,7 +144,7 @@ def evaluate(
     with locks.alone(folder, "run"):
         ev.evaluate(trained, part, [c for _, configs, _ in wanted for c in configs], folder, protocol)
         for name, configs, cut in wanted:
-            scores = cut(ev.evaluate(trained, part, configs, folder, protocol), data.headline)
+            scores = cut(ev.evaluate(trained, part, configs, folder, protocol))
             if not first:
                 continue
             provenance.save(scores, folder / f"{name}.csv", started, **trained.about(data))
@@ -211,7 +225,7 @@ def data_get(name: Annotated[str, typer.Argument(help="voc2012, magnetic_tile or
 
 
 @data_app.command("check")
-def data_check(name: Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile or ksdd2")]) -> None:
+def data_check(name: Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile, ksdd or ksdd2")]) -> None:
     """Open every file of a data set; exit code 1 where one is missing or damaged."""
     from ltcam import checks
 
@@ -223,7 +237,7 @@ def data_check(name: Annotated[str, typer.Argument(help="demo, voc2012, magnetic
 
 @data_app.command("show")
 def data_show(
-    name: Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile or ksdd2")],
+    name: Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile, ksdd or ksdd2")],
     part: Annotated[str, typer.Option(help="part or list of the data set")] = "train",
     out: Annotated[Path, typer.Option(help="samples with their masks, as OUT.png and OUT.pdf")] = Path("samples"),
 ) -> None:
@@ -238,7 +252,7 @@ def data_show(
 
 @data_app.command("bench")
 def data_bench(
-    name: Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile or ksdd2")],
+    name: Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile, ksdd or ksdd2")],
     part: Annotated[str, typer.Option(help="part or list of the data set")] = "train",
 ) -> None:
     """Images per second of loading alone, against the model's own rate."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -21,8 +20,9 @@ from ltcam import paper
 from ltcam.errors import InputError
 from ltcam.evaluation import FLOATS, Config, Protocol, evaluate
 from ltcam.intervals import DRAWS, VERDICTS, Draws, draws, interval, verdict
+from ltcam.study import Study
 from ltcam.sweep import DELTAS
-from ltcam.training import Recipe, Trained, load_checkpoint
+from ltcam.training import Recipe
 from ltcam.tricks import Normalize, Scope
 
 Run = tuple[str, str]  # a factor and its level
@@ -55,7 +55,9 @@ TRICKS = {  # with, and without
 }
 GAINS = {name: (ROWS[made], ROWS[before]) for name, (made, before) in TRICKS.items()}
 PROTOCOLS = ("labels", "outputs", "size")
-LARGER = {"demo": (320, 320), "voc2012": (320, 320), "magnetic_tile": (320, 288), "ksdd2": (960, 344)}  # defects: their aspect
+LARGER = {  # defects: their aspect
+    "demo": (320, 320), "voc2012": (320, 320), "magnetic_tile": (320, 288), "ksdd": (960, 344), "ksdd2": (960, 344)
+}  # fmt: skip
 
 
 def variants(config: Config) -> Iterator[tuple[Run, Config]]:
@@ -75,56 +77,54 @@ def cross(deltas: Sequence[float] = DELTAS) -> list[Config]:
 
 
 def measure(
-    trained: Trained,
-    part: str,
-    out: Path,
+    study: Study,
     deltas: Sequence[float] = DELTAS,
     batch_size: int = 8,
     protocols: Sequence[str] = PROTOCOLS,
     varied: Sequence[str] = tuple(ROWS),
-    others: Sequence[Path] = (),
+    others: Sequence[str] = (),
 ) -> dict[Run, pd.DataFrame]:
-    """The counts of every run on part `part`, as `ltcam.evaluation.evaluate` gives and keeps them.
+    """The counts of every run on the held-out part, as `ltcam.study` gives and keeps them.
 
-    Those of the defaults are kept in `out`, of other protocols in `out/ablations`.
+    Those of the defaults are kept with each training, of other protocols in its folder `ablations`.
 
     protocols  what of `PROTOCOLS` to change: each is a pass over the images of its own
     varied     the rows of which options are changed, beside the paper's seven
-    others     folders of other trainings of the model; the rows are measured where there is a checkpoint, else counts do
+    others     other trainings of the model, by their folders in the study's; the rows are measured where there is a checkpoint,
+               else counts do
 
     Raises InputError for a protocol or a row that does not exist, and DataError for data that are not there.
     """
     if unknown := [name for name in (*protocols, *varied) if name not in (*PROTOCOLS, *ROWS)]:
         raise InputError(f"{unknown[0]!r} cannot be changed: expected protocols of {PROTOCOLS} and rows of {tuple(ROWS)}")
     rows, protocol = list(dict.fromkeys([*ROWS.values(), *paper.SEVEN.values()])), Protocol(batch_size)
-    size = LARGER[trained.recipe.data]
+    size = LARGER[study.data]
     levels = {"labels": "predicted", "outputs": "relu", "size": size}
     changed = [c for row in (*(ROWS[name] for name in varied), *paper.SEVEN.values()) for _, c in variants(row)]
     configs = dict.fromkeys([*rows, *changed, *cross(deltas)])
-    found = {DEFAULTS: evaluate(trained, part, list(configs), out, protocol)}
+    found = {DEFAULTS: study.counts(list(configs), protocol)}
     for factor in protocols:
         level = "{1} x {0}".format(*size) if factor == "size" else str(levels[factor])
         other = replace(protocol, **{factor: levels[factor]})  # type: ignore[arg-type]
-        found[factor, level] = evaluate(trained, part, rows, out / "ablations" / factor, other)
-    for folder in others:
-        if (folder / "checkpoint.pt").is_file():
-            evaluate(load_checkpoint(folder / "checkpoint.pt"), part, rows, folder, protocol)
-        if (folder / "counts.csv.gz").is_file():
-            recipe = json.loads((folder / "counts.json").read_text())["recipe"]
-            found[_difference(trained.recipe, recipe)] = pd.read_csv(folder / "counts.csv.gz", dtype=FLOATS)
+        found[factor, level] = study.counts(rows, other, below=f"ablations/{factor}")
+    for name in others:
+        kept = study.out / name
+        if (study.runs / name / "checkpoint.pt").is_file():
+            evaluate(study.load(name), study.trained.recipe.test, rows, kept, protocol)
+        if (kept / "counts.csv.gz").is_file():
+            recipe = json.loads((kept / "counts.json").read_text())["recipe"]
+            found[_difference(study.trained.recipe, recipe)] = pd.read_csv(kept / "counts.csv.gz", dtype=FLOATS)
     return found
 
 
-def table(
-    measured: Mapping[Run, pd.DataFrame], metric: str, classes: Sequence[int] | None = None, number: int = DRAWS
-) -> pd.DataFrame:
+def table(measured: Mapping[Run, pd.DataFrame], metric: str, number: int = DRAWS) -> pd.DataFrame:
     """Every row of every run that was measured, and what changed by it: `metric` in percent with its interval, in points.
 
     Columns factor, level, row (a name in `ROWS`), those of the configuration, value, ci_low, ci_high, and change, change_low,
     change_high, verdict ("better", "worse", "tie"): against the same row by the defaults; of factor "trick", whose level names
-    the trick and the run if that is another, against the row without it. classes as in `ltcam.metrics.scores`.
+    the trick and the run if that is another, against the row without it.
     """
-    scores = {run: draws(counts, metric, classes, number) for run, counts in measured.items()}
+    scores = {run: draws(counts, metric, number) for run, counts in measured.items()}
     defaults = scores[DEFAULTS]
     found = [
         _row(("trick", trick if run == DEFAULTS else f"{trick}, {_said(run)}"), made, ROWS[made], own, own[ROWS[before]])
@@ -139,24 +139,16 @@ def table(
     return pd.DataFrame(found)
 
 
-def crossed(
-    counts: pd.DataFrame,
-    metric: str,
-    classes: Sequence[int] | None = None,
-    deltas: Sequence[float] = DELTAS,
-    number: int = DRAWS,
-) -> pd.DataFrame:
+def crossed(counts: pd.DataFrame, metric: str, deltas: Sequence[float] = DELTAS, number: int = DRAWS) -> pd.DataFrame:
     """`cross` of `deltas` as `table` gives it: the change is against no truncation at the same scale."""
-    scores = draws(counts, metric, classes, number)
+    scores = draws(counts, metric, number)
     return pd.DataFrame([
         _row(("cross", ""), "LTGrad-CAM", config, scores, scores[config._replace(delta=None, per="layer")])
         for config in cross(deltas)
     ])  # fmt: skip
 
 
-def readings(
-    measured: Mapping[Run, pd.DataFrame], number: int, metric: str, classes: Sequence[int] | None = None, draw: int = DRAWS
-) -> pd.DataFrame:
+def readings(measured: Mapping[Run, pd.DataFrame], number: int, metric: str, draw: int = DRAWS) -> pd.DataFrame:
     """How near the order of the paper's seven methods in its table `number` is under every reading that was measured.
 
     A reading is one of `OPTIONS`, for every method whose mask it can change, or another run. Columns factor, level; tau,
@@ -164,7 +156,7 @@ def readings(
     The nearest comes first.
     """
     printed = paper.published(number)["mIoU"][list(paper.SEVEN)].to_numpy()
-    scores = {run: draws(counts, metric, classes, draw) for run, counts in measured.items()}
+    scores = {run: draws(counts, metric, draw) for run, counts in measured.items()}
     changed = {config: dict(variants(config)) for config in paper.SEVEN.values()}
     options = dict.fromkeys(run for levels in changed.values() for run in levels)
     seven = {run: [own[config] for config in changed] for run, own in scores.items()} | {
@@ -173,22 +165,22 @@ def readings(
     rows = []
     for run, ours in seven.items():
         tau = dict(zip(("tau", "ci_low", "ci_high"), interval(_tau(printed, np.array(ours))), strict=True))
-        rows.append({"factor": run[0], "level": run[1], **tau, **dict(zip(paper.SEVEN, (v[0] for v in ours), strict=True))})
+        rows.append(
+            {"factor": run[0], "level": run[1], **tau, **dict(zip(paper.SEVEN, (v[0].mean() for v in ours), strict=True))}
+        )
     return pd.DataFrame(rows).sort_values("tau", ascending=False, kind="stable", ignore_index=True)
 
 
 def beyond(
-    folder: Path, baselines: Mapping[str, Config], metric: str, classes: Sequence[int] | None = None, number: int = DRAWS
+    test: pd.DataFrame, train: pd.DataFrame, baselines: Mapping[str, Config], metric: str, number: int = DRAWS
 ) -> pd.DataFrame:
     """The configuration that is best on the training part, of those measured on both, against each baseline on the test part.
 
-    folder: of the counts, those of the training part in `train` below, as `ltcam.sweep.sweep` leaves them. Rows as of `table`:
-    first the chosen one, then the baselines, whose change is the chosen one's score less theirs. Column chosen_on: the chosen
-    one's score on the training part.
+    test, train: the counts of both parts. Rows as of `table`: first the chosen one, then the baselines, whose change is the
+    chosen one's score less theirs. Column chosen_on: the chosen one's score on the training part.
     """
-    train, test = (pd.read_csv(place / "counts.csv.gz", dtype=FLOATS) for place in (folder / "train", folder))
-    scores = draws(test, metric, classes, number)
-    on_train = {config: values[0] for config, values in draws(train, metric, classes, 1).items() if config in scores}
+    scores = draws(test, metric, number)
+    on_train = {config: values[0].mean() for config, values in draws(train, metric, 1).items() if config in scores}
     chosen = max(on_train, key=lambda config: on_train[config])
     rows = [_row(("beyond", ""), name, config, scores) for name, config in {"chosen": chosen, **baselines}.items()]
     differences = [_change(scores[chosen] - scores[config]) for config in (chosen, *baselines.values())]
@@ -196,9 +188,9 @@ def beyond(
 
 
 def _tau(printed: NDArray[np.float64], ours: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Kendall's, of (methods,) with each column of (methods, draws)."""
+    """Kendall's, of (methods,) with each column of (methods, draws, trainings)."""
     first, second = np.triu_indices(len(printed), 1)
-    agreed = np.sign(printed[first] - printed[second])[:, None] * np.sign(ours[first] - ours[second])
+    agreed = np.sign(printed[first] - printed[second])[:, None, None] * np.sign(ours[first] - ours[second])
     return np.asarray(agreed.mean(axis=0))
 
 
@@ -220,5 +212,5 @@ def _change(margin: Any) -> dict[str, Any]:
 def _difference(recipe: Recipe, other: Mapping[str, Any]) -> Run:
     """What another training of the model does differently."""
     fields = json.loads(json.dumps(asdict(recipe)))
-    changed = {name: value for name, value in other.items() if value != fields[name]}
+    changed = {name: value for name, value in other.items() if value != fields.get(name)}
     return ", ".join(changed) or "training", ", ".join(str(value) for value in changed.values()) or "again"

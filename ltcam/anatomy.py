@@ -77,13 +77,13 @@ def stages(traced: Trace, deltas: Sequence[float | None] = DELTAS) -> Iterator[l
                 yield [pair, stage, delta, *row]
 
 
-def measure(trained: Trained, part: str, batch_size: int = 8, images: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`signs` and `stages` of every scored pair of part `part` and a headline class: two tables, a row each.
+def measure(trained: Trained, batch_size: int = 8, images: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`signs` and `stages` of every scored pair of the part that `trained` has not seen: two tables, a row each.
 
     Pairs go by the columns name and class, stages by their labels. images: just the first so many.
     Raises DataError for data that are not there.
     """
-    data = datasets.load(trained.recipe.data, part)
+    data = datasets.load(trained.recipe.data, trained.recipe.test)
     weight = next(trained.model.parameters())
     found: tuple[list[Any], list[Any]] = [], []
     scored = sorted(data.scored[:images], key=lambda i: int(data.labels[i].sum()))
@@ -95,8 +95,7 @@ def measure(trained: Trained, part: str, batch_size: int = 8, images: int | None
         for rows, part_of in zip(found, (signs(traced, objects), stages(traced)), strict=True):
             for pair, stage, *numbers in part_of:
                 i, c = pairs[pair]
-                if c in (data.headline or (c,)):
-                    rows.append([data.entries[i].name, c, stage, *numbers])
+                rows.append([data.entries[i].name, c, stage, *numbers])
     keys = ["name", "class", "stage"]
     signs_found = pd.DataFrame(found[0], columns=[*keys, "positive", "negative", "weight"]).sort_values(keys, ignore_index=True)
     stages_found = pd.DataFrame(found[1], columns=[*keys, "delta", "energy", "half", "kept"])

@@ -19,7 +19,7 @@ Gain = tuple[Config, Config]  # with and without
 
 
 def pairs(data: Segmentation) -> pd.DataFrame:
-    """Every scored (image, class) pair of headline classes with what it can be grouped by: one row each.
+    """Every scored (image, class) pair with what it can be grouped by: one row each.
 
     Columns name, class (its number), kind (the class's name, or the defect's type), area (percent of the image that it covers,
     void not counted), classes (how many the image has).
@@ -29,9 +29,8 @@ def pairs(data: Segmentation) -> pd.DataFrame:
         mask, entry = data.mask(i), data.entries[i]
         present = [int(c) for c in data.labels[i].nonzero().flatten()]
         for c in present:
-            if c in (data.headline or present):
-                area = 100 * float((mask == c + 1).mean())
-                rows.append([entry.name, c, entry.kind or data.classes[c], area, len(present)])
+            area = 100 * float((mask == c + 1).mean())
+            rows.append([entry.name, c, entry.kind or data.classes[c], area, len(present)])
     return pd.DataFrame(rows, columns=["name", "class", "kind", "area", "classes"])
 
 
@@ -78,11 +77,16 @@ def table(
 
 
 def each(counts: pd.DataFrame, pairs: pd.DataFrame, gains: Mapping[str, Gain]) -> pd.DataFrame:
-    """What every gain is worth on every single pair, in points of its IoU: `pairs` with a column a gain."""
-    rows = counts.set_index(["name", "class"]).loc[pd.MultiIndex.from_frame(pairs[["name", "class"]])]
-    iou = 100 * rows["tp"] / (rows["tp"] + rows["fp"] + rows["fn"]).clip(lower=1)
-    config = pd.Series(configurations(rows), rows.index)
-    return pairs.assign(**{name: (iou[config == a] - iou[config == b]).to_numpy() for name, (a, b) in gains.items()})
+    """What every gain is worth on every single pair, in points of its IoU, averaged over trainings: `pairs` with a column a
+    gain."""
+    iou = 100 * counts["tp"] / (counts["tp"] + counts["fp"] + counts["fn"]).clip(lower=1)
+    config, where = pd.Series(configurations(counts), counts.index), pd.MultiIndex.from_frame(pairs[["name", "class"]])
+
+    def of(wanted: Config) -> NDArray[np.float64]:
+        rows = counts.assign(iou=iou)[config == wanted]
+        return rows.groupby(["name", "class"])["iou"].mean().loc[where].to_numpy()
+
+    return pairs.assign(**{name: of(a) - of(b) for name, (a, b) in gains.items()})
 
 
 def correlations(each: pd.DataFrame, gains: Sequence[str], number: int = DRAWS, seed: int = 0) -> pd.DataFrame:

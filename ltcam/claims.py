@@ -1,9 +1,10 @@
 """The paper's claims, each judged on measured tables: `judge(read(folder, data), data)`.
 
-A claim is a function of the scores of named configurations that gives margins, in points: it holds when every margin is above
-zero. With the counts at hand the smallest margin has an interval (`ltcam.intervals`), and where that spans zero the verdict is
-a tie. What a claim says of PASCAL VOC in Tables 1 and 2, and of KSDD2 in Figs. 4 and 5, the paper says of the method, so these
-are judged on every data set; what Tables 3 and 4 compare is judged on objects and on defects alone.
+A claim is a function of the scores of named configurations that gives margins, in points: it holds when every margin is
+above zero. With the counts at hand the smallest margin has an interval (`ltcam.intervals`): where that spans zero, or the
+trainings do not agree in the sign, the verdict is a tie. What a claim says of PASCAL VOC in Tables 1 and 2, and of KSDD2 in
+Figs. 4 and 5, the paper says of the method, so these are judged on every data set; what Tables 3 and 4 compare is judged on
+objects and on defects alone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from math import inf
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from ltcam.errors import InputError, MissingError
 from ltcam.evaluation import FLOATS, Config, configurations
 from ltcam.intervals import DRAWS, Draws, draws
 from ltcam.paper import CLASS_MEANS, COMPARED, POOLED, SEVEN, TABLES, published
+from ltcam.study import Role, known
 from ltcam.sweep import DELTAS, METHODS
 
 Scores = Mapping[str, Mapping[Config, float]]  # part, "test" or "train" -> configuration -> percent
@@ -75,18 +77,11 @@ def read(folder: Path, data: str) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def resample(
-    folder: Path, data: str, classes: tuple[int, ...] | None = None, number: int = DRAWS
-) -> dict[str, dict[str, Draws]]:
-    """{part: {metric: draws}} for `judge`, from the counts of data set `data` in `folder`, of its headline classes."""
-    found: dict[str, dict[str, Draws]] = {}
-    for part, place in (("test", folder), ("train", folder / "train")):
-        if (place / "counts.csv.gz").is_file():
-            counts = pd.read_csv(place / "counts.csv.gz", dtype=FLOATS)
-            found[part] = {
-                metric: draws(counts, metric, classes, number) for metric in sorted({_column(claim, data) for claim in CLAIMS})
-            }
-    return found
+def resample(folder: Path, data: str, number: int = DRAWS) -> dict[str, dict[str, Draws]]:
+    """{part: {metric: draws}} for `judge`, from the counts of data set `data` in `folder`."""
+    counts = {part: known(folder, part) for part in get_args(Role)}
+    columns = sorted({_column(claim, data) for claim in CLAIMS})
+    return {part: {c: draws(table, c, number) for c in columns} for part, table in counts.items() if len(table)}
 
 
 def judge(
@@ -96,20 +91,23 @@ def judge(
 
     Columns: claim, section, quote, verdict ("holds", "does not hold", "tie" or "not measured"), numbers (those of ours and of
     the paper that decide it, in percent), paper (the verdict on the paper's own numbers, or "no numbers"), paper_on (their
-    data), and with `resampled` (of `resample`) margin, ci_low, ci_high: the smallest margin in points, and its interval.
+    data), and with `resampled` (of `resample`) margin, ci_low, ci_high: the smallest margin in points, and its interval, and
+    trainings: in how many of them it is above zero ("2 of 3").
     """
     rows = []
     for claim in CLAIMS:
         verdict, numbers = _decide(claim, _measured(claim, tables, data))
         least = _spread(claim, resampled, data) if resampled and verdict != NOT_MEASURED else None
+        sure: dict[str, Any] = {}
         if least is not None:
             verdict = intervals.verdict(least)
+            sure = dict(zip(("margin", "ci_low", "ci_high"), intervals.interval(least), strict=True))
+            sure["trainings"] = intervals.agreement(least)
         in_paper, printed = _decide(claim, _published(claim))
         rows.append({
             "claim": claim.statement, "section": claim.section, "quote": claim.quote, "verdict": verdict,
             "numbers": f"{numbers or NOT_MEASURED} (paper {printed or 'prints none'})",
-            "paper": in_paper if printed else "no numbers", "paper_on": "KSDD2" if claim.table == 4 else "VOC 2012",
-            **(dict(zip(("margin", "ci_low", "ci_high"), intervals.interval(least), strict=True)) if least is not None else {}),
+            "paper": in_paper if printed else "no numbers", "paper_on": "KSDD2" if claim.table == 4 else "VOC 2012", **sure,
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -144,15 +142,18 @@ def _column(claim: Claim, data: str) -> str:
 
 
 def _spread(claim: Claim, resampled: Mapping[str, Mapping[str, Draws]], data: str) -> NDArray[np.float64] | None:
-    """The smallest margin on all images and on each draw; None where the counts are not all there."""
+    """The smallest margin (1 + DRAWS, trainings); None where the counts are not all there."""
     column = _column(claim, data)
     found = {part: columns[column] for part, columns in resampled.items()}
-    number = min(len(values) for some in found.values() for values in some.values())
+    shape = next(iter(found["test"].values())).shape
+
+    def least(place: tuple[int, ...]) -> float:
+        return min(
+            margin for margin, _ in claim.margins({p: {c: v[place] for c, v in some.items()} for p, some in found.items()})
+        )
+
     try:
-        return np.array([
-            min(margin for margin, _ in claim.margins({p: {c: v[i] for c, v in some.items()} for p, some in found.items()}))
-            for i in range(number)
-        ])  # fmt: skip
+        return np.array([least(place) for place in np.ndindex(shape)]).reshape(shape)
     except KeyError:
         return None
 

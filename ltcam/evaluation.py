@@ -139,6 +139,8 @@ def evaluate(
                 rows = [row for batch in _journals(out / f"counts.{digest}").values() for row in batch]
                 columns = ["name", "class", *metrics.CONFIG, "tp", "fp", "fn"]
                 measured = pd.DataFrame(rows, columns=columns).astype(FLOATS)
+                groups = dict(zip((entry.name for entry in data.entries), data.groups, strict=True))
+                measured.insert(1, "group", measured["name"].map(groups))
                 known = pd.concat([known, measured], ignore_index=True) if len(known) else measured
                 known = known.sort_values(["name", "class", *metrics.CONFIG], ignore_index=True, na_position="first")
                 provenance.save(known, path, started, **{**trained.about(data), **identity, "processes": workers.num_processes})

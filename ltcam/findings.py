@@ -64,17 +64,10 @@ class Finding(NamedTuple):
         return f"{self.value:{signed}.2f}{unit}{between}{', a tie' if self.verdict == 'tie' else ''}"
 
 
-def read(folder: Path, run: str = "") -> dict[str, pd.DataFrame]:
-    """The tables that findings are of, by their paths below `folder` (results/<profile>/<data>).
-
-    Those in the subfolder `run`, or, where one is not there, in `folder` itself.
-    """
-    found = {}
-    for name in COLLECTORS:
-        places = [path for path in dict.fromkeys((folder / run / name, folder / name)) if path.is_file()]
-        if places:
-            found[places[0].relative_to(folder).as_posix()] = pd.read_csv(places[0], dtype={"level": str, "group": str})
-    return found
+def read(folder: Path) -> dict[str, pd.DataFrame]:
+    """The tables that findings are of, by their names in `folder` (results/<profile>/<data>)."""
+    there = [name for name in COLLECTORS if (folder / name).is_file()]
+    return {name: pd.read_csv(folder / name, dtype={"level": str, "group": str}) for name in there}
 
 
 def collect(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

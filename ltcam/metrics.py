@@ -1,7 +1,8 @@
 """Scores from pixel counts, foreground only.
 
 `counts` is a table with one row an (image, class) pair and configuration: columns name, class, those of the configuration,
-and tp, fp, fn in pixels. Every score is a function of it, in percent.
+and tp, fp, fn in pixels. Every score is a function of it, in percent. With a column `training` every training is scored alone
+and `scores` is their mean; with a column `fold` too, a training's score is the mean over its folds.
 
 Class means (mIoU, mPrecision, mRecall, mF1) sum the counts of a class over its images and average over classes; pooled scores
 (IoU, Precision, Recall, F1: "micro") sum over everything. Nothing predicted gives precision 0, nothing there recall 0. Void
@@ -15,6 +16,7 @@ from torch import Tensor
 from ltcam.errors import InputError
 from ltcam.targets import describe
 
+SCORES = ["mIoU", "mPrecision", "mRecall", "mF1", "IoU", "Precision", "Recall", "F1"]
 CONFIG = ["method", "layers", "delta", "per", "compare", "fuse", "normalize", "fraction"]
 
 
@@ -34,15 +36,39 @@ def count(predicted: Tensor, mask: Tensor, c: int, void: int = 255) -> Tensor:
     return torch.stack([tp, claimed - tp, truth.sum() - tp], dim=1)
 
 
-def scores(counts: pd.DataFrame, classes: tuple[int, ...] | None = None) -> pd.DataFrame:
+def scores(counts: pd.DataFrame) -> pd.DataFrame:
     """Class means and pooled scores of each configuration, one row each, in the order they appear.
 
-    classes: those averaged over and pooled; None: all that occur.
+    Of several trainings their mean, and in columns that end in `_std` the standard deviation (of n - 1).
     """
-    kept = counts if classes is None else counts[counts["class"].isin(classes)]
-    mean = by_class(kept).groupby(CONFIG, sort=False, dropna=False)[["IoU", "Precision", "Recall", "F1"]].mean().add_prefix("m")
-    pooled = _rates(kept.groupby(CONFIG, sort=False, dropna=False)[["tp", "fp", "fn"]].sum())
-    return mean.join(pooled).reset_index()
+    trainings = by_training(counts)
+    groups = trainings.groupby(CONFIG, sort=False, dropna=False)[SCORES]
+    found: pd.DataFrame = groups.mean()
+    if trainings["training"].nunique() > 1:
+        found = found.join(groups.std().add_suffix("_std"))
+    return found.reset_index()
+
+
+def by_training(counts: pd.DataFrame) -> pd.DataFrame:
+    """`scores` of every single training, with its name in the column `training`."""
+    found = {
+        name: pd.concat(map(_scores, folds)).groupby(CONFIG, sort=False, dropna=False).mean() for name, folds in split(counts)
+    }
+    return pd.concat(found, names=["training"]).reset_index()
+
+
+def split(counts: pd.DataFrame) -> list[tuple[str, list[pd.DataFrame]]]:
+    """(training, counts of each of its folds) of every training in `counts`, in the order they appear."""
+    named = counts if "training" in counts else counts.assign(training="")
+    trainings = [(str(name), rows) for name, rows in named.groupby("training", sort=False)]
+    return [(name, [t for _, t in rows.groupby("fold", sort=False)] if "fold" in rows else [rows]) for name, rows in trainings]
+
+
+def _scores(counts: pd.DataFrame) -> pd.DataFrame:
+    mean = (
+        by_class(counts).groupby(CONFIG, sort=False, dropna=False)[["IoU", "Precision", "Recall", "F1"]].mean().add_prefix("m")
+    )
+    return mean.join(_rates(counts.groupby(CONFIG, sort=False, dropna=False)[["tp", "fp", "fn"]].sum()))
 
 
 def by_class(counts: pd.DataFrame) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -27,7 +28,7 @@ def present() -> dict[str, Segmentation]:
     found = []
     for name in datasets.NAMES:
         with suppress(DataError):
-            found.append(datasets.load(name, "val" if name == "voc2012" else "test"))
+            found.append(datasets.load(name, {"voc2012": "val", "ksdd": "test0"}.get(name, "test")))
     return {data.title: data for data in found}
 
 
@@ -66,14 +67,14 @@ def against_cell(data: Segmentation) -> dict[str, float]:
 def samples_figure(data: Segmentation, count: int = 8) -> Figure:
     """`count` images, a column each: plain, and with the mask of one class outlined; its name (or kind) and area as title.
 
-    Of the headline classes (or all) in turn, evenly spread over each one's areas; of an image's classes one at random.
+    Of the classes in turn, evenly spread over each one's areas; of an image's classes one at random.
     Raises InputError where there is nothing to show.
     """
     table = areas(data).sample(frac=1, random_state=0).drop_duplicates("name")
-    shown = table["class"].isin([data.classes[c] for c in data.headline or range(len(data.classes))])
-    groups = [t.sort_values(["area", "name"]) for t in by_class(table[shown]).values()]
+    groups = [t.sort_values(["area", "name"]) for t in by_class(table).values()]
     if not groups or count < 1:
         raise InputError(f"{count} samples of {data.title}, part {data.part}: expected at least one, of an image with a class")
+    groups = random.Random(0).sample(groups, len(groups))
     turns = -(-count // len(groups))
     chosen = pd.DataFrame([t.iloc[int((k + 0.5) / turns * len(t))] for k in range(turns) for t in groups][:count])
     samples = [data[[entry.name for entry in data.entries].index(name)] for name in chosen["name"]]

@@ -44,19 +44,20 @@ TABLES = {
     4: SEVEN,
 }
 CAPTIONS = {1: "Grad-CAM by stage", 2: "Truncation without layerization", 3: "Seven methods", 4: "Seven methods"}
-COMPARED = {"voc2012": [3], "ksdd2": [4], "magnetic_tile": [4], "demo": [3, 4]}  # the table(s) a data set is the counterpart of
+# The table(s) that a data set is the counterpart of.
+COMPARED = {"voc2012": [3], "ksdd2": [4], "ksdd": [4], "magnetic_tile": [4], "demo": [3, 4]}
 CLASS_MEANS = {"mIoU": "mIoU", "Precision": "mPrecision", "Recall": "mRecall", "Micro-F1": "mF1"}
 POOLED = {"mIoU": "IoU", "Precision": "Precision", "Recall": "Recall", "Micro-F1": "F1"}
 CSS = {"bold": "font-weight: bold", "underline": "text-decoration: underline", "": ""}
 
 
-def table(number: int, counts: pd.DataFrame, classes: tuple[int, ...] | None = None) -> pd.DataFrame:
+def table(number: int, counts: pd.DataFrame) -> pd.DataFrame:
     """Our table `number`: column `row` as the paper names it, the configuration, class means and pooled scores in percent.
 
-    counts as `ltcam.evaluation.evaluate` gives them for `TABLES[number]`; classes as in `ltcam.metrics.scores`.
+    counts of `TABLES[number]`; of several trainings, mean and standard deviation as in `ltcam.metrics.scores`.
     """
     names = {config: row for row, config in TABLES[number].items()}
-    ours = metrics.scores(counts, classes)
+    ours = metrics.scores(counts)
     return ours.assign(row=[names[config] for config in configurations(ours)])[["row", *ours.columns]]
 
 

@@ -4,6 +4,7 @@ Relative values of these are taken from the checkout.
 
 `LTCAM_DATA`   the data root, laid out as the data sets' authors ship them (default: `data/` of the checkout)
 `LTCAM_OUTPUT` where `results/` and `figures/` are written (default: the checkout)
+`LTCAM_RUNS`   where trainings leave their checkpoints, a folder a data set (default: beside their results)
 """
 
 import errno
@@ -26,6 +27,10 @@ def data_root() -> Path:
 
 def results(profile: str, data: str = "") -> Path:
     return _output("results", profile, data)
+
+
+def runs(profile: str, data: str) -> Path:
+    return ROOT / os.environ["LTCAM_RUNS"] / data if os.environ.get("LTCAM_RUNS") else results(profile, data)
 
 
 def figures(profile: str, data: str = "") -> Path:

@@ -34,19 +34,18 @@ SWEPT = {  # the paper's colors in Figs. 4 and 5
 
 
 def examples(data: Segmentation, count: int = 5, seed: int = 0) -> list[tuple[int, int]]:
-    """(image index, class) of `count` images drawn at random, in turn from each headline class (or each defect type).
+    """(image index, class) of `count` images drawn at random, in turn from each class (or each defect type).
 
     Drawn from the half of a class's images in which it covers most, so that there is something to see.
     """
-    classes = data.headline or tuple(range(len(data.classes)))
     areas: dict[tuple[int, str], list[tuple[float, int]]] = {}
     for i in data.scored:
         mask = data.mask(i)
-        for c in classes:
-            if data.labels[i, c]:
-                areas.setdefault((c, data.entries[i].kind), []).append((float((mask == c + 1).mean()), i))
+        for c in data.labels[i].nonzero().flatten().tolist():
+            areas.setdefault((c, data.entries[i].kind), []).append((float((mask == c + 1).mean()), i))
     rng, queues = random.Random(seed), []
-    for (c, _), found in sorted(areas.items()):
+    order = sorted(areas.items())
+    for (c, _), found in rng.sample(order, len(order)):
         largest = sorted(found, reverse=True)[: (len(found) + 1) // 2]
         queues.append([(i, c) for _, i in rng.sample(largest, len(largest))])
     return [pair for turn in zip_longest(*queues) for pair in turn if pair][:count]
@@ -55,14 +54,14 @@ def examples(data: Segmentation, count: int = 5, seed: int = 0) -> list[tuple[in
 def worst(counts: pd.DataFrame, data: Segmentation, config: Config, count: int = 4) -> dict[tuple[int, int], float]:
     """{(image index, class): IoU in percent} of the `count` pairs that `config` segments worst, worst first.
 
-    counts of `data`, as `ltcam.evaluation.evaluate` gives them; of its headline classes. Equal ones are in order of name and
-    class. A pair without a true pixel is left out: that is its mask's failure.
+    counts as `ltcam.evaluation.evaluate` gives them; those of other images than `data`'s are passed over. Equal ones are in
+    order of name and class. A pair without a true pixel is left out: that is its mask's failure.
     """
+    index = {entry.name: i for i, entry in enumerate(data.entries)}
     rows = counts.merge(pd.DataFrame([config]).astype(FLOATS))
-    rows = rows[rows["class"].isin(data.headline or range(len(data.classes))) & (rows["tp"] + rows["fn"] > 0)]
+    rows = rows[rows["name"].isin(index) & (rows["tp"] + rows["fn"] > 0)]
     rows = rows.assign(IoU=100 * rows["tp"] / (rows["tp"] + rows["fp"] + rows["fn"]))
     lowest = rows.sort_values(["IoU", "name", "class"]).head(count)
-    index = {entry.name: i for i, entry in enumerate(data.entries)}
     return {(index[name], c): iou for name, c, iou in lowest[["name", "class", "IoU"]].itertuples(index=False)}
 
 

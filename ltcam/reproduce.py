@@ -23,7 +23,7 @@ from ltcam import paths, steps
 from ltcam.datasets import DataError
 from ltcam.errors import InputError, UnavailableError
 from ltcam.locks import alone
-from ltcam.training import Recipe
+from ltcam.study import Training, planned
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,11 @@ def profile(name: str) -> list[dict[str, Any]]:
         known = sorted({file.name.split(".")[0] for file in (paths.NOTEBOOKS / "profiles").glob("*.yaml")})
         raise InputError(f"profile {name!r} is unknown: expected one of {known}")
     return [yaml.safe_load(file.read_text()) for file in files]
+
+
+def trainings(run: Mapping[str, Any]) -> list[Training]:
+    """Every training that a run of a profile names."""
+    return planned(run["data"], run["recipe"], run.get("seeds", [0]), run.get("folds", 0))
 
 
 def reproduce(
@@ -53,7 +58,8 @@ def reproduce(
     force   run notebooks also where nothing changed; finished training and counts are kept all the same
 
     A notebook without a `profile` parameter reads no results of one, and runs with the demo alone. Every data set is opened
-    first: DataError comes before anything has run. A notebook that fails stops the run with UnavailableError, naming the
+    first: a data set that is not there is passed over with a line, but DataError is raised, before anything has run, where it
+    was named by `data` or nothing is left. A notebook that fails stops the run with UnavailableError, naming the
     failing cell's error and where the partial notebook is; a good copy is never replaced by it. Another run that writes the
     same results is one too. An interrupted run goes on with the notebook that it was in.
     """
@@ -69,7 +75,8 @@ def reproduce(
         )
     for run in runs:
         run["recipe"] = {**run["recipe"], **(recipe or {})}
-    read = _inputs(name, runs)
+    read = _inputs(name, runs, named=bool(data))
+    runs = [run for run in runs if run["data"] in read]
     done = []
     with ExitStack() as held:
         for run in runs:
@@ -91,16 +98,18 @@ def reproduce(
     return done
 
 
-def _inputs(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By data set what its notebooks read. Raises DataError for all that are missing, with the way to get them."""
+def _inputs(name: str, runs: Sequence[Mapping[str, Any]], named: bool) -> dict[str, dict[str, Any]]:
+    """By data set that is there what its notebooks read. Raises DataError where none is, or one that was named."""
     read, missing = {}, []
     for run in runs:
         try:
-            read[run["data"]] = steps.inputs(name, Recipe(data=run["data"], **run["recipe"]))
+            read[run["data"]] = steps.inputs(name, trainings(run))
         except DataError as error:
             missing.append(f"{error}; or fetch it: ltcam data get {run['data']}")
-    if missing:
+    if missing and (named or not read):
         raise DataError("\n".join(missing))
+    for reason in missing:
+        log.warning("passed over: %s", reason)
     return read
 
 

@@ -17,23 +17,23 @@ from typing import Any
 from ltcam import datasets, overview, paths, provenance
 from ltcam.datasets import DataError, Segmentation
 from ltcam.datasets.demo import Demo
-from ltcam.training import Recipe
+from ltcam.study import Training
 from ltcam.weights import sha256
 
 UNDER_WAY, OUTDATED = "under way", "outdated"  # in place of a digest
 
 
-def inputs(profile: str, recipe: Recipe) -> dict[str, Any]:
+def inputs(profile: str, trainings: Sequence[Training]) -> dict[str, Any]:
     """What every notebook of a run reads: versions, the package's code, printed and golden values, fingerprints of the data.
 
     Raises DataError where the run's own data are missing or damaged.
     """
     prints: dict[str, str] = {}
-    for part in (recipe.train, recipe.test):
-        prints |= _print(datasets.load(recipe.data, part))
-    for data in overview.present().values():  # notebook 00 shows them all
+    for data, part in dict.fromkeys((t.recipe.data, part) for t in trainings for part in (t.recipe.train, t.recipe.test)):
+        prints |= _print(datasets.load(data, part))
+    for shown in overview.present().values():  # notebook 00 shows them all
         with suppress(DataError):
-            prints |= _print(data)
+            prints |= _print(shown)
     code, values = Path(__file__).parent, paths.ROOT / "data"
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in provenance.PACKAGES}},

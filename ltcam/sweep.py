@@ -6,31 +6,27 @@ it costs on the test part.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 
-from ltcam import datasets, metrics, paper
-from ltcam.evaluation import Config, Protocol, evaluate
-from ltcam.training import Trained
+from ltcam import metrics, paper
+from ltcam.evaluation import Config, Protocol
+from ltcam.study import Role, Study
 
 METHODS = {"gradcam": "S1-S5", "layercam": "S1-S5", "fullgrad": "all"}
 DELTAS = [float(delta) for delta in range(0, 100, 10)]
 CONFIGS = [Config(method, layers, delta) for method, layers in METHODS.items() for delta in (None, *DELTAS)]
 
 
-def sweep(trained: Trained, parts: Mapping[str, str], out: Path, protocol: Protocol | None = None) -> pd.DataFrame:
+def sweep(study: Study, protocol: Protocol | None = None) -> pd.DataFrame:
     """Scores in percent of `CONFIGS`: column `part`, the role ("test", "train"), then those of `ltcam.metrics.scores`.
 
-    parts: the data set's part in each role. Counts of "test" are kept in `out`, with those of the tables, others in a folder
-    of the role's name below. Raises DataError for a part that is not there.
+    Raises DataError for a part that is not there.
     """
-    tables = {}
-    for role, part in parts.items():
-        counts = evaluate(trained, part, CONFIGS, out if role == "test" else out / role, protocol)
-        tables[role] = metrics.scores(counts, datasets.load(trained.recipe.data, part).headline)
-    return pd.concat(tables, names=["part", None]).reset_index("part").reset_index(drop=True)
+    tables = {role: metrics.scores(study.counts(CONFIGS, protocol, role)) for role in get_args(Role)}
+    both: pd.DataFrame = pd.concat(tables, names=["part", None]).reset_index("part")
+    return both.reset_index(drop=True)
 
 
 def headline(data: str) -> str:

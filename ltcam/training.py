@@ -107,7 +107,7 @@ class Trained:
     def about(self, data: Segmentation) -> dict[str, Any]:
         """Provenance of what is measured with this model on `data`."""
         images = {"part": len(data), "scored": len(data.scored)}
-        about = {"data": data.title, "part": data.part, "headline": data.headline, "fingerprint": data.fingerprint}
+        about = {"data": data.title, "part": data.part, "fingerprint": data.fingerprint}
         measured = {**about, "images": images, "tf32": False}
         return {**measured, "recipe": asdict(self.recipe), "source": self.record["source"], "trained": self.record["last"]}
 

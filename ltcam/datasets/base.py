@@ -55,7 +55,6 @@ class Segmentation(Dataset[Sample], ABC):
 
     title: str  # what results are shown as: a subset says that it is one
     classes: tuple[str, ...]
-    headline: tuple[int, ...] | None = None  # classes averaged into the headline score; None: all that occur
     size: tuple[int, int] = (224, 224)  # (height, width) of the network's input
     jitter: tuple[float, float] = (0.8, 1.25)  # range of the scale jitter in training
     upright: bool = True  # False: flipping upside down keeps the meaning
