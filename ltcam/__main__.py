@@ -91,8 +91,8 @@ def train(
     if run is None:
         raise InputError(f"no recipe for data set {data!r}: expected one of {sorted({run['data'] for run in runs})}")
     run["recipe"] |= training.settings(setting or [])
-    run["seeds"] = list(dict.fromkeys([*run.get("seeds", [0]), *([] if seed is None else [seed])]))
-    chosen = [t for t in trainings(run) if seed in (None, t.recipe.seed) and (fold is None or t.fold == f"fold{fold}")]
+    run["seeds"] = run.get("seeds", []) if seed is None else [seed]
+    chosen = [t for t in trainings(run) if fold is None or t.fold == f"fold{fold}"]
     chosen = chosen[:1] if tune else chosen
     if not chosen or (out and len(chosen) > 1):
         raise InputError(
@@ -175,11 +175,12 @@ def reproduce(
     data: Annotated[str, typer.Option(help="just this data set of the profile")] = "",
     start: Annotated[str, typer.Option("--from", help="begin at the notebook whose name starts with this, e.g. 03")] = "",
     force: Annotated[bool, typer.Option("--force", help="run notebooks also where nothing changed")] = False,
+    seed: Annotated[list[int] | None, typer.Option(help="these trainings alone, instead of all of the profile's")] = None,
 ) -> None:
     """Run the notebook series and leave every table, figure and executed notebook; what is up to date is skipped."""
     from ltcam.reproduce import reproduce as run
 
-    run(profile, only, data, start=start, force=force)
+    run(profile, only, data, start=start, force=force, seeds=seed or [])
 
 
 @app.command()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import pandas as pd
 
@@ -14,27 +15,31 @@ from ltcam import findings, paper
 from ltcam.claims import NOT_MEASURED
 from ltcam.errors import InputError
 from ltcam.paths import ROOT, atomic
-from ltcam.reproduce import profile
+from ltcam.reproduce import profile, trainings
 from ltcam.training import Recipe
 
-TITLES = {"voc2012": "VOC 2012 subset", "magnetic_tile": "Magnetic tile"}  # the data sets of the committed profile `real`
-BOTH, PHOTOS, DEFECTS = list(TITLES), ["voc2012"], ["magnetic_tile"]
+HOMES = {"voc2012": "paper", "ksdd": "real", "magnetic_tile": "real"}  # the profile that a data set's committed results are of
+TITLES = {"voc2012": "PASCAL VOC 2012", "ksdd": "KolektorSDD", "magnetic_tile": "Magnetic tile"}
+ALL, PHOTOS, DEFECTS = list(TITLES), ["voc2012"], ["ksdd", "magnetic_tile"]
 SOURCES = {  # of what the paper shows and says: our notebook, its files, and our data sets, the counterpart first
-    "Table 1": ("02_layer_cams", ["table1.csv"], BOTH),
-    "Table 2": ("03_truncation", ["table2.csv"], BOTH),
+    "Table 1": ("02_layer_cams", ["table1.csv"], ALL),
+    "Table 2": ("03_truncation", ["table2.csv"], ALL),
     "Table 3": ("04_comparison", ["table3.csv"], PHOTOS),
     "Table 4": ("04_comparison", ["table4.csv"], DEFECTS),
-    "Fig. 1": ("02_layer_cams", ["fig1.png"], BOTH),
+    "Fig. 1": ("02_layer_cams", ["fig1.png"], ALL),
     "Fig. 2": ("04_comparison", ["fig2.png"], PHOTOS),
     "Fig. 3": ("04_comparison", ["fig3.png"], DEFECTS),
-    "Fig. 4": ("05_delta_sweep", ["sweep.csv", "fig4.png"], BOTH[::-1]),
-    "Fig. 5": ("05_delta_sweep", ["sweep.csv", "fig5.png"], BOTH[::-1]),
-    "Claims": ("06_paper_vs_reproduced", ["claims.csv"], BOTH),
+    "Fig. 4": ("05_delta_sweep", ["sweep.csv", "fig4.png"], [*DEFECTS, *PHOTOS]),
+    "Fig. 5": ("05_delta_sweep", ["sweep.csv", "fig5.png"], [*DEFECTS, *PHOTOS]),
+    "Claims": ("06_paper_vs_reproduced", ["claims.csv"], ALL),
 }
-_VOC = "the paper on VOC 2012, ours on its subset (class means over five animals)."
-_TILES = "the paper on KSDD2, ours on Magnetic tile, another set of the same kind (pooled pixels)."
-CAPTIONS = {number: f"{caption}; {_TILES if number == 4 else _VOC}" for number, caption in paper.CAPTIONS.items()}
+SHOWN = {1: PHOTOS, 2: PHOTOS, 3: PHOTOS, 4: DEFECTS}  # in the page's tables
+NOT_YET = "not measured yet"
 STYLES = {"bold": "**{:.2f}**", "underline": "<ins>{:.2f}</ins>", "": "{:.2f}"}
+AUGMENTED = {
+    "none": "as they are", "flips": "mirrored", "light": "mirrored, scaled",
+    "strong": "mirrored, scaled, turned, shifted, lit anew",
+}  # fmt: skip
 SETTINGS: dict[str, Callable[[Recipe], str]] = {
     "trained on, held out": lambda r: f"{r.train}, {r.test}",
     "stages kept as they are": lambda r: f"{r.frozen} of 5",
@@ -43,14 +48,15 @@ SETTINGS: dict[str, Callable[[Recipe], str]] = {
     "highest rate of the head": lambda r: f"{r.lr:g}",
     "... of the convolutions": lambda r: f"{r.lr * r.slow:g}" if r.frozen < 5 else "none",
     "weight decay": lambda r: f"{r.weight_decay:g}",
+    "images are": lambda r: AUGMENTED[r.augment],
+    "rare classes weigh more": lambda r: "yes" if r.balance else "no",
     "training in": lambda r: "bfloat16" if r.bfloat16 else "float32",
-    "seed": lambda r: str(r.seed),
 }
 
 
 def tables() -> str:
     """The paper's tables beside ours, in percent. Bold and underlined: as printed, and of ours the best two of a column."""
-    return "\n\n".join(f"**Table {number}.** {caption}{_beside(number)}" for number, caption in CAPTIONS.items())
+    return "\n\n".join(_beside(number, data) for number, shown in SHOWN.items() for data in shown)
 
 
 def outputs() -> str:
@@ -58,14 +64,14 @@ def outputs() -> str:
     rows = []
     for item, (notebook, _, _) in SOURCES.items():
         command = f"`ltcam reproduce --profile demo --only {notebook[:2]}`"
-        links = "<br>".join(f"[{file}]({file})" for file in files(item))
+        links = "<br>".join(f"[{file}]({file})" for file in files(item)) or NOT_YET
         rows.append([item, f"[{notebook}](notebooks/{notebook}.ipynb)", command, links])
     return _table(["in the paper", "notebook", "command", "ours"], rows)
 
 
 def claims() -> str:
     """Every claim of the paper: whether its own numbers bear it out, and ours, from `claims.csv` of each data set."""
-    found = {title: ROOT / "results" / "real" / data / "claims.csv" for data, title in TITLES.items()}
+    found = {title: _results(data) / "claims.csv" for data, title in TITLES.items()}
     judged = {
         title: pd.read_csv(path, dtype=str, keep_default_na=False).set_index(["section", "claim"])
         for title, path in found.items()
@@ -83,9 +89,9 @@ def found() -> str:
     """What the ablations found, of `ltcam.findings.SUMMARY`: a row each, a number with its table a data set."""
     columns = {}
     for data, title in TITLES.items():
-        path = next(iter(sorted((ROOT / "results" / "real" / data).rglob("findings.csv"))), None)
-        if path is not None:
-            folder = f"results/real/{data}"
+        path = _results(data) / "findings.csv"
+        if path.is_file():
+            folder = path.parent.relative_to(ROOT).as_posix()
             columns[title] = {
                 finding.finding: f"[{finding.number}]({folder}/{finding.table})"
                 for finding in findings.listed(pd.read_csv(path))
@@ -101,6 +107,7 @@ def settings() -> str:
     runs = [run for name in ("demo", "real", "paper") for run in profile(name)]
     recipes = [Recipe(data=run["data"], **run["recipe"]) for run in runs]
     rows = [[name, *map(value, recipes)] for name, value in SETTINGS.items()]
+    rows.append(["trainings", *(f"{len(trainings(run))}" for run in runs)])
     return _table(["", *(f"`{run['profile']}.{run['data']}`" for run in runs)], rows)
 
 
@@ -114,9 +121,10 @@ SECTIONS: dict[str, Callable[[], str]] = {
 
 
 def files(item: str) -> list[str]:
-    """The committed files of a table or figure, relative to the checkout."""
+    """The committed files of a table or figure that are there, relative to the checkout."""
     _, names, data = SOURCES[item]
-    return [f"{'figures' if n.startswith('fig') else 'results'}/real/{d}/{n}" for d in data for n in names]
+    planned = [f"{'figures' if n.startswith('fig') else 'results'}/{HOMES[d]}/{d}/{n}" for d in data for n in names]
+    return [file for file in planned if (ROOT / file).is_file()]
 
 
 def stale() -> list[str]:
@@ -152,18 +160,31 @@ def sections(page: str) -> dict[str, str]:
     return blocks
 
 
-def _beside(number: int) -> str:
-    path = ROOT / files(f"Table {number}")[0]
+def _beside(number: int, data: str) -> str:
+    on, scores = ("KSDD2", "pooled pixels") if number == 4 else ("PASCAL VOC 2012", "class means")
+    path = _results(data) / f"table{number}.csv"
     if not path.is_file():
-        return " Not measured yet."
-    both, printed = paper.beside(number, pd.read_csv(path)), paper.emphasis(number)
+        return f"**Table {number}.** {paper.CAPTIONS[number]} on {TITLES[data]}: {NOT_YET}."
+    both, printed, ours = paper.beside(number, table := pd.read_csv(path)), paper.emphasis(number), table.set_index("row")
+    count = len(pd.read_csv(path.with_name("trainings.csv"))["seed"].unique())
+    of = f"mean and standard deviation of {count} trainings" if count > 1 else "one training"
     header, columns = [""], [list(both.index)]
     for metric in map(str, printed):
-        ours = both[metric, "ours"]
-        best = ours.rank(ascending=False, method="min").map({1.0: "bold", 2.0: "underline"}).fillna("")
+        mine = both[metric, "ours"]
+        best = mine.rank(ascending=False, method="min").map({1.0: "bold", 2.0: "underline"}).fillna("")
+        spread = (paper.POOLED if number == 4 else paper.CLASS_MEANS)[metric] + "_std"
+        plus = [f" ± {std:.2f}" for std in ours.loc[both.index, spread]] if spread in ours else [""] * len(both)
         header += [f"{metric}: paper", "ours"]
-        columns += [_styled(both[metric, "paper"], printed[metric]), _styled(ours, best)]
-    return "\n\n" + _table(header, zip(*columns, strict=True), "---:")
+        columns += [
+            _styled(both[metric, "paper"], printed[metric]),
+            [a + b for a, b in zip(_styled(mine, best), plus, strict=True)],
+        ]
+    caption = f"**Table {number}.** {paper.CAPTIONS[number]}; the paper on {on}, ours on {TITLES[data]} ({scores}; {of})."
+    return f"{caption}\n\n{_table(header, zip(*columns, strict=True), '---:')}"
+
+
+def _results(data: str) -> Path:
+    return ROOT / "results" / HOMES[data] / data
 
 
 def _styled(column: pd.Series[float], styles: pd.Series[str]) -> list[str]:

@@ -39,7 +39,7 @@ def profile(name: str) -> list[dict[str, Any]]:
 
 def trainings(run: Mapping[str, Any]) -> list[Training]:
     """Every training that a run of a profile names."""
-    return planned(run["data"], run["recipe"], run.get("seeds", [0]), run.get("folds", 0))
+    return planned(run["data"], run["recipe"], run.get("seeds", ()), run.get("folds", 0))
 
 
 def reproduce(
@@ -49,6 +49,7 @@ def reproduce(
     recipe: Mapping[str, Any] | None = None,
     start: str = "",
     force: bool = False,
+    seeds: Sequence[int] = (),
 ) -> list[Path]:
     """Execute the series for every data set of profile `name`; returns the executed notebooks.
 
@@ -56,6 +57,7 @@ def reproduce(
     recipe  overrides of the training recipe
     start   begin at the first notebook whose name starts with this, and go on to the end
     force   run notebooks also where nothing changed; finished training and counts are kept all the same
+    seeds   instead of the profile's
 
     A notebook without a `profile` parameter reads no results of one, and runs with the demo alone. Every data set is opened
     first: a data set that is not there is passed over with a line, but DataError is raised, before anything has run, where it
@@ -75,6 +77,7 @@ def reproduce(
         )
     for run in runs:
         run["recipe"] = {**run["recipe"], **(recipe or {})}
+        run["seeds"] = list(seeds or run.get("seeds", ()))
     read = _inputs(name, runs, named=bool(data))
     runs = [run for run in runs if run["data"] in read]
     done = []

@@ -1,8 +1,8 @@
 """All trainings of one data set in a profile, measured alike.
 
 A profile names `seeds` and, for cross-validation, a number of `folds`. Results of a training are in
-`results/<profile>/<data>/seed<k>[/fold<f>]`, its checkpoint in the same place below `ltcam.paths.runs`. A profile with one
-seed and no folds keeps its files in `results/<profile>/<data>` itself.
+`results/<profile>/<data>/seed<k>[/fold<f>]`, its checkpoint in the same place below `ltcam.paths.runs`. A profile that names
+no seeds has one training, whose files are in `results/<profile>/<data>` itself.
 
 Counts of the held-out parts of a seed's folds are pooled: together they hold every image once. Scores on the parts trained on
 are computed fold by fold and averaged.
@@ -14,6 +14,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -40,22 +41,22 @@ class Training(NamedTuple):
     recipe: Recipe
 
 
-def planned(data: str, recipe: Mapping[str, Any], seeds: Sequence[int] = (0,), folds: int = 0) -> list[Training]:
+def planned(data: str, recipe: Mapping[str, Any], seeds: Sequence[int] = (), folds: int = 0) -> list[Training]:
     """Every training of a profile. recipe: fields of `Recipe`; fold f trains on its part `train<f>`, and holds out `test<f>`.
 
-    Raises InputError where no seed is named.
+    Raises InputError for folds without seeds.
     """
-    if not seeds:
-        raise InputError("seeds=[]: expected at least one, e.g. [0, 1, 2]")
-    base, found = Recipe(data=data, **recipe), []
-    for seed in seeds:
-        name = f"seed{seed}" if len(seeds) > 1 or folds else ""
-        for fold in range(folds) if folds else [None]:
-            parts = {} if fold is None else {"train": f"{base.train}{fold}", "test": f"{base.test}{fold}"}
-            place = name if fold is None else f"{name}/fold{fold}"
-            settings = {"data": data, **recipe, "seed": seed, **parts}
-            found.append(Training(place, name, "" if fold is None else f"fold{fold}", Recipe(**settings)))
-    return found
+    base = Recipe(data=data, **recipe)
+    if folds and not seeds:
+        raise InputError(f"folds={folds} without seeds: expected seeds too, e.g. [0]")
+    seeded = [Training(f"seed{seed}", f"seed{seed}", "", replace(base, seed=seed)) for seed in seeds]
+    if not folds:
+        return seeded or [Training("", "", "", base)]
+    return [
+        Training(f"{name}/fold{f}", name, f"fold{f}", replace(own, train=f"{base.train}{f}", test=f"{base.test}{f}"))
+        for name, _, _, own in seeded
+        for f in range(folds)
+    ]
 
 
 class Study:
@@ -85,7 +86,7 @@ class Study:
             score = pd.read_csv(out / training.name / "labels.csv")["AP"].mean()
             rows.append([*training[:3], score, sha256(checkpoint)])
         table = pd.DataFrame(rows, columns=["name", "seed", "fold", "mAP", "checkpoint"])
-        provenance.save(table, out / "trainings.csv", started, recipe=trainings[0].recipe.__dict__)
+        provenance.save(table, out / "trainings.csv", started, recipe=asdict(trainings[0].recipe))
         return cls(profile, data)
 
     @cached_property

@@ -11,6 +11,7 @@ draws flips, scales and dropout of its own, so the weights are not, bit for bit,
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -45,6 +46,7 @@ from ltcam.weights import load, sha256
 
 log = logging.getLogger(__name__)
 _REMEDY = "train with a smaller lr; what earlier epochs left is kept"
+_KEPT: dict[str, Tensor] = {}  # features, by what they are of
 Augment = Literal["none", "flips", "light", "strong"]
 
 
@@ -311,14 +313,24 @@ def _prepare(
     frozen, free = model.features[:boundary].requires_grad_(False), model.features[boundary:]
     if recipe.augment not in ("none", "flips"):
         return _Labelled(fit, size, _augment(fit, recipe.augment)), model
-    flips = [(), (-1,)] if fit.upright else [(), (-1,), (-2,), (-2, -1)]
-    log.info("%s: the features of %d frozen stages, computed once", recipe.data, recipe.frozen)
-    features = [
-        predict(frozen, _Labelled(fit, size, partial(torch.flip, dims=dims)), recipe.batch_size, device)
-        for dims in flips[: 1 if recipe.augment == "none" else None]
-    ]
+    features = _computed(frozen, fit, size, recipe, device)
     trainable = nn.Sequential(free, model.avgpool, nn.Flatten(), model.classifier)
-    return _Features(torch.stack(features, dim=1), fit.labels), trainable
+    return _Features(features, fit.labels), trainable
+
+
+def _computed(frozen: nn.Module, fit: Segmentation, size: tuple[int, int], recipe: Recipe, device: torch.device) -> Tensor:
+    """(N, mirrors, ...): what the frozen stages make of every image and its mirror images. The last ones are kept: the next
+    seed has the same."""
+    flips = [(), (-1,)] if fit.upright else [(), (-1,), (-2,), (-2, -1)]
+    flips = flips[:1] if recipe.augment == "none" else flips
+    weights = [hashlib.sha256(p.detach().cpu().numpy().tobytes()).hexdigest() for p in frozen.parameters()]
+    key = json.dumps([fit.fingerprint, size, flips, weights, recipe.batch_size, str(device)])
+    if key not in _KEPT:
+        log.info("%s: the features of %d frozen stages, computed once", recipe.data, recipe.frozen)
+        inputs = [_Labelled(fit, size, partial(torch.flip, dims=dims)) for dims in flips]
+        _KEPT.clear()
+        _KEPT[key] = torch.stack([predict(frozen, images, recipe.batch_size, device) for images in inputs], dim=1)
+    return _KEPT[key]
 
 
 def _rarity(labels: Tensor) -> Tensor:
