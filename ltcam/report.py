@@ -19,8 +19,9 @@ import pandas as pd
 from markupsafe import Markup
 from PIL import Image
 
-from ltcam import datasets, explorer, pages, paper, paths, provenance, training
+from ltcam import datasets, explorer, pages, paper, paths, provenance
 from ltcam.errors import InputError, MissingError
+from ltcam.study import Study
 
 PICTURES = 4  # on the page with the sliders
 MARK = ".ltcam-report"  # a file that tells a site of ours from any other folder
@@ -211,17 +212,13 @@ def _pictures(profile: str, names: list[str]) -> tuple[list[dict[str, Any]], lis
     made: list[dict[str, Any]] = []
     skipped: list[str] = []
     for name in names:
-        checkpoint = paths.results(profile, name) / "checkpoint.pt"
-        if not checkpoint.is_file():
-            skipped.append(f"No heatmaps of {name}: the model was not trained here, see `ltcam reproduce --profile {profile}`.")
-            continue
-        trained = training.load_checkpoint(checkpoint)
         try:
-            data = datasets.load(trained.recipe.data, trained.recipe.test)
+            study = Study(profile, name)
+            made += explorer.pictures(study.trained, study.test, max(1, PICTURES // len(names)))
+        except MissingError:
+            skipped.append(f"No heatmaps of {name}: the model was not trained here, see `ltcam reproduce --profile {profile}`.")
         except datasets.DataError:
             skipped.append(f"No heatmaps of {name}: its images are not here, see `ltcam data list`.")
-            continue
-        made += explorer.pictures(trained, data, max(1, PICTURES // len(names)))
     return made, skipped
 
 
