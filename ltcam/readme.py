@@ -166,8 +166,7 @@ def _beside(number: int, data: str) -> str:
     if not path.is_file():
         return f"**Table {number}.** {paper.CAPTIONS[number]} on {TITLES[data]}: {NOT_YET}."
     both, printed, ours = paper.beside(number, table := pd.read_csv(path)), paper.emphasis(number), table.set_index("row")
-    count = len(pd.read_csv(path.with_name("trainings.csv"))["seed"].unique())
-    of = f"mean and standard deviation of {count} trainings" if count > 1 else "one training"
+    of = "mean and standard deviation of the trainings" if "mIoU_std" in table else "one training"
     header, columns = [""], [list(both.index)]
     for metric in map(str, printed):
         mine = both[metric, "ours"]
