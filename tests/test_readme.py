@@ -27,7 +27,7 @@ def page(tmp_path, monkeypatch):
 
 
 def results(page, data, name, table):
-    folder = page.parent / "results" / "real" / data
+    folder = page.parent / "results" / readme.HOMES[data] / data
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / f"{name}.csv", index=False)
 
@@ -63,12 +63,18 @@ def test_every_file_of_the_map_is_committed():
 
 def test_the_map_names_every_table_and_figure_of_the_paper():
     assert list(readme.SOURCES) == [f"Table {i}" for i in range(1, 5)] + [f"Fig. {i}" for i in range(1, 6)] + ["Claims"]
-    assert list(readme.CAPTIONS) == list(paper.TABLES)
+    assert list(readme.SHOWN) == list(paper.TABLES)
     rows = readme.outputs().splitlines()
-    assert rows[8] == (
-        "| Fig. 3 | [04_comparison](notebooks/04_comparison.ipynb) | `ltcam reproduce --profile demo --only 04` "
-        "| [figures/real/magnetic_tile/fig3.png](figures/real/magnetic_tile/fig3.png) |"
+    assert rows[7] == (
+        "| Fig. 2 | [04_comparison](notebooks/04_comparison.ipynb) | `ltcam reproduce --profile demo --only 04` "
+        "| [figures/paper/voc2012/fig2.png](figures/paper/voc2012/fig2.png) |"
     )
+
+
+def test_what_is_not_there_is_not_linked(page):
+    assert readme.files("Table 1") == [] and readme.outputs().splitlines()[2].endswith("| not measured yet |")
+    results(page, "magnetic_tile", "table1", pd.DataFrame({"row": []}))
+    assert readme.files("Table 1") == ["results/real/magnetic_tile/table1.csv"]
 
 
 def test_links_lead_to_files():
@@ -85,8 +91,10 @@ def test_a_table_stands_beside_the_papers(page):
     ours["IoU"] += 50
     results(page, "voc2012", "table3", ours)
     results(page, "magnetic_tile", "table4", ours)
-    first, second, third, fourth = re.split(r"\n\n(?=\*\*Table)", readme.tables())
-    assert first.endswith("(class means over five animals). Not measured yet.") and second.startswith("**Table 2.**")
+    first, second, third, fourth, fifth = re.split(r"\n\n(?=\*\*Table)", readme.tables())
+    assert first == "**Table 1.** Grad-CAM by stage on PASCAL VOC 2012: not measured yet." and second.startswith("**Table 2.**")
+    assert third.startswith("**Table 3.** Seven methods; the paper on PASCAL VOC 2012, ours on PASCAL VOC 2012 (class means;")
+    assert fourth == "**Table 4.** Seven methods on KolektorSDD: not measured yet."
     lines = third.splitlines()
     assert lines[2:4] == [
         "|  | mIoU: paper | ours | Precision: paper | ours | Recall: paper | ours | Micro-F1: paper | ours |",
@@ -98,7 +106,16 @@ def test_a_table_stands_beside_the_papers(page):
     )
     assert lines[6] == "| FullGrad | 28.20 | <ins>6.00</ins> | <ins>48.72</ins> | 5.00 | 42.52 | 5.00 | 42.84 | 5.00 |"
     assert lines[8].startswith("| Layer-CAM(l=5, δ=0) | **30.83** | 3.00 | **52.07** |")
-    assert fourth.splitlines()[4].startswith("| Grad-CAM++ | 25.87 | **57.00** |")  # pooled
+    assert fifth.splitlines()[4].startswith("| Grad-CAM++ | 25.87 | **57.00** |")  # pooled
+
+
+def test_a_table_of_several_trainings_has_their_spread(page):
+    scores = ["mIoU", "mPrecision", "mRecall", "mF1", "IoU", "Precision", "Recall", "F1"]
+    ours = pd.DataFrame({"row": [*paper.SEVEN], **{name: range(7, 0, -1) for name in scores}})
+    results(page, "voc2012", "table3", ours.assign(**{f"{name}_std": 0.25 for name in scores}))
+    third = re.split(r"\n\n(?=\*\*Table)", readme.tables())[2]
+    assert "(class means; mean and standard deviation of the trainings)" in third
+    assert third.splitlines()[4].startswith("| Grad-CAM++ | 20.32 | **7.00** ± 0.25 | 47.75 | **7.00** ± 0.25 |")
 
 
 def test_claims(page):
@@ -110,7 +127,7 @@ def test_claims(page):
     )  # fmt: skip
     results(page, "voc2012", "claims", judged)
     assert readme.claims().splitlines() == [
-        "| Sec. | claim | the paper's own numbers | VOC 2012 subset |",
+        "| Sec. | claim | the paper's own numbers | PASCAL VOC 2012 |",
         "| --- | --- | --- | --- |",
         "| 3.2 | Fusing helps | does not hold | **holds**: 2 of 2 \\| least 1.00 |",
         "| 3.4 | Objects: more | no numbers | not measured |",
@@ -124,7 +141,7 @@ def test_claims(page):
 
 
 def test_claims_are_read_as_they_are_judged(page):
-    judged = claims.judge(claims.read(paths.ROOT / "results" / "real" / "voc2012", "voc2012"), "voc2012")
+    judged = claims.judge(claims.read(paths.ROOT / "results" / "paper" / "voc2012", "voc2012"), "voc2012")
     results(page, "voc2012", "claims", judged)
     lines = readme.claims().splitlines()[2:]
     assert len(lines) == len(judged) > 10 and {line.count(" | ") for line in lines} == {3}
@@ -135,24 +152,23 @@ def test_claims_are_read_as_they_are_judged(page):
 def test_findings_are_the_summarys(page):
     assert readme.found() == "Not measured yet."
     rows = [
-        (findings.SUMMARY[1], 1.5, 1, 2, "points", "better", "trainings/again/ablations.csv"),
+        (findings.SUMMARY[1], 1.5, 1, 2, "points", "better", "ablations.csv"),
         (findings.SUMMARY[2], 0.25, 0.1, 0.5, "", "", "x"),
         ("else", 9, 9, 9, "times", "", "x"),
     ]
-    results(page, "voc2012/trainings/again", "findings", pd.DataFrame(rows, columns=findings.Finding._fields))
+    results(page, "voc2012", "findings", pd.DataFrame(rows, columns=findings.Finding._fields))
     results(page, "magnetic_tile", "findings", pd.DataFrame(rows[2:], columns=findings.Finding._fields))
     lines = readme.found().splitlines()
-    number = "[+1.50 points (+1.00 to +2.00)](results/real/voc2012/trainings/again/ablations.csv)"
-    assert lines[0] == "|  | VOC 2012 subset | Magnetic tile |" and len(lines) == 2 + len(findings.SUMMARY) <= 12
+    number = "[+1.50 points (+1.00 to +2.00)](results/paper/voc2012/ablations.csv)"
+    assert lines[0] == "|  | PASCAL VOC 2012 | Magnetic tile |" and len(lines) == 2 + len(findings.SUMMARY) <= 12
     assert "[+0.25 (+0.10 to +0.50)](" in lines[4]
     assert lines[3] == f"| {findings.SUMMARY[1]} | {number} | not measured |" and "else" not in readme.found()
 
 
-@pytest.mark.parametrize("path", sorted((paths.ROOT / "results" / "real").rglob("findings.csv")), ids=lambda p: p.parent.name)
+@pytest.mark.parametrize("path", sorted((paths.ROOT / "results").glob("[pr]*/*/findings.csv")), ids=lambda p: p.parent.name)
 def test_findings_are_of_the_tables_that_they_name(path):
     """Collected anew from the committed tables they are what is committed."""
-    folder = next(parent for parent in path.parents if parent.parent.name == "real")
-    again = findings.collect(findings.read(folder, path.parent.relative_to(folder).as_posix()))
+    again = findings.collect(findings.read(path.parent))
     committed = pd.read_csv(path)
     pd.testing.assert_frame_equal(committed[[*again]].fillna({"verdict": "", "unit": ""}), again, rtol=1e-4, check_dtype=False)
 
@@ -160,7 +176,7 @@ def test_findings_are_of_the_tables_that_they_name(path):
 def test_every_number_of_the_findings_is_in_a_table_that_they_link():
     """Of each point below the tables: what it says with decimals, as rounded there."""
     points = re.split(r"\n- ", section("What we measured").split("What we find")[1].split("\n\n![")[0])[1:]
-    assert len(points) >= 5
+    assert len(points) >= 3
     for point in points:
         links = re.findall(r"\]\((results/[^)]+|data/[^)]+)\)", point)
         texts = [pd.read_csv(paths.ROOT / link, dtype=str).to_csv() for link in links]
@@ -172,10 +188,11 @@ def test_every_number_of_the_findings_is_in_a_table_that_they_link():
 
 def test_settings_are_the_profiles():
     lines = readme.settings().splitlines()
-    assert lines[0] == "|  | `demo.demo` | `real.magnetic_tile` | `real.voc2012` | `paper.ksdd2` | `paper.voc2012` |"
+    assert lines[0] == "|  | `demo.demo` | `real.ksdd` | `real.magnetic_tile` | `paper.ksdd2` | `paper.voc2012` |"
     cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:] for line in lines}
-    assert cells["trained on, held out"][2:] == ["train_aug, val", "train, test", "train, val"]
+    assert cells["trained on, held out"][2:] == ["train, test", "train, test", "train, val"]
     assert cells["... of the convolutions"][0] == "none" and cells["... of the convolutions"][4] == "3e-05"
+    assert cells["trainings"] == ["1", "9", "3", "1", "3"] and cells["images are"][::4] == ["as they are", "mirrored"]
 
 
 def test_only_stale_sections_are_written_anew(page):
