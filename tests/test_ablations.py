@@ -9,8 +9,9 @@ from ltcam import ablations, metrics, paper, sweep
 from ltcam.ablations import DEFAULTS, ROWS
 from ltcam.errors import InputError
 from ltcam.evaluation import Config
-from ltcam.training import load_checkpoint, train
-from tests.test_evaluation import checkpoint, folder, run  # noqa: F401 - fixtures
+from ltcam.study import Study
+from ltcam.training import train
+from tests.test_evaluation import checkpoint, folder, study  # noqa: F401 - fixtures
 
 LT = ROWS["LTGrad-CAM"]
 
@@ -94,17 +95,14 @@ def test_readings_are_in_order_of_kendalls_tau():
 def test_the_cross_is_against_no_truncation_at_its_scale():
     whole = {"none": 10, "max": 20, "minmax": 30, "tanh": 40}
     scores = {c: whole[c.normalize] + (c.delta or 0) / 10 for c in ablations.cross([0.0, 20.0])}
-    table = ablations.crossed(counts({c: round(10 * v) / 10 for c, v in scores.items()}), "IoU", None, [0.0, 20.0], number=5)
+    table = ablations.crossed(counts({c: round(10 * v) / 10 for c, v in scores.items()}), "IoU", [0.0, 20.0], number=5)
     assert len(table) == len(scores) and table["change"].to_numpy() == pytest.approx(table["delta"].fillna(0) / 10)
 
 
-def test_what_the_training_part_chooses_meets_every_baseline_on_the_test_part(tmp_path):
+def test_what_the_training_part_chooses_meets_every_baseline_on_the_test_part():
     layercam, fullgrad, only_test = Config("layercam", "S1-S5", 40.0), Config("fullgrad", "all"), Config("hirescam")
-    tables = {"": {layercam: 50, fullgrad: 60, LT: 55, only_test: 99}, "train": {layercam: 80, fullgrad: 70, LT: 60}}
-    for part, scores in tables.items():
-        (tmp_path / part).mkdir(exist_ok=True)
-        counts(scores).to_csv(tmp_path / part / "counts.csv.gz", index=False)
-    table = ablations.beyond(tmp_path, {"FullGrad": fullgrad, "LT": LT}, "IoU", number=20)
+    test, train = {layercam: 50, fullgrad: 60, LT: 55, only_test: 99}, {layercam: 80, fullgrad: 70, LT: 60}
+    table = ablations.beyond(counts(test), counts(train), {"FullGrad": fullgrad, "LT": LT}, "IoU", number=20)
     assert (
         table["row"].tolist() == ["chosen", "FullGrad", "LT"] and table["method"][0] == "layercam" and table["delta"][0] == 40
     )
@@ -113,17 +111,16 @@ def test_what_the_training_part_chooses_meets_every_baseline_on_the_test_part(tm
 
 
 @pytest.mark.parametrize("asked", [{"protocols": ["sizes"]}, {"varied": ["sizes"]}])
-def test_what_does_not_exist_is_refused_before_anything_runs(run, tmp_path, asked):  # noqa: F811
+def test_what_does_not_exist_is_refused_before_anything_runs(study, asked):  # noqa: F811
     with pytest.raises(InputError, match=r"'sizes' cannot be changed: expected protocols of \('labels'"):
-        ablations.measure(run, "val", tmp_path, **asked)
-    assert not [*tmp_path.iterdir()]
+        ablations.measure(study, **asked)
+    assert [path.name for path in study.out.iterdir()] == ["trainings.csv"]
 
 
-def test_measured_runs_are_kept_and_found_again(run, checkpoint, tmp_path, monkeypatch):  # noqa: F811
+def test_measured_runs_are_kept_and_found_again(study, monkeypatch):  # noqa: F811
     monkeypatch.setitem(ablations.LARGER, "voc2012", (48, 64))
-    other = tmp_path / "seed1"
-    train(replace(run.recipe, seed=1, epochs=1), other)
-    measured = ablations.measure(run, "val", tmp_path, [20.0], others=[other])
+    train(replace(study.trained.recipe, seed=1, epochs=1), study.runs / "other")
+    measured = ablations.measure(study, [20.0], others=["other"])
     assert [*measured] == [
         DEFAULTS,
         ("labels", "predicted"),
@@ -131,12 +128,12 @@ def test_measured_runs_are_kept_and_found_again(run, checkpoint, tmp_path, monke
         ("size", "64 x 48"),
         ("epochs, seed", "1, 1"),
     ]
-    size = json.loads((tmp_path / "ablations" / "size" / "counts.json").read_text())["size"]
+    size = json.loads((study.out / "ablations" / "size" / "counts.json").read_text())["size"]
     assert size == [48, 64]
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("counts.csv.gz")}
-    (other / "checkpoint.pt").unlink()  # its counts are enough
-    again = ablations.measure(load_checkpoint(checkpoint), "val", tmp_path, [20.0], others=[other])
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("counts.csv.gz")} == kept and [*again] == [*measured]
+    kept = {path: path.stat().st_mtime_ns for path in study.out.rglob("counts.csv.gz")}
+    (study.runs / "other" / "checkpoint.pt").unlink()  # its counts are enough
+    again = ablations.measure(Study("paper", "voc2012"), [20.0], others=["other"])
+    assert {path: path.stat().st_mtime_ns for path in study.out.rglob("counts.csv.gz")} == kept and [*again] == [*measured]
     table = ablations.table(again, "mIoU", number=5)
     scores = metrics.scores(measured["outputs", "relu"]).set_index(metrics.CONFIG)["mIoU"]
     relu = table[(table["factor"] == "outputs")].set_index(metrics.CONFIG)["value"]

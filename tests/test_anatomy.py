@@ -73,13 +73,13 @@ def test_the_stages_by_hand():
         assert ours[:3] == theirs[:3] and ours[3:] == pytest.approx(theirs[3:])
 
 
-def test_measured_pairs_are_the_scored_ones_of_headline_classes(run):  # noqa: F811
-    signs, stages = anatomy.measure(run, "val", batch_size=2)
+def test_measured_pairs_are_the_scored_ones(run):  # noqa: F811
+    signs, stages = anatomy.measure(run, batch_size=2)
     data = datasets.load("voc2012", "val")
-    expected = {(data.entries[i].name, c) for i in data.scored for c in (data.headline or ()) if data.labels[i, c]}
+    expected = {(data.entries[i].name, c) for i in data.scored for c in data.labels[i].nonzero().flatten().tolist()}
     assert set(zip(signs["name"], signs["class"], strict=True)) == expected
     assert len(signs) == 5 * len(expected) and len(stages) == 5 * len(anatomy.DELTAS) * len(expected)
-    pd.testing.assert_frame_equal(anatomy.measure(run, "val", batch_size=1)[1], stages, rtol=1e-3)
+    pd.testing.assert_frame_equal(anatomy.measure(run, batch_size=1)[1], stages, rtol=1e-3)
 
 
 def test_the_energies_are_those_of_the_maps_that_are_fused(tiny, images):

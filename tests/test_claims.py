@@ -207,7 +207,7 @@ def spread(tables, noise):
     plain, found = np.array([0.0, *np.linspace(-1, 1, 50)]), {"test": {}, "train": {}}
     for table in tables.values():
         for part, config, score in zip(table["part"], configurations(table), table["mIoU"], strict=True):
-            found[part][config] = score + noise * plain * (config == claims.TRUNCATED)
+            found[part][config] = (score + noise * plain * (config == claims.TRUNCATED))[:, None]
     return {part: dict.fromkeys(("mIoU", "IoU", "mF1", "F1"), scores) for part, scores in found.items()}
 
 
@@ -217,6 +217,16 @@ def test_a_margin_whose_interval_spans_zero_is_a_tie(tables):
     judged = {n: claims.judge(one, "demo", spread(one, n)).set_index("claim").loc[statement] for n in (0.5, 2.0)}
     assert [row["verdict"] for row in judged.values()] == ["holds", "tie"]
     assert judged[2.0][["margin", "ci_low", "ci_high"]].tolist() == pytest.approx([0.92, 0.92 - 1.9, 0.92 + 1.9], abs=0.01)
+
+
+def test_what_holds_in_one_training_and_fails_in_the_other_is_a_tie(tables):
+    statement, one = "Truncation alone (S5, δ=0) helps Grad-CAM", {"table2": tables["table2"]}
+    alone = spread(one, 0.1)
+    scores = {config: np.hstack([v, v - 1.5 * (config == claims.TRUNCATED)]) for config, v in alone["test"]["mIoU"].items()}
+    torn = {"test": dict.fromkeys(("mIoU", "IoU", "mF1", "F1"), scores), "train": {"mIoU": {}, "IoU": {}, "mF1": {}, "F1": {}}}
+    rows = [claims.judge(one, "demo", some).set_index("claim").loc[statement] for some in (alone, torn)]
+    assert [row["verdict"] for row in rows] == ["holds", "tie"] and [row["trainings"] for row in rows] == ["1 of 1", "1 of 2"]
+    assert rows[1]["margin"] == pytest.approx(0.92 - 0.75) and rows[1]["ci_low"] > 0  # the mean alone would hold
 
 
 @pytest.mark.parametrize("name", ["table1", "table2", "table4"])
@@ -232,6 +242,7 @@ def test_counts_that_are_kept_are_resampled(tmp_path):
     rows = [(f"i{i}", 0, *config, 10 + i, 5, 5) for config in (claims.S5, claims.FUSED) for i in range(4)]
     counts = pd.DataFrame(rows, columns=["name", "class", *metrics.CONFIG, "tp", "fp", "fn"])
     counts.to_csv(tmp_path / "counts.csv.gz", index=False)
+    (tmp_path / "trainings.csv").write_text("name,seed,fold\n,,\n")
     found = claims.resample(tmp_path, "voc2012", number=3)
     assert set(found) == {"test"} and set(found["test"]) == {"mIoU", "mF1"}
     assert {config: len(values) for config, values in found["test"]["mIoU"].items()} == {claims.S5: 4, claims.FUSED: 4}

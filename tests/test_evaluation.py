@@ -17,6 +17,7 @@ from skimage.filters import threshold_otsu
 from ltcam import datasets, evaluation, explain, metrics, paper, paths, provenance, trace
 from ltcam.errors import UnavailableError
 from ltcam.evaluation import Config, Protocol, evaluate
+from ltcam.study import Study
 from ltcam.training import Recipe, load_checkpoint, train
 from tests import lookalikes
 from tests.test_training import TINY
@@ -68,6 +69,17 @@ def checkpoint(folder):
 @pytest.fixture(scope="module")
 def run(checkpoint):
     return load_checkpoint(checkpoint)
+
+
+@pytest.fixture
+def study(checkpoint, output, monkeypatch):
+    """The run as a study of one training; its counts are kept in a fresh folder."""
+    monkeypatch.setenv("LTCAM_RUNS", str(output / "runs"))
+    shutil.copytree(checkpoint.parent, output / "runs" / "voc2012", ignore=shutil.ignore_patterns("data", "defects"))
+    out = paths.results("paper", "voc2012")
+    out.mkdir(parents=True)
+    (out / "trainings.csv").write_text("name,seed,fold,mAP\n,,,0.5\n")
+    return Study("paper", "voc2012")
 
 
 @pytest.fixture(scope="module")

@@ -30,8 +30,8 @@ def counts():
 def test_the_first_value_is_the_score(counts, metric):
     found = intervals.draws(counts, metric, number=10)
     expected = metrics.scores(counts)[metric].tolist()
-    assert [values[0] for values in found.values()] == pytest.approx(expected)
-    assert [*found] == [A, B] and all(len(values) == 11 for values in found.values())
+    assert [values[0].item() for values in found.values()] == pytest.approx(expected)
+    assert [*found] == [A, B] and all(values.shape == (11, 1) for values in found.values())
 
 
 def test_the_interval_is_scipys(counts):
@@ -63,11 +63,45 @@ def test_what_spans_zero_is_a_tie(counts):
 
 def test_a_class_that_no_drawn_image_has_is_left_out():
     counts = table([("a", 0, A, 10, 0, 0), ("b", 1, A, 0, 10, 10)])
-    assert set(intervals.draws(counts, "mIoU", number=50)[A].tolist()) == {100.0, 50.0, 0.0}
+    assert set(intervals.draws(counts, "mIoU", number=50)[A].ravel().tolist()) == {100.0, 50.0, 0.0}
 
 
-def test_headline_classes(counts):
-    assert intervals.draws(counts, "mIoU", (1,), 5)[B][0] == pytest.approx(metrics.scores(counts, (1,))["mIoU"][1])
+def test_a_group_is_drawn_as_one():
+    """Two images of one tile that is found and two of one that is missed: a draw has one, the other, or both."""
+    counts = table([(name, 0, A, tp, 0, 10 - tp) for name, tp in (("a", 10), ("b", 10), ("c", 0), ("d", 0))])
+    apart = intervals.draws(counts, "IoU", number=200)[A]
+    together = intervals.draws(counts.assign(group=["x", "x", "y", "y"]), "IoU", number=200)[A]
+    assert set(together.ravel().tolist()) == {0.0, 50.0, 100.0} and {25.0, 75.0} <= set(apart.ravel().tolist())
+    same = intervals.draws(counts.assign(group=counts["name"]), "IoU", number=200)[A]
+    assert same.tolist() == apart.tolist()
+
+
+def test_trainings_are_scored_on_the_same_draws_and_averaged(counts):
+    better = counts.assign(tp=counts["tp"] + 7, training="seed1")
+    both = pd.concat([counts.assign(training="seed0"), better], ignore_index=True)
+    found, alone = intervals.draws(both, "IoU", number=50), intervals.draws(counts, "IoU", number=50)
+    assert found[A].shape == (51, 2) and found[A][:, 0].tolist() == alone[A][:, 0].tolist()
+    assert (found[A][:, 1] > found[A][:, 0]).all()
+    mean = found[A].mean(axis=1)
+    assert intervals.interval(found[A]) == pytest.approx((mean[0], *np.percentile(mean[1:], [2.5, 97.5])))
+
+
+def test_folds_of_a_training_part_are_averaged(counts):
+    names = counts["name"].unique()
+    halves = [counts[counts["name"].isin(some)] for some in (names[:40], names[20:])]
+    table = pd.concat([half.assign(training="seed0", fold=f"fold{f}") for f, half in enumerate(halves)], ignore_index=True)
+    expected = np.mean([metrics.scores(half)["IoU"] for half in halves], axis=0)
+    found = intervals.draws(table, "IoU", number=5)
+    assert [values[0].item() for values in found.values()] == pytest.approx(expected.tolist())
+
+
+def test_a_verdict_needs_every_training():
+    margins = np.full((101, 3), [3.0, 2.0, 1.0])
+    assert intervals.verdict(margins) == "holds" and intervals.verdict(-margins) == "does not hold"
+    assert intervals.agreement(margins) == "3 of 3"
+    torn = np.full((101, 2), [3.0, -1.0])  # the mean is surely above zero
+    assert intervals.interval(torn) == (1, 1, 1) and intervals.verdict(torn) == intervals.verdict(-torn) == "tie"
+    assert intervals.agreement(torn) == "1 of 2"
 
 
 def test_what_cannot_be_compared(counts):

@@ -34,9 +34,22 @@ def test_pooled_scores_satisfy_the_identities_of_table_4():
     assert row["F1"] == pytest.approx(2 * p * r / (p + r)) and row["IoU"] == pytest.approx(row["F1"] / (2 - row["F1"]))
 
 
-def test_headline_classes():
-    row = metrics.scores(COUNTS, classes=(1,)).iloc[0]
-    assert row["mIoU"] == row["IoU"] == pytest.approx(20)
+def test_trainings_are_averaged_and_their_spread_is_that_of_n_less_1():
+    worse = COUNTS.assign(tp=[25, 0, 0], fn=[25, 100, 20])  # class 0: 25 of 200, class 1: 0 of 50
+    both = pd.concat([COUNTS.assign(training="seed0"), worse.assign(training="seed1")], ignore_index=True)
+    each = metrics.by_training(both).set_index("training")["mIoU"]
+    assert each.to_dict() == pytest.approx({"seed0": 22.5, "seed1": 6.25})
+    row = metrics.scores(both).iloc[0]
+    assert row["mIoU"] == pytest.approx(14.375) and row["mIoU_std"] == pytest.approx(16.25 / 2**0.5)
+    assert row["IoU"] == pytest.approx((24 + 10) / 2) and row["IoU_std"] == pytest.approx(14 / 2**0.5)  # 60 and 25 of 250
+    assert list(metrics.scores(COUNTS)) == [*metrics.CONFIG, *metrics.SCORES]  # of one training no spread
+
+
+def test_folds_of_a_training_part_are_scored_alone_and_held_out_ones_pooled():
+    first, second = COUNTS.assign(training="seed0", fold="fold0"), COUNTS.assign(training="seed0", fold="fold1", tp=0)
+    table = pd.concat([first, second], ignore_index=True)
+    assert metrics.scores(table)["IoU"].tolist() == pytest.approx([(24 + 0) / 2])
+    assert metrics.scores(table.drop(columns="fold"))["IoU"].tolist() == pytest.approx([100 * 60 / (250 + 190)])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from ltcam import metrics, sweep
 from ltcam.evaluation import Protocol, evaluate
-from tests.test_evaluation import checkpoint, folder, run  # noqa: F401 - fixtures
+from tests.test_evaluation import checkpoint, folder, run, study  # noqa: F401 - fixtures
 
 CURVES = {  # method: (train, test) at delta 0, 20, 60, 90
     "gradcam": ([10, 14, 13, 5], [20, 30, 26, 8]),  # the same order: the choice carries over
@@ -83,13 +83,13 @@ def test_defects_are_pooled_and_photographs_averaged():
     assert [sweep.headline(name) for name in ("demo", "voc2012", "magnetic_tile", "ksdd2")] == ["IoU", "mIoU", "IoU", "IoU"]
 
 
-def test_both_parts_are_scored_and_kept_apart(run, tmp_path, monkeypatch):  # noqa: F811
+def test_both_parts_are_scored_and_kept_apart(study, run, monkeypatch):  # noqa: F811
     monkeypatch.setattr(sweep, "CONFIGS", sweep.CONFIGS[:3] + sweep.CONFIGS[-1:])
-    table = sweep.sweep(run, {"test": "val", "train": "train"}, tmp_path, Protocol(4))
+    table = sweep.sweep(study, Protocol(4))
     assert list(table) == ["part", *metrics.CONFIG, "mIoU", "mPrecision", "mRecall", "mF1", "IoU", "Precision", "Recall", "F1"]
     assert table["part"].tolist() == ["test"] * 4 + ["train"] * 4
-    for role, part, place in (("test", "val", tmp_path), ("train", "train", tmp_path / "train")):
+    for role, part, place in (("test", "val", study.out), ("train", "train", study.out / "train")):
         assert len(pd.read_csv(place / "counts.csv.gz")["name"].unique()) == {"val": 6, "train": 8}[part]
-        expected = metrics.scores(evaluate(run, part, sweep.CONFIGS, place, Protocol(4)), (7, 9, 11, 12, 16))
+        expected = metrics.scores(evaluate(run, part, sweep.CONFIGS, place, Protocol(4)))
         ours = table[table["part"] == role].drop(columns="part").reset_index(drop=True)
         pd.testing.assert_frame_equal(ours, expected)
