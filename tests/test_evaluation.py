@@ -346,13 +346,6 @@ def test_tables_name_their_rows_and_stand_beside_the_papers(run, tmp_path):
         assert both["mIoU", "paper"].tolist() == paper.published(number)["mIoU"].tolist()
 
 
-def test_tables_keep_to_the_headline_classes(run, tmp_path):
-    counts = evaluate(run, "val", list(paper.TABLES[1].values()), tmp_path)
-    cats = paper.table(1, counts, (7,))
-    expected = metrics.by_class(counts).reset_index().query("`class` == 7")["IoU"].tolist()
-    assert cats["mIoU"].tolist() == cats["IoU"].tolist() == expected != paper.table(1, counts)["mIoU"].tolist()
-
-
 def test_paper_values_are_the_papers():
     three, four = paper.published(3), paper.published(4)
     assert three.loc["LTGrad-CAM(l=5, δ=20)"].tolist() == [28.34, 43.39, 48.78, 43.06]

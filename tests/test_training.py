@@ -1,8 +1,11 @@
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -10,11 +13,13 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from ltcam import datasets, paths, training
+from ltcam.datasets import base
 from ltcam.errors import InputError
 from ltcam.training import Recipe, load_checkpoint, train
 from tests import lookalikes
 
 TINY = {"weights": None, "width": 16, "hidden": 16, "size": (64, 64), "frozen": 0, "epochs": 3, "batch_size": 4, "lr": 1e-3}
+VAL = "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt"
 
 
 @pytest.fixture
@@ -26,7 +31,7 @@ def voc(tmp_path, monkeypatch):
 def quiet_recipes():
     """Without dropout, for runs without flips and scales; the second's last batch is one image, which both processes take."""
     settings = {"data": "voc2012", "test": "val", **TINY, "head": "gap", "hidden": None}
-    convolutions, head = {"frozen": 2, "batch_size": 3}, {"frozen": 5, "batch_size": 7}
+    convolutions, head = {"frozen": 2, "batch_size": 3}, {"frozen": 5, "augment": "none", "batch_size": 7}
     return {"convolutions": Recipe(**settings | convolutions), "head": Recipe(**settings | head)}
 
 
@@ -38,18 +43,131 @@ def test_a_run_leaves_checkpoint_tables_and_provenance(voc, tmp_path):
     trained = load_checkpoint(train(voc, tmp_path / "run"))
     assert trained.recipe == voc and trained.size == (64, 64) and trained.classes == datasets.load("voc2012", "val").classes
     history = pd.read_csv(tmp_path / "run" / "train.csv")
-    assert history["epoch"].tolist() == [1, 2, 3]
-    assert trained.record["best"]["mAP"] == pytest.approx(history["mAP"].max(), abs=1e-6)
+    assert list(history) == ["epoch", "loss"] and history["epoch"].tolist() == [1, 2, 3]
+    assert trained.record["last"] == {"epoch": 3, "loss": pytest.approx(history["loss"].iloc[-1], abs=1e-5)}
     labels = pd.read_csv(tmp_path / "run" / "labels.csv")
     assert labels["class"].tolist() == ["cat", "dog"] and labels["images"].tolist() == [4, 4]
     record = json.loads((tmp_path / "run" / "labels.json").read_text())
     assert record["recipe"]["seed"] == 0 and record["images"] == {"train": 8, "test": 6}
-    assert {"commit", "dirty", "versions", "device", "threads", "seconds", "source", "data"} <= record.keys()
+    assert {"commit", "dirty", "versions", "device", "threads", "seconds", "source", "fingerprint"} <= record.keys()
+    assert record["test"] == datasets.load("voc2012", "val").fingerprint and record["checkpoint"] == trained.sha256
     assert not [p for p in (tmp_path / "run").iterdir() if "partial" in p.name]
 
 
+def test_the_last_epoch_is_kept_and_the_held_out_part_is_opened_only_then(voc, tmp_path, monkeypatch):
+    """Nor is anything of it hashed before: of every file that is opened, which and whether the checkpoint was there."""
+    held_out, opened = set(Path(os.environ["LTCAM_DATA"], VAL).read_text().split()), []
+    kept, seen = tmp_path / "run" / "checkpoint.pt", base._opened
+
+    def noted(path):
+        opened.append((path.stem, kept.is_file()))
+        return seen(path)
+
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(base, "_opened", noted)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append((path.stem, kept.is_file())) or read_bytes(path))
+    path = train(voc, tmp_path / "run")
+    before, after = ({name for name, there in opened if there == late and name in held_out} for late in (False, True))
+    assert not before and after == held_out and {name for name, there in opened if not there} - held_out
+    models = training.load(path)["model"]
+    recipe = replace(voc, epochs=2)
+    fewer = training.load(train(recipe, tmp_path / "fewer"))["model"]
+    assert not torch.equal(models["classifier.6.bias"], fewer["classifier.6.bias"])
+
+
+def test_a_recipe_is_tried_on_a_hold_out_of_the_training_part(voc, tmp_path):
+    whole, fit, tune = (datasets.load("voc2012", part) for part in ("train", "train/fit", "train/tune"))
+    names = [{entry.name for entry in data.entries} for data in (whole, fit, tune)]
+    assert names[1] | names[2] == names[0] and not names[1] & names[2] and len(names[2]) == 1  # a tenth of eight
+    assert (fit.part, tune.part) == ("train/fit", "train/tune")
+    for lr in (1e-3, 1e-4):
+        train(training.tuning(replace(voc, lr=lr, epochs=1)), tmp_path / "tries" / f"lr={lr}")
+    train(replace(voc, epochs=1), tmp_path / "seed0")  # is no try
+    table = training.tried(tmp_path, tmp_path / "results")
+    assert table["try"].tolist() == ["lr=0.0001", "lr=0.001"] and table["lr"].tolist() == [1e-4, 1e-3]
+    expected = pd.read_csv(tmp_path / "tries" / "lr=0.001" / "labels.csv")["AP"].mean()
+    assert table["mAP"][1] == pytest.approx(expected) and len(pd.read_csv(tmp_path / "results" / "tries.csv")) == 2
+
+
+def test_groups_stay_on_one_side_of_a_hold_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("LTCAM_DATA", str(lookalikes.magnetic_tile(tmp_path)))
+    fit, tune = (datasets.load("magnetic_tile", f"train/{side}") for side in ("fit", "tune"))
+    assert len(tune) == 6 and not set(fit.groups) & set(tune.groups)  # one tile of six exposures
+    with pytest.raises(datasets.DataError, match="part 'train/test' is unknown: expected 'train', or with /fit or /tune"):
+        datasets.load("magnetic_tile", "train/test")
+
+
+def test_settings_are_read_as_in_a_profile():
+    found = training.settings(["epochs=8", "slow=0.3", "head=gap", "size=[64, 32]", "balance=true"])
+    assert found == {"epochs": 8, "slow": 0.3, "head": "gap", "size": [64, 32], "balance": True}
+    with pytest.raises(InputError, match=r"'epoch' is no setting of a recipe: expected NAME=VALUE with a name of data, "):
+        training.settings(["epoch=8"])
+
+
+def test_features_of_frozen_stages_are_the_networks_own_of_every_mirror_image(voc):
+    recipe = replace(voc, frozen=4, augment="flips")
+    data, model = datasets.load("voc2012", "train"), training.vgg16(20, "fc", None, 16, 16).eval()
+    inputs, trainable = training._prepare(model, data, (64, 64), recipe, torch.device("cpu"))
+    image = datasets.preprocess(data.image(3), (64, 64))
+    with torch.no_grad():
+        expected = [model.features[:24](x[None])[0] for x in (image, image.flip(-1))]
+        torch.manual_seed(0)
+        seen = [inputs[3][0] for _ in range(12)]
+        choices = [[torch.allclose(s, e, atol=1e-5) for e in expected] for s in seen]
+        assert all(sum(choice) == 1 for choice in choices) and 0 < sum(choice[1] for choice in choices) < 12
+        assert torch.allclose(trainable.eval()(expected[0][None]), model(image[None]), atol=1e-5)
+    tiles = replace(recipe, augment="none")
+    alone, _ = training._prepare(model, data, (64, 64), tiles, torch.device("cpu"))
+    assert all(torch.allclose(alone[3][0], expected[0], atol=1e-5) for _ in range(5))
+
+
+def test_defects_have_four_mirror_images_and_the_next_seed_has_the_same(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv("LTCAM_DATA", str(lookalikes.magnetic_tile(tmp_path / "data")))
+    recipe = Recipe(data="magnetic_tile", **TINY | {"frozen": 4, "augment": "flips", "epochs": 1})
+    torch.manual_seed(0)
+    weights = training.vgg16(1, "fc", None, 16, 16).state_dict()
+    torch.save({"model": weights}, tmp_path / "vgg.pt")
+    for seed in (0, 1):
+        train(replace(recipe, seed=seed, weights=str(tmp_path / "vgg.pt")), tmp_path / f"seed{seed}")
+    assert sum("computed once" in record.getMessage() for record in caplog.records) == 1
+    (features,) = training._KEPT.values()
+    assert features.shape[:2] == (len(datasets.load("magnetic_tile", "train")), 4)
+
+
+def test_training_on_features_is_training_with_frozen_stages(voc, tmp_path, monkeypatch):
+    """Without dropout and flips, so that both see the same."""
+    monkeypatch.setattr(training, "_augment", lambda *arguments: None)
+    recipe = replace(voc, head="gap", hidden=None, frozen=3)
+    whole, features = (
+        load_checkpoint(train(replace(recipe, augment=augment), tmp_path / augment)) for augment in ("light", "none")
+    )
+    torch.testing.assert_close(whole.model.state_dict(), features.model.state_dict(), rtol=0, atol=1e-5)
+
+
+def test_rare_classes_weigh_as_much_as_common_ones(voc, tmp_path, monkeypatch):
+    labels = torch.tensor([[1.0, 1, 0], [0, 1, 0], [0, 1, 0], [0, 0, 0]])
+    assert training._rarity(labels).tolist() == [3, pytest.approx(1 / 3), 1]
+    seen, loss = [], torch.nn.functional.binary_cross_entropy_with_logits
+    noted = lambda *a, pos_weight: seen.append(pos_weight) or loss(*a, pos_weight=pos_weight)  # noqa: E731
+    monkeypatch.setattr(torch.nn.functional, "binary_cross_entropy_with_logits", noted)
+    for balance in (False, True):
+        train(replace(voc, epochs=1, balance=balance), tmp_path / str(balance))
+    expected = training._rarity(datasets.load("voc2012", "train").labels)
+    assert seen[0] is None and torch.equal(seen[-1], expected) and expected.min() < 1
+
+
+def test_a_strong_augmentation_changes_contrast_and_brightness_too(voc):
+    data, plain = datasets.load("voc2012", "train"), torch.ones(3, 32, 32)
+    torch.manual_seed(0)
+    light, strong = ([training._augment(data, name)(plain).amax().item() for _ in range(20)] for name in ("light", "strong"))
+    assert set(light) == {1.0} and len(set(strong)) == 20 and min(strong) > 0.3 and max(strong) < 1.7
+    with pytest.raises(InputError, match="augment='bold'"):
+        replace(voc, augment="bold")
+
+
 def test_training_learns(tmp_path):
-    recipe = Recipe(data="demo", **{**TINY, "epochs": 6, "batch_size": 20, "lr": 3e-3, "frozen": 5})
+    recipe = Recipe(data="demo", **{**TINY, "epochs": 6, "batch_size": 20, "lr": 3e-3, "frozen": 5, "augment": "none"})
     train(recipe, tmp_path)
     loss = pd.read_csv(tmp_path / "train.csv")["loss"]
     assert loss.iloc[-1] < loss.iloc[0]
@@ -78,7 +196,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(voc, tmp_path, monkeypatc
 
 def test_two_processes_train_what_one_trains(voc, tmp_path, monkeypatch):
     """gloo on a CPU; the two are interrupted and go on. What one process alone finds to be no number stops both."""
-    monkeypatch.setattr(training, "_augment", lambda data: None)
+    monkeypatch.setattr(training, "_augment", lambda *arguments: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
@@ -88,7 +206,7 @@ def test_two_processes_train_what_one_trains(voc, tmp_path, monkeypatch):
     for name, recipe in quiet_recipes().items():
         alone, shared = (load_checkpoint(train(recipe, tmp_path / run)) for run in (f"{name}-alone", name))
         torch.testing.assert_close(shared.model.state_dict(), alone.model.state_dict(), rtol=0, atol=1e-5)
-        assert shared.record["best"] == pytest.approx(alone.record["best"], rel=1e-5 if name == "convolutions" else 1e-2)
+        assert shared.record["last"] == pytest.approx(alone.record["last"], rel=1e-5 if name == "convolutions" else 1e-2)
         assert json.loads((tmp_path / name / "train.json").read_text())["processes"] == 2
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first["saves"] and not second["saves"]  # one writes
@@ -141,9 +259,9 @@ def test_the_convolutions_learn_slower_than_the_head(voc):
 
 def test_training_images_are_flipped_and_scaled_and_test_images_are_not(voc):
     data = datasets.load("voc2012", "train")
-    train_set, test_set, _ = training._prepare(
-        training.vgg16(20, "fc", None, 16, 16), data, data, (64, 64), voc, torch.device("cpu")
-    )
+    model = training.vgg16(20, "fc", None, 16, 16)
+    train_set, _ = training._prepare(model, data, (64, 64), voc, torch.device("cpu"))
+    test_set = training._Labelled(data, (64, 64))
     torch.manual_seed(0)
     seen = torch.stack([train_set[0][0] for _ in range(12)])
     plain = datasets.preprocess(data.image(0), (64, 64))
@@ -153,14 +271,14 @@ def test_training_images_are_flipped_and_scaled_and_test_images_are_not(voc):
     assert 0 < sum(flipped) < 12
 
 
-def test_cached_features_are_the_models_own(voc, tmp_path):
-    recipe = Recipe(data="voc2012", test="val", **{**TINY, "frozen": 5})
+def test_labels_are_scored_by_the_model_that_is_kept(voc, tmp_path):
+    recipe = Recipe(data="voc2012", test="val", **{**TINY, "frozen": 5, "augment": "none"})
     trained = load_checkpoint(train(recipe, tmp_path))
     val = datasets.load("voc2012", "val")
     inputs = torch.stack([datasets.preprocess(val[i].image, (64, 64)) for i in range(len(val))])
     with torch.no_grad():
         ap = training.label_scores(trained.model(inputs), val.labels)
-    assert ap.mean() == pytest.approx(trained.record["best"]["mAP"], abs=1e-6)
+    assert pd.read_csv(tmp_path / "labels.csv")["AP"].tolist() == pytest.approx(ap.tolist(), abs=1e-5)
 
 
 def test_label_scores_are_average_precision_of_the_classes_that_occur():
@@ -177,7 +295,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(voc, tmp_path):
 def test_bfloat16_is_computed_in_but_kept_is_float32(voc, tmp_path, monkeypatch):
     seen = []
     loss = torch.nn.functional.binary_cross_entropy_with_logits
-    noted = lambda logits, labels: seen.append(logits.dtype) or loss(logits, labels)  # noqa: E731
+    noted = lambda logits, *rest, **named: seen.append(logits.dtype) or loss(logits, *rest, **named)  # noqa: E731
     monkeypatch.setattr(torch.nn.functional, "binary_cross_entropy_with_logits", noted)
     paths = [
         train(Recipe(data="voc2012", test="val", bfloat16=b, **TINY | {"epochs": 1}), tmp_path / str(b)) for b in (False, True)

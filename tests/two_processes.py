@@ -17,7 +17,7 @@ def main(out: Path) -> None:
     rank, saves, seeds = processes().process_index, [], []
     save, fit, loss = training._save, training._fit_epoch, torch.nn.functional.binary_cross_entropy_with_logits
     training._save = lambda state, path: saves.append(path.name) or save(state, path)
-    training._augment = lambda data: None
+    training._augment = lambda *arguments: None
 
     def one_epoch(*arguments):
         if seeds:
@@ -39,7 +39,7 @@ def main(out: Path) -> None:
         training.train(recipe, out / name)
         assert training.train(recipe, out / name) == out / name / "checkpoint.pt"
         assert len(seeds) == recipe.epochs
-    torch.nn.functional.binary_cross_entropy_with_logits = lambda *a: loss(*a) * (float("nan") if rank else 1)
+    torch.nn.functional.binary_cross_entropy_with_logits = lambda *a, **b: loss(*a, **b) * (float("nan") if rank else 1)
     with pytest.raises(FloatingPointError) as stopped:
         training.train(recipe, out / "nan")
     (out / f"{rank}.json").write_text(json.dumps({"saves": saves, "seed": seeds[-1], "error": str(stopped.value)}))

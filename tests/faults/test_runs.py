@@ -126,7 +126,7 @@ def test_weights_that_are_no_numbers(voc, fault, tmp_path):
     said = fault("weights that are no numbers").attempt(
         lambda: train(replace(voc, lr=1e30, batch_size=8), tmp_path / "run"), lambda: not files(tmp_path / "run", ".pt")
     )
-    assert said.startswith("after epoch 1 the logits are no numbers at lr=1e+30: train with a smaller lr")
+    assert said.startswith("after epoch 1 the weights are no numbers at lr=1e+30: train with a smaller lr")
 
 
 def test_memory_of_a_gpu(trained, fault, tmp_path, monkeypatch):
