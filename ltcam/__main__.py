@@ -96,7 +96,8 @@ def train(
     chosen = chosen[:1] if tune else chosen
     if not chosen or (out and len(chosen) > 1):
         raise InputError(
-            f"--seed {seed} --fold {fold} --out {out} name {len(chosen)} trainings of {data}: expected one with --out"
+            f"--seed {seed} --fold {fold} --out {out} name {len(chosen)} trainings of {data}: "
+            "expected at least one, and just one with --out"
         )
     home = paths.runs(run["profile"], data)
     for each in chosen:

@@ -98,8 +98,8 @@ class Trained:
 
     def load(self, part: str) -> Segmentation:
         """Part `part` of its data set. Raises DataError where the files trained on have changed since then."""
-        data, before = datasets.load(self.recipe.data, part), self.record["fingerprint"]
-        if part == self.recipe.train and data.fingerprint != before:
+        data, before = datasets.load(self.recipe.data, part), self.record.get("fingerprint")
+        if before and part == self.recipe.train and data.fingerprint != before:
             raise DataError(
                 f"{data.title}, part {part}: its files have changed since the training (fingerprint {before[:12]}... then, "
                 f"{data.fingerprint[:12]}... now): bring the former back, or train again; ltcam data check finds damage"

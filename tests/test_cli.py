@@ -1,3 +1,4 @@
+import copy
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ltcam.__main__ import app, main
-from ltcam.errors import UnavailableError
+from ltcam.errors import InputError, UnavailableError
 from tests import lookalikes
 from tests.test_training import TINY
 
@@ -31,25 +32,13 @@ def test_train_and_evaluate(tmp_path, monkeypatch):
         "ltcam.reproduce.profile",
         lambda name: [{"profile": name, "data": "voc2012", "recipe": {"test": "val", **TINY, "bfloat16": True}}],
     )
-    done = CliRunner().invoke(app, ["train", "--data", "voc2012", "--epochs", "1", "--out", str(tmp_path / "run")])
+    one = ["train", "--data", "voc2012", "--set", "epochs=1"]
+    done = CliRunner().invoke(app, [*one, "--out", str(tmp_path / "run")])
     assert done.exit_code == 0 and done.output.strip().endswith("checkpoint.pt")
     with pytest.raises(ValueError, match=r"no recipe for data set 'coco': expected one of \['voc2012'\]"):
         CliRunner().invoke(app, ["train", "--data", "coco"], catch_exceptions=False)
-    other = [
-        "train",
-        "--data",
-        "voc2012",
-        "--head",
-        "gap",
-        "--float32",
-        "--seed",
-        "3",
-        "--epochs",
-        "1",
-        "--out",
-        str(tmp_path / "gap"),
-    ]
-    assert CliRunner().invoke(app, other).exit_code == 0
+    other = ["--set", "head=gap", "--set", "bfloat16=false", "--seed", "3", "--out", str(tmp_path / "gap")]
+    assert CliRunner().invoke(app, [*one, *other]).exit_code == 0
     recipe = json.loads((tmp_path / "gap" / "train.json").read_text())["recipe"]
     assert (recipe["head"], recipe["bfloat16"], recipe["seed"], recipe["epochs"]) == ("gap", False, 3, 1)
     command = ["evaluate", "--checkpoint", str(tmp_path / "run" / "checkpoint.pt")]
@@ -69,6 +58,44 @@ def test_train_and_evaluate(tmp_path, monkeypatch):
     ):
         with pytest.raises(ValueError, match=message):
             CliRunner().invoke(app, [*command, *wrong], catch_exceptions=False)
+
+
+def test_train_names_its_folders_by_seed_and_fold(tmp_path, monkeypatch):
+    monkeypatch.setenv("LTCAM_DATA", str(lookalikes.voc(tmp_path / "data")))
+    monkeypatch.setenv("LTCAM_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("LTCAM_OUTPUT", str(tmp_path / "output"))
+    recipe = {"test": "val", **TINY, "epochs": 1}
+    run = {"profile": "paper", "data": "voc2012", "seeds": [0, 1], "recipe": recipe}
+    monkeypatch.setattr("ltcam.reproduce.profile", lambda name: [copy.deepcopy(run)])
+    monkeypatch.setattr("ltcam.training.train", lambda recipe, folder: asked.append((folder, recipe)) or folder)
+
+    def folders(*options):
+        asked.clear()
+        assert CliRunner().invoke(app, ["train", "--data", "voc2012", *options], catch_exceptions=False).exit_code == 0
+        return [folder.relative_to(tmp_path / "runs" / "voc2012").as_posix() for folder, _ in asked]
+
+    asked: list[tuple] = []
+    assert folders() == ["seed0", "seed1"] and folders("--seed", "1") == ["seed1"] and folders("--seed", "7") == ["seed7"]
+    run["folds"] = 2
+    assert folders() == ["seed0/fold0", "seed0/fold1", "seed1/fold0", "seed1/fold1"]
+    assert folders("--fold", "1", "--seed", "0") == ["seed0/fold1"]
+    assert (asked[0][1].train, asked[0][1].test) == ("train1", "val1")
+    with pytest.raises(InputError, match=r"name 4 trainings of voc2012: expected at least one, and just one with --out"):
+        folders("--out", "x")
+    with pytest.raises(InputError, match=r"--fold 5 .* name 0 trainings"):
+        folders("--fold", "5")
+
+
+def test_tries_are_collected(tmp_path, monkeypatch):
+    monkeypatch.setenv("LTCAM_DATA", str(lookalikes.voc(tmp_path / "data")))
+    monkeypatch.setenv("LTCAM_OUTPUT", str(tmp_path))
+    run = {"profile": "paper", "data": "voc2012", "seeds": [0, 1], "recipe": {"test": "val", **TINY, "epochs": 1}}
+    monkeypatch.setattr("ltcam.reproduce.profile", lambda name: [copy.deepcopy(run)])
+    for options in ([], ["--set", "lr=0.01"]):
+        done = CliRunner().invoke(app, ["train", "--data", "voc2012", "--tune", *options], catch_exceptions=False)
+    assert [line.split()[0] for line in done.output.splitlines()[-2:]] == ["lr=0.01", "profile"]
+    table = pd.read_csv(tmp_path / "results" / "paper" / "voc2012" / "tries.csv")
+    assert table["lr"].tolist() == [0.01, 0.001] and set(table["train"]) == {"train/fit"}
 
 
 def test_data_show_and_bench(tmp_path, monkeypatch):

@@ -71,6 +71,7 @@ def results():
     folder = paths.results("demo", "demo")
     pd.DataFrame({"claim": [EVIL], "section": [3.2], "verdict": ["holds"]}).to_csv(folder / "claims.csv", index=False)
     checkpoint(folder / "checkpoint.pt")
+    (folder / "trainings.csv").write_text("name,seed,fold,mAP\n,,,0.5\n")
     (paths.results("demo", "demo") / "runs" / "b").mkdir(parents=True)
     (paths.results("demo", "demo") / "runs" / "b" / "t.csv").write_text("a\n1\n")
     notebook(paths.results("demo") / "notebooks" / "04_comparison.demo.ipynb")

@@ -54,7 +54,7 @@ def looks(tmp_path_factory):
         patch.setattr(reproduce, "_execute", copying)
         patch.setattr(reproduce.log, "handlers", [handler])
         patch.setattr(reproduce.log, "level", logging.INFO)
-        done = reproduce.reproduce("paper", recipe=RECIPE)
+        done = reproduce.reproduce("paper", recipe=RECIPE, seeds=[0])
     return data, output, middle, lines, done
 
 
@@ -92,10 +92,10 @@ def test_the_paper_profile_end_to_end(undisturbed, looks):
 def test_unchanged_notebooks_are_skipped_and_forced_ones_leave_the_same_bytes(undisturbed, caplog):
     caplog.set_level(logging.INFO)
     before, inside = tables_and_figures(undisturbed), {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.is_file()}
-    reproduce.reproduce("paper", recipe=RECIPE)
+    reproduce.reproduce("paper", recipe=RECIPE, seeds=[0])
     assert len(said(caplog)) == 2 * len(SERIES) and all(line.endswith(": unchanged, skipped") for line in said(caplog))
     assert {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.is_file()} == inside
-    reproduce.reproduce("paper", data="ksdd2", only="04", recipe=RECIPE, force=True)
+    reproduce.reproduce("paper", data="ksdd2", only="04", recipe=RECIPE, force=True, seeds=[0])
     assert said(caplog)[-1].startswith("[1/1] 04_comparison ksdd2: ") and not said(caplog)[-1].endswith("skipped")
     assert tables_and_figures(undisturbed) == before
 
@@ -115,7 +115,7 @@ def stall():
     time.sleep(600)
 
 def stalling_get(self, index):
-    return stall() if at == "journal" and list(folder.glob("counts.*.partial.jsonl")) else get(self, index)
+    return stall() if at == "journal" and list(folder.rglob("counts.*.partial.jsonl")) else get(self, index)
 
 def stalling_save(table, path, *args, **kwargs):
     stall() if at == path.name else save(table, path, *args, **kwargs)
@@ -127,7 +127,7 @@ Segmentation.__getitem__, provenance.save = stalling_get, stalling_save
 def stop(folder, at, how):
     """Run the series of VOC until notebook 04 is `at`, then stop the runner, and for SIGKILL the kernel with it."""
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # also where a background job ignores it
-    code = f"{heard}; from ltcam import reproduce; reproduce.reproduce('paper', data='voc2012', recipe={RECIPE})"
+    code = f"{heard}; from ltcam import reproduce; reproduce.reproduce('paper', data='voc2012', recipe={RECIPE}, seeds=[0])"
     runner = subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, "STALL_IN": str(folder), "STALL_AT": at}, cwd=paths.ROOT,
         start_new_session=True, stderr=subprocess.PIPE, text=True,
@@ -158,17 +158,17 @@ def test_stopped_in_the_middle_of_notebook_04_it_goes_on_to_the_same_tables_and_
     startup.write_text(STALL)
     monkeypatch.setenv("LTCAM_DATA", str(data))
     monkeypatch.setenv("LTCAM_OUTPUT", str(output))
-    counts = (folder / "counts.csv.gz").read_bytes()
+    counts = (folder / "seed0" / "counts.csv.gz").read_bytes()
     with monkeypatch.context() as stalling:
         stalling.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
         stop(folder, "journal", signal.SIGKILL)
-        assert list(folder.glob("counts.*.partial.jsonl")) and (folder / "counts.csv.gz").read_bytes() == counts
+        assert list(folder.rglob("counts.*.partial.jsonl")) and (folder / "seed0" / "counts.csv.gz").read_bytes() == counts
         stop(folder, "table3.csv", signal.SIGINT)
-        assert (folder / "counts.csv.gz").read_bytes() != counts and not (folder / "table3.csv").exists()
+        assert (folder / "seed0" / "counts.csv.gz").read_bytes() != counts and not (folder / "table3.csv").exists()
         assert not list(output.rglob("*partial*"))
     assert not (output / "results" / "paper" / "notebooks" / "04_comparison.voc2012.ipynb").exists()
     caplog.set_level(logging.INFO)
-    reproduce.reproduce("paper", data="voc2012", recipe=RECIPE)
+    reproduce.reproduce("paper", data="voc2012", recipe=RECIPE, seeds=[0])
     assert [line.endswith(" voc2012: unchanged, skipped") for line in said(caplog)] == [name in BEFORE for name in SERIES]
     assert tables_and_figures(output) == tables_and_figures(whole)
 
@@ -236,7 +236,8 @@ def test_a_failing_notebook_keeps_the_good_copy_and_is_named(looks, monkeypatch,
     good.parent.mkdir(parents=True)
     good.write_text("good")
     with pytest.raises(
-        RuntimeError, match=r"02_layer_cams.ipynb failed in cell \d+: MissingError: no weights at .*failed.ipynb"
+        RuntimeError,
+        match=r"02_layer_cams.ipynb failed in cell \d+: MissingError: .*trainings.csv is missing: run .*failed.ipynb",
     ):
         reproduce.reproduce("paper", only="02", data="ksdd2", recipe=RECIPE)
     assert good.read_text() == "good" and good.with_name("02_layer_cams.ksdd2.failed.ipynb").is_file()
@@ -262,6 +263,18 @@ def test_missing_data_are_all_named_before_anything_runs(tmp_path, monkeypatch, 
     assert ksdd2.startswith("KSDD2's part 'train' is not at ") and ksdd2.endswith("; or fetch it: ltcam data get ksdd2")
     assert voc.startswith("PASCAL VOC 2012 is not at ") and voc.endswith("; or fetch it: ltcam data get voc2012")
     assert not list(output.iterdir())
+
+
+def test_a_set_that_is_missing_is_passed_over_unless_it_was_named(toys, tmp_path, monkeypatch, output, caplog):
+    monkeypatch.setenv("LTCAM_DATA", str(lookalikes.ksdd2(tmp_path / "data")))
+    paths.results("paper", "ksdd2").mkdir(parents=True)
+    paths.results("demo", "demo").mkdir(parents=True, exist_ok=True)
+    done = reproduce.reproduce("paper")
+    assert [path.name for path in done] == ["00_a.ksdd2.ipynb", "03_c.ksdd2.ipynb"]
+    (line,) = [message for message in said(caplog) if message.startswith("passed over")]
+    assert line.startswith("passed over: PASCAL VOC 2012 is not at ") and line.endswith("fetch it: ltcam data get voc2012")
+    with pytest.raises(DataError, match=r"PASCAL VOC 2012 is not at .* ltcam data get voc2012"):
+        reproduce.reproduce("paper", data="voc2012")
 
 
 def test_unknown_profiles_and_empty_selections():

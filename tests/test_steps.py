@@ -7,7 +7,7 @@ import pytest
 
 from ltcam import paths, steps
 from ltcam.datasets import DataError
-from ltcam.training import Recipe
+from ltcam.study import planned
 from tests import lookalikes
 
 SERIES = ("01_a", "02_b", "03_c")
@@ -105,21 +105,23 @@ def test_a_renamed_step_is_forgotten(done):
 
 def test_inputs_are_code_versions_values_and_the_data_there_are(tmp_path, monkeypatch):
     monkeypatch.setenv("LTCAM_DATA", str(lookalikes.ksdd2(tmp_path)))
-    recipe = Recipe(data="ksdd2")
-    before = steps.inputs("paper", recipe)
+    trainings = planned("ksdd2", {}, [0, 1])
+    before = steps.inputs("paper", trainings)
     assert {"python", "torch", "numpy", "matplotlib"} <= before["versions"].keys()
     assert list(before["data"]) == ["KSDD2, train", "KSDD2, test"]
-    assert steps.inputs("paper", recipe) == before == json.loads(json.dumps(before))
-    assert steps.inputs("demo", recipe)["values"] != before["values"]  # with the demo's golden values
+    assert steps.inputs("paper", trainings) == before == json.loads(json.dumps(before))
+    assert steps.inputs("demo", trainings)["values"] != before["values"]  # with the demo's golden values
     folder = tmp_path / "KolektorSDD2" / "test"
     (folder / "10001.png").write_bytes((folder / "10003.png").read_bytes())
-    after = steps.inputs("paper", recipe)
+    after = steps.inputs("paper", trainings)
     assert {key for key in before if before[key] != after[key]} == {"data"}
     (folder / "10001_GT.png").unlink()
     with pytest.raises(DataError, match=r"10001_GT\.png"):
-        steps.inputs("paper", recipe)
+        steps.inputs("paper", trainings)
     lookalikes.voc(tmp_path)
-    assert list(steps.inputs("demo", Recipe())["data"]) == ["PASCAL VOC 2012 subset, val"]  # the other set is damaged
+    assert list(steps.inputs("demo", planned("demo", {}))["data"]) == [
+        "PASCAL VOC 2012 subset, val"
+    ]  # the other set is damaged
 
 
 def test_the_code_is_every_module(tmp_path, monkeypatch):
@@ -127,7 +129,7 @@ def test_the_code_is_every_module(tmp_path, monkeypatch):
         (tmp_path / "ltcam" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "ltcam" / name).write_text(text)
     monkeypatch.setattr(steps, "__file__", str(tmp_path / "ltcam" / "steps.py"))
-    before = steps.inputs("demo", Recipe())
+    before = steps.inputs("demo", planned("demo", {}))
     (tmp_path / "ltcam" / "b" / "c.py").write_text("3")
-    after = steps.inputs("demo", Recipe())
+    after = steps.inputs("demo", planned("demo", {}))
     assert {key for key in before if before[key] != after[key]} == {"code"}

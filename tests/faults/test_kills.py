@@ -7,8 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ltcam import fetch, paths, reproduce, training
-from ltcam.training import Recipe
+from ltcam import fetch, reproduce, training
+from ltcam.study import Study, planned
 from tests import lookalikes
 from tests.faults import kills
 from tests.faults.conftest import files, run_of
@@ -57,7 +57,7 @@ def test_reproduce(fault, tmp_path, monkeypatch):
     monkeypatch.setenv("LTCAM_DATA", str(lookalikes.ksdd2(tmp_path / "data")))
     seen, before = fault("kill -9 of `ltcam reproduce`"), tmp_path / "before"
     monkeypatch.setenv("LTCAM_OUTPUT", str(before))
-    training.train(Recipe(data="ksdd2", **RECIPE), paths.results("paper", "ksdd2"))
+    Study.train("paper", "ksdd2", planned("ksdd2", RECIPE, [0]))
     monkeypatch.setenv("LTCAM_OUTPUT", str(tmp_path / "whole"))
     shutil.copytree(before, tmp_path / "whole")
     seconds, changes = kills.undisturbed(kills.layer_cams, (RECIPE,), tmp_path / "whole")
@@ -73,7 +73,7 @@ def test_reproduce(fault, tmp_path, monkeypatch):
         _, alive = psutil.wait_procs(alone, timeout=60)
         assert not alive, when
         said = seen.attempt(
-            lambda: reproduce.reproduce("paper", only="02", data="ksdd2", recipe=RECIPE),
+            lambda: reproduce.reproduce("paper", only="02", data="ksdd2", recipe=RECIPE, seeds=[0]),
             lambda out=out: tables_and_figures(out) == expected,
         )
         assert not said and tables_and_figures(out) == expected, when

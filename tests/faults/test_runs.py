@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -216,23 +217,38 @@ def test_loader_processes(name, voc, trained, fault, tmp_path, monkeypatch):
 
 
 def test_other_data_than_the_trainings(voc, fault, tmp_path):
-    """An image of the held-out part, or of the one trained on; another part is none of its business."""
+    """An image of the part trained on; another part is none of its business."""
     trained = training.load_checkpoint(train(replace(voc, epochs=1), tmp_path / "run"))
     seen = fault("data that changed between training and evaluation")
-    path = next((tmp_path / "data").rglob("JPEGImages/2007_000009.jpg"))
+    path = next((tmp_path / "data").rglob("JPEGImages/2007_000001.jpg"))
     content = path.read_bytes()
     Image.open(path).rotate(180).save(path)
     out = tmp_path / "counts"
     for call in (
-        lambda: evaluate(trained, "val", CONFIGS, out),
-        lambda: seeds.export(trained, "val", CONFIGS[0], out),
-        lambda: kills.evaluate(str(tmp_path / "run" / "checkpoint.pt"), str(out)),
+        lambda: evaluate(trained, "train", CONFIGS, out),
+        lambda: seeds.export(trained, "train", CONFIGS[0], out),
+        lambda: trained.load("train"),
     ):
         said = seen.attempt(call, lambda: not files(out))
-        assert said.startswith("PASCAL VOC 2012 subset, part val: its files have changed since the training (fingerprint ")
-    evaluate(trained, "train", CONFIGS[:1], tmp_path / "train")
+        assert said.startswith("PASCAL VOC 2012 subset, part train: its files have changed since the training (fingerprint ")
+    evaluate(trained, "val", CONFIGS[:1], tmp_path / "val")
     path.write_bytes(content)
-    evaluate(trained, "val", CONFIGS[:1], out)
+    evaluate(trained, "train", CONFIGS[:1], out)
+
+
+def test_held_out_data_that_changed_are_measured_anew(trained, tmp_path, caplog):
+    """The training never saw them, so their fingerprint is kept with the counts."""
+    before = evaluate(trained, "val", CONFIGS[:1], tmp_path)
+    path = next(Path(os.environ["LTCAM_DATA"]).rglob("JPEGImages/2007_000009.jpg"))
+    content = path.read_bytes()
+    try:
+        Image.open(path).rotate(180).save(path)
+        after = evaluate(trained, "val", CONFIGS[:1], tmp_path)
+    finally:
+        path.write_bytes(content)
+    assert "the counts are of another checkpoint, other data, protocol or code" in caplog.text
+    changed = before["name"] == "2007_000009"
+    assert not before[changed].equals(after[changed]) and before[~changed].equals(after[~changed])
 
 
 def test_records_that_were_cut_off(trained, fault, tmp_path):
