@@ -166,8 +166,10 @@ def _train(recipe: Recipe, out: Path, device: str | torch.device | None) -> Path
     for epoch in range(len(history), recipe.epochs):
         torch.manual_seed(recipe.seed * 1000 + epoch)  # an interrupted run draws what an undisturbed one draws
         loss = _fit_epoch(fitted, train_set, optimizer, schedule, recipe, device, names, weights)
-        if not all(bool(p.isfinite().all()) for p in model.parameters()):
-            raise DivergedError(f"after epoch {epoch + 1} the weights are no numbers at lr={recipe.lr}: {_REMEDY}")
+        with torch.no_grad():  # the last step's weights have given no loss yet
+            logits = trainable.eval()(train_set[0][0][None].to(device))
+        if not bool(logits.isfinite().all()):
+            raise DivergedError(f"after epoch {epoch + 1} the logits are no numbers at lr={recipe.lr}: {_REMEDY}")
         history.append({"epoch": epoch + 1, "loss": loss})
         log.info("%s: epoch %d/%d, loss %.4f", recipe.data, epoch + 1, recipe.epochs, loss)
         if workers.is_main_process:

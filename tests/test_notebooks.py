@@ -76,7 +76,7 @@ def test_golden_values_are_compared_within_a_tolerance():
 
 def test_a_profile_sets_what_one_notebook_means_by_a_name():
     """A value of a profile goes to every notebook with a parameter of that name; but for the shared ones that is one."""
-    shared = {"profile", "data", "recipe", "batch_size", "deltas"}
+    shared = {"profile", "data", "recipe", "folds", "batch_size", "deltas"}
     takers = {
         name: [n.stem for n in NOTEBOOKS if name in parameters(n)] for p in PROFILES for name in yaml.safe_load(p.read_text())
     }
