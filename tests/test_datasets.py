@@ -82,7 +82,8 @@ def test_magnetic_tile_groups_do_not_leak(root):
     train, test = (datasets.load("magnetic_tile", part) for part in ("train", "test"))
     assert (len(train), len(test)) == (36, 24) and agrees(train) and agrees(test)
     tiles = [{e.name.split("_num_")[1][:-3] for e in d.entries} for d in (train, test)]
-    assert not tiles[0] & tiles[1]
+    assert not tiles[0] & tiles[1] and not set(train.groups) & set(test.groups)
+    assert {*train.groups, *test.groups} == {str(1000 * t) for t in range(10)}
 
 
 def test_magnetic_tile_masks_are_cut_above_127(root):
@@ -103,6 +104,7 @@ def test_real_magnetic_tile(real):
     tile = {entry: number for number, group in enumerate(groups) for entry in group}
     assert not {tile[e] for e in train.entries} & {tile[e] for e in test.entries}
     assert {e.kind for e in train.entries} == {e.kind for e in test.entries} == set(magnetic_tile.KINDS)
+    assert len({*train.groups, *test.groups}) == len(groups) and not set(train.groups) & set(test.groups)
 
 
 def test_real_voc(real):

@@ -4,13 +4,14 @@
 edges are smoothed: foreground is > 127. The label is binary (defective or free); the folder's defect type is kept as `kind`.
 
 Up to six images (exposures K = 1..6) of neighbouring N show the same tile, so a random split would leak. Images whose sorted N
-lie within 100 of each other are one group, whatever their folders; 30% of the groups of each kind are the test part. Four
-Uneven images have empty masks: they are defective, and never scored.
+lie within 100 of each other are one group, whatever their folders, named by the smallest N; 30% of the groups of each kind are
+the test part. Four Uneven images have empty masks: they are defective, and never scored.
 """
 
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -45,8 +46,10 @@ class MagneticTile(Segmentation):
         ]
         if not everything:
             raise DataError(f"no images in {folder}: expected MT_*/Imgs/*.jpg, see data/README.md")
-        test = test_groups(groups(everything), seed)
-        self.entries = sorted((e for e in everything if (e in test) == (part == "test")), key=lambda entry: entry.name)
+        tiles = [[replace(entry, group=str(_number(tile[0]))) for entry in tile] for tile in groups(everything)]
+        test = test_groups(tiles, seed)
+        chosen = (entry for tile in tiles for entry in tile if (entry in test) == (part == "test"))
+        self.entries = sorted(chosen, key=lambda entry: entry.name)
 
     def mask(self, index: int) -> NDArray[np.uint8]:
         return (read(self.entries[index].mask, "L") > 127).astype(np.uint8)
