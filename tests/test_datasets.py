@@ -6,7 +6,7 @@ from PIL import Image
 from ltcam import datasets
 from ltcam.datasets import DataError, magnetic_tile
 from ltcam.datasets.demo import PARTS, render
-from ltcam.datasets.voc import ANIMALS, CLASSES
+from ltcam.datasets.voc import CLASSES
 from tests import lookalikes
 
 
@@ -48,17 +48,27 @@ def test_voc(root):
     lookalikes.voc(root)
     data = datasets.load("voc2012", "train")
     assert len(data) == 8 and agrees(data) and data.scored == list(range(8))
-    assert data.title == "PASCAL VOC 2012 subset" and data.headline == ANIMALS
+    assert data.title == "PASCAL VOC 2012 subset" and data.headline is None
     assert [CLASSES[c] for c in data.labels[0].nonzero().flatten()] == ["cat", "dog"]
 
 
-def test_voc_labels_from_masks_are_those_from_xml(root, tmp_path_factory):
+def test_voc_labels_are_those_of_the_masks_unless_annotations_are_asked_for(root):
     lookalikes.voc(root)
-    with_xml = datasets.load("voc2012", "val").labels
-    for file in (root / "VOCdevkit" / "VOC2012" / "Annotations").iterdir():
-        file.unlink()
-    (root / "VOCdevkit" / "VOC2012" / "Annotations").rmdir()
-    assert torch.equal(datasets.load("voc2012", "val").labels, with_xml)
+    before = datasets.load("voc2012", "val")
+    assert torch.equal(before.labels, datasets.load("voc2012", "val", annotations=True).labels)
+    path = root / "VOCdevkit" / "VOC2012" / "Annotations" / "2007_000011.xml"
+    path.write_text(path.read_text().replace("dog", "cow"))
+    masks, annotated = (datasets.load("voc2012", "val", a) for a in (False, True))
+    assert torch.equal(masks.labels, before.labels)
+    assert [CLASSES[c] for c in annotated.labels[3].nonzero().flatten()] == ["cow"]
+    path.write_text("<annotation><object><name>unicorn</name></object></annotation>")
+    for _ in ("strange", "gone"):
+        with pytest.raises(DataError, match=r"2007_000011.xml is missing or damaged"):
+            _ = datasets.load("voc2012", "val", annotations=True).labels
+        path.unlink(missing_ok=True)
+    assert masks.fingerprint == annotated.fingerprint == before.fingerprint == datasets.load("voc2012", "val").fingerprint
+    with pytest.raises(DataError, match="data set 'demo' has no annotations: expected 'voc2012', or annotations=False"):
+        datasets.load("demo", "test", annotations=True)
 
 
 def test_full_voc_is_recognised_by_its_lists(root):
@@ -108,19 +118,18 @@ def test_real_magnetic_tile(real):
 
 
 def test_real_voc(real):
-    lengths = {part: len(datasets.load("voc2012", part)) for part in ("train", "train_aug", "val", "trainval")}
-    assert lengths == {"train": 437, "train_aug": 691, "val": 245, "trainval": 682}
-    val = datasets.load("voc2012", "val")
-    assert val.title == "PASCAL VOC 2012 subset"
-    assert {CLASSES[c]: int(val.labels[:, c].sum()) for c in ANIMALS} == {
-        "cat": 74,
-        "cow": 31,
-        "dog": 83,
-        "horse": 37,
-        "sheep": 27,
-    }
-    sample = val[0]
-    assert set(sample.mask.unique().tolist()) == {0, 17, 255} and sample.image.shape[1:] == sample.mask.shape
+    parts = {part: datasets.load("voc2012", part) for part in ("train", "val", "trainval")}
+    whole = parts["val"].title == "PASCAL VOC 2012"
+    assert [len(data) for data in parts.values()] == ([1464, 1449, 2913] if whole else [103, 100, 203])
+    val = parts["val"]
+    assert val.title == "PASCAL VOC 2012" + " subset" * (not whole) and val.headline is None
+    assert [int(n) for n in val.labels.sum(dim=0)] == (
+        [90, 79, 103, 72, 96, 74, 127, 119, 123, 71, 75, 128, 79, 76, 446, 85, 57, 90, 84, 74] if whole else
+        [6, 7, 6, 6, 9, 6, 9, 6, 6, 6, 6, 6, 6, 6, 33, 7, 6, 7, 6, 6]
+    )  # fmt: skip
+    sample = val[[e.name for e in val.entries].index("2007_001239")]
+    assert set(sample.mask.unique().tolist()) == {0, 12, 255} and sample.image.shape[1:] == sample.mask.shape
+    assert val.scored == list(range(len(val)))
 
 
 def test_an_image_is_resized_by_one_thread_and_the_others_are_there_again(monkeypatch):
@@ -194,24 +203,17 @@ def test_a_mask_of_16_bits_is_refused_where_pixels_are_compared(root):
         datasets.load("ksdd2", "test").mask(1)
 
 
-def test_the_fingerprint_sees_the_annotations(root):
-    lookalikes.voc(root)
-    before = datasets.load("voc2012", "val").fingerprint
-    path = root / "VOCdevkit" / "VOC2012" / "Annotations" / "2007_000009.xml"
-    path.write_text(path.read_text().replace("dog", "cat"))
-    assert datasets.load("voc2012", "val").fingerprint != before
-    path.write_text("<annotation><object><name>unicorn</name></object></annotation>")
-    with pytest.raises(DataError, match=r"2007_000009.xml is missing or damaged"):
-        _ = datasets.load("voc2012", "val").labels
-    path.unlink()
-    with pytest.raises(DataError, match=r"2007_000009.xml cannot be read"):
-        _ = datasets.load("voc2012", "val").fingerprint
-
-
 def test_the_fingerprint_sees_a_changed_file(root):
     lookalikes.ksdd2(root)
     before = datasets.load("ksdd2", "test").fingerprint
     assert before == datasets.load("ksdd2", "test").fingerprint
     path = root / "KolektorSDD2" / "test" / "10001.png"
     Image.fromarray(np.zeros((63, 23, 3), np.uint8)).save(path)
-    assert datasets.load("ksdd2", "test").fingerprint != before
+    image = datasets.load("ksdd2", "test").fingerprint
+    path = path.with_name("10001_GT.png")
+    Image.fromarray(np.zeros((63, 23), np.uint8)).save(path)
+    assert len({before, image, datasets.load("ksdd2", "test").fingerprint}) == 3
+    data = datasets.load("ksdd2", "test")
+    path.unlink()
+    with pytest.raises(DataError, match=r"10001_GT.png cannot be read \(No such file or directory\): fetch the data set"):
+        _ = data.fingerprint

@@ -12,16 +12,19 @@ __all__ = ["NAMES", "DataError", "Sample", "Segmentation", "load", "preprocess"]
 NAMES = ("demo", "voc2012", "magnetic_tile", "ksdd2")
 
 
-def load(name: str, part: str) -> Segmentation:
-    """Part `part` ("train", "test"; for voc2012 the name of its list) of the data set `name` under `LTCAM_DATA`.
+def load(name: str, part: str, annotations: bool = False) -> Segmentation:
+    """Part `part` of the data set `name` under `LTCAM_DATA`: "train" or "test"; for voc2012 the name of its list.
 
-    Raises DataError for an unknown name or part, or data that are not there.
+    annotations: image labels from the XML of voc2012, not from its masks. Raises DataError for an unknown name or part, for
+    annotations of another data set, or data that are not there.
     """
+    if annotations and name != "voc2012":
+        raise DataError(f"data set {name!r} has no annotations: expected 'voc2012', or annotations=False")
     match name:
         case "demo":
             return Demo(part)
         case "voc2012":
-            return VOC2012(part, data_root())
+            return VOC2012(part, data_root(), annotations)
         case "magnetic_tile":
             return MagneticTile(part, data_root())
         case "ksdd2":

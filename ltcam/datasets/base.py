@@ -43,7 +43,6 @@ class Entry:
     image: Path = Path()
     mask: Path = Path()
     kind: str = ""
-    annotation: Path = Path()
     group: str = ""  # images that show one thing (a tile, a commutator) share it: they stay on one side of a split
 
 
@@ -105,11 +104,11 @@ class Segmentation(Dataset[Sample], ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the names and contents of every file this part uses."""
+        """SHA-256 over the names and contents of the images and masks of this part."""
         digest = hashlib.sha256()
         for entry in self.entries:
             digest.update(entry.name.encode())
-            for path in (entry.image, entry.mask, entry.annotation):
+            for path in (entry.image, entry.mask):
                 digest.update(_content(path))
         return digest.hexdigest()
 

@@ -1,8 +1,8 @@
 """PASCAL VOC 2012 segmentation (Everingham et al., IJCV 2015), or a subset of it in the same layout.
 
 `LTCAM_DATA/VOCdevkit/VOC2012`, parts `train`, `val`, `trainval` and, where the list is there, `train_aug` (train plus images
-with masks of SBD). Test masks are not public, so the paper's "test" is `val` here. Image labels come from the XML annotations
-(every object, the difficult ones too), or from the masks where there are none.
+with masks of SBD). Test masks are not public, so the paper's "test" is `val` here. Image labels come from the masks, or, asked
+for, from the XML annotations (every object, the difficult ones too), which differ from them in two images.
 """
 
 from functools import cached_property
@@ -21,14 +21,13 @@ CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
     "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-ANIMALS = tuple(CLASSES.index(name) for name in ("cat", "cow", "dog", "horse", "sheep"))
 OFFICIAL = {"train": 1464, "val": 1449}
 
 
 class VOC2012(Segmentation):
     classes = CLASSES
 
-    def __init__(self, part: str, root: Path) -> None:
+    def __init__(self, part: str, root: Path, annotations: bool = False) -> None:
         super().__init__(part)
         folder = require(root / "VOCdevkit" / "VOC2012", "PASCAL VOC 2012")
         lists = folder / "ImageSets" / "Segmentation"
@@ -41,15 +40,10 @@ class VOC2012(Segmentation):
         voc = VOCSegmentation(str(root), image_set="val")
         folders = Path(voc.images[0]).parent, Path(voc.targets[0]).parent
         names = (lists / f"{part}.txt").read_text().split()
-        xml = folder / "Annotations"
-        self.entries = [
-            Entry(n, folders[0] / f"{n}.jpg", folders[1] / f"{n}.png", annotation=xml / f"{n}.xml" if xml.is_dir() else Path())
-            for n in names
-        ]
-        self.annotated = xml.is_dir()
+        self.entries = [Entry(n, folders[0] / f"{n}.jpg", folders[1] / f"{n}.png") for n in names]
+        self.annotations = folder / "Annotations" if annotations else None
         full = all(len((lists / f"{name}.txt").read_text().split()) == count for name, count in OFFICIAL.items())
         self.title = "PASCAL VOC 2012" if full else "PASCAL VOC 2012 subset"
-        self.headline = None if full else ANIMALS
 
     def mask(self, index: int) -> NDArray[np.uint8]:
         path = self.entries[index].mask
@@ -60,9 +54,9 @@ class VOC2012(Segmentation):
 
     @cached_property
     def labels(self) -> Tensor:
-        if not self.annotated:
+        if self.annotations is None:
             return super().labels
-        return torch.stack([self.multi_hot(_objects(entry.annotation)) for entry in self.entries])
+        return torch.stack([self.multi_hot(_objects(self.annotations / f"{entry.name}.xml")) for entry in self.entries])
 
 
 def _objects(path: Path) -> list[int]:
