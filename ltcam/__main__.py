@@ -205,7 +205,7 @@ def data_list() -> None:
 
 
 @data_app.command("get")
-def data_get(name: Annotated[str, typer.Argument(help="voc2012, magnetic_tile or ksdd2")]) -> None:
+def data_get(name: Annotated[str, typer.Argument(help="voc2012, magnetic_tile, ksdd or ksdd2")]) -> None:
     """Fetch a data set, verify and unpack it; an interrupted download goes on where it stopped."""
     from ltcam import fetch
 
@@ -213,7 +213,7 @@ def data_get(name: Annotated[str, typer.Argument(help="voc2012, magnetic_tile or
 
 
 @data_app.command("check")
-def data_check(name: Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile or ksdd2")]) -> None:
+def data_check(name: Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile, ksdd or ksdd2")]) -> None:
     """Open every file of a data set; exit code 1 where one is missing or damaged."""
     from ltcam import checks
 
@@ -225,8 +225,8 @@ def data_check(name: Annotated[str, typer.Argument(help="demo, voc2012, magnetic
 
 @data_app.command("show")
 def data_show(
-    name: Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile or ksdd2")],
-    part: Annotated[str, typer.Option(help="part or list of the data set")] = "train",
+    name: Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile, ksdd or ksdd2")],
+    part: Annotated[str, typer.Option(help="part or list of the data set; of ksdd all, train0, test0, ...")] = "train",
     out: Annotated[Path, typer.Option(help="samples with their masks, as OUT.png and OUT.pdf")] = Path("samples"),
 ) -> None:
     """Images, how much of them each class covers, and a picture of samples."""
@@ -240,8 +240,8 @@ def data_show(
 
 @data_app.command("bench")
 def data_bench(
-    name: Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile or ksdd2")],
-    part: Annotated[str, typer.Option(help="part or list of the data set")] = "train",
+    name: Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile, ksdd or ksdd2")],
+    part: Annotated[str, typer.Option(help="part or list of the data set; of ksdd all, train0, test0, ...")] = "train",
 ) -> None:
     """Images per second of loading alone, against the model's own rate."""
     from ltcam import overview

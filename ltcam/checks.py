@@ -1,7 +1,7 @@
 """`ltcam data check`: whether a data set is whole and undamaged, and where not, which file.
 
-Every image and mask that a data set uses is decoded to its end. Masks of VOC hold 0..20 and 255; those of the other two are
-left as their authors drew them (smoothed, some empty). The files of Magnetic tile are also compared with data/checksums.
+Every image and mask that a data set uses is decoded to its end. Masks of VOC hold 0..20 and 255; those of the others are left
+as their authors drew them (smoothed, some empty). Files that data/checksums lists are compared with it, in a subset too.
 """
 
 import hashlib
@@ -18,13 +18,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from ltcam import datasets
-from ltcam.datasets import DataError, voc
+from ltcam.datasets import DataError, ksdd, voc
 from ltcam.datasets.base import read, require
 from ltcam.datasets.magnetic_tile import KINDS
 from ltcam.paths import ROOT, data_root
 
 CHECKSUMS = ROOT / "data" / "checksums"
-FOLDERS = {"voc2012": "VOCdevkit/VOC2012", "magnetic_tile": "magnetic_tile", "ksdd2": "KolektorSDD2"}
+FOLDERS = {
+    "voc2012": "VOCdevkit/VOC2012", "magnetic_tile": "magnetic_tile", "ksdd": "KolektorSDD", "ksdd2": "KolektorSDD2",
+}  # fmt: skip
 KSDD2 = {"train": (246, 2085), "test": (110, 894)}  # defective, free
 NEARLY = 10  # a mask of fewer pixels is nearly empty: the smallest real defect of Magnetic tile has 26
 Histogram = NDArray[np.int_]
@@ -49,7 +51,7 @@ def check(name: str, root: Path | None = None) -> Report:
         rows = [(d.part, len(d), int(d.labels.any(1).sum()), int((~d.labels.any(1)).sum())) for d in parts]
         return Report(parts[0].title, pd.DataFrame(rows, columns=["part", "images", "defective", "free"]))
     folder = require(root / FOLDERS[name], name)
-    return {"voc2012": _voc, "magnetic_tile": _magnetic_tile, "ksdd2": _ksdd2}[name](folder)
+    return {"voc2012": _voc, "magnetic_tile": _magnetic_tile, "ksdd": _ksdd, "ksdd2": _ksdd2}[name](folder)
 
 
 def state(name: str, root: Path) -> str:
@@ -62,7 +64,7 @@ def state(name: str, root: Path) -> str:
     folder = root / FOLDERS[name]
     if not folder.is_dir():
         return "absent"
-    files, full = [folder / path for path in checksums(name)], True
+    full = True
     if name == "voc2012":
         lists = _lists(folder)
         files = [path for n in sorted(set().union(*lists.values())) for path in _files(folder, n)]
@@ -71,6 +73,11 @@ def state(name: str, root: Path) -> str:
         files = [path.with_name(f"{path.stem}_GT.png") for path in folder.glob("t*/*.png") if path.stem.isdigit()]
         if len(files) != sum(map(sum, KSDD2.values())):
             return "incomplete"
+    else:
+        files = [folder / path for path in checksums(name)]
+    if name == "ksdd":  # a subset is of whole commutators
+        full = all(path.parent.is_dir() for path in files)
+        files = [path for path in files if path.parent.is_dir()]
     if not files or not all(path.is_file() for path in files):
         return "incomplete"
     return "present" if full else "subset"
@@ -83,8 +90,11 @@ def known(name: str) -> str:
 
 
 def checksums(name: str) -> dict[str, str]:
-    """SHA-256 by path in the data set's folder, where the archive has none of its own. Raises DataError if it is not there."""
-    if name != "magnetic_tile":
+    """SHA-256 of its images and masks by path in the data set's folder; of ksdd2 the archive's is known, which `get` compares.
+
+    Raises DataError if the list is not there.
+    """
+    if name == "ksdd2":
         return {}
     path = CHECKSUMS / f"{name}.sha256"
     if not path.is_file():
@@ -100,7 +110,8 @@ def _voc(folder: Path) -> Report:
     for part in sorted({"train", "val"} - set(lists)):
         path = folder / "ImageSets" / "Segmentation" / f"{part}.txt"
         report.findings.append(f"{path} is missing: expected the list of part {part!r}; fetch the data set again")
-    pairs = _decode([_files(folder, name) for name in sorted(set().union(*lists.values()))])
+    sums = {folder / path: digest for path, digest in checksums("voc2012").items()}
+    pairs = _decode([_files(folder, name) for name in sorted(set().union(*lists.values()))], None, sums)
     good = set()
     differ = []
     for (image, mask), (wrong, seen) in pairs.items():
@@ -129,6 +140,28 @@ def _voc(folder: Path) -> Report:
     listed = set().union(*lists.values())
     if others := sum(path.stem not in listed for path in folder.glob("JPEGImages/*.jpg")):
         report.notes.append(f"{others} more images in JPEGImages are in no segmentation list: not used, not opened")
+    return report
+
+
+def _ksdd(folder: Path) -> Report:
+    every = {folder / path: digest for path, digest in checksums("ksdd").items()}
+    sums = {path: digest for path, digest in every.items() if path.parent.is_dir()}
+    full = len(sums) == len(every)
+    report, rows = Report("KolektorSDD" if full else "KolektorSDD subset", pd.DataFrame()), []
+    if not sums:
+        report.findings.append(f"{folder} holds no commutator: expected kosNN/PartK.jpg; fetch the data set again")
+    elif not full:
+        report.notes.append(f"a subset: {len({p.parent for p in sums})} of {len(ksdd.ALL)} commutators are there")
+    others = sorted(p for p in folder.glob("kos*/*") if p not in sums)
+    report.notes += [f"{p} is none of its files: left out" for p in others]
+    pairs = _decode([(e.image, e.mask) for e in ksdd.entries(folder, ksdd.ALL) if e.image in sums], None, sums)
+    for part in ("test0", "test1", "test2", "all"):
+        official = ksdd.entries(folder, ksdd.PARTS[part])
+        mine = [pairs[e.image, e.mask] for e in official if e.image in sums]
+        defective = sum(bool(seen[1:].any()) for _, seen in mine)
+        rows.append((part, len(mine), defective, len(mine) - defective, len(official), sum(not wrong for wrong, _ in mine)))
+    report.findings += [w for wrong, _ in pairs.values() for w in wrong]
+    report.table = pd.DataFrame(rows, columns=["part", "images", "defective", "free", "official", "good"])
     return report
 
 

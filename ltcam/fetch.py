@@ -34,7 +34,7 @@ class Source(NamedTuple):
     title: str
     file: str  # the archive's name
     size: int  # of the archive in bytes, and the room to unpack in: photographs do not shrink in an archive
-    sha256: str  # of the archive; "" where the host packs it anew for each request: data/checksums has every file's own
+    sha256: str  # of the archive; "" where none is known or the host packs it anew each time: data/checksums has every file's
     mirrors: tuple[str, ...]
     folder: str  # where it belongs under the data root
     keep: str  # the members to take; the group is the path in `folder`
@@ -52,6 +52,11 @@ SOURCES = {
         "Magnetic tile", f"Magnetic-tile-defect-datasets.-{COMMIT}.zip", 51_952_426, "",  # the size of its images
         (f"https://codeload.github.com/{TILES}/zip/{COMMIT}", f"https://github.com/{TILES}/archive/{COMMIT}.zip"),
         FOLDERS["magnetic_tile"], r"[^/]+/(MT_.+)", "free to use, cite the authors",
+    ),
+    "ksdd": Source(
+        "KolektorSDD", "KolektorSDD.zip", 352_854_408, "",  # the size of its images and masks
+        ("https://data.vicos.si/datasets/KSDD/KolektorSDD.zip", "https://go.vicos.si/kolektorsdd"),
+        FOLDERS["ksdd"], r"(?:.+/)?(kos\d+/Part\d+(?:\.jpg|_label\.bmp))", "CC BY-NC-SA 4.0",
     ),
     "ksdd2": Source(
         "KSDD2", "KolektorSDD2.zip", 853_126_555, "edcdb486809b24f1d17b785e30c52fafc5999554dd5fe18ddf77b61ceb6f36a8",
@@ -90,7 +95,7 @@ def get(name: str, root: Path | None = None) -> Path:
             _verify(archive, name)
         else:
             archive = _download(archive, name)
-        archives.unpack(archive, source.keep, source.size, checksums(name), target, root / f".{name}.partial")
+        archives.unpack(archive, source.keep, source.size, _sums(name), target, root / f".{name}.partial")
         archive.unlink()
     except OSError as error:
         what = f"{root} cannot be written ({error}): what has come of {source.file} is kept"
@@ -182,9 +187,14 @@ def _verify(archive: Path, name: str) -> None:
     elif source.sha256 and (digest := sha256(archive)) != source.sha256:
         fault = f"has SHA-256 {digest}, expected {source.sha256}"
     else:
-        fault = archives.fault(archive, source.keep, source.size, checksums(name))
+        fault = archives.fault(archive, source.keep, source.size, _sums(name))
     if fault:
         raise DataError(f"{archive} {fault}: it is damaged or another file; remove it and fetch it again")
+
+
+def _sums(name: str) -> dict[str, str]:
+    """Of the files to take, where they decide; an archive that has its own SHA-256 is unpacked whole."""
+    return {} if SOURCES[name].sha256 else checksums(name)
 
 
 def _room(root: Path, needed: int) -> None:

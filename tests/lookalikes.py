@@ -1,6 +1,7 @@
 """Tiny data sets in the layouts of the real ones, and the archives they come in."""
 
 import hashlib
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -56,6 +57,30 @@ def ksdd2(root: Path) -> Path:
     return root
 
 
+def ksdd(root: Path) -> Path:
+    """All 399 names of KolektorSDD at 25 x 63 (width x height), grey: kosNN/Part(NN % 8) has a defect of 4 x 6 pixels, in kos38
+    and kos39 the next one too. The twins' images are the same bytes. Masks have palettes; kos20/Part4's has the value 2."""
+    for n in range(1, 51):
+        folder = root / "KolektorSDD" / f"kos{n:02}"
+        folder.mkdir(parents=True)
+        twin = {26: 1, 34: 27}.get(n, n)
+        defective = {n % 8, (n + 1) % 8} if n in (38, 39) else {n % 8}
+        for k in range(7 if n == 21 else 8):
+            if twin == n:
+                image = np.random.default_rng((n, k)).integers(90, 110, (63, 25), dtype=np.uint8)
+                image[20:24, 5:11] = 20 if k in defective else 100
+                Image.fromarray(image).save(folder / f"Part{k}.jpg")
+            else:
+                shutil.copyfile(folder.with_name(f"kos{twin:02}") / f"Part{k}.jpg", folder / f"Part{k}.jpg")
+            mask = Image.fromarray(np.zeros((63, 25), np.uint8))
+            if k in defective:
+                mask = Image.new("P", (25, 63))
+                mask.putpalette([0, 0, 0, 85, 85, 85, 255, 255, 255])
+                mask.paste(2 if (n, k) == (20, 4) else 1, (5, 20, 11, 24))
+            mask.save(folder / f"Part{k}_label.bmp")
+    return root
+
+
 def magnetic_tile(root: Path) -> Path:
     """Ten tiles of six exposures; numbers of one tile lie close, tiles far apart."""
     for t in range(10):
@@ -85,14 +110,27 @@ def ksdd2_zip(folder: Path, below: str = "") -> Path:
     return _zip(folder / "KolektorSDD2.zip", ksdd2(folder / "ksdd2") / "KolektorSDD2", below)
 
 
+def ksdd_zip(folder: Path) -> tuple[Path, str]:
+    """And the lines of its data/checksums. With an uploader's own copy of an image."""
+    content = ksdd(folder / "ksdd") / "KolektorSDD"
+    sums = checksums(content.parent)
+    shutil.copyfile(content / "kos21" / "Part0.jpg", content / "kos21" / "Part7.jpg")
+    return _zip(folder / "KolektorSDD.zip", content, "KolektorSDD/"), sums
+
+
 def magnetic_tile_zip(folder: Path) -> tuple[Path, str]:
     """And the lines of its data/checksums. As from GitHub: all in one folder, with files that are no images."""
     tiles = magnetic_tile(folder / "tiles") / "magnetic_tile"
-    files = sorted(tiles.rglob("*.*g"))
-    sums = "".join(f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(tiles.parent).as_posix()}\n" for p in files)
+    sums = checksums(tiles.parent)
     (tiles / "README.md").write_text("the authors' words")
     (tiles / "MT_Free" / "Imgs" / "Thumbs.db").write_text("no image")
     return _zip(folder / "tiles.zip", tiles, "Magnetic-tile-defect-datasets.-cc4eb53/"), sums
+
+
+def checksums(root: Path) -> str:
+    """Of every image and mask under `root`, in the form of data/checksums."""
+    files = sorted(p for p in root.rglob("*") if p.suffix in (".jpg", ".png", ".bmp"))
+    return "".join(f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(root).as_posix()}\n" for p in files)
 
 
 def _zip(path: Path, content: Path, below: str) -> Path:

@@ -1,12 +1,13 @@
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from ltcam import checks
+from ltcam import checks, datasets
 from ltcam.__main__ import app
 from ltcam.datasets import DataError
 from tests import lookalikes
@@ -28,11 +29,31 @@ def voc(tmp_path):
 
 
 @pytest.fixture
-def tiles(tmp_path, monkeypatch):
+def listed(tmp_path, monkeypatch):
+    """Makes `sums` the checksums of a data set."""
+    shutil.copytree(checks.CHECKSUMS, folder := tmp_path / "checksums")
+    monkeypatch.setattr(checks, "CHECKSUMS", folder)
+    return lambda name, sums: (folder / f"{name}.sha256").write_text(sums)
+
+
+@pytest.fixture
+def tiles(tmp_path, listed):
     _, sums = lookalikes.magnetic_tile_zip(tmp_path)
-    (tmp_path / "magnetic_tile.sha256").write_text(sums)
-    monkeypatch.setattr(checks, "CHECKSUMS", tmp_path)
+    listed("magnetic_tile", sums)
     return tmp_path / "tiles"
+
+
+@pytest.fixture
+def ksdd(tmp_path, listed):
+    listed("ksdd", lookalikes.checksums(lookalikes.ksdd(tmp_path / "commutators")))
+    return tmp_path / "commutators" / "KolektorSDD"
+
+
+def change(path):
+    """One bit of one byte, in the pixels."""
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
 
 
 @pytest.fixture
@@ -86,6 +107,70 @@ def test_voc_faults_are_named(voc, tmp_path):
         f"annotation and mask name different classes in 2: {names[2]}, {names[8]}",
         "1 more images in JPEGImages are in no segmentation list: not used, not opened",
     ]
+
+
+def test_a_changed_byte_of_voc_is_named_in_a_subset_and_in_the_whole(voc, listed, tmp_path, monkeypatch):
+    listed("voc2012", lookalikes.checksums(tmp_path))
+    assert not checks.check("voc2012", tmp_path).findings
+    change(voc / "JPEGImages" / "2007_000004.jpg")
+    mask = voc / "SegmentationClass" / "2007_000010.png"
+    Image.fromarray(np.full((45, 60), 8, np.uint8)).save(mask)
+    (voc / "SegmentationClass" / "2007_000012.png").unlink()
+    for official in (checks.voc.OFFICIAL, {"train": 8, "val": 6}):
+        monkeypatch.setattr(checks.voc, "OFFICIAL", official)
+        found = checks.check("voc2012", tmp_path).findings
+        assert [re.search(r"\w+\.(png|jpg)", f)[0] for f in found] == ["2007_000004.jpg", "2007_000010.png", "2007_000012.png"]
+        other = "is not the file of the data set (its SHA-256 is another): fetch it again (listed in "
+        assert other in found[0] and other in found[1] and "is missing" in found[2]
+    (voc / "ImageSets" / "Segmentation" / "val.txt").write_text("2007_000008\n")
+    report = checks.check("voc2012", tmp_path)
+    assert (
+        report.title == "PASCAL VOC 2012 subset"
+        and report.notes[0] == "a subset: the official lists have 8 (train) and 6 (val)"
+    )
+
+
+def test_ksdd_whole(ksdd):
+    report = checks.check("ksdd", ksdd.parent)
+    assert report.title == "KolektorSDD" and not report.findings and not report.notes
+    assert report.table.to_numpy().tolist() == [
+        ["test0", 128, 17, 111, 128, 128], ["test1", 136, 17, 119, 136, 136], ["test2", 135, 18, 117, 135, 135],
+        ["all", 399, 52, 347, 399, 399],
+    ]  # fmt: skip
+
+
+def test_ksdd_faults_are_named(ksdd):
+    change(ksdd / "kos26" / "Part3.jpg")
+    (ksdd / "kos02" / "Part0_label.bmp").unlink()
+    (ksdd / "kos50" / "Part7.jpg").unlink()
+    change(ksdd / "kos21" / "Part5_label.bmp")
+    truncate(ksdd / "kos33" / "Part1.jpg")
+    shutil.copyfile(ksdd / "kos21" / "Part0.jpg", ksdd / "kos21" / "Part7.jpg")
+    report = checks.check("ksdd", ksdd.parent)
+    expected = [
+        ("kos02/Part0_label.bmp", "is missing"), ("kos21/Part5_label.bmp", "is not the file of the data set"),
+        ("kos26/Part3.jpg", "is not the file of the data set"), ("kos33/Part1.jpg", "cannot be read"),
+        ("kos50/Part7.jpg", "is missing"),
+    ]  # fmt: skip
+    for found, (file, what) in zip(report.findings, expected, strict=True):
+        assert found.startswith(f"{ksdd / file} {what}")
+    assert report.notes == [f"{ksdd / 'kos21' / 'Part7.jpg'} is none of its files: left out"]
+    assert report.table["good"].tolist() == [127, 134, 133, 394]
+
+
+def test_some_commutators_of_ksdd_are_a_subset(ksdd):
+    for folder in ksdd.glob("kos*"):
+        if folder.name not in ("kos01", "kos02"):
+            shutil.rmtree(folder)
+    report = checks.check("ksdd", ksdd.parent)
+    assert report.title == "KolektorSDD subset" and not report.findings
+    assert report.notes == ["a subset: 2 of 50 commutators are there"] and report.table["good"].tolist() == [0, 8, 8, 16]
+    change(ksdd / "kos02" / "Part3.jpg")
+    assert [f.split(" ")[0] for f in checks.check("ksdd", ksdd.parent).findings] == [str(ksdd / "kos02" / "Part3.jpg")]
+    for folder in ksdd.glob("kos*"):
+        shutil.rmtree(folder)
+    (found,) = checks.check("ksdd", ksdd.parent).findings
+    assert "KolektorSDD holds no commutator: expected kosNN/PartK.jpg" in found
 
 
 def test_a_missing_list_is_named(voc, tmp_path):
@@ -179,15 +264,18 @@ def test_the_command_says_all_and_exits_1_on_findings(voc, tmp_path):
     assert done.exit_code == 0 and done.output.strip() == str(tmp_path)
 
 
-def test_state(voc, ksdd2, tiles, tmp_path, monkeypatch):
-    states = {name: checks.state(name, tmp_path) for name in ("demo", "voc2012", "magnetic_tile", "ksdd2")}
-    assert states == {"demo": "present", "voc2012": "subset", "magnetic_tile": "absent", "ksdd2": "present"}
-    assert checks.state("magnetic_tile", tiles) == "present"
+def test_state(voc, ksdd, ksdd2, tiles, tmp_path, monkeypatch):
+    states = {name: checks.state(name, tmp_path) for name in ("demo", "voc2012", "magnetic_tile", "ksdd", "ksdd2")}
+    expected = {"demo": "present", "voc2012": "subset", "magnetic_tile": "absent", "ksdd": "absent", "ksdd2": "present"}
+    assert states == expected and checks.state("magnetic_tile", tiles) == checks.state("ksdd", ksdd.parent) == "present"
+    shutil.rmtree(ksdd / "kos50")
+    assert checks.state("ksdd", ksdd.parent) == "subset"
     monkeypatch.setattr(checks.voc, "OFFICIAL", {"train": 8, "val": 6})
     assert checks.state("voc2012", tmp_path) == "present"
     for name, root, path in (
         ("voc2012", tmp_path, "VOCdevkit/VOC2012/JPEGImages/2007_000001.jpg"),
         ("magnetic_tile", tiles, "magnetic_tile/MT_Free/Imgs/exp1_num_0.png"),
+        ("ksdd", ksdd.parent, "KolektorSDD/kos49/Part3_label.bmp"),
         ("ksdd2", tmp_path, "KolektorSDD2/test/10001.png"),
     ):
         (root / path).unlink()
@@ -200,23 +288,37 @@ def test_what_is_not_there_is_said(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="data set 'coco' is unknown"):
         checks.check("coco", tmp_path)
     monkeypatch.setattr(checks, "CHECKSUMS", tmp_path)
+    assert checks.checksums("ksdd2") == {}
     with pytest.raises(DataError, match=r"magnetic_tile.sha256 is missing: .* use ltcam from a checkout"):
         checks.checksums("magnetic_tile")
 
 
 def test_the_real_sets_are_whole(real_data):
     report = checks.check("voc2012", real_data)
-    assert report.title == "PASCAL VOC 2012 subset" and not report.findings
-    assert dict(zip(report.table["part"], report.table["good"], strict=True)) == {
-        "train": 437,
-        "train_aug": 691,
-        "trainval": 682,
-        "val": 245,
-    }
+    good = [1464, 2913, 1449] if report.title == "PASCAL VOC 2012" else [103, 203, 100]
+    assert not report.findings and report.table["good"].tolist() == good
+    if (real_data / "KolektorSDD").is_dir():
+        report = checks.check("ksdd", real_data)
+        whole = report.title == "KolektorSDD"
+        good, defective = ([128, 136, 135, 399], [17, 17, 18, 52]) if whole else ([16, 24, 40, 80], [2, 3, 5, 10])
+        assert not report.findings and report.table["good"].tolist() == good and report.table["defective"].tolist() == defective
     report = checks.check("magnetic_tile", real_data)
     assert not report.findings and report.table["good"].tolist() == [115, 85, 57, 32, 103, 952, 1344]
     kinds = [re.search(r"MT_Uneven/Imgs/\w+\.png is (empty|nearly empty)", note)[1] for note in report.notes]
     assert sorted(kinds) == ["empty"] * 4 + ["nearly empty"] * 2
+
+
+def test_the_sums_of_ksdd_are_of_its_names():
+    entries = datasets.ksdd.entries(checks.data_root(), datasets.ksdd.ALL)
+    expected = {path.relative_to(checks.data_root()).as_posix() for e in entries for path in (e.image, e.mask)}
+    assert set(checks.checksums("ksdd")) == expected and len(expected) == 798
+
+
+def test_the_sums_of_voc_are_of_images_with_masks():
+    sums = {folder: set() for folder in ("JPEGImages", "SegmentationClass")}
+    for path in map(Path, checks.checksums("voc2012")):
+        sums[path.parent.name].add(path.stem)
+    assert sums["JPEGImages"] == sums["SegmentationClass"] and len(sums["JPEGImages"]) == 1464 + 1449
 
 
 def test_a_deleted_mask_and_a_truncated_jpeg_of_the_real_sets_are_named(real_data, tmp_path):
@@ -234,9 +336,10 @@ def test_a_deleted_mask_and_a_truncated_jpeg_of_the_real_sets_are_named(real_dat
         shutil.copyfile(source / file, target / file)
     (target / "SegmentationClass" / f"{names[3]}.png").unlink()
     truncate(target / "JPEGImages" / f"{names[20]}.jpg")
+    change(target / "JPEGImages" / f"{names[7]}.jpg")
     findings = checks.check("voc2012", tmp_path).findings
     assert sorted(re.search(r"\w+\.(png|jpg)", found)[0] for found in findings) == sorted(
-        [f"{names[3]}.png", f"{names[20]}.jpg"]
+        [f"{names[3]}.png", f"{names[20]}.jpg", f"{names[7]}.jpg"]
     )
 
     for path in sorted((real_data / "magnetic_tile").glob("*/Imgs/*.*")):

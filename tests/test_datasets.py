@@ -1,10 +1,13 @@
+import random
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from ltcam import datasets
-from ltcam.datasets import DataError, magnetic_tile
+from ltcam.datasets import DataError, ksdd, magnetic_tile
 from ltcam.datasets.demo import PARTS, render
 from ltcam.datasets.voc import CLASSES
 from tests import lookalikes
@@ -87,6 +90,124 @@ def test_ksdd2(root):
     assert agrees(train) and test.scored == [1, 3, 5, 7] and train.size == (640, 232)
 
 
+@pytest.fixture(scope="module")
+def commutators(tmp_path_factory):
+    """One of all, for tests that only read."""
+    return lookalikes.ksdd(tmp_path_factory.mktemp("ksdd"))
+
+
+@pytest.fixture
+def folds(commutators, monkeypatch):
+    """By name, every part of KolektorSDD."""
+    monkeypatch.setenv("LTCAM_DATA", str(commutators))
+    return {part: datasets.load("ksdd", part) for part in ksdd.PARTS}
+
+
+def test_ksdd(folds):
+    assert list(folds) == ["all", "train0", "train1", "train2", "test0", "test1", "test2"]
+    assert [len(d) for d in folds.values()] == [399, 271, 263, 264, 128, 136, 135]
+    assert [len(d.scored) for d in folds.values()] == [52, 35, 35, 34, 17, 17, 18]
+    data = folds["all"]
+    assert data.title == "KolektorSDD" and data.classes == ("defect",) and data.headline is None
+    assert (data.size, data.jitter, data.upright) == ((640, 232), (0.8, 1.0), False) and set(data.sizes) == {(63, 25)}
+    assert agrees(folds["test2"]) and [e.name for e in data.entries][7:9] == ["kos01/Part7", "kos02/Part0"]
+
+
+def test_a_ksdd_mask_is_a_defect_above_0(folds):
+    masks = {e.name: folds["all"].mask(i) for i, e in enumerate(folds["all"].entries) if e.name.startswith("kos20/")}
+    expected = np.zeros((63, 25), np.uint8)
+    expected[20:24, 5:11] = 1  # the file has 2
+    assert np.array_equal(masks["kos20/Part4"], expected) and not masks["kos20/Part3"].any()
+
+
+def test_a_grey_image_is_three_equal_channels(folds):
+    sample = folds["all"][0]
+    assert sample.name == "kos01/Part0" and sample.image.shape == (3, 63, 25) and (sample.image == sample.image[0]).all()
+
+
+def test_every_commutator_is_in_one_fold_with_its_twin():
+    assert sorted(n for fold in ksdd.FOLDS for n in fold) == list(range(1, 51))
+    fold = {n: k for k, numbers in enumerate(ksdd.FOLDS) for n in numbers}
+    assert fold[1] == fold[26] and fold[27] == fold[34]
+
+
+def test_no_part_of_ksdd_holds_out_what_another_image_shows(folds):
+    content = {e.name: e.image.read_bytes() for e in folds["all"].entries}
+    assert len(set(content.values())) == 399 - 16  # the twins
+    tests = [{e.name for e in folds[f"test{k}"].entries} for k in range(3)]
+    assert sum(map(len, tests)) == 399 and set.union(*tests) == set(content)
+    for k, test in enumerate(tests):
+        train = {e.name for e in folds[f"train{k}"].entries}
+        assert train == set(content) - test
+        assert not {content[name] for name in train} & {content[name] for name in test}
+        assert not set(folds[f"train{k}"].groups) & set(folds[f"test{k}"].groups)
+    groups = dict(zip(content, folds["all"].groups, strict=True))
+    assert (
+        groups["kos26/Part3"] == groups["kos01/Part0"] == "kos01" and groups["kos34/Part3"] == groups["kos27/Part0"] == "kos27"
+    )
+    assert len(set(groups.values())) == 48
+
+
+def drawn(data):
+    """Three folds of groups: those with most defective images first, each to the fold that has fewest, then fewest images."""
+    groups, defective = {}, [int(label) for label in data.labels.any(dim=1)]
+    for i, group in enumerate(data.groups):
+        groups.setdefault(group, []).append(i)
+    order = list(groups.values())
+    random.Random(0).shuffle(order)
+    order.sort(key=lambda group: -sum(defective[i] for i in group))
+    folds = [], [], []
+    for group in order:
+        min(folds, key=lambda fold: (sum(defective[i] for i in fold), len(fold))).extend(group)
+    return tuple(tuple(sorted({int(data.entries[i].name[3:5]) for i in fold})) for fold in folds)
+
+
+def test_the_folds_of_ksdd_are_drawn_by_its_masks(folds):
+    assert drawn(folds["all"]) == ksdd.FOLDS
+
+
+def test_some_commutators_are_a_subset(commutators, root):
+    for kos in ("kos01", "kos03"):
+        shutil.copytree(commutators / "KolektorSDD" / kos, root / "KolektorSDD" / kos)
+    parts = {part: datasets.load("ksdd", part) for part in ("all", "train2", "test0", "test1")}
+    assert [len(d) for d in parts.values()] == [16, 16, 8, 8] and {d.title for d in parts.values()} == {"KolektorSDD subset"}
+    with pytest.raises(DataError, match=r"no images of part 'test2' in .*KolektorSDD: expected kosNN/PartK.jpg, see data/"):
+        datasets.load("ksdd", "test2")
+    (root / "KolektorSDD" / "kos01" / "Part1_label.bmp").unlink()
+    with pytest.raises(DataError, match=r"kos01/Part1_label.bmp is missing"):
+        _ = parts["test1"].labels
+
+
+def test_an_image_that_is_not_the_authors_is_left_out(commutators, root):
+    shutil.copytree(commutators / "KolektorSDD", root / "KolektorSDD")
+    shutil.copyfile(root / "KolektorSDD" / "kos21" / "Part0.jpg", root / "KolektorSDD" / "kos21" / "Part7.jpg")
+    data = datasets.load("ksdd", "all")
+    assert len(data) == 399 and data.title == "KolektorSDD"
+    (root / "KolektorSDD" / "kos50" / "Part7.jpg").unlink()
+    assert datasets.load("ksdd", "test0").title == "KolektorSDD subset"
+
+
+def test_real_ksdd(real):
+    folder = real / "KolektorSDD"
+    if not folder.is_dir():
+        pytest.skip(f"no KolektorSDD in {real}: set LTCAM_DATA to a folder that has it")
+    data = datasets.load("ksdd", "all")
+    whole = data.title == "KolektorSDD"
+    assert (len(data), len(data.scored)) == ((399, 52) if whole else (80, 10))
+    assert {width for _, width in data.sizes} == {500} and {height // 100 for height, _ in data.sizes} == {12}
+    assert all(data[i].mask.any() and data[i].image.shape[1:] == data[i].mask.shape for i in data.scored)
+    twins = [(folder / kos / "Part3.jpg").read_bytes() for kos in ("kos01", "kos26", "kos27", "kos34")]
+    assert twins[0] == twins[1] != twins[2] == twins[3]
+    if whole:
+        assert len({e.image.read_bytes() for e in data.entries}) == 399 - 16
+
+
+def test_the_folds_of_ksdd_are_drawn_by_its_real_masks(real):
+    if not (real / "KolektorSDD").is_dir() or (data := datasets.load("ksdd", "all")).title != "KolektorSDD":
+        pytest.skip(f"not the whole KolektorSDD in {real}: set LTCAM_DATA to a folder that has it")
+    assert drawn(data) == ksdd.FOLDS
+
+
 def test_magnetic_tile_groups_do_not_leak(root):
     lookalikes.magnetic_tile(root)
     train, test = (datasets.load("magnetic_tile", part) for part in ("train", "test"))
@@ -154,11 +275,13 @@ def test_preprocessing_is_imagenets():
 @pytest.mark.parametrize(
     ("name", "part", "message"),
     [
-        ("coco", "train", "data set 'coco' is unknown: expected one of demo, voc2012, magnetic_tile, ksdd2"),
+        ("coco", "train", "data set 'coco' is unknown: expected one of demo, voc2012, magnetic_tile, ksdd, ksdd2"),
         ("demo", "val", r"part 'val' of demo is unknown: expected one of \['train', 'test'\]"),
         ("voc2012", "train", r"PASCAL VOC 2012 is not at .*VOC2012: set LTCAM_DATA"),
         ("magnetic_tile", "train", "Magnetic tile is not at .*: set LTCAM_DATA"),
         ("magnetic_tile", "val", "part 'val' of magnetic_tile is unknown"),
+        ("ksdd", "train0", "KolektorSDD is not at .*KolektorSDD: set LTCAM_DATA"),
+        ("ksdd", "test", r"part 'test' of ksdd is unknown: expected one of \['all', 'train0', .*'test2'\]"),
         ("ksdd2", "train", "KSDD2's part 'train' is not at .*: set LTCAM_DATA"),
     ],
 )

@@ -105,6 +105,8 @@ def test_voc(offer, server, root, tmp_path, monkeypatch):
     assert fetch.get("voc2012", root) and len(server.seen) == 1
     report = checks.check("voc2012", root)
     assert not report.findings and report.title == "PASCAL VOC 2012"
+    folders = {path.name: len(list(path.rglob("*.*"))) for path in (root / "VOCdevkit" / "VOC2012").iterdir()}
+    assert folders == {"Annotations": 14, "ImageSets": 3, "JPEGImages": 14, "SegmentationClass": 14}  # not only what is summed
     monkeypatch.setenv("LTCAM_DATA", str(root))
     assert datasets.load("voc2012", "val", annotations=True).labels.sum(dim=1).tolist() == [
         1,
@@ -113,7 +115,7 @@ def test_voc(offer, server, root, tmp_path, monkeypatch):
         1,
         2,
         1,
-    ]  # the difficult ones too
+    ]  # and difficult ones
 
 
 @pytest.fixture
@@ -131,6 +133,27 @@ def test_magnetic_tile_takes_what_its_checksums_list(lengths, tiles, server, roo
     target = fetch.get("magnetic_tile", root)
     assert left(target) == ["MT_Break", "MT_Free"] and not list(root.rglob("Thumbs.db"))
     assert len(list(target.rglob("*.*"))) == 120 and not checks.check("magnetic_tile", root).findings
+
+
+def test_ksdd_takes_what_its_checksums_list(offer, server, root, tmp_path, monkeypatch):
+    path, sums = lookalikes.ksdd_zip(tmp_path)
+    monkeypatch.setattr(checks, "CHECKSUMS", tmp_path)
+    (tmp_path / "ksdd.sha256").write_text(sums)
+    offer("ksdd", path, "a", sha256="")
+    assert fetch.get("ksdd", root) == root / "KolektorSDD" and left(root) == ["KolektorSDD"]
+    assert len(list(root.rglob("*.*"))) == 798  # without the copy
+    report = checks.check("ksdd", root)
+    assert report.title == "KolektorSDD" and not report.findings and not report.notes
+    assert fetch.get("ksdd", root) and len(server.seen) == 1
+    found = fetch.listing(root).set_index("name").loc["ksdd"]
+    assert found["state"] == "present" and found["download"].startswith("about ") and found["licence"] == "CC BY-NC-SA 4.0"
+    shutil.rmtree(root / "KolektorSDD" / "kos01")
+    with pytest.raises(DataError, match=r"KolektorSDD is subset .* not overwritten"):
+        fetch.get("ksdd", root)
+    shutil.rmtree(root)
+    (tmp_path / "ksdd.sha256").write_text("0" * 64 + sums[64:])
+    with pytest.raises(RuntimeError, match=r"lacks, or has damaged, 1 of 798 files, the first kos01/Part0.jpg"):
+        fetch.get("ksdd", root)
 
 
 def test_a_tile_that_is_not_the_authors_is_refused(tiles, server, root, tmp_path):
@@ -397,7 +420,9 @@ def test_nothing_is_overwritten(ksdd2, server, root):
 def test_names(root, caplog):
     caplog.set_level("INFO")
     assert fetch.get("demo", root) == root and "nothing to fetch" in caplog.text
-    with pytest.raises(DataError, match="data set 'coco' is unknown: expected one of demo, voc2012, magnetic_tile, ksdd2"):
+    with pytest.raises(
+        DataError, match="data set 'coco' is unknown: expected one of demo, voc2012, magnetic_tile, ksdd, ksdd2"
+    ):
         fetch.get("coco", root)
 
 
@@ -405,13 +430,15 @@ def test_listing(ksdd2, root):
     lookalikes.voc(root)
     fetch.get("ksdd2", root)
     found = fetch.listing(root).set_index("name")
-    assert found["state"].to_dict() == {"demo": "present", "voc2012": "subset", "magnetic_tile": "absent", "ksdd2": "present"}
+    assert found["state"].to_dict() == {
+        "demo": "present", "voc2012": "subset", "magnetic_tile": "absent", "ksdd": "absent", "ksdd2": "present",
+    }  # fmt: skip
     assert found["where"]["ksdd2"] == str(root / "KolektorSDD2") and found["download"]["voc2012"] == "2.00GB"
     assert found["licence"]["ksdd2"] == "CC BY-NC-SA 4.0"
 
 
 def test_the_sources_are_pinned():
     for name, source in fetch.SOURCES.items():
-        assert len(source.sha256) == 64 or len(checks.checksums(name)) == 2688
+        assert len(source.sha256) == 64 or len(checks.checksums(name)) == {"magnetic_tile": 2688, "ksdd": 798}[name]
         assert all(url.startswith("https://") or source.sha256 for url in source.mirrors)
         assert source.file.endswith((".tar", ".zip")) and len(source.mirrors) >= 2
