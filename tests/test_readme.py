@@ -65,9 +65,9 @@ def test_the_map_names_every_table_and_figure_of_the_paper():
     assert list(readme.SOURCES) == [f"Table {i}" for i in range(1, 5)] + [f"Fig. {i}" for i in range(1, 6)] + ["Claims"]
     assert list(readme.SHOWN) == list(paper.TABLES)
     rows = readme.outputs().splitlines()
-    assert rows[7] == (
-        "| Fig. 2 | [04_comparison](notebooks/04_comparison.ipynb) | `ltcam reproduce --profile demo --only 04` "
-        "| [figures/paper/voc2012/fig2.png](figures/paper/voc2012/fig2.png) |"
+    assert rows[8] == (
+        "| Fig. 3 | [04_comparison](notebooks/04_comparison.ipynb) | `ltcam reproduce --profile demo --only 04` "
+        "| [figures/real/magnetic_tile/fig3.png](figures/real/magnetic_tile/fig3.png) |"
     )
 
 
@@ -141,8 +141,8 @@ def test_claims(page):
 
 
 def test_claims_are_read_as_they_are_judged(page):
-    judged = claims.judge(claims.read(paths.ROOT / "results" / "paper" / "voc2012", "voc2012"), "voc2012")
-    results(page, "voc2012", "claims", judged)
+    judged = claims.judge(claims.read(paths.ROOT / "results" / "real" / "magnetic_tile", "magnetic_tile"), "magnetic_tile")
+    results(page, "magnetic_tile", "claims", judged)
     lines = readme.claims().splitlines()[2:]
     assert len(lines) == len(judged) > 10 and {line.count(" | ") for line in lines} == {3}
     for row, line in zip(judged.itertuples(), lines, strict=True):
@@ -192,7 +192,7 @@ def test_settings_are_the_profiles():
     cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:] for line in lines}
     assert cells["trained on, held out"][2:] == ["train, test", "train, test", "train, val"]
     assert cells["... of the convolutions"][0] == "none" and cells["... of the convolutions"][4] == "3e-05"
-    assert cells["trainings"] == ["1", "9", "3", "1", "3"] and cells["images are"][::4] == ["as they are", "mirrored"]
+    assert cells["trainings"] == ["1", "9", "3", "3", "3"] and cells["images are"][::4] == ["as they are", "mirrored"]
 
 
 def test_only_stale_sections_are_written_anew(page):
