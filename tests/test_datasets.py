@@ -51,7 +51,7 @@ def test_voc(root):
     lookalikes.voc(root)
     data = datasets.load("voc2012", "train")
     assert len(data) == 8 and agrees(data) and data.scored == list(range(8))
-    assert data.title == "PASCAL VOC 2012 subset" and data.headline is None
+    assert data.title == "PASCAL VOC 2012 subset"
     assert [CLASSES[c] for c in data.labels[0].nonzero().flatten()] == ["cat", "dog"]
 
 
@@ -80,7 +80,7 @@ def test_full_voc_is_recognised_by_its_lists(root):
     assert datasets.load("voc2012", "val").title == "PASCAL VOC 2012 subset"  # its training part is not the official one
     (lists / "train.txt").write_text("".join(f"2007_{i:06d}\n" for i in range(1464)))
     data = datasets.load("voc2012", "val")
-    assert data.title == "PASCAL VOC 2012" and data.headline is None
+    assert data.title == "PASCAL VOC 2012"
 
 
 def test_ksdd2(root):
@@ -108,7 +108,7 @@ def test_ksdd(folds):
     assert [len(d) for d in folds.values()] == [399, 271, 263, 264, 128, 136, 135]
     assert [len(d.scored) for d in folds.values()] == [52, 35, 35, 34, 17, 17, 18]
     data = folds["all"]
-    assert data.title == "KolektorSDD" and data.classes == ("defect",) and data.headline is None
+    assert data.title == "KolektorSDD" and data.classes == ("defect",)
     assert (data.size, data.jitter, data.upright) == ((640, 232), (0.8, 1.0), False) and set(data.sizes) == {(63, 25)}
     assert agrees(folds["test2"]) and [e.name for e in data.entries][7:9] == ["kos01/Part7", "kos02/Part0"]
 
@@ -243,7 +243,7 @@ def test_real_voc(real):
     whole = parts["val"].title == "PASCAL VOC 2012"
     assert [len(data) for data in parts.values()] == ([1464, 1449, 2913] if whole else [103, 100, 203])
     val = parts["val"]
-    assert val.title == "PASCAL VOC 2012" + " subset" * (not whole) and val.headline is None
+    assert val.title == "PASCAL VOC 2012" + " subset" * (not whole)
     assert [int(n) for n in val.labels.sum(dim=0)] == (
         [90, 79, 103, 72, 96, 74, 127, 119, 123, 71, 75, 128, 79, 76, 446, 85, 57, 90, 84, 74] if whole else
         [6, 7, 6, 6, 9, 6, 9, 6, 6, 6, 6, 6, 6, 6, 33, 7, 6, 7, 6, 6]
