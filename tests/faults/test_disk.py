@@ -45,7 +45,7 @@ def test_a_checkpoint(voc, fault, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(StopIteration):
         patch.setattr(training, "_fit_epoch", lambda *a: (next(epochs), fit(*a))[1])
         training.train(voc, tmp_path / "cut")
-    assert {"checkpoint.pt", "last.pt"} <= set(files(tmp_path / "cut"))
+    assert "last.pt" in files(tmp_path / "cut")
     out = tmp_path / "cut"
     full(fault("disk full while a checkpoint is written"), 5000, lambda: training.train(voc, out), out, f"{out}/")
     assert run_of(out) == run_of(tmp_path / "whole")

@@ -50,7 +50,7 @@ BAD = {
     "an image of real numbers": (0, save(np.zeros((45, 60), np.float32), "TIFF"), r"000009.jpg has PIL's mode F: expected"),
     "a mask that is cut off": (1, cut, r"SegmentationClass/2007_000009.png cannot be read as an image"),
     "a mask of zero bytes": (1, lambda p: p.write_bytes(b""), r"SegmentationClass/2007_000009.png cannot be read as an image"),
-    "a mask of another size": (1, save(np.zeros((60, 45), np.uint8)), r"2007_000009: the mask is 60 x 45, the image 45 x 60"),
+    "a mask of another size": (1, save(np.full((60, 45), 8, np.uint8)), r"2007_000009: the mask is 60 x 45, the image 45 x 60"),
     "a mask with unknown labels": (1, save(np.full((45, 60), 99, np.uint8)), r"000009.png holds the labels \[99\]: expected"),
     "a mask in colours": (1, save(np.zeros((45, 60, 3), np.uint8)), r"000009.png has PIL's mode RGB: expected one label"),
     "a mask of 16 bits": (1, save(np.full((45, 60), 300, np.uint16)), r"000009.png has PIL's mode I;16: expected one label"),
