@@ -59,8 +59,9 @@ def by_training(counts: pd.DataFrame) -> pd.DataFrame:
 
 def split(counts: pd.DataFrame) -> list[tuple[str, list[pd.DataFrame]]]:
     """(training, counts of each of its folds) of every training in `counts`, in the order they appear."""
-    named = counts if "training" in counts else counts.assign(training="")
-    trainings = [(str(name), rows) for name, rows in named.groupby("training", sort=False)]
+    if "training" not in counts or counts.empty:
+        return [("", [counts])]
+    trainings = [(str(name), rows) for name, rows in counts.groupby("training", sort=False)]
     return [(name, [t for _, t in rows.groupby("fold", sort=False)] if "fold" in rows else [rows]) for name, rows in trainings]
 
 
