@@ -18,7 +18,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +28,7 @@ from accelerate.utils import gather_object, reduce
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import BatchSampler, DataLoader, Dataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Subset, TensorDataset
 from torchvision.models import VGG
 from torchvision.transforms import v2
 from tqdm import tqdm
@@ -46,7 +45,7 @@ from ltcam.weights import load, sha256
 
 log = logging.getLogger(__name__)
 _REMEDY = "train with a smaller lr; what earlier epochs left is kept"
-_KEPT: dict[str, Tensor] = {}  # features, by what they are of
+_KEPT: dict[str, dict[str, Tensor]] = {}  # features of images, by what computes them
 Augment = Literal["none", "flips", "light", "strong"]
 
 
@@ -320,19 +319,40 @@ def _prepare(
     return _Features(features, fit.labels), trainable
 
 
-def _computed(frozen: nn.Module, fit: Segmentation, size: tuple[int, int], recipe: Recipe, device: torch.device) -> Tensor:
-    """(N, mirrors, ...): what the frozen stages make of every image and its mirror images. The last ones are kept: the next
-    seed has the same."""
+def _computed(
+    frozen: nn.Module, fit: Segmentation, size: tuple[int, int], recipe: Recipe, device: torch.device
+) -> list[Tensor]:
+    """Of every image (mirrors, ...): what the frozen stages make of it and its mirror images. Each image is computed by itself
+    and kept, so other seeds, folds and hold-outs find the same."""
     flips = [(), (-1,)] if fit.upright else [(), (-1,), (-2,), (-2, -1)]
-    flips = flips[:1] if recipe.augment == "none" else flips
-    weights = [hashlib.sha256(p.detach().cpu().numpy().tobytes()).hexdigest() for p in frozen.parameters()]
-    key = json.dumps([fit.fingerprint, size, flips, weights, recipe.batch_size, str(device)])
+    mirrored = _Labelled(fit, size, _Mirrors(flips[:1] if recipe.augment == "none" else flips))
+    key = json.dumps([str(device), *map(_digest, frozen.parameters())])
     if key not in _KEPT:
-        log.info("%s: the features of %d frozen stages, computed once", recipe.data, recipe.frozen)
-        inputs = [_Labelled(fit, size, partial(torch.flip, dims=dims)) for dims in flips]
         _KEPT.clear()
-        _KEPT[key] = torch.stack([predict(frozen, images, recipe.batch_size, device) for images in inputs], dim=1)
-    return _KEPT[key]
+    kept = _KEPT.setdefault(key, {})
+    images = [_digest(mirrored[i][0]) for i in range(len(mirrored))]
+    missing = list({image: i for i, image in enumerate(images) if image not in kept}.values())
+    if missing:
+        log.info("%s: %d frozen stages' features of %d images, computed once", recipe.data, recipe.frozen, len(missing))
+        each = nn.Sequential(nn.Flatten(0, 1), frozen)  # a batch of one image is one of its mirror images
+        found = predict(each, Subset(mirrored, missing), 1, device)
+        found = found.view(len(missing), -1, *found.shape[1:])
+        kept.update(zip((images[i] for i in missing), found, strict=True))
+    return [kept[image] for image in images]
+
+
+class _Mirrors:
+    """(3, H, W) -> (mirrors, 3, H, W)."""
+
+    def __init__(self, flips: Sequence[tuple[int, ...]]) -> None:
+        self.flips = flips
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return torch.stack([image.flip(dims) for dims in self.flips])
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _rarity(labels: Tensor) -> Tensor:
@@ -381,15 +401,21 @@ class _Labelled(Dataset[tuple[Tensor, Tensor]]):
         return (self.augment(image) if self.augment else image), self.labels[index]
 
 
-class _Features(TensorDataset):
-    """(features of an image or of one of its mirror images, drawn at random, its label), of (N, mirrors, ...) and (N, C)."""
+class _Features(Dataset[tuple[Tensor, Tensor]]):
+    """(features of an image or of one of its mirror images, drawn at random, its label)."""
+
+    def __init__(self, features: Sequence[Tensor], labels: Tensor) -> None:
+        self.features, self.labels = features, labels
+
+    def __len__(self) -> int:
+        return len(self.features)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        features, label = (tensor[index] for tensor in self.tensors)
-        return features[int(torch.randint(len(features), ())) if len(features) > 1 else 0], label
+        mirrors = self.features[index]
+        return mirrors[int(torch.randint(len(mirrors), ())) if len(mirrors) > 1 else 0], self.labels[index]
 
 
-Inputs = _Labelled | TensorDataset
+Inputs = _Labelled | _Features | Subset[tuple[Tensor, Tensor]]
 
 
 def _batches(model: nn.Module, data: Inputs, batch_size: int, device: torch.device) -> DataLoader[Any]:
@@ -420,7 +446,7 @@ def _save(state: dict[str, Any], path: Path) -> None:
 def _label_table(scores: pd.Series[float], held_out: Segmentation) -> pd.DataFrame:
     counts = held_out.labels.sum(dim=0).int().tolist()
     rows = [{"class": held_out.classes[int(c)], "images": counts[int(c)], "AP": ap} for c, ap in scores.items()]  # type: ignore[call-overload]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["class", "images", "AP"])
 
 
 def _of(identity: dict[str, Any]) -> tuple[Recipe, str] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from ltcam import datasets, paths, training
@@ -121,18 +122,27 @@ def test_features_of_frozen_stages_are_the_networks_own_of_every_mirror_image(vo
     assert all(torch.allclose(alone[3][0], expected[0], atol=1e-5) for _ in range(5))
 
 
-def test_defects_have_four_mirror_images_and_the_next_seed_has_the_same(tmp_path, monkeypatch, caplog):
+def test_features_are_computed_once_for_seeds_and_hold_outs(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setenv("LTCAM_DATA", str(lookalikes.magnetic_tile(tmp_path / "data")))
     recipe = Recipe(data="magnetic_tile", **TINY | {"frozen": 4, "augment": "flips", "epochs": 1})
     torch.manual_seed(0)
     weights = training.vgg16(1, "fc", None, 16, 16).state_dict()
     torch.save({"model": weights}, tmp_path / "vgg.pt")
+    data, recipe = datasets.load("magnetic_tile", "train"), replace(recipe, weights=str(tmp_path / "vgg.pt"))
+    for shade, entry in enumerate(data.entries):
+        Image.new("L", (20, 30), 7 * shade).save(entry.image)
+    train(training.tuning(recipe), tmp_path / "try")
     for seed in (0, 1):
-        train(replace(recipe, seed=seed, weights=str(tmp_path / "vgg.pt")), tmp_path / f"seed{seed}")
-    assert sum("computed once" in record.getMessage() for record in caplog.records) == 1
-    (features,) = training._KEPT.values()
-    assert features.shape[:2] == (len(datasets.load("magnetic_tile", "train")), 4)
+        train(replace(recipe, seed=seed), tmp_path / f"seed{seed}")
+    said = [record.getMessage() for record in caplog.records if "computed once" in record.getMessage()]
+    numbers = [int(re.search(r"of (\d+) images", line)[1]) for line in said]
+    assert len(numbers) == 2 and sum(numbers) == len(data)  # those of the hold-out came to those it was fitted on
+    model = training.vgg16(1, "fc", str(tmp_path / "vgg.pt"), 16, 16)
+    features, _ = training._prepare(model, data, data.size, recipe, torch.device("cpu"))
+    with torch.no_grad():
+        upside_down = model.features[:24](datasets.preprocess(data.image(3), data.size).flip(-2)[None])[0]
+    assert torch.allclose(features.features[3][2], upside_down, atol=1e-5) and len(features.features[3]) == 4
 
 
 def test_training_on_features_is_training_with_frozen_stages(voc, tmp_path, monkeypatch):
