@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from ltcam import plotting
+from ltcam.show import plotting
 
 RESULTS = Path(__file__).parent / "results"
 COLORS = {"ltcam": "tab:red", "torch-cam": "tab:blue", "pytorch-grad-cam": "tab:green", "captum": "tab:purple"}

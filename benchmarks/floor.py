@@ -17,7 +17,8 @@ from torchvision.models import vgg16
 from benchmarks.figure import RESULTS
 from benchmarks.peers import bare
 from benchmarks.timing import DEVICE, turns
-from ltcam import provenance, trace
+from ltcam import trace
+from ltcam.experiment import provenance
 
 SIDE = 4096 if DEVICE == "cpu" else 16384  # of the matrices: large enough to keep the device busy
 

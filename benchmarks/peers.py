@@ -27,10 +27,10 @@ from torchvision.models import VGG, vgg16
 
 from benchmarks import figure
 from benchmarks.timing import DEVICE, memory, seconds
-from ltcam import provenance
-from ltcam.evaluation import Config
-from ltcam.paper import SEVEN
-from ltcam.sweep import DELTAS
+from ltcam.experiment import provenance
+from ltcam.experiment.evaluation import Config
+from ltcam.paper.sweep import DELTAS
+from ltcam.paper.tables import SEVEN
 
 ROWS = [config for config in SEVEN.values() if config.method != "fullgrad"]
 SWEEP = [Config(method, "S1-S5", delta) for method in ("gradcam", "layercam") for delta in (None, *DELTAS)]
@@ -47,8 +47,8 @@ Work = Callable[[VGG, Tensor, list[Config], int], Any]
 
 
 def ours(model: VGG, images: Tensor, configs: list[Config], classes: int) -> Any:
-    from ltcam.bins import heatmaps, maps_of
-    from ltcam.tracing import trace
+    from ltcam.engine.bins import heatmaps, maps_of
+    from ltcam.engine.tracing import trace
 
     full = any(config.method == "fullgrad" for config in configs)
     traced = trace(model, images, [CLASSES[:classes]] * len(images), fullgrad=full)

@@ -23,12 +23,15 @@ from torchvision.models import VGG, vgg16
 from benchmarks.figure import RESULTS
 from benchmarks.peers import bare
 from benchmarks.timing import DEVICE, memory, turns
-from ltcam import datasets, models, provenance, trace
-from ltcam.bins import maps_of
-from ltcam.cam import Options
-from ltcam.evaluation import Config, Protocol, _batches, _count, _loader
-from ltcam.sweep import DELTAS
-from ltcam.training import Recipe, Trained
+from ltcam import data as datasets
+from ltcam import trace
+from ltcam.engine.bins import maps_of
+from ltcam.engine.cam import Options
+from ltcam.experiment import provenance
+from ltcam.experiment import vgg16 as models
+from ltcam.experiment.evaluation import Config, Protocol, _batches, _count, _loader
+from ltcam.experiment.training import Recipe, Trained
+from ltcam.paper.sweep import DELTAS
 
 FORTY = [Config(m, "S1-S5", d) for m in ("gradcam", "layercam") for d in (None, *DELTAS)]
 FORTY += [Config(m, "S5", d) for m in ("gradcam", "layercam") for d in DELTAS[1:]]

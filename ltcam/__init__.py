@@ -2,11 +2,11 @@
 
 import warnings
 
-from ltcam.cam import CAM, explain
+from ltcam.engine.cam import CAM, explain
+from ltcam.engine.methods import METHODS
+from ltcam.engine.tracing import Trace, trace
+from ltcam.engine.tricks import layerize, truncate
 from ltcam.errors import LtcamError
-from ltcam.methods import METHODS
-from ltcam.tracing import Trace, trace
-from ltcam.tricks import layerize, truncate
 
 __all__ = ["CAM", "METHODS", "LtcamError", "Trace", "explain", "layerize", "trace", "truncate"]
 __version__ = "0.1.0"

@@ -60,13 +60,14 @@ def explain(
     out: Annotated[Path, typer.Option(help="the picture: .png, .jpg, .pdf or .svg")] = Path("heat.png"),
 ) -> None:
     """The heatmap of one class over one image."""
-    from ltcam import paths, picture, plotting
+    from ltcam import files
+    from ltcam.show import picture, plotting
 
     if out.suffix not in (".png", ".jpg", ".pdf", ".svg"):
         raise InputError(f"--out {out} is no picture: expected a name that ends in .png, .jpg, .pdf or .svg")
     network = picture.classifier(model, checkpoint)
     pixels, name, maps = picture.heatmaps(image, network, target, method, layers or None, delta, per_stage)
-    with paths.atomic(out) as temporary:
+    with files.atomic(out) as temporary:
         plotting.overlay_figure(pixels, maps, name).savefig(temporary, dpi=150)
     typer.echo(f"{out}: {name}")
 
@@ -82,9 +83,10 @@ def train(
     out: Annotated[Path | None, typer.Option(help="folder of the run; below LTCAM_RUNS or the results if not given")] = None,
 ) -> None:
     """Train classifiers on image-level labels; an interrupted run goes on where it stopped."""
-    from ltcam import locks, parallel, paths, training
-    from ltcam.reproduce import profile as load_profile
-    from ltcam.reproduce import trainings
+    from ltcam import files
+    from ltcam.experiment import locks, parallel, training
+    from ltcam.paper.reproduce import profile as load_profile
+    from ltcam.paper.reproduce import trainings
 
     runs = [run for name in ([profile] if profile else ["demo", "real", "paper"]) for run in load_profile(name)]
     run = next((run for run in runs if run["data"] == data), None)
@@ -99,7 +101,7 @@ def train(
             f"--seed {seed} --fold {fold} --out {out} name {len(chosen)} trainings of {data}: "
             "expected at least one, and just one with --out"
         )
-    home = paths.runs(run["profile"], data)
+    home = files.runs(run["profile"], data)
     for each in chosen:
         folder = out or home / (f"tries/{', '.join(setting or ['profile'])}" if tune else each.name)
         with locks.alone(folder, "run"):
@@ -108,7 +110,7 @@ def train(
             typer.echo(path)
     if tune and parallel.processes().is_main_process:
         typer.echo(
-            training.tried(home / "tries", paths.results(run["profile"], data))[["try", "mAP", "loss"]].to_string(index=False)
+            training.tried(home / "tries", files.results(run["profile"], data))[["try", "mAP", "loss"]].to_string(index=False)
         )
 
 
@@ -126,8 +128,10 @@ def evaluate(
     import time
     from functools import partial
 
-    from ltcam import datasets, locks, metrics, paper, parallel, provenance, training
-    from ltcam import evaluation as ev
+    from ltcam import data as datasets
+    from ltcam.experiment import evaluation as ev
+    from ltcam.experiment import locks, metrics, parallel, provenance, training
+    from ltcam.paper import tables as paper
 
     started, first = time.time(), parallel.processes().is_main_process
     asked = [ev.Config.parse(text) for text in config or []]
@@ -161,7 +165,7 @@ def export_seeds(
     batch_size: Annotated[int, typer.Option()] = 8,
 ) -> None:
     """Heatmaps as seeds for weakly-supervised segmentation, in IRN's files; an interrupted run goes on where it stopped."""
-    from ltcam import evaluation, seeds, training
+    from ltcam.experiment import evaluation, seeds, training
 
     asked = evaluation.Config.parse(config)
     trained = training.load_checkpoint(checkpoint)
@@ -179,7 +183,7 @@ def reproduce(
     seed: Annotated[list[int] | None, typer.Option(help="these trainings alone, instead of all of the profile's")] = None,
 ) -> None:
     """Run the notebook series and leave every table, figure and executed notebook; what is up to date is skipped."""
-    from ltcam.reproduce import reproduce as run
+    from ltcam.paper.reproduce import reproduce as run
 
     run(profile, only, data, start=start, force=force, seeds=seed or [])
 
@@ -192,7 +196,7 @@ def report(
     ),
 ) -> None:
     """Write a static site of what was reproduced: tables, claims, figures, notebooks, and sliders to move."""
-    from ltcam.report import report as run
+    from ltcam.show.report import report as run
 
     typer.echo(run(profile, out))
 
@@ -202,7 +206,7 @@ def readme(
     check: Annotated[bool, typer.Option("--check", help="write nothing; exit code 1 where a section is stale")] = False,
 ) -> None:
     """Write the tables of README.md anew from committed results."""
-    from ltcam import readme as page
+    from ltcam.show import readme as page
 
     changed = page.stale() if check else page.write()
     for name in changed:
@@ -213,7 +217,7 @@ def readme(
 @data_app.command("list")
 def data_list() -> None:
     """Every data set: whether it is there and where, what its download weighs, its terms."""
-    from ltcam import fetch
+    from ltcam.data import fetch
 
     typer.echo(fetch.listing().to_string(index=False))
 
@@ -221,7 +225,7 @@ def data_list() -> None:
 @data_app.command("get")
 def data_get(name: Annotated[str, typer.Argument(help="voc2012, magnetic_tile, ksdd or ksdd2")]) -> None:
     """Fetch a data set, verify and unpack it; an interrupted download goes on where it stopped."""
-    from ltcam import fetch
+    from ltcam.data import fetch
 
     typer.echo(fetch.get(name))
 
@@ -229,7 +233,7 @@ def data_get(name: Annotated[str, typer.Argument(help="voc2012, magnetic_tile, k
 @data_app.command("check")
 def data_check(name: Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile, ksdd or ksdd2")]) -> None:
     """Open every file of a data set; exit code 1 where one is missing or damaged."""
-    from ltcam import checks
+    from ltcam.data import checks
 
     report = checks.check(name)
     lines = [f"note: {note}" for note in report.notes] + [f"finding: {finding}" for finding in report.findings]
@@ -244,7 +248,8 @@ def data_show(
     out: Annotated[Path, typer.Option(help="samples with their masks, as OUT.png and OUT.pdf")] = Path("samples"),
 ) -> None:
     """Images, how much of them each class covers, and a picture of samples."""
-    from ltcam import datasets, overview, plotting
+    from ltcam import data as datasets
+    from ltcam.show import overview, plotting
 
     data = datasets.load(name, part)
     typer.echo(f"{data.title}, part {part}\n{overview.summary(data).round(2).to_string(index=False)}")
@@ -258,7 +263,7 @@ def data_bench(
     part: Annotated[str, typer.Option(help="part or list of the data set; of ksdd all, train0, test0, ...")] = "train",
 ) -> None:
     """Images per second of loading alone, against the model's own rate."""
-    from ltcam import overview
+    from ltcam.show import overview
 
     typer.echo(overview.bench(name, part).round(1).to_string(index=False))
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltcam import paths
-from ltcam.models import vgg16
+from ltcam import files
+from ltcam.experiment.vgg16 import vgg16
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def images():
 @pytest.fixture(scope="session")
 def real_data():
     """The folder of real images, where there is one."""
-    root = paths.data_root().resolve()
+    root = files.data_root().resolve()
     if not ((root / "magnetic_tile").is_dir() and (root / "VOCdevkit").is_dir()):
         pytest.skip(f"no real images in {root}: set LTCAM_DATA to a folder with VOCdevkit/VOC2012 and magnetic_tile")
     return root

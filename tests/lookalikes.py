@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ltcam.datasets.voc import CLASSES
+from ltcam.data.voc import CLASSES
 
 
 def voc(root: Path, annotations: bool = True) -> Path:

@@ -5,12 +5,14 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from ltcam import ablations, metrics, paper, sweep
-from ltcam.ablations import DEFAULTS, ROWS
 from ltcam.errors import InputError
-from ltcam.evaluation import Config
-from ltcam.study import Study
-from ltcam.training import train
+from ltcam.experiment import metrics
+from ltcam.experiment.evaluation import Config
+from ltcam.experiment.study import Study
+from ltcam.experiment.training import train
+from ltcam.paper import ablations, sweep
+from ltcam.paper import tables as paper
+from ltcam.paper.ablations import DEFAULTS, ROWS
 from tests.test_evaluation import checkpoint, folder, study  # noqa: F401 - fixtures
 
 LT = ROWS["LTGrad-CAM"]

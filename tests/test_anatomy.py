@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ltcam import anatomy, datasets, explain, trace
-from ltcam.tracing import Trace
+from ltcam import data as datasets
+from ltcam import explain, trace
+from ltcam.engine.tracing import Trace
+from ltcam.paper import anatomy
 from tests.test_evaluation import checkpoint, folder, run  # noqa: F401 - fixtures
 
 

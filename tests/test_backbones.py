@@ -8,7 +8,8 @@ from torch import nn
 from torchvision.models import VisionTransformer, get_model
 
 from ltcam import explain, trace
-from ltcam.models import stages, unwrap, vgg16
+from ltcam.engine.stages import stages, unwrap
+from ltcam.experiment.vgg16 import vgg16
 from tests.test_tracing import Net
 
 STAGES = {

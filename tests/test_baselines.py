@@ -13,10 +13,11 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 from torch.nn import functional as F
 
-from ltcam import baselines, trace
-from ltcam.baselines import BASELINES, ablationcam, liftcam, relevancecam, scorecam
+from ltcam import trace
+from ltcam.engine import baselines
+from ltcam.engine.baselines import BASELINES, ablationcam, liftcam, relevancecam, scorecam
+from ltcam.engine.methods import _weighted
 from ltcam.errors import InputError
-from ltcam.methods import _weighted
 
 
 @pytest.fixture(autouse=True, scope="module")

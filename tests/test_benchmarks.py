@@ -12,9 +12,10 @@ from torch._dynamo.exc import TorchDynamoException
 from torchvision.models import vgg16
 
 from benchmarks import figure, floor, peers, scale, timing
-from ltcam import datasets, models
-from ltcam.evaluation import Config
-from ltcam.training import Recipe, Trained
+from ltcam import data as datasets
+from ltcam.experiment import vgg16 as models
+from ltcam.experiment.evaluation import Config
+from ltcam.experiment.training import Recipe, Trained
 
 
 @pytest.fixture(scope="module")

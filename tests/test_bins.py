@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from ltcam import trace
-from ltcam.bins import _cut, maps_of
-from ltcam.cam import Options, layer_maps
-from ltcam.methods import fullgrad
-from ltcam.models import vgg16
-from ltcam.tricks import truncate
+from ltcam.engine.bins import _cut, maps_of
+from ltcam.engine.cam import Options, layer_maps
+from ltcam.engine.methods import fullgrad
+from ltcam.engine.tricks import truncate
+from ltcam.experiment.vgg16 import vgg16
 
 DELTAS = (None, 0.0, 20.0, 55.5, 90.0)
 

@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from ltcam import breakdown, datasets, metrics
-from ltcam.evaluation import Config, evaluate
+from ltcam import data as datasets
+from ltcam.experiment import metrics
+from ltcam.experiment.evaluation import Config, evaluate
+from ltcam.paper import breakdown
 from tests.test_evaluation import checkpoint, defects, folder, run  # noqa: F401 - fixtures
 
 A, B = Config("gradcam"), Config("gradcam", "S5", 0.0)

@@ -5,8 +5,8 @@ import torch
 from torch.nn.functional import interpolate
 
 from ltcam import METHODS, explain, layerize, trace, truncate
-from ltcam.methods import fullgrad
-from ltcam.models import vgg16
+from ltcam.engine.methods import fullgrad
+from ltcam.experiment.vgg16 import vgg16
 
 ANY_HEAD = [name for name in METHODS if name != "cam"]
 

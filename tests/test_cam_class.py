@@ -10,7 +10,7 @@ from pytorch_grad_cam.utils.model_targets import (
 from torch import nn
 
 from ltcam import CAM, explain, trace
-from ltcam.cam import Options
+from ltcam.engine.cam import Options
 
 
 def test_is_the_functional_way_over_its_maximum(tiny, images):

@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ltcam import ablations, breakdown, charts
+from ltcam.paper import ablations, breakdown
+from ltcam.show import charts
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from ltcam import checks, datasets
+from ltcam import data as datasets
 from ltcam.__main__ import app
-from ltcam.datasets import DataError
+from ltcam.data import DataError, checks
 from tests import lookalikes
 
 

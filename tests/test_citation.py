@@ -3,7 +3,7 @@ import re
 import yaml
 
 import ltcam
-from ltcam.paths import ROOT
+from ltcam.files import ROOT
 
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text())
 

@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ltcam import claims, metrics, paper
-from ltcam.evaluation import FLOATS, Config, configurations
-from ltcam.sweep import CONFIGS
+from ltcam.experiment import metrics
+from ltcam.experiment.evaluation import FLOATS, Config, configurations
+from ltcam.paper import claims
+from ltcam.paper import tables as paper
+from ltcam.paper.sweep import CONFIGS
 from tests.test_paper import text  # noqa: F401
 
 BY_NAME = {claim.statement: claim for claim in claims.CLAIMS}

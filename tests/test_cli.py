@@ -29,7 +29,7 @@ def run(*arguments, **environment):
 def test_train_and_evaluate(tmp_path, monkeypatch):
     monkeypatch.setenv("LTCAM_DATA", str(lookalikes.voc(tmp_path / "data")))
     monkeypatch.setattr(
-        "ltcam.reproduce.profile",
+        "ltcam.paper.reproduce.profile",
         lambda name: [{"profile": name, "data": "voc2012", "recipe": {"test": "val", **TINY, "bfloat16": True}}],
     )
     one = ["train", "--data", "voc2012", "--set", "epochs=1"]
@@ -66,8 +66,8 @@ def test_train_names_its_folders_by_seed_and_fold(tmp_path, monkeypatch):
     monkeypatch.setenv("LTCAM_OUTPUT", str(tmp_path / "output"))
     recipe = {"test": "val", **TINY, "epochs": 1}
     run = {"profile": "paper", "data": "voc2012", "seeds": [0, 1], "recipe": recipe}
-    monkeypatch.setattr("ltcam.reproduce.profile", lambda name: [copy.deepcopy(run)])
-    monkeypatch.setattr("ltcam.training.train", lambda recipe, folder: asked.append((folder, recipe)) or folder)
+    monkeypatch.setattr("ltcam.paper.reproduce.profile", lambda name: [copy.deepcopy(run)])
+    monkeypatch.setattr("ltcam.experiment.training.train", lambda recipe, folder: asked.append((folder, recipe)) or folder)
 
     def folders(*options):
         asked.clear()
@@ -90,7 +90,7 @@ def test_tries_are_collected(tmp_path, monkeypatch):
     monkeypatch.setenv("LTCAM_DATA", str(lookalikes.voc(tmp_path / "data")))
     monkeypatch.setenv("LTCAM_OUTPUT", str(tmp_path))
     run = {"profile": "paper", "data": "voc2012", "seeds": [0, 1], "recipe": {"test": "val", **TINY, "epochs": 1}}
-    monkeypatch.setattr("ltcam.reproduce.profile", lambda name: [copy.deepcopy(run)])
+    monkeypatch.setattr("ltcam.paper.reproduce.profile", lambda name: [copy.deepcopy(run)])
     for options in ([], ["--set", "lr=0.01"]):
         done = CliRunner().invoke(app, ["train", "--data", "voc2012", "--tune", *options], catch_exceptions=False)
     assert [line.split()[0] for line in done.output.splitlines()[-2:]] == ["lr=0.01", "profile"]
@@ -101,7 +101,9 @@ def test_tries_are_collected(tmp_path, monkeypatch):
 def test_data_show_and_bench(tmp_path, monkeypatch):
     done = CliRunner().invoke(app, ["data", "show", "demo", "--part", "test", "--out", str(tmp_path / "samples")])
     assert done.exit_code == 0 and "scratch" in done.output and (tmp_path / "samples.png").stat().st_size > 10_000
-    monkeypatch.setattr("ltcam.overview.bench", lambda name, part: pd.DataFrame({"step": [name, part], "ratio": [1.0, 2.0]}))
+    monkeypatch.setattr(
+        "ltcam.show.overview.bench", lambda name, part: pd.DataFrame({"step": [name, part], "ratio": [1.0, 2.0]})
+    )
     done = CliRunner().invoke(app, ["data", "bench", "demo"])
     assert done.exit_code == 0 and done.output.split() == ["step", "ratio", "demo", "1.0", "train", "2.0"]
 
@@ -121,7 +123,7 @@ def listing(monkeypatch):
         def fail():
             raise error
 
-        monkeypatch.setattr("ltcam.fetch.listing", fail)
+        monkeypatch.setattr("ltcam.data.fetch.listing", fail)
         monkeypatch.setattr(sys, "argv", ["ltcam", "data", "list"])
         main()
 
@@ -156,11 +158,11 @@ def saying(monkeypatch):
 
     def listing():
         for level in (logging.DEBUG, logging.INFO, logging.WARNING):
-            logging.getLogger("ltcam.fetch").log(level, "said")
+            logging.getLogger("ltcam.data.fetch").log(level, "said")
             logging.getLogger("matplotlib").log(level, "another's")
         return pd.DataFrame({"name": ["demo"]})
 
-    monkeypatch.setattr("ltcam.fetch.listing", listing)
+    monkeypatch.setattr("ltcam.data.fetch.listing", listing)
 
     def run(*options):
         with monkeypatch.context() as fresh:
@@ -183,14 +185,14 @@ def test_a_quiet_command_only_warns(saying):
 
 
 def test_a_verbose_command_tells_the_time_and_the_module(saying):
-    mine, others = ([line for line in saying("--verbose") if name in line] for name in ("ltcam.fetch: said", "matplotlib"))
+    mine, others = ([line for line in saying("--verbose") if name in line] for name in ("ltcam.data.fetch: said", "matplotlib"))
     assert [line.split()[2] for line in mine] == ["DEBUG", "INFO", "WARNING"] and len(others) == 2
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ", line) for line in mine)
 
 
 def test_a_process_that_is_not_the_first_only_warns(saying, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    assert saying("--verbose")[0].endswith("WARNING ltcam.fetch: said")
+    assert saying("--verbose")[0].endswith("WARNING ltcam.data.fetch: said")
 
 
 def test_quiet_and_verbose_exclude_each_other():

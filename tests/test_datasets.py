@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ltcam import datasets
-from ltcam.datasets import DataError, ksdd, magnetic_tile
-from ltcam.datasets.demo import PARTS, render
-from ltcam.datasets.voc import CLASSES
+from ltcam import data as datasets
+from ltcam.data import DataError, ksdd, magnetic_tile
+from ltcam.data.demo import PARTS, render
+from ltcam.data.voc import CLASSES
 from tests import lookalikes
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 import ltcam
-from ltcam import checks, datasets, errors
-from ltcam.datasets import DataError
-from ltcam.paths import ROOT
+from ltcam import data as datasets
+from ltcam import errors
+from ltcam.data import DataError, checks
+from ltcam.files import ROOT
 
 FAMILY = {
     errors.InputError: ValueError,
@@ -82,9 +83,9 @@ def test_checksums_that_are_not_there_are_named(tmp_path, monkeypatch):
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "latex2mathml.converter", None)
-    monkeypatch.delitem(sys.modules, "ltcam.pages", raising=False)
+    monkeypatch.delitem(sys.modules, "ltcam.show.pages", raising=False)
     with pytest.raises(errors.PackageError, match=r"ltcam report needs latex2mathml: pip install ltcam\[report\]"):
-        importlib.import_module("ltcam.pages")
+        importlib.import_module("ltcam.show.pages")
 
 
 class Stopped(nn.Module):

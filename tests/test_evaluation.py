@@ -14,11 +14,14 @@ import torch
 from PIL import Image
 from skimage.filters import threshold_otsu
 
-from ltcam import datasets, evaluation, explain, metrics, paper, paths, provenance, trace
+from ltcam import data as datasets
+from ltcam import explain, files, trace
 from ltcam.errors import UnavailableError
-from ltcam.evaluation import Config, Protocol, evaluate
-from ltcam.study import Study
-from ltcam.training import Recipe, load_checkpoint, train
+from ltcam.experiment import evaluation, metrics, provenance
+from ltcam.experiment.evaluation import Config, Protocol, evaluate
+from ltcam.experiment.study import Study
+from ltcam.experiment.training import Recipe, load_checkpoint, train
+from ltcam.paper import tables as paper
 from tests import lookalikes
 from tests.test_training import TINY
 
@@ -76,7 +79,7 @@ def study(checkpoint, output, monkeypatch):
     """The run as a study of one training; its counts are kept in a fresh folder."""
     monkeypatch.setenv("LTCAM_RUNS", str(output / "runs"))
     shutil.copytree(checkpoint.parent, output / "runs" / "voc2012", ignore=shutil.ignore_patterns("data", "defects"))
-    out = paths.results("paper", "voc2012")
+    out = files.results("paper", "voc2012")
     out.mkdir(parents=True)
     (out / "trainings.csv").write_text("name,seed,fold,mAP\n,,,0.5\n")
     return Study("paper", "voc2012")
@@ -278,7 +281,7 @@ def test_counts_of_something_else_are_measured_anew(run, tmp_path, monkeypatch, 
     elif change == "checkpoint":
         trained = dataclasses.replace(trained, sha256="another")
     elif change == "code":
-        monkeypatch.setattr("ltcam.provenance.code", lambda: "another")
+        monkeypatch.setattr("ltcam.experiment.provenance.code", lambda: "another")
     elif change == "counts":
         provenance.save(pd.DataFrame(columns=[*metrics.CONFIG]), tmp_path / "other.csv.gz", 0)
         (tmp_path / "other.csv.gz").replace(tmp_path / "counts.csv.gz")
@@ -291,7 +294,7 @@ def test_counts_of_something_else_are_measured_anew(run, tmp_path, monkeypatch, 
 def test_the_code_that_measures_is_known(tmp_path, monkeypatch):
     before = provenance.code.__wrapped__()
     assert before == provenance.code.__wrapped__()
-    shutil.copytree(paths.ROOT / "ltcam", tmp_path / "ltcam", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(files.ROOT / "ltcam", tmp_path / "ltcam", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "ltcam" / "provenance.py"))
     assert provenance.code.__wrapped__() == before
     for name in ("tricks.py", "datasets/magnetic_tile.py"):
@@ -355,7 +358,7 @@ def test_paper_values_are_the_papers():
 
 
 def test_table_4_is_pooled_and_table_3_is_not():
-    """What `ltcam.paper` says of the paper's own arithmetic."""
+    """What `ltcam.paper.tables` says of the paper's own arithmetic."""
     for number, holds in ((3, False), (4, True)):
         rows = paper.published(number)
         p, r, f1 = rows["Precision"], rows["Recall"], rows["Micro-F1"]

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ltcam import checks, datasets, fetch
-from ltcam.datasets import DataError, voc
+from ltcam import data as datasets
+from ltcam.data import DataError, checks, fetch, voc
 from tests import lookalikes
 
 

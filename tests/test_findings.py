@@ -3,8 +3,8 @@ import math
 import pandas as pd
 import pytest
 
-from ltcam import findings
-from ltcam.findings import Finding
+from ltcam.paper import findings
+from ltcam.paper.findings import Finding
 
 
 def change(factor, level, row, value):

@@ -13,13 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ltcam import CAM, METHODS, explain, layerize, metrics, trace, truncate
-from ltcam.baselines import BASELINES
-from ltcam.datasets import preprocess
+from ltcam import CAM, METHODS, explain, layerize, trace, truncate
+from ltcam.data import preprocess
+from ltcam.engine.baselines import BASELINES
+from ltcam.engine.stages import stages
 from ltcam.errors import InputError
-from ltcam.evaluation import Config, Protocol
-from ltcam.models import stages, vgg16
-from ltcam.segmentation import otsu_masks
+from ltcam.experiment import metrics
+from ltcam.experiment.evaluation import Config, Protocol
+from ltcam.experiment.segmentation import otsu_masks
+from ltcam.experiment.vgg16 import vgg16
 
 EXAMPLES: Counter[str] = Counter()
 

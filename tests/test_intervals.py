@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy.stats import bootstrap
 
-from ltcam import intervals, metrics
-from ltcam.evaluation import Config
+from ltcam.experiment import intervals, metrics
+from ltcam.experiment.evaluation import Config
 
 A, B = Config("gradcam"), Config("layercam", "S1-S5", 0.0)
 

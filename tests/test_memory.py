@@ -6,7 +6,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from ltcam import trace
-from ltcam.models import stages, vgg16
+from ltcam.engine.stages import stages
+from ltcam.experiment.vgg16 import vgg16
 
 
 def peak(work):

@@ -5,8 +5,7 @@ import re
 import pytest
 import torch
 
-from ltcam.errors import InputError
-from ltcam.methods import (
+from ltcam.engine.methods import (
     METHODS,
     cam,
     constant_in_space,
@@ -18,6 +17,7 @@ from ltcam.methods import (
     method,
     xgradcam,
 )
+from ltcam.errors import InputError
 
 A = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]], [[4.0, 3.0], [2.0, 1.0]]]])
 G = torch.tensor([[[[2.0, 2.0], [-2.0, 2.0]], [[-1.0, 0.0], [0.0, -3.0]]]])

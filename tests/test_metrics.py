@@ -6,9 +6,9 @@ import pytest
 import torch
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
-from ltcam import metrics
 from ltcam.errors import InputError
-from ltcam.evaluation import Config
+from ltcam.experiment import metrics
+from ltcam.experiment.evaluation import Config
 
 PAIRS = [("a", 0, 50, 50, 0), ("b", 0, 0, 0, 100), ("a", 1, 10, 30, 10)]
 COUNTS = pd.DataFrame(

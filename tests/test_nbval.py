@@ -8,10 +8,10 @@ import sys
 import nbformat
 import pytest
 
-from ltcam import paths
+from ltcam import files
 
 NOTEBOOK = """
-from ltcam import golden
+from ltcam.paper import golden
 import pandas as pd
 table = pd.DataFrame({"row": ["a"], "mIoU": [%s]})
 print(golden.check(table, "table1", "toy"))
@@ -29,9 +29,9 @@ def nbval(folder):
 @pytest.fixture
 def toy(tmp_path):
     """A checkout of its own with one notebook, its committed output and its golden value 10.0."""
-    shutil.copytree(paths.ROOT / "ltcam", tmp_path / "ltcam", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(paths.ROOT / "pyproject.toml", tmp_path)
-    shutil.copy(paths.NOTEBOOKS / "conftest.py", tmp_path)
+    shutil.copytree(files.ROOT / "ltcam", tmp_path / "ltcam", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(files.ROOT / "pyproject.toml", tmp_path)
+    shutil.copy(files.NOTEBOOKS / "conftest.py", tmp_path)
     (tmp_path / "data" / "golden" / "toy").mkdir(parents=True)
     (tmp_path / "data" / "golden" / "toy" / "table1.csv").write_text("row,mIoU\na,10.0\n")
 

@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from ltcam import golden, paths
-from ltcam.training import Recipe
+from ltcam import files
+from ltcam.experiment.training import Recipe
+from ltcam.paper import golden
 
-NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
-PROFILES = sorted((paths.NOTEBOOKS / "profiles").glob("*.yaml"))
+NOTEBOOKS = sorted(files.NOTEBOOKS.glob("*.ipynb"))
+PROFILES = sorted((files.NOTEBOOKS / "profiles").glob("*.yaml"))
 
 
 def code(notebook):
@@ -47,7 +48,7 @@ def test_measured_cells_are_followed_by_their_check(notebook):
 def test_parameters_are_plain_values_that_default_to_the_demo(notebook):
     values = parameters(notebook)
     assert (values.get("profile", "demo"), values["data"]) == ("demo", "demo")
-    demo = yaml.safe_load((paths.NOTEBOOKS / "profiles" / "demo.demo.yaml").read_text())
+    demo = yaml.safe_load((files.NOTEBOOKS / "profiles" / "demo.demo.yaml").read_text())
     assert "recipe" not in values or values["recipe"] == demo["recipe"]
 
 
@@ -59,7 +60,7 @@ def test_profiles_are_recipes(profile):
 
 
 def test_golden_values_are_compared_within_a_tolerance():
-    table = pd.read_csv(paths.ROOT / "data" / "golden" / "demo" / "table1.csv")
+    table = pd.read_csv(files.ROOT / "data" / "golden" / "demo" / "table1.csv")
     assert golden.check(table, "table1", "demo") == "within tolerance"
     assert golden.check(table.assign(mIoU=table["mIoU"] + 0.49), "table1", "demo") == "within tolerance"
     with pytest.raises(AssertionError, match="mIoU"):

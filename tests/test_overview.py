@@ -6,11 +6,12 @@ import pandas as pd
 import pytest
 import torch
 
-from ltcam import datasets, overview, plotting
-from ltcam.datasets import DataError, Segmentation
-from ltcam.datasets.base import Entry
+from ltcam import data as datasets
+from ltcam.data import DataError, Segmentation
+from ltcam.data.base import Entry
 from ltcam.errors import InputError
-from ltcam.models import vgg16
+from ltcam.experiment.vgg16 import vgg16
+from ltcam.show import overview, plotting
 from tests import lookalikes
 
 
@@ -136,9 +137,9 @@ def test_the_distribution_has_a_row_each_and_leaves_zeros_out():
 
 def test_what_is_present_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("LTCAM_DATA", str(tmp_path))
-    assert list(overview.present()) == ["demo (generated)"]
+    assert list(datasets.present()) == ["demo (generated)"]
     lookalikes.ksdd2(lookalikes.voc(tmp_path))
-    assert [(title, data.part) for title, data in overview.present().items()] == [
+    assert [(title, data.part) for title, data in datasets.present().items()] == [
         ("demo (generated)", "test"), ("PASCAL VOC 2012 subset", "val"), ("KSDD2", "test"),
     ]  # fmt: skip
     assert overview.summary(datasets.load("ksdd2", "test"))["median"].tolist() == pytest.approx([150 / 14.49] * 2)

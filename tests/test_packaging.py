@@ -5,7 +5,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from ltcam.paths import ROOT
+from ltcam.files import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA_NAMES = {"torch": "pytorch"}

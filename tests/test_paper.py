@@ -6,14 +6,15 @@ import nbformat
 import pandas as pd
 import pytest
 
-from ltcam import paper, paths
+from ltcam import files
+from ltcam.paper import tables as paper
 
 ALL = (1, 2, 3, 4)
 
 
 @pytest.fixture
 def text():
-    path = paths.ROOT.parent / "shared" / "paper.md"
+    path = files.ROOT.parent / "shared" / "paper.md"
     if not path.is_file():
         pytest.skip(f"the paper's text is not at {path.name} in a folder `shared` beside the checkout")
     return path.read_text(encoding="utf-8")
@@ -134,7 +135,7 @@ def test_the_page_has_the_papers_styles_and_our_marks(ours):
     assert len(marked) == 6 + 2 * 4 and "-1.00" in style.to_html()
 
 
-@pytest.mark.parametrize("notebook", sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("notebook", sorted(files.NOTEBOOKS.glob("[0-9]*.ipynb")), ids=lambda path: path.stem)
 def test_what_a_notebook_quotes_is_in_the_text(text, notebook):
     """Between omissions and apart from typesetting, word for word."""
 

@@ -12,8 +12,9 @@ from torchcam.methods import GradCAM as TorchCamGradCAM
 from torchcam.methods import LayerCAM as TorchCamLayerCAM
 
 from ltcam import explain, trace
-from ltcam.methods import fullgrad, gradcam_plus_plus, xgradcam
-from ltcam.models import stages, vgg16
+from ltcam.engine.methods import fullgrad, gradcam_plus_plus, xgradcam
+from ltcam.engine.stages import stages
+from ltcam.experiment.vgg16 import vgg16
 
 CLASS = 7
 

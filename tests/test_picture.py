@@ -5,10 +5,11 @@ from PIL import Image
 from torchvision.models import get_model
 from typer.testing import CliRunner
 
-from ltcam import explain, picture, trace
+from ltcam import explain, trace
 from ltcam.__main__ import app
-from ltcam.datasets import preprocess
-from ltcam.training import Recipe, train
+from ltcam.data import preprocess
+from ltcam.experiment.training import Recipe, train
+from ltcam.show import picture
 from tests.test_training import TINY
 
 

@@ -5,10 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ltcam import datasets, plotting
-from ltcam.evaluation import Config
-from ltcam.models import vgg16
-from ltcam.training import Recipe, Trained
+from ltcam import data as datasets
+from ltcam.experiment.evaluation import Config
+from ltcam.experiment.training import Recipe, Trained
+from ltcam.experiment.vgg16 import vgg16
+from ltcam.show import plotting
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ltcam import METHODS, explain, layerize, trace, truncate
-from ltcam.methods import layercam
+from ltcam.engine.methods import layercam
 from tests.test_tracing import Biased
 
 seeds = st.integers(0, 2**31 - 1)

@@ -10,11 +10,16 @@ from torchvision.models import resnet18
 from typer.testing import CliRunner
 
 import ltcam
-from ltcam import claims, findings, models, paper, paths, readme, training
+from ltcam import files
 from ltcam.__main__ import app
-from ltcam.cam import Options
+from ltcam.engine.cam import Options
+from ltcam.engine.stages import stages
+from ltcam.experiment import training
+from ltcam.paper import claims, findings
+from ltcam.paper import tables as paper
+from ltcam.show import readme
 
-PAGE = (paths.ROOT / "README.md").read_text()
+PAGE = (files.ROOT / "README.md").read_text()
 
 
 @pytest.fixture
@@ -39,7 +44,7 @@ def section(title):
 def test_the_readmes_python_runs(output):
     """On a tiny model where `make reproduce` leaves the demo's."""
     recipe = training.Recipe(data="demo", weights=None, width=16, hidden=16, frozen=5, epochs=1)
-    training.train(recipe, paths.results("demo", "demo"))
+    training.train(recipe, files.results("demo", "demo"))
     ten_lines, own_model = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     names: dict[str, object] = {}
     exec(ten_lines, names)
@@ -57,7 +62,7 @@ def test_every_file_of_the_map_is_committed():
     listed = [file for item in readme.SOURCES for file in readme.files(item)]
     pdfs = [file.replace(".png", ".pdf") for file in listed if file.endswith(".png")]
     notebooks = [f"notebooks/{notebook}.ipynb" for notebook, _, _ in readme.SOURCES.values()]
-    missing = sorted({file for file in [*listed, *pdfs, *notebooks] if not (paths.ROOT / file).is_file()})
+    missing = sorted({file for file in [*listed, *pdfs, *notebooks] if not (files.ROOT / file).is_file()})
     assert not missing, "\n".join(missing)
 
 
@@ -80,7 +85,7 @@ def test_what_is_not_there_is_not_linked(page):
 def test_links_lead_to_files():
     links = set(re.findall(r"\]\((?!http)([^)#]+)\)", PAGE)) - {file for item in readme.SOURCES for file in readme.files(item)}
     links -= {f"notebooks/{notebook}.ipynb" for notebook, _, _ in readme.SOURCES.values()}  # these two have a test of their own
-    assert "data/README.md" in links and not [link for link in links if not (paths.ROOT / link).is_file()]
+    assert "data/README.md" in links and not [link for link in links if not (files.ROOT / link).is_file()]
 
 
 def test_a_table_stands_beside_the_papers(page):
@@ -141,7 +146,7 @@ def test_claims(page):
 
 
 def test_claims_are_read_as_they_are_judged(page):
-    judged = claims.judge(claims.read(paths.ROOT / "results" / "real" / "magnetic_tile", "magnetic_tile"), "magnetic_tile")
+    judged = claims.judge(claims.read(files.ROOT / "results" / "real" / "magnetic_tile", "magnetic_tile"), "magnetic_tile")
     results(page, "magnetic_tile", "claims", judged)
     lines = readme.claims().splitlines()[2:]
     assert len(lines) == len(judged) > 10 and {line.count(" | ") for line in lines} == {3}
@@ -165,7 +170,7 @@ def test_findings_are_the_summarys(page):
     assert lines[3] == f"| {findings.SUMMARY[1]} | {number} | not measured |" and "else" not in readme.found()
 
 
-@pytest.mark.parametrize("path", sorted((paths.ROOT / "results").glob("[pr]*/*/findings.csv")), ids=lambda p: p.parent.name)
+@pytest.mark.parametrize("path", sorted((files.ROOT / "results").glob("[pr]*/*/findings.csv")), ids=lambda p: p.parent.name)
 def test_findings_are_of_the_tables_that_they_name(path):
     """Collected anew from the committed tables they are what is committed."""
     again = findings.collect(findings.read(path.parent))
@@ -179,7 +184,7 @@ def test_every_number_of_the_findings_is_in_a_table_that_they_link():
     assert len(points) >= 3
     for point in points:
         links = re.findall(r"\]\((results/[^)]+|data/[^)]+)\)", point)
-        texts = [pd.read_csv(paths.ROOT / link, dtype=str).to_csv() for link in links]
+        texts = [pd.read_csv(files.ROOT / link, dtype=str).to_csv() for link in links]
         known = [abs(float(n)) for text in texts for n in re.findall(r"-?\d+\.?\d*", text)]
         for number in re.findall(r"\d+\.\d+", re.sub(r"\]\([^)]*\)", "", point)):
             places = len(number.split(".")[1])
@@ -251,6 +256,6 @@ def test_every_equation_names_what_exists():
 def test_every_setting_names_a_parameter_that_exists():
     text = section("Settings the paper omits, and ours")
     known = {f.name for kind in (Options, training.Recipe) for f in fields(kind)}
-    known |= {*signature(ltcam.trace).parameters, *signature(models.stages).parameters}
+    known |= {*signature(ltcam.trace).parameters, *signature(stages).parameters}
     used = {name for code in re.findall(r"`([^`]*=[^`]*)`", text) for name in re.findall(r"(\w+)=", code)}
     assert {"per", "compare", "head", "outputs", "size"} <= used <= known

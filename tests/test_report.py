@@ -17,9 +17,13 @@ from bs4 import BeautifulSoup
 from PIL import Image
 
 import ltcam
-from ltcam import datasets, explorer, paper, paths, plotting, report, training
-from ltcam.models import vgg16
-from ltcam.segmentation import otsu_masks
+from ltcam import data as datasets
+from ltcam import files
+from ltcam.experiment import training
+from ltcam.experiment.segmentation import otsu_masks
+from ltcam.experiment.vgg16 import vgg16
+from ltcam.paper import tables as paper
+from ltcam.show import explorer, plotting, report
 
 EVIL = "<script>document.title = 'taken'; console.error('taken')</script>"
 RECIPE = training.Recipe(weights=None, width=16, hidden=16, size=(64, 64), frozen=5)
@@ -60,22 +64,22 @@ def results():
     for name in (*paper.CLASS_MEANS.values(), *paper.POOLED.values()):
         ours[name] = [10.0, 20, 30, 40, 70, 60, 50]
     for data, title in (("demo", "demo (generated)"), ("a <b>&#%", EVIL)):
-        folder = paths.results("demo", data)
+        folder = files.results("demo", data)
         folder.mkdir(parents=True)
         ours.to_csv(folder / "table3.csv", index=False)
         about = {"commit": "0123456789abcdef", "dirty": True, "recipe": {"seed": 7}, "images": {"scored": 40}, "device": EVIL}
         (folder / "table3.json").write_text(json.dumps({"data": title, **about}))
-        paths.figures("demo", data).mkdir(parents=True)
+        files.figures("demo", data).mkdir(parents=True)
         for name in ("fig2", "<i> 100% #1?"):
-            Image.new("RGB", (900, 30)).save(paths.figures("demo", data) / f"{name}.png")
-    folder = paths.results("demo", "demo")
+            Image.new("RGB", (900, 30)).save(files.figures("demo", data) / f"{name}.png")
+    folder = files.results("demo", "demo")
     pd.DataFrame({"claim": [EVIL], "section": [3.2], "verdict": ["holds"]}).to_csv(folder / "claims.csv", index=False)
     checkpoint(folder / "checkpoint.pt")
     (folder / "trainings.csv").write_text("name,seed,fold,mAP\n,,,0.5\n")
-    (paths.results("demo", "demo") / "runs" / "b").mkdir(parents=True)
-    (paths.results("demo", "demo") / "runs" / "b" / "t.csv").write_text("a\n1\n")
-    notebook(paths.results("demo") / "notebooks" / "04_comparison.demo.ipynb")
-    notebook(paths.results("demo") / "notebooks" / "05_delta_sweep.demo.failed.ipynb")
+    (files.results("demo", "demo") / "runs" / "b").mkdir(parents=True)
+    (files.results("demo", "demo") / "runs" / "b" / "t.csv").write_text("a\n1\n")
+    notebook(files.results("demo") / "notebooks" / "04_comparison.demo.ipynb")
+    notebook(files.results("demo") / "notebooks" / "05_delta_sweep.demo.failed.ipynb")
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +193,7 @@ def test_a_folder_of_something_else_is_left_alone(site, tmp_path):
 
 def test_without_a_model_a_sentence_says_so(site):
     assert "No heatmaps of a <b>&#%: the model was not trained here" in parsed(site / "explore.html").text
-    (paths.results("demo", "demo") / "checkpoint.pt").unlink()
+    (files.results("demo", "demo") / "checkpoint.pt").unlink()
     report.report("demo", site)
     page = parsed(site / "explore.html")
     assert page.text.count("No heatmaps of") == 2 and not page.find("canvas") and not page.find("script")

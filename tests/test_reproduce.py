@@ -16,13 +16,15 @@ import psutil
 import pytest
 from nbclient.exceptions import DeadKernelError
 
-from ltcam import paper, paths, reproduce
-from ltcam.datasets import DataError
+from ltcam import files
+from ltcam.data import DataError
+from ltcam.paper import reproduce
+from ltcam.paper import tables as paper
 from tests import lookalikes
 from tests.test_training import TINY
 
 RECIPE = {**TINY, "size": [64, 64], "epochs": 1}
-SERIES = [path.stem for path in sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb")) if '"profile = ' in path.read_text()]
+SERIES = [path.stem for path in sorted(files.NOTEBOOKS.glob("[0-9]*.ipynb")) if '"profile = ' in path.read_text()]
 BEFORE = SERIES[: SERIES.index("04_comparison")]
 
 
@@ -32,7 +34,7 @@ def tables_and_figures(folder):
 
 
 def said(caplog):
-    return [record.getMessage() for record in caplog.records if record.name == "ltcam.reproduce"]
+    return [record.getMessage() for record in caplog.records if record.name == "ltcam.paper.reproduce"]
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +75,11 @@ def test_the_paper_profile_end_to_end(undisturbed, looks):
     steps = [f"[{i}/{len(names)}] {name.split('.')[0]} {name.split('.')[1]}" for i, name in enumerate(names, 1)]
     assert [line.split(":")[0] for line in lines] == steps and all(line.endswith(" s") for line in lines)
     for path in done:
-        assert str(paths.ROOT) not in path.read_text() and str(output) not in path.read_text()
+        assert str(files.ROOT) not in path.read_text() and str(output) not in path.read_text()
         cells = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
         assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
     for name, table in (("voc2012", 3), ("ksdd2", 4)):
-        results, figures = paths.results("paper", name), paths.figures("paper", name)
+        results, figures = files.results("paper", name), files.figures("paper", name)
         assert pd.read_csv(results / f"table{table}.csv")["row"].tolist() == list(paper.SEVEN)
         assert pd.read_csv(results / "table1.csv")["row"].tolist() == list(paper.TABLES[1])
         record = json.loads((results / f"table{table}.json").read_text())
@@ -104,8 +106,8 @@ STALL = """
 import os
 import time
 from pathlib import Path
-from ltcam import provenance
-from ltcam.datasets import Segmentation
+from ltcam.experiment import provenance
+from ltcam.data import Segmentation
 
 folder, at = Path(os.environ["STALL_IN"]), os.environ["STALL_AT"]
 get, save = Segmentation.__getitem__, provenance.save
@@ -129,7 +131,7 @@ def stop(folder, at, how):
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # also where a background job ignores it
     code = f"{heard}; from ltcam import reproduce; reproduce.reproduce('paper', data='voc2012', recipe={RECIPE}, seeds=[0])"
     runner = subprocess.Popen(
-        [sys.executable, "-c", code], env={**os.environ, "STALL_IN": str(folder), "STALL_AT": at}, cwd=paths.ROOT,
+        [sys.executable, "-c", code], env={**os.environ, "STALL_IN": str(folder), "STALL_AT": at}, cwd=files.ROOT,
         start_new_session=True, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -181,7 +183,7 @@ def toys(output, monkeypatch):
         (output / "notebooks").mkdir(exist_ok=True)
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
         nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), output / "notebooks" / f"{name}.ipynb")
-    shutil.copytree(paths.NOTEBOOKS / "profiles", output / "notebooks" / "profiles")
+    shutil.copytree(files.NOTEBOOKS / "profiles", output / "notebooks" / "profiles")
     ran = []
 
     def execute(notebook, parameters, target):
@@ -189,9 +191,9 @@ def toys(output, monkeypatch):
         time.sleep(0.02)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(parameters))
-        (paths.results("demo", "demo") / f"{notebook.stem}.csv").write_text("a table")
+        (files.results("demo", "demo") / f"{notebook.stem}.csv").write_text("a table")
 
-    monkeypatch.setattr(paths, "NOTEBOOKS", output / "notebooks")
+    monkeypatch.setattr(files, "NOTEBOOKS", output / "notebooks")
     monkeypatch.setattr(reproduce, "_execute", execute)
 
     def run(**options):
@@ -209,7 +211,7 @@ def test_what_runs_again(toys, output):
     assert toys(only="01", force=True) == ["01_b"] and toys() == ["03_c"]  # which reads what that wrote
     (output / "results" / "demo" / "notebooks" / "03_c.demo.ipynb").unlink()
     assert toys() == ["03_c"]
-    (paths.results("demo", "demo") / "01_b.csv").write_text("another table")
+    (files.results("demo", "demo") / "01_b.csv").write_text("another table")
     assert toys() == ["01_b", "03_c"]
     notebook = nbformat.read(output / "notebooks" / "01_b.ipynb", 4)
     notebook.cells[0].outputs = [nbformat.v4.new_output("stream", text="said")]
@@ -232,7 +234,7 @@ def test_a_changed_parameter_runs_what_takes_it(toys, output):
 
 def test_a_failing_notebook_keeps_the_good_copy_and_is_named(looks, monkeypatch, output):
     monkeypatch.setenv("LTCAM_DATA", str(looks[0]))
-    good = paths.results("paper") / "notebooks" / "02_layer_cams.ksdd2.ipynb"
+    good = files.results("paper") / "notebooks" / "02_layer_cams.ksdd2.ipynb"
     good.parent.mkdir(parents=True)
     good.write_text("good")
     with pytest.raises(
@@ -251,7 +253,7 @@ def test_a_dead_kernel_is_named_too(output, monkeypatch):
     monkeypatch.setattr(reproduce.papermill, "execute_notebook", die)
     target = output / "results" / "04.demo.ipynb"
     with pytest.raises(RuntimeError, match=r"04_comparison.ipynb: its kernel died, .* See .*04.demo.failed.ipynb"):
-        reproduce._execute(paths.NOTEBOOKS / "04_comparison.ipynb", {}, target)
+        reproduce._execute(files.NOTEBOOKS / "04_comparison.ipynb", {}, target)
     assert target.with_name("04.demo.failed.ipynb").read_text() == "half" and not target.exists()
 
 
@@ -267,8 +269,8 @@ def test_missing_data_are_all_named_before_anything_runs(tmp_path, monkeypatch, 
 
 def test_a_set_that_is_missing_is_passed_over_unless_it_was_named(toys, tmp_path, monkeypatch, output, caplog):
     monkeypatch.setenv("LTCAM_DATA", str(lookalikes.ksdd2(tmp_path / "data")))
-    paths.results("paper", "ksdd2").mkdir(parents=True)
-    paths.results("demo", "demo").mkdir(parents=True, exist_ok=True)
+    files.results("paper", "ksdd2").mkdir(parents=True)
+    files.results("demo", "demo").mkdir(parents=True, exist_ok=True)
     done = reproduce.reproduce("paper")
     assert [path.name for path in done] == ["00_a.ksdd2.ipynb", "03_c.ksdd2.ipynb"]
     (line,) = [message for message in said(caplog) if message.startswith("passed over")]

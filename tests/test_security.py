@@ -19,9 +19,12 @@ from bs4 import BeautifulSoup
 from nbformat import v4 as nb
 
 from ltcam import __main__ as command_line
-from ltcam import archives, fetch, paper, paths, picture, provenance, report, training, weights
-from ltcam.datasets import DataError, voc
+from ltcam import files
+from ltcam.data import DataError, archives, fetch, voc
 from ltcam.errors import InputError
+from ltcam.experiment import provenance, training, weights
+from ltcam.paper import tables as paper
+from ltcam.show import picture, report
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = "<script>alert(1)</script>"
@@ -226,12 +229,12 @@ def test_what_is_downloaded_is_encrypted_or_pinned():
 def site(output, monkeypatch):
     """A report all of whose names are hostile, made where a secret is in the environment."""
     monkeypatch.setenv("LTCAM_TOKEN", "s3cret-of-the-environment")
-    folder = paths.results("demo", IMAGE)
+    folder = files.results("demo", IMAGE)
     folder.mkdir(parents=True)
     pd.DataFrame({"claim": [SCRIPT], "section": [IMAGE], "verdict": [SCRIPT]}).to_csv(folder / "claims.csv", index=False)
     row = {"row": list(paper.SEVEN), **dict.fromkeys((*paper.CLASS_MEANS.values(), *paper.POOLED.values()), 1.0)}
     provenance.save(pd.DataFrame(row), folder / "table3.csv", 0, data=SCRIPT, part=IMAGE, source={"name": SCRIPT})
-    notebook = paths.results("demo") / "notebooks" / f"04_{IMAGE}.{IMAGE}.ipynb"
+    notebook = files.results("demo") / "notebooks" / f"04_{IMAGE}.{IMAGE}.ipynb"
     notebook.parent.mkdir()
     nbformat.write(nb.new_notebook(cells=[nb.new_markdown_cell(f"# {SCRIPT}\n\n{IMAGE}")]), notebook)
     return report.report("demo", output / "site").parent

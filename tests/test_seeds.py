@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from ltcam import datasets, explain, seeds, trace
+from ltcam import data as datasets
+from ltcam import explain, trace
 from ltcam.__main__ import app
-from ltcam.evaluation import Config
-from ltcam.seeds import export
-from ltcam.training import Recipe, load_checkpoint, train
+from ltcam.experiment import seeds
+from ltcam.experiment.evaluation import Config
+from ltcam.experiment.seeds import export
+from ltcam.experiment.training import Recipe, load_checkpoint, train
 from tests import lookalikes
 from tests.test_training import TINY
 
@@ -160,7 +162,7 @@ def test_seeds_of_other_settings_are_refused(run, tmp_path, monkeypatch, change)
     elif change == "checkpoint":
         trained = dataclasses.replace(trained, sha256="another")
     elif change == "code":
-        monkeypatch.setattr("ltcam.provenance.code", lambda: "another")
+        monkeypatch.setattr("ltcam.experiment.provenance.code", lambda: "another")
     else:
         (tmp_path / "seeds.json").unlink()
         message = "files of another data, part"
@@ -179,7 +181,7 @@ def test_a_wrong_configuration_leaves_the_folder_free(run, tmp_path):
 
 def test_an_image_without_a_class_has_no_file(tmp_path, monkeypatch):
     """Nor does it matter whether a defect's mask is empty: it has a label."""
-    monkeypatch.setattr("ltcam.datasets.magnetic_tile.EMPTY", frozenset({"MT_Break/exp1_num_1000"}))
+    monkeypatch.setattr("ltcam.data.magnetic_tile.EMPTY", frozenset({"MT_Break/exp1_num_1000"}))
     monkeypatch.setenv("LTCAM_DATA", str(lookalikes.magnetic_tile(tmp_path / "data")))
     trained = load_checkpoint(train(Recipe(data="magnetic_tile", **{**TINY, "epochs": 1}), tmp_path / "run"))
     named = set()

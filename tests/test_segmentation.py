@@ -8,10 +8,10 @@ import pytest
 import torch
 from skimage.filters import threshold_otsu
 
-from ltcam import segmentation
+from ltcam.engine.tricks import layerize
 from ltcam.errors import InputError
-from ltcam.segmentation import above, otsu_masks
-from ltcam.tricks import layerize
+from ltcam.experiment import segmentation
+from ltcam.experiment.segmentation import above, otsu_masks
 
 
 def otsu_mask(heatmap):

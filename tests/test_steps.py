@@ -5,9 +5,10 @@ import time
 
 import pytest
 
-from ltcam import paths, steps
-from ltcam.datasets import DataError
-from ltcam.study import planned
+from ltcam import files
+from ltcam.data import DataError
+from ltcam.experiment.study import planned
+from ltcam.paper import steps
 from tests import lookalikes
 
 SERIES = ("01_a", "02_b", "03_c")
@@ -22,7 +23,7 @@ def current():
 
 
 def write(file, text):
-    path = paths.results("toy", "demo") / file
+    path = files.results("toy", "demo") / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
@@ -41,7 +42,7 @@ def done(output):
     for number, name in enumerate(SERIES, 1):
         run(name, **{f"table{number}": name, "counts": "." * number})
     assert current() == list(SERIES)
-    return paths.results("toy", "demo")
+    return files.results("toy", "demo")
 
 
 def test_the_record_names_files_and_what_they_hold(done, output):

@@ -5,10 +5,12 @@ import shutil
 import pandas as pd
 import pytest
 
-from ltcam import datasets, metrics, paper
+from ltcam import data as datasets
 from ltcam.errors import InputError, MissingError
-from ltcam.evaluation import Config, Protocol
-from ltcam.study import Study, known, planned
+from ltcam.experiment import metrics
+from ltcam.experiment.evaluation import Config, Protocol
+from ltcam.experiment.study import Study, known, planned
+from ltcam.paper import tables as paper
 from tests import lookalikes
 from tests.test_training import TINY
 

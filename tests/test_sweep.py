@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ltcam import metrics, sweep
-from ltcam.evaluation import Protocol, evaluate
+from ltcam.experiment import metrics
+from ltcam.experiment.evaluation import Protocol, evaluate
+from ltcam.paper import sweep
 from tests.test_evaluation import checkpoint, folder, run, study  # noqa: F401 - fixtures
 
 CURVES = {  # method: (train, test) at delta 0, 20, 60, 90

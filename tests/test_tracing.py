@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ltcam import trace
-from ltcam.models import stages
+from ltcam.engine.stages import stages
 
 
 def by_hand(model, image, c, name):

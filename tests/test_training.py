@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from ltcam import datasets, paths, training
-from ltcam.datasets import base
+from ltcam import data as datasets
+from ltcam import files
+from ltcam.data import base
 from ltcam.errors import InputError
-from ltcam.training import Recipe, load_checkpoint, train
+from ltcam.experiment import training
+from ltcam.experiment.training import Recipe, load_checkpoint, train
 from tests import lookalikes
 
 TINY = {"weights": None, "width": 16, "hidden": 16, "size": (64, 64), "frozen": 0, "epochs": 3, "batch_size": 4, "lr": 1e-3}
@@ -210,7 +212,7 @@ def test_two_processes_train_what_one_trains(voc, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*launch, "-m", "tests.two_processes", tmp_path], capture_output=True, text=True, timeout=300, cwd=paths.ROOT
+        [*launch, "-m", "tests.two_processes", tmp_path], capture_output=True, text=True, timeout=300, cwd=files.ROOT
     )
     assert done.returncode == 0, done.stderr
     for name, recipe in quiet_recipes().items():

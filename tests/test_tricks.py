@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import interpolate
 
 from ltcam import layerize, truncate
+from ltcam.engine.tricks import check, normalized, whole
 from ltcam.errors import InputError
-from ltcam.tricks import check, normalized, whole
 
 GRADIENT = torch.tensor([[[[-5.0, 1.0], [2.0, 3.0]], [[4.0, 0.0], [-1.0, 10.0]]]])  # positive: 1 2 3 4 10
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from ltcam import weights
+from ltcam.engine.stages import stages
 from ltcam.errors import InputError
-from ltcam.models import stages, vgg16
+from ltcam.experiment import weights
+from ltcam.experiment.vgg16 import vgg16
 
 
 def test_imagenet_vgg16_is_the_known_one():

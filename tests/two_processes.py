@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltcam import training
-from ltcam.parallel import processes
+from ltcam.experiment import training
+from ltcam.experiment.parallel import processes
 from tests.test_training import quiet_recipes
 
 

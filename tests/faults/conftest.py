@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from ltcam import __main__ as command_line
-from ltcam.training import Recipe, load_checkpoint, train
-from ltcam.weights import load
+from ltcam.experiment.training import Recipe, load_checkpoint, train
+from ltcam.experiment.weights import load
 from tests import lookalikes
 from tests.faults.report import PAGE, rows
 from tests.test_fetch import ksdd2, offer, root, server  # noqa: F401 - fixtures
@@ -92,7 +92,7 @@ def trained(checkpoint):
     return load_checkpoint(checkpoint)
 
 
-def files(folder, *suffixes):
+def contents(folder, *suffixes):
     """Every file, or those of some suffixes, by its path, and what is in it."""
     found = (p for p in sorted(folder.rglob("*")) if p.is_file() and (not suffixes or p.suffix in suffixes))
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
@@ -104,4 +104,4 @@ def run_of(folder):
     Those of a run that went on have the same in other bytes: pickle writes a text once where it is one object.
     """
     plain = {p.name: json.dumps(load(p), default=lambda t: t.numpy().tobytes().hex()) for p in sorted(folder.rglob("*.pt"))}
-    return files(folder, ".csv", ".gz") | plain
+    return contents(folder, ".csv", ".gz") | plain

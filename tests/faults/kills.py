@@ -10,8 +10,10 @@ from pathlib import Path
 
 import psutil
 
-from ltcam import checks, fetch, reproduce, training
 from ltcam.__main__ import app
+from ltcam.data import checks, fetch
+from ltcam.experiment import training
+from ltcam.paper import reproduce
 
 # Forked from a process that has imported everything and run nothing, so that a kill costs no import.
 CONTEXT = multiprocessing.get_context("forkserver")

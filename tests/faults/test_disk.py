@@ -7,9 +7,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from ltcam import evaluation, fetch, plotting, provenance, training
-from ltcam.evaluation import Config
-from tests.faults.conftest import files, run_of
+from ltcam.data import fetch
+from ltcam.experiment import evaluation, provenance, training
+from ltcam.experiment.evaluation import Config
+from ltcam.show import plotting
+from tests.faults.conftest import contents, run_of
 
 CONFIGS = [Config("gradcam"), Config("layercam", "S1-S5", 20.0)]
 
@@ -32,8 +34,8 @@ def full(fault, size, call, folder, expected):
         with room(size):
             call()
 
-    before = files(folder)
-    said = fault.attempt(crowded, lambda: files(folder) == before)
+    before = contents(folder)
+    said = fault.attempt(crowded, lambda: contents(folder) == before)
     assert expected in said and "cannot be written (File too large): make room and run again" in said
     assert not fault.lost
     call()
@@ -45,7 +47,7 @@ def test_a_checkpoint(voc, fault, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(StopIteration):
         patch.setattr(training, "_fit_epoch", lambda *a: (next(epochs), fit(*a))[1])
         training.train(voc, tmp_path / "cut")
-    assert "last.pt" in files(tmp_path / "cut")
+    assert "last.pt" in contents(tmp_path / "cut")
     out = tmp_path / "cut"
     full(fault("disk full while a checkpoint is written"), 5000, lambda: training.train(voc, out), out, f"{out}/")
     assert run_of(out) == run_of(tmp_path / "whole")
@@ -60,8 +62,8 @@ def test_the_counts_of_a_batch(trained, fault, tmp_path):
         with room(300):
             evaluation.evaluate(trained, "val", CONFIGS, out, evaluation.Protocol())
 
-    before = files(out)
-    said = seen.attempt(crowded, lambda: before.items() <= files(out).items())
+    before = contents(out)
+    said = seen.attempt(crowded, lambda: before.items() <= contents(out).items())
     assert f"{out}/counts." in said and "partial.jsonl cannot be written (File too large): make room" in said
     pd.testing.assert_frame_equal(evaluation.evaluate(trained, "val", CONFIGS, out), whole)
     assert not list(out.glob("*partial*"))
@@ -94,6 +96,6 @@ def test_a_download(ksdd2, fault, tmp_path):
         with room(1000):
             fetch.get("ksdd2", root)
 
-    said = seen.attempt(crowded, lambda: files(root) == {"KolektorSDD2.zip.partial": ksdd2[:1000]})
+    said = seen.attempt(crowded, lambda: contents(root) == {"KolektorSDD2.zip.partial": ksdd2[:1000]})
     assert f"{root} cannot be written ([Errno 27] File too large): what has come of KolektorSDD2.zip is kept" in said
     assert fetch.get("ksdd2", root) == root / "KolektorSDD2"

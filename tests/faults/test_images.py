@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ltcam import datasets, picture
-from ltcam.evaluation import Config, evaluate
-from ltcam.training import load_checkpoint, train
-from tests.faults.conftest import files
+from ltcam import data as datasets
+from ltcam.experiment.evaluation import Config, evaluate
+from ltcam.experiment.training import load_checkpoint, train
+from ltcam.show import picture
+from tests.faults.conftest import contents
 
 NAME = "2007_000009"  # of the part `val`, 60 x 45
 CONFIGS = [Config("gradcam", "S1-S5", 20.0)]
@@ -69,7 +70,7 @@ def test_what_cannot_be_right_is_told_in_one_line(name, voc, pair, fault, tmp_pa
         checkpoint = train(replace(voc, epochs=1), out)
         evaluate(load_checkpoint(checkpoint), "val", CONFIGS, out)
 
-    said = fault(name).attempt(run, lambda: "counts.csv.gz" not in files(out))
+    said = fault(name).attempt(run, lambda: "counts.csv.gz" not in contents(out))
     assert re.search(expected, said) and "\n" not in said
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ltcam import fetch, reproduce, training
-from ltcam.study import Study, planned
+from ltcam.data import fetch
+from ltcam.experiment import training
+from ltcam.experiment.study import Study, planned
+from ltcam.paper import reproduce
 from tests import lookalikes
 from tests.faults import kills
-from tests.faults.conftest import files, run_of
+from tests.faults.conftest import contents, run_of
 from tests.test_reproduce import RECIPE, tables_and_figures
 
 
@@ -48,7 +50,7 @@ def test_data_get(ksdd2, fault, tmp_path):
     source = fetch.SOURCES["ksdd2"]
     killed(
         fault("kill -9 of `ltcam data get`"), kills.get, lambda out: (str(out), source),
-        lambda out: fetch.get("ksdd2", out), files, tmp_path / "roots",
+        lambda out: fetch.get("ksdd2", out), contents, tmp_path / "roots",
     )  # fmt: skip
 
 

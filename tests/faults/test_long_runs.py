@@ -7,8 +7,8 @@ import psutil
 import pytest
 import torch
 
-from ltcam.evaluation import Config, evaluate
-from ltcam.training import train
+from ltcam.experiment.evaluation import Config, evaluate
+from ltcam.experiment.training import train
 from tests.faults.conftest import run_of
 from tests.faults.kills import TIMES
 

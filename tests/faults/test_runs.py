@@ -13,12 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ltcam import datasets, evaluation, locks, parallel, paths, reproduce, seeds, training
-from ltcam.evaluation import Config, Protocol, evaluate
-from ltcam.training import train
+from ltcam import data as datasets
+from ltcam import files
+from ltcam.experiment import evaluation, locks, parallel, seeds, training
+from ltcam.experiment.evaluation import Config, Protocol, evaluate
+from ltcam.experiment.training import train
+from ltcam.paper import reproduce
 from tests import lookalikes
 from tests.faults import kills
-from tests.faults.conftest import files, run_of
+from tests.faults.conftest import contents, run_of
 from tests.test_reproduce import RECIPE
 
 CONFIGS = [Config("gradcam"), Config("layercam", "S1-S5", 20.0)]
@@ -35,7 +38,7 @@ def test_a_second_run_is_refused(command, voc, checkpoint, fault, tmp_path, monk
     monkeypatch.setenv("LTCAM_OUTPUT", str(tmp_path))
     monkeypatch.setenv("LTCAM_DATA", str(lookalikes.ksdd2(tmp_path / "data")))
     monkeypatch.setattr(reproduce, "_execute", lambda *a: None)
-    out = paths.results("paper", "ksdd2") if command == "reproduce" else tmp_path / "run"
+    out = files.results("paper", "ksdd2") if command == "reproduce" else tmp_path / "run"
     calls = {
         "train": lambda: train(voc, out),
         "evaluate": lambda: kills.evaluate(str(checkpoint), str(out)),
@@ -47,8 +50,8 @@ def test_a_second_run_is_refused(command, voc, checkpoint, fault, tmp_path, monk
     first, _ = kills._start(hold, (out, "write" if command == "train" else "run"), out)
     try:
         _stopped(first.pid)
-        before = files(out)
-        said = seen.attempt(calls[command], lambda: files(out) == before)
+        before = contents(out)
+        said = seen.attempt(calls[command], lambda: contents(out) == before)
     finally:
         first.kill()
         first.join()
@@ -99,7 +102,7 @@ def test_a_loss_that_is_no_number(voc, fault, tmp_path, monkeypatch):
     fit, item, served, epochs = training._fit_epoch, training._Labelled.__getitem__, [], []
 
     def epoch(*arguments):
-        epochs.append(files(tmp_path / "run", ".pt"))
+        epochs.append(contents(tmp_path / "run", ".pt"))
         served.clear()
         return fit(*arguments)
 
@@ -112,7 +115,7 @@ def test_a_loss_that_is_no_number(voc, fault, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(training, "_fit_epoch", epoch)
         patch.setattr(training._Labelled, "__getitem__", poisoned)
-        said = seen.attempt(lambda: train(voc, tmp_path / "run"), lambda: files(tmp_path / "run", ".pt") == epochs[1] != {})
+        said = seen.attempt(lambda: train(voc, tmp_path / "run"), lambda: contents(tmp_path / "run", ".pt") == epochs[1] != {})
     number = served.index("2007_000005") // 4
     names = ", ".join(served[4 * number : 4 * number + 4])
     expected = (
@@ -126,7 +129,7 @@ def test_a_loss_that_is_no_number(voc, fault, tmp_path, monkeypatch):
 def test_weights_that_are_no_numbers(voc, fault, tmp_path):
     """The last step of an epoch made them so: no loss has seen it."""
     said = fault("weights that are no numbers").attempt(
-        lambda: train(replace(voc, lr=1e30, batch_size=8), tmp_path / "run"), lambda: not files(tmp_path / "run", ".pt")
+        lambda: train(replace(voc, lr=1e30, batch_size=8), tmp_path / "run"), lambda: not contents(tmp_path / "run", ".pt")
     )
     assert said.startswith("after epoch 1 the logits are no numbers at lr=1e+30: train with a smaller lr")
 
@@ -206,7 +209,7 @@ def test_loader_processes(name, voc, trained, fault, tmp_path, monkeypatch):
     whole = evaluate(trained, "val", CONFIGS, tmp_path / "counts", Protocol(1))
     seen, out = fault(name), tmp_path / "run"
     flag = tmp_path / "in training"
-    said = seen.attempt(lambda: train(voc, out), lambda: not files(out, ".pt"))
+    said = seen.attempt(lambda: train(voc, out), lambda: not contents(out, ".pt"))
     assert re.search(expected, said) and "\n" not in said
     train(voc, out)
     trained_again = run_of(out)
@@ -230,7 +233,7 @@ def test_other_data_than_the_trainings(voc, fault, tmp_path):
         lambda: seeds.export(trained, "train", CONFIGS[0], out),
         lambda: trained.load("train"),
     ):
-        said = seen.attempt(call, lambda: not files(out))
+        said = seen.attempt(call, lambda: not contents(out))
         assert said.startswith("PASCAL VOC 2012 subset, part train: its files have changed since the training (fingerprint ")
     evaluate(trained, "val", CONFIGS[:1], tmp_path / "val")
     path.write_bytes(content)

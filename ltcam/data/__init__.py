@@ -1,0 +1,54 @@
+"""The data sets by name. All give (image, multi-hot label, mask, name)."""
+
+from contextlib import suppress
+
+from ltcam.data.base import DataError, Sample, Segmentation, preprocess
+from ltcam.data.demo import Demo
+from ltcam.data.holdout import side_of
+from ltcam.data.ksdd import KSDD
+from ltcam.data.ksdd2 import KSDD2
+from ltcam.data.magnetic_tile import MagneticTile
+from ltcam.data.voc import VOC2012
+from ltcam.files import data_root
+
+__all__ = ["NAMES", "DataError", "Sample", "Segmentation", "load", "preprocess"]
+
+NAMES = ("demo", "voc2012", "magnetic_tile", "ksdd", "ksdd2")
+
+
+def load(name: str, part: str, annotations: bool = False) -> Segmentation:
+    """Part `part` of the data set `name` under `LTCAM_DATA`: "train" or "test"; for voc2012 the name of its list, for ksdd one
+    of `ltcam.data.ksdd.PARTS`. `<part>/fit` and `<part>/tune` are the two sides of a hold-out of it.
+
+    annotations: image labels from the XML of voc2012, not from its masks. Raises DataError for an unknown name or part, for
+    annotations of another data set, or data that are not there.
+    """
+    if annotations and name != "voc2012":
+        raise DataError(f"data set {name!r} has no annotations: expected 'voc2012', or annotations=False")
+    whole, slash, side = part.partition("/")
+    data = _load(name, whole, annotations)
+    return side_of(data, side) if slash else data
+
+
+def present() -> dict[str, Segmentation]:
+    """The held-out part, on which heatmaps are scored, of every data set under `LTCAM_DATA`, by title; the demo always."""
+    found = []
+    for name in NAMES:
+        with suppress(DataError):
+            found.append(load(name, {"voc2012": "val", "ksdd": "test0"}.get(name, "test")))
+    return {data.title: data for data in found}
+
+
+def _load(name: str, part: str, annotations: bool) -> Segmentation:
+    match name:
+        case "demo":
+            return Demo(part)
+        case "voc2012":
+            return VOC2012(part, data_root(), annotations)
+        case "magnetic_tile":
+            return MagneticTile(part, data_root())
+        case "ksdd":
+            return KSDD(part, data_root())
+        case "ksdd2":
+            return KSDD2(part, data_root())
+    raise DataError(f"data set {name!r} is unknown: expected one of {', '.join(NAMES)}")

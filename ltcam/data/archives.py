@@ -1,0 +1,99 @@
+"""An archive from a stranger: verified file by file, and unpacked whole or not at all.
+
+keep is a pattern of the members to take, its group their path in the target; size, in bytes, is about what they come to; sums
+are the SHA-256 of the files by path, empty where they are not known.
+"""
+
+import hashlib
+import re
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path, PureWindowsPath
+from typing import IO
+
+from tqdm import tqdm
+
+from ltcam.data import DataError
+
+Opener = Callable[[], IO[bytes]]
+FAR_MORE = 2  # times the stated size that an archive may be, or unpack to
+
+
+def fault(archive: Path, keep: str, size: int, sums: Mapping[str, str]) -> str:
+    """What is wrong with the files in an archive, in words; empty where nothing is.
+
+    Raises DataError for an archive that is damaged, holds anything but files and folders inside itself, or unpacks to far more
+    than stated.
+    """
+    with _contents(archive, keep, size, sums) as files:
+        bad = [path for path, digest in sums.items() if path not in files or _digest(files[path]) != digest]
+    return f"lacks, or has damaged, {len(bad)} of {len(sums)} files, the first {bad[0]}" if bad else ""
+
+
+def unpack(archive: Path, keep: str, size: int, sums: Mapping[str, str], target: Path, temporary: Path) -> None:
+    """Into `temporary`, which becomes `target` when all is there and is removed when it fails.
+
+    Raises DataError as `fault` does.
+    """
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with _contents(archive, keep, size, sums) as files:
+            for path, opener in tqdm(files.items(), desc=target.name, disable=None):
+                (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+                with opener() as source, (temporary / path).open("wb") as file:
+                    shutil.copyfileobj(source, file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _digest(opener: Opener) -> str:
+    with opener() as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+@contextmanager
+def _contents(archive: Path, keep: str, size: int, sums: Mapping[str, str]) -> Iterator[dict[str, Opener]]:
+    """The files to take from the archive, by their paths in the data set's folder.
+
+    Raises DataError for an archive that is damaged, holds anything but files and folders inside itself, or unpacks to far more
+    than stated.
+    """
+    try:
+        with tarfile.open(archive) if ".tar" in archive.suffixes else zipfile.ZipFile(archive) as opened:
+            members = _tar(opened) if isinstance(opened, tarfile.TarFile) else _zip(opened)
+            for path, plain, _, _ in members:
+                if not plain or PureWindowsPath(path).anchor or ".." in PureWindowsPath(path).parts:
+                    raise DataError(f"{archive} holds {path!r}, a link, a device or a path outside of it: refused; remove it")
+            matches = [(re.fullmatch(keep, path), length, opener) for path, _, length, opener in members if opener]
+            taken = [(m[1], length, opener) for m, length, opener in matches if m and (m[1] in sums or not sums)]
+            if not 0 < (total := sum(length for _, length, _ in taken)) <= FAR_MORE * size:
+                raise DataError(f"{archive} would unpack to {total:,} bytes, expected about {size:,}: refused; remove it")
+            yield {path: opener for path, _, opener in taken}
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{archive} cannot be unpacked ({error}): it is damaged; remove it and fetch it again") from error
+
+
+def _tar(archive: tarfile.TarFile) -> list[tuple[str, bool, int, Opener | None]]:
+    """Path, whether it is a file or a folder, size, and how to open it if it is a file."""
+
+    def opened(member: tarfile.TarInfo) -> IO[bytes]:
+        file = archive.extractfile(tarfile.data_filter(member, "."))
+        assert file is not None  # only asked of files
+        return file
+
+    return [(m.name, m.isreg() or m.isdir(), m.size, partial(opened, m) if m.isreg() else None) for m in archive]
+
+
+def _zip(archive: zipfile.ZipFile) -> list[tuple[str, bool, int, Opener | None]]:
+    def plain(member: zipfile.ZipInfo) -> bool:
+        return stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
+
+    return [(m.filename, plain(m), m.file_size, None if m.is_dir() else partial(archive.open, m)) for m in archive.infolist()]

@@ -1,0 +1,195 @@
+"""What every data set gives: (image, multi-hot label, mask, name), in its native size, and how an image enters the network."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as F
+
+from ltcam.engine.targets import describe
+from ltcam.errors import InputError
+
+VOID = 255
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class DataError(InputError):
+    """A data set is missing, incomplete or damaged; the message says which file and what to do."""
+
+
+class Sample(NamedTuple):
+    image: Tensor  # (3, H, W) uint8
+    label: Tensor  # (C,) float, 0 or 1
+    mask: Tensor  # (H, W) uint8: 0 background, c + 1 for class c, 255 void
+    name: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of a data set: its files, where it has any, and a finer label kept for analysis (a defect's type)."""
+
+    name: str
+    image: Path = Path()
+    mask: Path = Path()
+    kind: str = ""
+    group: str = ""  # images that show one thing (a tile, a commutator) share it: they stay on one side of a split
+
+
+class Segmentation(Dataset[Sample], ABC):
+    """A data set with image labels to train on and masks to score against.
+
+    A subclass sets `entries` (its files in a fixed order) and says how a mask file is read.
+    """
+
+    title: str  # what results are shown as: a subset says that it is one
+    classes: tuple[str, ...]
+    size: tuple[int, int] = (224, 224)  # (height, width) of the network's input
+    jitter: tuple[float, float] = (0.8, 1.25)  # range of the scale jitter in training
+    upright: bool = True  # False: flipping upside down keeps the meaning
+    entries: Sequence[Entry]
+
+    def __init__(self, part: str) -> None:
+        self.part = part
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def groups(self) -> list[str]:
+        """What each image stands or falls with when images are drawn: its entry's group, or else itself."""
+        return [entry.group or entry.name for entry in self.entries]
+
+    def __getitem__(self, index: int) -> Sample:
+        image, mask, name = self.image(index), torch.from_numpy(self.mask(index)), self.entries[index].name
+        if image.shape[1:] != mask.shape:
+            sizes = [f"{height} x {width}" for height, width in (mask.shape, image.shape[1:])]
+            raise DataError(f"{name}: the mask is {sizes[0]}, the image {sizes[1]}: expected the same; fetch both again")
+        return Sample(image, self.labels[index], mask, name)
+
+    def image(self, index: int) -> Tensor:
+        """(3, H, W) uint8. Raises DataError for a file that cannot be read."""
+        return torch.from_numpy(read(self.entries[index].image, "RGB")).permute(2, 0, 1)
+
+    @abstractmethod
+    def mask(self, index: int) -> NDArray[np.uint8]:
+        """(H, W) as in `Sample`. Raises DataError for a file that cannot be read."""
+
+    @cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(H, W) of each image, from its file's header. Raises DataError for a file that cannot be read."""
+        return [_size(entry.image) for entry in self.entries]
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """(N, C) float: the classes present in each image, read off the masks unless a subclass knows better."""
+        present = [np.unique(self.mask(i)) for i in range(len(self))]
+        return torch.stack([self.multi_hot(p[(p > 0) & (p < VOID)].astype(int) - 1) for p in present])
+
+    @cached_property
+    def scored(self) -> list[int]:
+        """Indices of the images that heatmaps are scored on: those with a class."""
+        return torch.nonzero(self.labels.any(dim=1)).flatten().tolist()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the names and contents of the images and masks of this part."""
+        digest = hashlib.sha256()
+        for entry in self.entries:
+            digest.update(entry.name.encode())
+            for path in (entry.image, entry.mask):
+                digest.update(_content(path))
+        return digest.hexdigest()
+
+    def multi_hot(self, present: Sequence[int] | NDArray[np.int_]) -> Tensor:
+        label = torch.zeros(len(self.classes))
+        label[torch.as_tensor(present, dtype=torch.long)] = 1
+        return label
+
+
+def read(path: Path, mode: str | None = None, upright: bool = False) -> NDArray[np.uint8]:
+    """An image file as an array, converted to `mode`: "RGB" (16 bits become 8, alpha is left out), "L", or None: its indices.
+
+    upright: turned as its EXIF orientation says; if not, as it is stored, which is how masks are drawn. Raises DataError where
+    the file is missing, damaged, too large to be safe or of real numbers, and as "L" or indices where it has more than 8 bits.
+    """
+    with _opened(path) as image:
+        good = (
+            image.mode in ("P", "L", "1") if mode is None else not image.mode.startswith("F" if mode == "RGB" else ("F", "I"))
+        )
+        if not good:
+            expected = "one label of 8 bits a pixel" if mode is None else "8 or 16 bits" if mode == "RGB" else "8 bits"
+            raise DataError(f"{path} has PIL's mode {image.mode}: expected {expected}; save it as that")
+        if upright:
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits: PIL would take all above 255 for white
+            image = Image.fromarray((np.asarray(image).astype(int) >> 8).clip(0, 255).astype(np.uint8))
+        return np.array(image.convert(mode) if mode else image, dtype=np.uint8)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with _opened(path) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing: expected an image there; fetch the data set again") from error
+    except DataError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be read as an image ({error}): it is damaged; fetch it again") from error
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return b"" if path == Path() else path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): fetch the data set again") from error
+
+
+def require(folder: Path, name: str) -> Path:
+    """`folder`, or DataError saying where data set `name` was expected."""
+    if not folder.is_dir():
+        raise DataError(f"{name} is not at {folder}: set LTCAM_DATA to the folder that holds {folder.name}, see data/README.md")
+    return folder
+
+
+def preprocess(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(3, H, W) uint8 -> (3, *size) float, ImageNet-normalised; the aspect ratio is not kept.
+
+    Raises DataError for another image or size.
+    """
+    if image.ndim != 3 or len(image) != 3 or image.dtype != torch.uint8 or not image.numel():
+        raise DataError(f"an image is {describe(image)}: expected uint8 (3, H, W)")
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(type(n) is int and n > 0 for n in size):
+        raise DataError(f"size={size!r}: expected (height, width), whole numbers of pixels above 0")
+    with _one_thread():
+        resized = F.resize(image, list(size), antialias=True)
+        normalised: Tensor = F.normalize(F.to_dtype(resized, torch.float32, scale=True), list(MEAN), list(STD))
+    return normalised
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One image is too little work to share: threads that wait for one another made loading 15 times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,67 @@
+"""PASCAL VOC 2012 segmentation (Everingham et al., IJCV 2015), or a subset of it in the same layout.
+
+`LTCAM_DATA/VOCdevkit/VOC2012`, parts `train`, `val`, `trainval` and, where the list is there, `train_aug` (train plus images
+with masks of SBD). Test masks are not public, so the paper's "test" is `val` here. Image labels come from the masks, or, asked
+for, from the XML annotations (every object, the difficult ones too), which differ from them in two images.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.datasets import VOCSegmentation
+
+from ltcam.data.base import VOID, DataError, Entry, Segmentation, read, require
+
+CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
+    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+OFFICIAL = {"train": 1464, "val": 1449}
+
+
+class VOC2012(Segmentation):
+    classes = CLASSES
+
+    def __init__(self, part: str, root: Path, annotations: bool = False) -> None:
+        super().__init__(part)
+        folder = require(root / "VOCdevkit" / "VOC2012", "PASCAL VOC 2012")
+        lists = folder / "ImageSets" / "Segmentation"
+        if not (lists / f"{part}.txt").is_file():
+            there = sorted(path.stem for path in lists.glob("*.txt"))
+            raise DataError(f"part {part!r} has no list {lists / part}.txt: expected one of {there}")
+        for name in (part, "val"):  # torchvision reads the second
+            if not (lists / f"{name}.txt").read_text().split():
+                raise DataError(f"{lists / name}.txt is empty: expected a name a line; fetch the data set again")
+        voc = VOCSegmentation(str(root), image_set="val")
+        folders = Path(voc.images[0]).parent, Path(voc.targets[0]).parent
+        names = (lists / f"{part}.txt").read_text().split()
+        self.entries = [Entry(n, folders[0] / f"{n}.jpg", folders[1] / f"{n}.png") for n in names]
+        self.annotations = folder / "Annotations" if annotations else None
+        full = all(len((lists / f"{name}.txt").read_text().split()) == count for name, count in OFFICIAL.items())
+        self.title = "PASCAL VOC 2012" if full else "PASCAL VOC 2012 subset"
+
+    def mask(self, index: int) -> NDArray[np.uint8]:
+        path = self.entries[index].mask
+        mask = read(path)
+        if strange := [v for v in np.flatnonzero(np.bincount(mask.ravel())).tolist() if len(CLASSES) < v < VOID]:
+            raise DataError(f"{path} holds the labels {strange}: expected 0 to {len(CLASSES)} and {VOID}; fetch it again")
+        return mask
+
+    @cached_property
+    def labels(self) -> Tensor:
+        if self.annotations is None:
+            return super().labels
+        return torch.stack([self.multi_hot(_objects(self.annotations / f"{entry.name}.xml")) for entry in self.entries])
+
+
+def _objects(path: Path) -> list[int]:
+    try:
+        objects = ElementTree.parse(path).getroot().findall("object/name")
+        return sorted({CLASSES.index(str(o.text)) for o in objects})
+    except (FileNotFoundError, ElementTree.ParseError, ValueError) as error:
+        raise DataError(f"{path} is missing or damaged ({error}): fetch the data set again") from error

@@ -1,0 +1,180 @@
+"""Eqs. 10 and 11: LT + a method = layerize([method(A, truncate(G, delta)) for each layer])."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self, overload
+
+import torch
+from torch import Tensor, nn
+
+from ltcam.engine.methods import constant_in_space, fullgrad, method
+from ltcam.engine.targets import Score
+from ltcam.engine.tracing import Layers, Reshape, Trace, trace
+from ltcam.engine.tricks import Compare, Fuse, Normalize, Scope, check, layerize, normalized, one_of, truncate
+from ltcam.errors import InputError
+
+Selection = str | Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How maps are made of a trace, besides the layers: the design's choices, validated together.
+
+    method     a name in METHODS
+    delta      None (as published) or the percentile in [0, 100) of Eq. 9, with its scope `per` and comparison as in `truncate`
+    fuse, normalize  as in `layerize`
+    per_channel  FullGrad's Eq. 7 read literally
+
+    Raises InputError for a value that is unknown and for values that do not go together.
+    """
+
+    method: str = "gradcam"
+    delta: float | None = None
+    per: Scope = "layer"
+    compare: Compare = "ge"
+    fuse: Fuse = "sum"
+    normalize: Normalize = "none"
+    per_channel: bool = False
+
+    def __post_init__(self) -> None:
+        full = method(self.method) is fullgrad
+        check(self.delta, self.per, self.compare)
+        one_of("fuse", self.fuse, Fuse)
+        one_of("normalize", self.normalize, Normalize)
+        if self.delta is None and self.compare == "gt":
+            raise InputError("compare='gt' without delta compares nothing: pass delta, or leave compare out")
+        if self.per_channel and not full:
+            raise InputError(f"per_channel=True is an option of fullgrad: {self.method} normalises nothing itself")
+        if full and self.normalize != "none":
+            raise InputError(f"normalize={self.normalize!r} with fullgrad, whose terms are normalised by Eq. 7: use 'none'")
+
+
+@overload
+def explain(
+    trace: Trace, method: str, layers: Selection = ..., delta: float | None = ..., size: tuple[int, int] | None = ...,
+    per: Scope = ..., *, per_layer: Literal[False] = ..., **options: Any,
+) -> Tensor: ...  # fmt: skip
+@overload
+def explain(
+    trace: Trace, method: str, layers: Selection = ..., delta: float | None = ..., size: tuple[int, int] | None = ...,
+    per: Scope = ..., *, per_layer: Literal[True], **options: Any,
+) -> dict[str, Tensor]: ...  # fmt: skip
+def explain(
+    trace: Trace,
+    method: str,
+    layers: Selection = None,
+    delta: float | None = None,
+    size: tuple[int, int] | None = None,
+    per: Scope = "layer",
+    *,
+    per_layer: bool = False,
+    **options: Any,
+) -> Tensor | dict[str, Tensor]:
+    """Heatmaps of every pair of a trace: (P, H, W) float32 on its device, non-negative, not normalised.
+
+    method  a name in METHODS; "fullgrad" needs `trace(..., fullgrad=True)`
+    layers  which of the traced layers to fuse: a name, a stage label ("S5"), a range ("S3-S5"), several, or None for all.
+            FullGrad takes the convolutions and batch norms of those stages; only with None does its sum hold the input term
+    size    (H, W) of the maps; None: the images' own
+    delta, per and the other options  as in `Options`: compare, fuse, normalize, per_channel
+    per_layer  give what would be fused instead: {layer name: (P, h, w)}, each at its own size, nothing normalised
+
+    Raises InputError for options that are unknown or do not go together, a layer that was not traced, or a trace that lacks
+    what FullGrad needs.
+    """
+    chosen = Options(method, delta, per, **options)
+    maps = layer_maps(trace, chosen, layers)
+    return maps if per_layer else fused(maps, chosen, trace.size if size is None else size)
+
+
+def fused(maps: dict[str, Tensor], options: Options, size: tuple[int, int]) -> Tensor:
+    """Eq. 8 with the chosen options: (P, *size)."""
+    return layerize(list(maps.values()), size, options.fuse, options.normalize)
+
+
+def layer_maps(trace: Trace, options: Options, layers: Selection = None) -> dict[str, Tensor]:
+    """The maps that `explain` fuses. A float64 model is explained in float64 up to the last step, a half one in float32."""
+    function = method(options.method)
+    with torch.autocast(trace.logits.device.type, enabled=False):
+        if function is fullgrad:
+            return _fullgrad_maps(trace, options, layers)
+        return {
+            layer: function(wide(trace.activation(layer)), _truncated(trace.gradient(layer), options, layer)).float()
+            for layer in trace.select(layers)
+        }
+
+
+def _fullgrad_maps(trace: Trace, options: Options, layers: Selection) -> dict[str, Tensor]:
+    maps = {
+        term.name: fullgrad(term.value, _truncated(term.gradient, options, term.name), options.per_channel).float()
+        for term in trace.terms(layers)
+    }
+    return maps if layers is not None else {**maps, "input": input_map(trace, options)}
+
+
+def input_map(trace: Trace, options: Options) -> Tensor:
+    """FullGrad's term of the image itself, which is never truncated: (P, H, W)."""
+    assert trace.inputs is not None
+    image, gradient = trace.inputs
+    return fullgrad(image, wide(gradient), options.per_channel).float()
+
+
+def _truncated(gradient: Tensor, options: Options, layer: str) -> Tensor:
+    if options.compare == "gt" and constant_in_space(gradient):
+        raise InputError(f"compare='gt' at {layer!r} would empty maps: its gradients are constant in space; use 'ge'")
+    return truncate(wide(gradient), options.delta, options.per, options.compare)
+
+
+def wide(value: Tensor) -> Tensor:
+    """`value` in at least float32: sums over thousands of pixels in bfloat16 are no sums."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+class CAM:
+    """The engine as an object, as users of pytorch-grad-cam know it: `CAM(model, [model.layer4])(images, targets)`.
+
+    target_layers  modules, names or stage labels, as `trace` takes layers; None: all stages, fused
+    method, delta and the other options  as in `Options`; reshape and create_graph as in `trace`
+
+    Hooks live only inside a call, so that the context manager is just a habit kept. Raises InputError as `Options` does.
+    """
+
+    logits: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Layers = None,
+        method: str = "gradcam",
+        delta: float | None = None,
+        *,
+        reshape: Reshape | None = None,
+        create_graph: bool = False,
+        **options: Any,
+    ) -> None:
+        self.model, self.target_layers, self.options = model, target_layers, Options(method, delta, **options)
+        self.reshape, self.create_graph = reshape, create_graph
+
+    def __call__(self, input_tensor: Tensor, targets: int | Sequence[int] | Sequence[Score] | None = None) -> Tensor:
+        """(N, H, W) in [0, 1] on the images' device: each map over its maximum; an image without evidence is all zero.
+
+        targets: one an image: a class, or a function of the image's logits, such as that library's target objects; None is the
+        largest logit. The logits of the same pass are then in `.logits`. Raises InputError as `trace` does, and for targets
+        that are not one an image.
+        """
+        full = self.options.method == "fullgrad"
+        traced = trace(
+            self.model, input_tensor, targets, self.target_layers, full, reshape=self.reshape, create_graph=self.create_graph
+        )
+        if traced.pairs[:, 0].tolist() != list(range(len(input_tensor))):
+            raise InputError(
+                f"{len(traced.pairs)} targets for {len(input_tensor)} images: expected one an image; see ltcam.trace"
+            )
+        self.logits = traced.logits
+        return normalized([fused(layer_maps(traced, self.options), self.options, traced.size)], "max")[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return None

@@ -1,0 +1,146 @@
+"""One short pure function a method: the map of one layer from its activation and the gradient there.
+
+Shapes throughout: activation A and gradient G (P, K, h, w), for P (image, class) pairs; the map (P, h, w), non-negative, at
+the layer's own size and in its own scale. Truncation (`tricks.truncate`) acts on G before; nothing here knows of it.
+
+All but CAM and FullGrad are plain sums of a term a position and channel that is zero where G is: over positions, which weighs
+the channels (WEIGHTS), or over channels, which is the map itself (MAPS). So a sum over any part of G is a part of the sum.
+All raise InputError for tensors of other shapes, and for empty ones.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ltcam.engine.targets import describe
+from ltcam.errors import InputError
+
+Method = Callable[[Tensor, Tensor], Tensor]
+Term = Callable[[Tensor, Tensor], Tensor]  # (A, G) -> (P, K, h, w)
+
+
+def cam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """CAM (Zhou et al. 2016): ReLU(sum_k w_k A_k), w the classifier's weights behind global average pooling.
+
+    There w_k = sum_ij G_k, since G_k = w_k / (h w) everywhere. Raises InputError where G_k varies in space: another head.
+    """
+    _check(activation, gradient)
+    if not constant_in_space(gradient):
+        raise InputError(
+            "CAM needs global average pooling and a linear layer right after the layer: use gradcam, or head='gap'"
+        )
+    return _weighted(gradient.sum(dim=(2, 3)), activation)
+
+
+def gradcam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """Grad-CAM, Eqs. 2 and 3 (Selvaraju et al. 2017): ReLU(sum_k mean_ij(G_k) A_k)."""
+    _check(activation, gradient)
+    return _weighted(_mean(activation, gradient).sum(dim=(2, 3)), activation)
+
+
+def gradcam_plus_plus(activation: Tensor, gradient: Tensor) -> Tensor:
+    """Grad-CAM++ (Chattopadhyay et al. 2018): channel weights sum_ij alpha_ij ReLU(G_ij).
+
+    alpha_ij = G_ij^2 / (2 G_ij^2 + S G_ij^3) with S = sum_ab A_ab. Only G > 0 counts, where that is 1 / (2 + S G): the same
+    value without cubes of small numbers. Of the variants in use this is the authors' (and pytorch-grad-cam's, but for its added
+    1e-6): S is outside, the cube at (i, j), not sum_ab A_ab G_ab^3. The exponential score of the derivation, which would
+    scale a whole map, is left out.
+    """
+    _check(activation, gradient)
+    return _weighted(_alpha(activation, gradient).sum(dim=(2, 3)), activation)
+
+
+def xgradcam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """XGrad-CAM (Fu et al. 2020): ReLU(sum_k w_k A_k), w_k = sum_ij(G_k A_k) / sum_ij A_k; 0 where a channel sums to 0."""
+    _check(activation, gradient)
+    return _weighted(_share(activation, gradient).sum(dim=(2, 3)), activation)
+
+
+def hirescam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """HiResCAM (Draelos and Carin 2020): ReLU(sum_k G_k * A_k)."""
+    _check(activation, gradient)
+    return _product(activation, gradient).sum(dim=1).relu()
+
+
+def layercam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """Layer-CAM, Eqs. 4 and 5 (Jiang et al. 2021): ReLU(sum_k ReLU(G_k) * A_k); Eq. 5 leaves the sum unsaid."""
+    _check(activation, gradient)
+    return _positive(activation, gradient).sum(dim=1).relu()
+
+
+def fullgrad(bias: Tensor, gradient: Tensor, per_channel: bool = False) -> Tensor:
+    """One term of FullGrad, Eqs. 6 and 7 (Srinivas and Fleuret 2019): sum_k normalize(|G_k b_k|).
+
+    bias (1, K, 1, 1), or for the input term the image itself (P, 3, H, W). Minimum and maximum are taken over the layer, as in
+    the reference implementation, or over each channel, which is Eq. 7 read literally (and pytorch-grad-cam's way). What is
+    constant gives zeros.
+    """
+    _check(bias, gradient, alike=False)
+    product = (gradient * bias).abs()
+    over = (2, 3) if per_channel else (1, 2, 3)
+    low, high = product.amin(dim=over, keepdim=True), product.amax(dim=over, keepdim=True)
+    return ((product - low) / torch.where(high > low, high - low, torch.inf)).sum(dim=1)
+
+
+def _check(activation: Tensor, gradient: Tensor, alike: bool = True) -> None:
+    for tensor in (activation, gradient):
+        if not isinstance(tensor, Tensor) or tensor.ndim != 4 or not tensor.is_floating_point() or not tensor.numel():
+            raise InputError(f"a method is given {describe(tensor)}: expected floats (P, K, h, w)")
+    one_a_channel = not alike and activation.shape == (1, gradient.shape[1], 1, 1)
+    if activation.shape != gradient.shape and not one_a_channel:
+        raise InputError(f"a method is given {describe(activation)} and {describe(gradient)}: expected those of one layer")
+
+
+def _mean(activation: Tensor, gradient: Tensor) -> Tensor:
+    return gradient / gradient[0, 0].numel()
+
+
+def _alpha(activation: Tensor, gradient: Tensor) -> Tensor:
+    positive = gradient.clamp(min=0)
+    denominator = 2 + activation.sum(dim=(2, 3), keepdim=True) * positive
+    return positive / torch.where(denominator != 0, denominator, 1)
+
+
+def _share(activation: Tensor, gradient: Tensor) -> Tensor:
+    total = activation.sum(dim=(2, 3), keepdim=True)
+    return gradient * activation / torch.where(total != 0, total, torch.inf)
+
+
+def _product(activation: Tensor, gradient: Tensor) -> Tensor:
+    return gradient * activation
+
+
+def _positive(activation: Tensor, gradient: Tensor) -> Tensor:
+    return gradient.clamp(min=0) * activation
+
+
+WEIGHTS: dict[str, Term] = {"gradcam": _mean, "gradcam++": _alpha, "xgradcam": _share}
+MAPS: dict[str, Term] = {"hirescam": _product, "layercam": _positive}
+METHODS: dict[str, Method] = {
+    "cam": cam,
+    "gradcam": gradcam,
+    "gradcam++": gradcam_plus_plus,
+    "xgradcam": xgradcam,
+    "hirescam": hirescam,
+    "layercam": layercam,
+    "fullgrad": fullgrad,
+}
+
+
+def method(name: str) -> Method:
+    """The function of a method's name. Raises InputError for one that is not in METHODS."""
+    if not isinstance(name, str) or name not in METHODS:
+        raise InputError(f"method {name!r} is unknown: expected one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def constant_in_space(gradient: Tensor) -> bool:
+    """Whether every channel of G (P, K, h, w) has one value throughout, as below global average pooling."""
+    low, high = gradient.amin(dim=(2, 3)), gradient.amax(dim=(2, 3))
+    return bool((high - low <= 1e-5 * gradient.abs().amax(dim=(1, 2, 3))[:, None]).all())
+
+
+def _weighted(weights: Tensor, activation: Tensor) -> Tensor:
+    """ReLU of the channels' weighted sum; weights (P, K)."""
+    return torch.einsum("pk,pkhw->phw", weights, activation).relu()

@@ -1,0 +1,328 @@
+"""A whole data set -> heatmaps -> Otsu masks -> pixel counts -> tables: `ltcam evaluate --checkpoint PATH`.
+
+The counts of every (image, class) pair and configuration are kept in `counts.csv.gz`; every table is derived from them, so
+nothing is run again to be cut again. Heatmaps are of the classes truly present, as is standard for CAM seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ltcam import data as datasets
+from ltcam.data import Segmentation
+from ltcam.engine.bins import heatmaps, maps_of
+from ltcam.engine.cam import Options
+from ltcam.engine.stages import Outputs, stages
+from ltcam.engine.tracing import trace
+from ltcam.engine.tricks import Compare, Fuse, Normalize, Scope, one_of, whole
+from ltcam.errors import InputError, UnavailableError
+from ltcam.experiment import metrics, provenance
+from ltcam.experiment.locks import alone
+from ltcam.experiment.parallel import loader, processes
+from ltcam.experiment.segmentation import CHUNK, above, otsu_masks
+from ltcam.experiment.training import Trained
+from ltcam.files import sha256, writing
+
+log = logging.getLogger(__name__)
+Labels = Literal["true", "predicted"]
+FLOATS = {"delta": float, "fraction": float}  # where an empty field is None
+
+
+class Config(NamedTuple):
+    """One way to make a mask: a method, the layers it fuses (a stage label, a range, or "all"), the options of `ltcam.explain`,
+    and where the heatmap is cut: above `fraction` of its maximum, or by Otsu (None)."""
+
+    method: str
+    layers: str = "S5"
+    delta: float | None = None
+    per: Scope = "layer"
+    compare: Compare = "ge"
+    fuse: Fuse = "sum"
+    normalize: Normalize = "none"
+    fraction: float | None = None
+
+    @property
+    def options(self) -> Options:
+        if self.fraction is not None and not 0 <= self.fraction < 1:
+            raise InputError(f"fraction={self.fraction} of the maximum cuts nothing: expected None (Otsu) or one in [0, 1)")
+        return Options(self.method, self.delta, self.per, self.compare, self.fuse, self.normalize)
+
+    @property
+    def selection(self) -> str | None:
+        return None if self.layers == "all" else self.layers
+
+    @classmethod
+    def parse(cls, text: str) -> Config:
+        """ "METHOD[:LAYERS[:DELTA]]". Raises InputError for anything else."""
+        parts = text.split(":")
+        try:
+            name, layers, delta = (*parts, *("", "S5", "")[len(parts) :])
+            if not name or not layers:
+                raise InputError("an empty part")
+            return cls(name, layers, float(delta) if delta else None)
+        except ValueError as error:
+            raise InputError(
+                f"{text!r} is no configuration: expected METHOD[:LAYERS[:DELTA]], e.g. gradcam:S1-S5:20"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a data set is run, whatever is made of the trace; each field is kept with the counts.
+
+    labels    heatmaps of the classes truly present, or of the predicted ones (logit above 0, or the largest), where a class
+              that is not there has only false positives, and one that is missed only false negatives
+    outputs   where the stages S1 to S5 are read, as in `ltcam.engine.stages.stages`
+    size      (height, width) of the input; None: what the model was trained at
+    bfloat16  autocast of the forward and the backward, channels last; the maps are summed in float32 all the same
+
+    Raises InputError for a label or an output that is unknown, and a batch size that is no whole number above 0.
+    """
+
+    batch_size: int = 8
+    labels: Labels = "true"
+    outputs: Outputs = "pool"
+    size: tuple[int, int] | None = None
+    bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        whole("batch_size", self.batch_size)
+        one_of("labels", self.labels, Labels)
+        one_of("outputs", self.outputs, Outputs)
+
+
+def evaluate(
+    trained: Trained, part: str, configs: Sequence[Config], out: Path, protocol: Protocol | None = None
+) -> pd.DataFrame:
+    """Pixel counts of `configs` on part `part` of the data the model was trained on: one row a pair and configuration.
+
+    `out/counts.csv.gz` keeps every configuration measured with this checkpoint, data and code; only missing ones are measured.
+    An interrupted call goes on after its last whole batch. Under `accelerate launch` the batches, which are the same whatever
+    the number of processes, are dealt out. Raises InputError for a configuration that does not exist, DataError for data that
+    are not there or not those of the training, and UnavailableError where another run writes into `out`.
+    """
+    started = time.time()
+    for config in configs:
+        config.options  # noqa: B018 - refuses what does not exist before anything is run
+    data, protocol = trained.load(part), protocol or Protocol()
+    protocol = replace(protocol, size=protocol.size or trained.size)
+    identity = {
+        "data": data.title, "part": part, "fingerprint": data.fingerprint, **asdict(protocol),
+        "checkpoint": trained.sha256, "code": provenance.code(),
+    }  # fmt: skip
+    path = out / "counts.csv.gz"
+    with alone(out, "write"):
+        known = _known(path, identity)
+        counted = set(configurations(known))
+        _forget(out, counted)
+        missing = [c for c in dict.fromkeys(configs) if c not in counted]
+        if missing:
+            digest = hashlib.sha256(json.dumps([identity, missing]).encode()).hexdigest()[:12]
+            workers = processes()
+            _measure(trained, data, missing, protocol, out / f"counts.{digest}", workers)
+            if workers.is_main_process:
+                rows = [row for batch in _journals(out / f"counts.{digest}").values() for row in batch]
+                columns = ["name", "class", *metrics.CONFIG, "tp", "fp", "fn"]
+                measured = pd.DataFrame(rows, columns=columns).astype(FLOATS)
+                groups = dict(zip((entry.name for entry in data.entries), data.groups, strict=True))
+                measured.insert(1, "group", measured["name"].map(groups))
+                known = pd.concat([known, measured], ignore_index=True) if len(known) else measured
+                known = known.sort_values(["name", "class", *metrics.CONFIG], ignore_index=True, na_position="first")
+                provenance.save(known, path, started, **{**trained.about(data), **identity, "processes": workers.num_processes})
+                for journal in out.glob(f"counts.{digest}.*.partial.jsonl"):
+                    journal.unlink()
+            workers.wait_for_everyone()
+            known = _known(path, identity)
+    rows_of: dict[Config, list[int]] = {config: [] for config in configs}
+    for row, config in enumerate(configurations(known)):
+        rows_of.get(config, []).append(row)
+    return known.iloc[[row for chosen in rows_of.values() for row in chosen]].reset_index(drop=True)
+
+
+def _measure(
+    trained: Trained, data: Segmentation, configs: list[Config], protocol: Protocol, stem: Path, workers: PartialState
+) -> None:
+    """Count this process's share of the batches that no journal has; each is written to its own journal as it is done."""
+    done, batches = _journals(stem), _batches(data, protocol.batch_size)
+    journal = _journal(stem, workers.process_index)
+    with writing(journal), journal.open("a+") as file:
+        file.truncate(_whole(journal))
+        workers.wait_for_everyone()  # all have read what is done before anyone adds to it
+        mine = [n for n in range(len(batches)) if n not in done][workers.process_index :: workers.num_processes]
+        loaded = _loader(data, trained, protocol, [batches[n] for n in mine])
+        progress = tqdm(zip(mine, loaded, strict=True), f"{data.title} {data.part}", len(mine), disable=None, leave=False)
+        for step, (number, samples) in enumerate(progress, 1):
+            with torch.backends.cudnn.flags(allow_tf32=False):
+                rows = _count(trained, samples, configs, protocol)
+            file.write(json.dumps([number, rows]) + "\n")
+            file.flush()
+            if step % 10 == 0:
+                log.info("%s %s: %d of %d batches", data.title, data.part, step, len(mine))
+    workers.wait_for_everyone()
+
+
+def _count(trained: Trained, samples: list[_Input], configs: Sequence[Config], protocol: Protocol) -> list[list[Any]]:
+    """`_count_batch`, in halves where the GPU's memory does not hold the batch."""
+    try:
+        return _count_batch(trained, samples, configs, protocol)
+    except torch.OutOfMemoryError as error:
+        if len(samples) == 1:
+            what = f"GPU memory does not hold one image ({samples[0].name}, mask {tuple(samples[0].mask.shape)})"
+            raise UnavailableError(f"{what}: free some, ask for fewer configurations, or run on a CPU") from error
+    half = len(samples) // 2
+    log.warning("out of GPU memory with %d images at a time: going on with %d", len(samples), half)
+    torch.cuda.empty_cache()
+    return [row for part in (samples[:half], samples[half:]) for row in _count(trained, part, configs, protocol)]
+
+
+def _count_batch(trained: Trained, samples: list[_Input], configs: Sequence[Config], protocol: Protocol) -> list[list[Any]]:
+    """The rows of one batch: one forward and one backward per class rank serve every configuration.
+
+    Nothing but the counts leaves the device.
+    """
+    layout = torch.channels_last if protocol.bfloat16 else torch.contiguous_format
+    model = trained.model.to(memory_format=layout)
+    weight = next(model.parameters())
+    device = weight.device
+    images = torch.stack([s.image for s in samples]).to(weight, memory_format=layout)
+    truth = labels = torch.stack([s.label for s in samples])
+    full = any(c.method == "fullgrad" for c in configs)
+    with torch.autocast(device.type, torch.bfloat16, enabled=protocol.bfloat16):
+        if protocol.labels == "predicted":
+            labels = _predicted(model, images)
+        traced = trace(model, images, labels, stages(model, protocol.outputs), full)
+    maps = maps_of(traced, [(c.options, c.selection) for c in configs])
+    masks = [s.mask.to(device) for s in samples]
+    pairs = traced.pairs.tolist()
+    counts = torch.zeros(len(pairs), len(configs), 3, dtype=torch.long, device=device)
+    for options, fraction in dict.fromkeys((c.options, c.fraction) for c in configs):
+        chosen = [i for i, c in enumerate(configs) if (c.options, c.fraction) == (options, fraction)]
+        layers = [maps[options, configs[i].selection] for i in chosen]
+        for part, size in _of_one_size(masks, pairs):
+            heat = heatmaps(layers, part, size, options.fuse, options.normalize).flatten(0, 1)
+            found = (otsu_masks(heat) if fraction is None else above(heat, fraction)).view(len(chosen), len(part), *size)
+            for i, pair in enumerate(part):
+                image, c = pairs[pair]
+                counts[pair, chosen] = metrics.count(found[:, i], masks[image], c)
+    missed = [
+        ([image, c], [[0, 0, int((samples[image].mask == c + 1).sum())]] * len(configs))
+        for image, c in torch.nonzero(truth.bool() & ~labels.bool()).tolist()
+    ]
+    return [
+        [samples[image].name, c, *config, *row]
+        for (image, c), rows in [*zip(pairs, counts.tolist(), strict=True), *missed]
+        for config, row in zip(configs, rows, strict=True)
+    ]
+
+
+@torch.no_grad()
+def _predicted(model: nn.Module, images: Tensor) -> Tensor:
+    """(N, C) of 0 and 1: every class with a logit above 0, and the one with the largest."""
+    logits: Tensor = model(images).float().cpu()
+    return ((logits > 0) | (logits == logits.amax(dim=1, keepdim=True))).long()
+
+
+def _of_one_size(masks: Sequence[Tensor], pairs: list[list[int]]) -> Iterator[tuple[list[int], tuple[int, int]]]:
+    """Numbers of pairs whose masks have one size, no more at a time than is scored at once, and that size."""
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for number, (image, _) in enumerate(pairs):
+        height, width = masks[image].shape
+        by_size.setdefault((height, width), []).append(number)
+    for size, numbers in by_size.items():
+        step = max(1, CHUNK.get(masks[0].device.type, CHUNK["cuda"]) // (size[0] * size[1]))
+        yield from ((numbers[i : i + step], size) for i in range(0, len(numbers), step))
+
+
+class _Input(NamedTuple):
+    """What is loaded of an image: the network's input (3, h, w), its label, mask (H, W) and name."""
+
+    image: Tensor
+    label: Tensor
+    mask: Tensor
+    name: str
+
+
+class _Inputs(Dataset[_Input]):
+    def __init__(self, data: Segmentation, size: tuple[int, int]) -> None:
+        self.data, self.size = data, size
+
+    def __getitem__(self, index: int) -> _Input:
+        image, label, mask, name = self.data[index]
+        return _Input(datasets.preprocess(image, self.size), label, mask, name)
+
+
+def _loader(data: Segmentation, trained: Trained, protocol: Protocol, batches: list[list[int]]) -> DataLoader[_Input]:
+    inputs = _Inputs(data, protocol.size or trained.size)
+    return loader(inputs, next(trained.model.parameters()).device, batch_sampler=batches, collate_fn=list)
+
+
+def _batches(data: Segmentation, batch_size: int) -> list[list[int]]:
+    """Images with equally many classes together, so that no backward runs for an image that does not need it, and among them
+    those of one size, so that their masks are scored together."""
+    ranks = data.labels.sum(dim=1).int().tolist()
+    ordered = sorted(data.scored, key=lambda i: (ranks[i], data.sizes[i]))
+    groups = [list(group) for _, group in groupby(ordered, key=lambda i: ranks[i])]
+    return [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
+
+
+def _known(path: Path, identity: dict[str, Any]) -> pd.DataFrame:
+    """The counts kept at `path`, if they are of the same checkpoint, data, protocol and code."""
+    record = path.with_name("counts.json")
+    if not (path.is_file() and record.is_file()):
+        return pd.DataFrame(columns=[*metrics.CONFIG])
+    try:
+        before = json.loads(record.read_text())
+    except ValueError:  # cut off, as when power fails
+        before = {}
+    expected = json.loads(json.dumps(identity)) | {"sha256": sha256(path)}
+    if expected != {name: before.get(name) for name in expected}:
+        log.warning("%s: the counts are of another checkpoint, other data, protocol or code; measuring anew", path.parent.name)
+        return pd.DataFrame(columns=[*metrics.CONFIG])
+    return pd.read_csv(path, dtype=FLOATS)
+
+
+def configurations(table: pd.DataFrame) -> list[Config]:
+    """The configuration of each row of a table with the columns `ltcam.experiment.metrics.CONFIG`."""
+    rows = zip(*(table[name] for name in metrics.CONFIG), strict=True)
+    return [Config._make(None if pd.isna(value) else value for value in row) for row in rows]
+
+
+def _journal(stem: Path, process: int) -> Path:
+    return stem.with_name(f"{stem.name}.{process}.partial.jsonl")
+
+
+def _journals(stem: Path) -> dict[int, list[Any]]:
+    """{batch: its rows} of the batches that an interrupted call finished, in all its processes."""
+    found: dict[int, list[Any]] = {}
+    for path in stem.parent.glob(f"{stem.name}.*.partial.jsonl"):
+        text = path.read_bytes()[: _whole(path)].decode()
+        found |= dict(map(json.loads, text.splitlines()))
+    return found
+
+
+def _forget(out: Path, counted: set[Config]) -> None:
+    """Remove the journals whose counts are kept: their run was killed before it could."""
+    for path in out.glob("counts.*.partial.jsonl") if processes().is_main_process else ():
+        rows = [row for line in path.read_bytes()[: _whole(path)].splitlines() for row in json.loads(line)[1]]
+        if rows and Config._make(rows[0][2:-3]) in counted:
+            path.unlink()
+
+
+def _whole(path: Path) -> int:
+    """Bytes up to the last whole line: one cut off in the writing does not count."""
+    return path.read_bytes().rfind(b"\n") + 1 if path.is_file() else 0

@@ -1,0 +1,97 @@
+"""How sure a score is: bootstrap over groups of images, from the counts that are kept anyway.
+
+A draw takes as many groups as were scored, with replacement: images on VOC, tiles, commutators. Every configuration of every
+training is scored on the same draws, so two of them are compared image by image. The interval is of the mean over trainings.
+Three trainings are too few to resample, so they are shown one by one, and a verdict needs the same sign in each.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ltcam.errors import InputError
+from ltcam.experiment.evaluation import Config, configurations
+from ltcam.experiment.metrics import split
+
+DRAWS = 1000
+LEVEL = 95  # percent
+VERDICTS = {"holds": "better", "does not hold": "worse", "tie": "tie"}  # of a margin that is a change
+
+Draws = Mapping[Config, NDArray[np.float64]]  # (1 + DRAWS, trainings): the score of all images, then of each draw
+
+
+def draws(counts: pd.DataFrame, metric: str, number: int = DRAWS, seed: int = 0) -> Draws:
+    """`metric` in percent of every configuration in `counts`: on all images, then on `number` draws of their groups.
+
+    metric  "IoU" or "F1" of all pixels, or with an m before it ("mIoU") their mean over classes
+
+    counts as in `metrics`; a column `group` says which images are drawn together. A class that is in none of a draw's
+    images is left out of its mean. Raises InputError for another metric, and for configurations that were not scored on the
+    same images.
+    """
+    if metric.removeprefix("m") not in ("IoU", "F1"):
+        raise InputError(f"metric={metric!r} has no interval: expected IoU or F1, or mIoU or mF1")
+    groups = counts.get("group", counts["name"]).groupby(counts["name"], sort=False).first()
+    order = groups.unique()
+    drawn = np.random.default_rng(seed).multinomial(len(order), np.full(len(order), 1 / len(order)), number)
+    drawn = np.vstack([np.ones(len(order), dtype=drawn.dtype), drawn]).astype(float)
+    weights = pd.DataFrame(drawn[:, pd.Index(order).get_indexer(groups)], columns=groups.index)
+    trainings = []
+    for _, folds in split(counts):
+        scored = [_rates(fold, metric, weights) for fold in folds]
+        trainings.append({config: np.mean([fold[config] for fold in scored], axis=0) for config in scored[0]})
+    everywhere = [config for config in trainings[0] if all(config in training for training in trainings)]
+    return {config: np.stack([training[config] for training in trainings], axis=1) for config in everywhere}
+
+
+def interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    """The mean over trainings on all images and the ends of its interval, of an entry of `draws` or of what is computed from
+    several."""
+    mean = _trainings(values).mean(axis=1)
+    low, high = np.percentile(mean[1:], [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+    return float(mean[0]), float(low), float(high)
+
+
+def verdict(values: NDArray[np.float64]) -> str:
+    """Of a margin: it "holds" where its interval and its value in every training are above zero, "does not hold" where all are
+    below, else it is a "tie"."""
+    (_, low, high), each = interval(values), _trainings(values)[0]
+    return "holds" if low > 0 and (each > 0).all() else "does not hold" if high < 0 and (each < 0).all() else "tie"
+
+
+def agreement(values: NDArray[np.float64]) -> str:
+    """In how many trainings a margin is above zero: "2 of 3"."""
+    each = _trainings(values)[0]
+    return f"{(each > 0).sum()} of {len(each)}"
+
+
+def _trainings(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values.reshape(len(values), -1)
+
+
+def _rates(counts: pd.DataFrame, metric: str, weights: pd.DataFrame) -> dict[Config, NDArray[np.float64]]:
+    """(1 + DRAWS,) by configuration, of one training; weights (1 + DRAWS, images): how often each draw has an image."""
+    twice, names, found = 2 if metric.endswith("F1") else 1, counts["name"].unique(), {}
+    drawn = weights[names].to_numpy()
+    for config, rows in counts.groupby(pd.Series(configurations(counts), counts.index), sort=False):
+        table = rows.pivot(index="name", columns="class", values=["tp", "fp", "fn"]).reindex(names)
+        if table.isna().all(axis=1).any():
+            raise InputError(f"{config} was not scored on all {len(names)} images: expected counts of one evaluation")
+        tp, fp, fn = (drawn @ table[part].fillna(0).to_numpy() for part in ("tp", "fp", "fn"))
+        if metric.startswith("m"):
+            there = tp + fn > 0
+            rates = np.divide(twice * tp, twice * tp + fp + fn, out=np.zeros_like(tp), where=there)
+            found[config] = 100 * rates.sum(axis=1) / there.sum(axis=1)
+        else:
+            found[config] = 100 * twice * tp.sum(axis=1) / (twice * tp + fp + fn).sum(axis=1)
+    return found
+
+
+def median(values: NDArray[np.float64], number: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
+    """An entry of `draws` for the median of `values`, one an image, NaN left out: of all of them, then of each draw."""
+    kept = np.asarray(values, dtype=float)
+    kept = kept[~np.isnan(kept)]
+    drawn = kept[np.random.default_rng(seed).integers(len(kept), size=(number, len(kept)))]
+    return np.concatenate([[np.median(kept)], np.median(drawn, axis=1)])

@@ -1,0 +1,89 @@
+"""Scores from pixel counts, foreground only.
+
+`counts` is a table with one row an (image, class) pair and configuration: columns name, class, those of the configuration,
+and tp, fp, fn in pixels. Every score is a function of it, in percent. With a column `training` every training is scored alone
+and `scores` is their mean; with a column `fold` too, a training's score is the mean over its folds.
+
+Class means (mIoU, mPrecision, mRecall, mF1) sum the counts of a class over its images and average over classes; pooled scores
+(IoU, Precision, Recall, F1: "micro") sum over everything. Nothing predicted gives precision 0, nothing there recall 0. Void
+pixels are in no count; false positives of a class are counted in the images that have it.
+"""
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ltcam.engine.targets import describe
+from ltcam.errors import InputError
+
+SCORES = ["mIoU", "mPrecision", "mRecall", "mF1", "IoU", "Precision", "Recall", "F1"]
+CONFIG = ["method", "layers", "delta", "per", "compare", "fuse", "normalize", "fraction"]
+
+
+def count(predicted: Tensor, mask: Tensor, c: int, void: int = 255) -> Tensor:
+    """(tp, fp, fn) in pixels of predicted masks (M, H, W) of class c: (M, 3) long, on their device.
+
+    mask (H, W), c + 1 where class c is. Raises InputError for shapes, a type or a class that do not fit.
+    """
+    if predicted.dtype != torch.bool or predicted.shape[1:] != mask.shape or c + 1 == void:
+        raise InputError(
+            f"class {c} of a mask {tuple(mask.shape)} predicted as {describe(predicted)}: expected bool (M, H, W), "
+            f"the mask (H, W), and a class other than void's, {void - 1}"
+        )
+    truth = mask == c + 1
+    tp = (predicted & truth).flatten(1).sum(dim=1)
+    claimed = (predicted & (mask != void)).flatten(1).sum(dim=1)
+    return torch.stack([tp, claimed - tp, truth.sum() - tp], dim=1)
+
+
+def scores(counts: pd.DataFrame) -> pd.DataFrame:
+    """Class means and pooled scores of each configuration, one row each, in the order they appear.
+
+    Of several trainings their mean, and in columns that end in `_std` the standard deviation (of n - 1).
+    """
+    trainings = by_training(counts)
+    groups = trainings.groupby(CONFIG, sort=False, dropna=False)[SCORES]
+    found: pd.DataFrame = groups.mean()
+    if trainings["training"].nunique() > 1:
+        found = found.join(groups.std().add_suffix("_std"))
+    return found.reset_index()
+
+
+def by_training(counts: pd.DataFrame) -> pd.DataFrame:
+    """`scores` of every single training, with its name in the column `training`."""
+    found = {
+        name: pd.concat(map(_scores, folds)).groupby(CONFIG, sort=False, dropna=False).mean() for name, folds in split(counts)
+    }
+    return pd.concat(found, names=["training"]).reset_index()
+
+
+def split(counts: pd.DataFrame) -> list[tuple[str, list[pd.DataFrame]]]:
+    """(training, counts of each of its folds) of every training in `counts`, in the order they appear."""
+    if "training" not in counts or counts.empty:
+        return [("", [counts])]
+    trainings = [(str(name), rows) for name, rows in counts.groupby("training", sort=False)]
+    return [(name, [t for _, t in rows.groupby("fold", sort=False)] if "fold" in rows else [rows]) for name, rows in trainings]
+
+
+def _scores(counts: pd.DataFrame) -> pd.DataFrame:
+    mean = (
+        by_class(counts).groupby(CONFIG, sort=False, dropna=False)[["IoU", "Precision", "Recall", "F1"]].mean().add_prefix("m")
+    )
+    return mean.join(_rates(counts.groupby(CONFIG, sort=False, dropna=False)[["tp", "fp", "fn"]].sum()))
+
+
+def by_class(counts: pd.DataFrame) -> pd.DataFrame:
+    """IoU, Precision, Recall, F1 of each class and configuration, and in how many images (`images`) it was scored."""
+    groups = counts.groupby([*CONFIG, "class"], sort=False, dropna=False)
+    return _rates(groups[["tp", "fp", "fn"]].sum()).assign(images=groups.size())
+
+
+def _rates(sums: pd.DataFrame) -> pd.DataFrame:
+    tp, fp, fn = (sums[name].astype(float) for name in ("tp", "fp", "fn"))
+    rates = {
+        "IoU": tp / (tp + fp + fn),
+        "Precision": tp / (tp + fp),
+        "Recall": tp / (tp + fn),
+        "F1": 2 * tp / (2 * tp + fp + fn),
+    }
+    return pd.DataFrame(rates).fillna(0.0) * 100

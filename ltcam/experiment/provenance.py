@@ -1,0 +1,81 @@
+"""A result is `X.csv` beside `X.json`, which says what made it: commit, parameters, versions, device, data, weights, time."""
+
+import gzip
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from ltcam.files import ROOT, atomic, sha256
+
+PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-image", "scikit-learn", "matplotlib", "pillow")
+
+MEASURING = (
+    *("tracing", "biases", "targets", "methods", "tricks", "cam", "bins"),
+    *("models", "segmentation", "metrics", "evaluation", "datasets/*"),
+)
+
+
+def save(table: pd.DataFrame, path: Path, started: float, **parameters: Any) -> None:
+    """Write `table` to `path` (.csv or .csv.gz) and its provenance to the .json beside it, each renamed into place when whole.
+
+    started: `time.time()` at the start of the work; parameters: whatever it depended on, as plain values.
+    """
+    with atomic(path) as temporary:
+        packed = path.suffix == ".gz"  # counts: read back and compared, so every digit of delta stays
+        text = table.to_csv(index=False, float_format=None if packed else "%.6g", lineterminator="\n").encode()
+        temporary.write_bytes(gzip.compress(text, 6, mtime=0) if packed else text)  # pandas would put the temporary name inside
+    about = {"rows": len(table), "sha256": sha256(path), **environment(), **parameters}
+    record = {**about, "seconds": round(time.time() - started, 1)}
+    with atomic(path.with_name(path.name.split(".")[0] + ".json")) as temporary:
+        temporary.write_text(json.dumps(record, indent=2, default=str) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """What of this machine and checkout a number may depend on."""
+    cuda = torch.cuda.is_available()
+    cpu = f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
+    return {
+        "commit": COMMIT,
+        "dirty": DIRTY,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name() if cuda else cpu,
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "tf32": cuda and torch.backends.cudnn.allow_tf32,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+@cache
+def code() -> str:
+    """SHA-256 over the modules that a pixel count depends on."""
+    digest = hashlib.sha256()
+    for name in MEASURING:
+        for path in sorted(Path(__file__).parent.glob(f"{name}.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
+        return None
+    return done.stdout.strip()
+
+
+# Read when the code is loaded: a long run is of the commit that it started from.
+COMMIT = _git("rev-parse", "HEAD")
+DIRTY = None if COMMIT is None else bool(_git("status", "--porcelain", "--", "ltcam", "notebooks/profiles"))

@@ -1,0 +1,99 @@
+"""CAM seeds as files that weakly-supervised segmentation starts from: `ltcam export-seeds --checkpoint PATH --out FOLDER`.
+
+The layout is that of IRN (Ahn, Cho, Kwak, CVPR 2019): `<image name>.npy` is a dictionary of arrays, of the n classes that the
+image's labels name.
+
+keys      (n,) int64, ascending; from 0, background is no class
+cam       (n, ceil(H/4), ceil(W/4)) float32 in [0, 1]
+high_res  (n, H, W) float32 in [0, 1]; (H, W) is the image's own size
+
+Each map is divided by its maximum (to which IRN adds 1e-5); one without evidence is all zero. An image without a class has no
+file: IRN's labelling divides by the number of classes.
+
+Such a file is a pickle: `np.load(path, allow_pickle=True).item()` reads it, and would run whatever code a stranger put inside;
+load only your own. `cam` is an array here, a tensor in IRN: where that calls `.cuda()` on it, put `torch.from_numpy` before.
+Files written under numpy 2 need numpy 1.26 or later to be read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ltcam.engine.cam import fused, layer_maps
+from ltcam.engine.tracing import trace
+from ltcam.engine.tricks import normalized
+from ltcam.errors import InputError
+from ltcam.experiment import provenance
+from ltcam.experiment.evaluation import Config, Protocol, _Input, _loader
+from ltcam.experiment.training import Trained
+from ltcam.files import atomic
+
+STRIDE = 4  # of "cam"
+
+
+def export(trained: Trained, part: str, config: Config, out: Path, batch_size: int = 8) -> int:
+    """Write the seeds of every image with a class in part `part` of the data the model was trained on; returns their number.
+
+    `out/seeds.json` says what they are made of. A file has its name only when it is whole, so an interrupted call goes on with
+    the batches that lack one. Raises InputError for a configuration or a batch size that does not exist and for a folder with
+    seeds of other settings, and DataError for data that are not there or not those of the training.
+    """
+    data, protocol = trained.load(part), Protocol(batch_size)
+    settings = {
+        "data": data.title, "part": part, "fingerprint": data.fingerprint, "size": trained.size, "layers": config.selection,
+        **asdict(config.options), "checkpoint": trained.sha256, "code": provenance.code(),
+    }  # fmt: skip
+    record = out / "seeds.json"
+    known = _known(record, settings)
+    images = sorted(data.labels.any(dim=1).nonzero().flatten().tolist(), key=lambda i: data.labels[i].sum())
+    batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+    missing = [batch for batch in batches if not all((out / f"{data.entries[i].name}.npy").is_file() for i in batch)]
+    if missing or "finished" not in known:
+        _write(record, settings)
+        loaded = _loader(data, trained, protocol, missing)
+        for samples in tqdm(loaded, f"{data.title} {part}", disable=None, leave=False):
+            for name, seeds in _seeds(trained, samples, config):
+                with atomic(out / f"{name}.npy") as temporary:
+                    np.save(temporary, np.array(seeds, dtype=object), allow_pickle=True)
+        _write(record, {**trained.about(data), **provenance.environment(), **settings, "files": len(images)})
+    return len(images)
+
+
+def _seeds(trained: Trained, samples: list[_Input], config: Config) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
+    """(name, dictionary) of each image of a batch, from one trace."""
+    images = torch.stack([s.image for s in samples]).to(next(trained.model.parameters()))
+    options = config.options
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        traced = trace(trained.model, images, torch.stack([s.label for s in samples]), fullgrad=options.method == "fullgrad")
+    maps = layer_maps(traced, options, config.selection)
+    for number, sample in enumerate(samples):
+        own = traced.pairs[:, 0] == number
+        layers = {name: m[own] for name, m in maps.items()}
+        height, width = sample.mask.shape
+        sizes = (-(-height // STRIDE), -(-width // STRIDE)), (height, width)
+        cam, high_res = (normalized([fused(layers, options, size)], "max")[0].cpu().numpy() for size in sizes)
+        yield sample.name, {"keys": traced.pairs[own, 1].cpu().numpy(), "cam": cam, "high_res": high_res}
+
+
+def _known(record: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What `record` says of the seeds beside it. Raises InputError where there are seeds and they are not of `settings`."""
+    known: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
+    expected = json.loads(json.dumps(settings))
+    others = [name for name in expected if name not in known or known[name] != expected[name]]
+    if others and any(record.parent.rglob("*.npy")):
+        raise InputError(f"{record.parent} has .npy files of another {', '.join(others)}: pass another --out, or delete it")
+    return known
+
+
+def _write(record: Path, about: dict[str, Any]) -> None:
+    with atomic(record) as temporary:
+        temporary.write_text(json.dumps(about, indent=2) + "\n")

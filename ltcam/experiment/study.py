@@ -1,0 +1,182 @@
+"""All trainings of one data set in a profile, measured alike.
+
+A profile names `seeds` and, for cross-validation, a number of `folds`. Results of a training are in
+`results/<profile>/<data>/seed<k>[/fold<f>]`, its checkpoint in the same place below `ltcam.files.runs`. A profile that names
+no seeds has one training, whose files are in `results/<profile>/<data>` itself.
+
+Counts of the held-out parts of a seed's folds are pooled: together they hold every image once. Scores on the parts trained on
+are computed fold by fold and averaged.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+
+from ltcam import files
+from ltcam.data import Segmentation
+from ltcam.errors import InputError, MissingError
+from ltcam.experiment import provenance
+from ltcam.experiment.evaluation import FLOATS, Config, Protocol, evaluate
+from ltcam.experiment.training import Recipe, Trained, load_checkpoint, train
+from ltcam.files import sha256
+
+log = logging.getLogger(__name__)
+Role = Literal["test", "train"]
+
+
+class Training(NamedTuple):
+    """name: its folder below those of the study; seed: its name among trainings, which folds share."""
+
+    name: str
+    seed: str
+    fold: str
+    recipe: Recipe
+
+
+def planned(data: str, recipe: Mapping[str, Any], seeds: Sequence[int] = (), folds: int = 0) -> list[Training]:
+    """Every training of a profile. recipe: fields of `Recipe`; fold f trains on its part `train<f>`, and holds out `test<f>`.
+
+    Raises InputError for folds without seeds.
+    """
+    base = Recipe(data=data, **recipe)
+    if folds and not seeds:
+        raise InputError(f"folds={folds} without seeds: expected seeds too, e.g. [0]")
+    seeded = [Training(f"seed{seed}", f"seed{seed}", "", replace(base, seed=seed)) for seed in seeds]
+    if not folds:
+        return seeded or [Training("", "", "", base)]
+    return [
+        Training(f"{name}/fold{f}", name, f"fold{f}", replace(own, train=f"{base.train}{f}", test=f"{base.test}{f}"))
+        for name, _, _, own in seeded
+        for f in range(folds)
+    ]
+
+
+class Study:
+    """The trainings that notebook 01 has left of data set `data` in `profile`.
+
+    Raises MissingError where there are none.
+    """
+
+    def __init__(self, profile: str, data: str) -> None:
+        self.profile, self.data = profile, data
+        self.out, self.runs, self.figures = (f(profile, data) for f in (files.results, files.runs, files.figures))
+        path = self.out / "trainings.csv"
+        if not path.is_file():
+            raise MissingError(f"{path} is missing: run notebook 01 first, or ltcam reproduce --profile {profile}")
+        self.table = pd.read_csv(path, keep_default_na=False, dtype={"name": str, "seed": str, "fold": str})
+
+    @classmethod
+    def train(cls, profile: str, data: str, trainings: Sequence[Training]) -> Study:
+        """Train what is not trained yet, one by one; leaves `trainings.csv`, and of each its losses and label scores."""
+        started, rows = time.time(), []
+        out, runs = files.results(profile, data), files.runs(profile, data)
+        for training in trainings:
+            checkpoint = train(training.recipe, runs / training.name)
+            for file in ("train", "labels"):
+                for suffix in (".csv", ".json"):
+                    _copy(runs / training.name / f"{file}{suffix}", out / training.name / f"{file}{suffix}")
+            score = pd.read_csv(out / training.name / "labels.csv")["AP"].mean()
+            rows.append([*training[:3], score, sha256(checkpoint)])
+        table = pd.DataFrame(rows, columns=["name", "seed", "fold", "mAP", "checkpoint"])
+        provenance.save(table, out / "trainings.csv", started, recipe=asdict(trainings[0].recipe))
+        return cls(profile, data)
+
+    @cached_property
+    def trained(self) -> Trained:
+        """The first training: pictures are its, of images that it has not seen."""
+        return self.load(self.names[0])
+
+    @cached_property
+    def test(self) -> Segmentation:
+        """The held-out part of the first training."""
+        return self.trained.load(self.trained.recipe.test)
+
+    @property
+    def names(self) -> list[str]:
+        return self.table["name"].to_list()
+
+    @property
+    def seeds(self) -> list[str]:
+        return list(dict.fromkeys(self.table["seed"]))
+
+    def load(self, name: str) -> Trained:
+        return load_checkpoint(self.runs / name / "checkpoint.pt")
+
+    def read(self, file: str) -> pd.DataFrame:
+        """The table that every training has in its folder, one below the other; column `name` says whose."""
+        tables = {name: pd.read_csv(self.out / name / file) for name in self.names}
+        return pd.concat(tables, names=["name", None]).reset_index("name").reset_index(drop=True)
+
+    def folds(self) -> Iterator[Trained]:
+        """The trainings of the first seed: together they hold out every image once."""
+        for name in self.table.loc[self.table["seed"] == self.seeds[0], "name"]:
+            yield self.trained if name == self.names[0] else self.load(name)
+
+    def counts(
+        self, configs: Sequence[Config], protocol: Protocol | None = None, role: Role = "test", below: str = ""
+    ) -> pd.DataFrame:
+        """Pixel counts of `configs` by every training, as `metrics` reads them, measured where they are not there.
+
+        role: its held-out part, or the part that it was trained on; below: the folder that keeps them, in the training's own.
+        """
+        found = []
+        for row in self.table.itertuples(index=False):
+            trained = self.trained if row.name == self.names[0] else self.load(str(row.name))
+            part = getattr(trained.recipe, role)
+            counts = evaluate(trained, part, configs, _place(self.out / str(row.name), role) / below, protocol)
+            found.append(_named(counts, row, role))
+        return pd.concat(found, ignore_index=True)
+
+    def known(self, role: Role = "test") -> pd.DataFrame:
+        """All counts that are kept, of the configurations that every training has."""
+        return known(self.out, role)
+
+    def save(self, table: pd.DataFrame, name: str, started: float, **parameters: Any) -> None:
+        """`name` (.csv or .csv.gz) in the folder of the study, with what it was made of."""
+        provenance.save(table, self.out / name, started, **{**self.about, **parameters})
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        trainings = self.table.to_dict("records")
+        return {**self.trained.about(self.test), "trainings": trainings}
+
+
+def known(folder: Path, role: Role = "test") -> pd.DataFrame:
+    """`Study.known` of the files in `folder` alone: neither data nor checkpoints are needed. Empty where there are none."""
+    path = folder / "trainings.csv"
+    table = (
+        pd.read_csv(path, keep_default_na=False, dtype=str)
+        if path.is_file()
+        else pd.DataFrame({"name": [""], "seed": "", "fold": ""})
+    )
+    found = []
+    for row in table.itertuples(index=False):
+        counts = _place(folder / str(row.name), role) / "counts.csv.gz"
+        if not counts.is_file():
+            return pd.DataFrame()
+        found.append(_named(pd.read_csv(counts, dtype=FLOATS), row, role))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def _named(counts: pd.DataFrame, row: Any, role: Role) -> pd.DataFrame:
+    """Folds of a held-out part are pooled, so just the others are told apart."""
+    return counts.assign(training=row.seed, **({"fold": row.fold} if role == "train" else {}))
+
+
+def _place(folder: Path, role: Role) -> Path:
+    return folder if role == "test" else folder / role
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source != target:
+        with files.atomic(target) as temporary:
+            shutil.copyfile(source, temporary)

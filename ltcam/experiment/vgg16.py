@@ -1,0 +1,87 @@
+"""VGG16 as the paper uses it (Sec. 3.1): torchvision's, with ImageNet weights and a head of its own."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import VGG
+from torchvision.models.vgg import cfgs, make_layers
+
+from ltcam.engine.tricks import whole
+from ltcam.errors import InputError
+from ltcam.experiment import weights as sources
+from ltcam.files import sha256
+
+Head = Literal["fc", "gap"]
+
+
+def vgg16(
+    num_classes: int,
+    head: Head = "fc",
+    weights: str | Path | None = "imagenet",
+    hidden: int | None = None,
+    width: int = 1,
+) -> VGG:
+    """torchvision's VGG16 (Sec. 3.1) with `.features` unchanged (31 modules) and its head replaced.
+
+    head    "fc": torchvision's classifier with its last layer replaced; "gap": global average pooling and one linear layer
+    weights "imagenet" (the sources of `ltcam.experiment.weights`), None (random), or the path of a state dict or checkpoint
+    hidden  width of the two hidden "fc" layers: None takes the source's and its values where it has any (torchvision's file:
+            4096), else 1024; a width that is not the source's starts at random
+    width   divides every channel count: a toy of the same 31 modules, for tests; 1 with "imagenet"
+
+    `model.source` says where the weights came from. Raises InputError for an unknown head, a number that is none and an
+    impossible combination.
+    """
+    if head not in ("fc", "gap"):
+        raise InputError(f"head={head!r} is unknown: expected 'fc' or 'gap'")
+    if width != 1 and weights == "imagenet":
+        raise InputError(f"width={width} has no ImageNet weights: pass weights=None, or width=1")
+    whole("num_classes", num_classes)
+    whole("width", width, most=64)  # channels of the first layers
+    if hidden is not None:
+        whole("hidden", hidden)
+    state, source = _state(weights)
+    offered = state["classifier.0.bias"].numel() if source.head and head == "fc" else None
+    pretrained = offered is not None and hidden in (None, offered)
+    channels = [c if c == "M" else int(c) // width for c in cfgs["D"]]
+    with torch.device("meta"):  # torchvision builds 120 million head weights that are replaced below
+        model = VGG(nn.Identity(), init_weights=False)
+    model.features = make_layers(channels)
+    if head == "gap":
+        model.avgpool = nn.AdaptiveAvgPool2d(1)
+        model.classifier = nn.Linear(channels[-2], num_classes)
+    else:
+        model.avgpool = nn.AdaptiveAvgPool2d(7)
+        model.classifier = _fc(channels[-2] * 49, hidden or offered or 1024, num_classes)
+    model.load_state_dict({**model.state_dict(), **_pick(state, pretrained)})
+    model.source = replace(source, head=pretrained)
+    return model
+
+
+def _fc(inputs: int, hidden: int, num_classes: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.ReLU(inplace=True), nn.Dropout(),
+        nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Dropout(),
+        nn.Linear(hidden, num_classes),
+    )  # fmt: skip
+
+
+def _state(weights: str | Path | None) -> tuple[dict[str, Tensor], sources.Source]:
+    if weights is None:
+        return {}, sources.Source("random", "", head=False)
+    if weights == "imagenet":
+        return sources.imagenet_vgg16()
+    path = Path(weights)
+    state = sources.load(path)
+    state = state.get("model", state)  # a checkpoint of `ltcam.experiment.training`
+    if absent := [f"features.{i}.weight" for i in sources.CONV_INDICES if f"features.{i}.weight" not in state]:
+        raise InputError(f"{path} has no {absent[0]}: expected a state dict of VGG16")
+    return state, sources.Source(path.name, sha256(path), head="classifier.3.weight" in state)
+
+
+def _pick(state: dict[str, Tensor], head: bool) -> dict[str, Tensor]:
+    hidden_layers = ("classifier.0.", "classifier.3.") if head else ()
+    return {name: value for name, value in state.items() if name.startswith(("features.", *hidden_layers))}

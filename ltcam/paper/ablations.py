@@ -1,0 +1,216 @@
+"""One choice at a time: what each setting that the paper leaves open is worth, and percentile scope, scale and delta in full.
+
+`ROWS` are measured as they are, with one option of theirs changed (`OPTIONS`), under another protocol, and with other trainings
+of the same model, always on the same images, so that a change is a paired difference with an interval of its own, as is what
+the paper's two `TRICKS` are worth in each of them. `readings` asks under which of them the paper's order of methods appears.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ltcam.engine.tricks import Normalize, Scope
+from ltcam.errors import InputError
+from ltcam.experiment.evaluation import FLOATS, Config, Protocol, evaluate
+from ltcam.experiment.intervals import DRAWS, VERDICTS, Draws, draws, interval, verdict
+from ltcam.experiment.study import Study
+from ltcam.experiment.training import Recipe
+from ltcam.paper import tables as paper
+from ltcam.paper.sweep import DELTAS
+
+Run = tuple[str, str]  # a factor and its level
+DEFAULTS: Run = ("defaults", "as they are")
+
+ROWS = {
+    "Grad-CAM": Config("gradcam"),
+    "Grad-CAM, truncated": Config("gradcam", "S5", 0.0),
+    "Grad-CAM, fused": Config("gradcam", "S1-S5"),
+    "LTGrad-CAM": Config("gradcam", "S1-S5", 20.0),
+    "Layer-CAM": Config("layercam", "S1-S5", 0.0),
+    "LTLayer-CAM": Config("layercam", "S1-S5", 20.0),
+    "FullGrad": Config("fullgrad", "all"),
+    "LTFullGrad": Config("fullgrad", "all", 20.0),
+}
+OPTIONS: dict[str, tuple[Any, ...]] = {  # fuse="mean" is a sum to Otsu
+    "per": ("channel",),
+    "compare": ("gt",),
+    "fuse": ("max",),
+    "normalize": ("max", "minmax", "tanh"),
+    "fraction": (0.2, 0.35, 0.5),
+}
+TRICKS = {  # with, and without
+    "truncation at S5": ("Grad-CAM, truncated", "Grad-CAM"),
+    "fusion of S1 to S5": ("Grad-CAM, fused", "Grad-CAM"),
+    "both": ("LTGrad-CAM", "Grad-CAM"),
+    "truncation of Layer-CAM": ("LTLayer-CAM", "Layer-CAM"),
+    "truncation of FullGrad": ("LTFullGrad", "FullGrad"),
+    "LTGrad-CAM instead of Layer-CAM": ("LTGrad-CAM", "Layer-CAM"),
+}
+GAINS = {name: (ROWS[made], ROWS[before]) for name, (made, before) in TRICKS.items()}
+PROTOCOLS = ("labels", "outputs", "size")
+LARGER = {  # defects: their aspect
+    "demo": (320, 320), "voc2012": (320, 320), "magnetic_tile": (320, 288), "ksdd": (960, 344), "ksdd2": (960, 344)
+}  # fmt: skip
+
+
+def variants(config: Config) -> Iterator[tuple[Run, Config]]:
+    """`config` with one option changed, wherever that can change its mask."""
+    for option, values in OPTIONS.items():
+        untruncated = config.delta is None and option in ("per", "compare")
+        alone = config.layers in ("S1", "S2", "S3", "S4", "S5") and option in ("fuse", "normalize")
+        scaled = config.method == "fullgrad" and option == "normalize"  # by Eq. 7
+        if not (untruncated or alone or scaled):
+            yield from (((option, str(value)), config._replace(**{option: value})) for value in values)
+
+
+def cross(deltas: Sequence[float] = DELTAS) -> list[Config]:
+    """LTGrad-CAM at every delta, and without truncation, for every percentile scope and scale of the fused maps."""
+    whole = [Config("gradcam", "S1-S5", normalize=scale) for scale in get_args(Normalize)]
+    return whole + [config._replace(per=per, delta=delta) for per in get_args(Scope) for config in whole for delta in deltas]
+
+
+def measure(
+    study: Study,
+    deltas: Sequence[float] = DELTAS,
+    batch_size: int = 8,
+    protocols: Sequence[str] = PROTOCOLS,
+    varied: Sequence[str] = tuple(ROWS),
+    others: Sequence[str] = (),
+) -> dict[Run, pd.DataFrame]:
+    """The counts of every run on the held-out part, as `ltcam.experiment.study` gives and keeps them.
+
+    Those of the defaults are kept with each training, of other protocols in its folder `ablations`.
+
+    protocols  what of `PROTOCOLS` to change: each is a pass over the images of its own
+    varied     the rows of which options are changed, beside the paper's seven
+    others     other trainings of the model, by their folders in the study's; the rows are measured where there is a checkpoint,
+               else counts do
+
+    Raises InputError for a protocol or a row that does not exist, and DataError for data that are not there.
+    """
+    if unknown := [name for name in (*protocols, *varied) if name not in (*PROTOCOLS, *ROWS)]:
+        raise InputError(f"{unknown[0]!r} cannot be changed: expected protocols of {PROTOCOLS} and rows of {tuple(ROWS)}")
+    rows, protocol = list(dict.fromkeys([*ROWS.values(), *paper.SEVEN.values()])), Protocol(batch_size)
+    size = LARGER[study.data]
+    levels = {"labels": "predicted", "outputs": "relu", "size": size}
+    changed = [c for row in (*(ROWS[name] for name in varied), *paper.SEVEN.values()) for _, c in variants(row)]
+    configs = dict.fromkeys([*rows, *changed, *cross(deltas)])
+    found = {DEFAULTS: study.counts(list(configs), protocol)}
+    for factor in protocols:
+        level = "{1} x {0}".format(*size) if factor == "size" else str(levels[factor])
+        other = replace(protocol, **{factor: levels[factor]})  # type: ignore[arg-type]
+        found[factor, level] = study.counts(rows, other, below=f"ablations/{factor}")
+    for name in others:
+        kept = study.out / name
+        if (study.runs / name / "checkpoint.pt").is_file():
+            evaluate(study.load(name), study.trained.recipe.test, rows, kept, protocol)
+        if (kept / "counts.csv.gz").is_file():
+            recipe = json.loads((kept / "counts.json").read_text())["recipe"]
+            found[_difference(study.trained.recipe, recipe)] = pd.read_csv(kept / "counts.csv.gz", dtype=FLOATS)
+    return found
+
+
+def table(measured: Mapping[Run, pd.DataFrame], metric: str, number: int = DRAWS) -> pd.DataFrame:
+    """Every row of every run that was measured, and what changed by it: `metric` in percent with its interval, in points.
+
+    Columns factor, level, row (a name in `ROWS`), those of the configuration, value, ci_low, ci_high, and change, change_low,
+    change_high, verdict ("better", "worse", "tie"): against the same row by the defaults; of factor "trick", whose level names
+    the trick and the run if that is another, against the row without it.
+    """
+    scores = {run: draws(counts, metric, number) for run, counts in measured.items()}
+    defaults = scores[DEFAULTS]
+    found = [
+        _row(("trick", trick if run == DEFAULTS else f"{trick}, {_said(run)}"), made, ROWS[made], own, own[ROWS[before]])
+        for run, own in scores.items()
+        for trick, (made, before) in TRICKS.items()
+    ]
+    for name, config in ROWS.items():
+        found.append(_row(DEFAULTS, name, config, defaults))
+        options = [(run, changed) for run, changed in variants(config) if changed in defaults]
+        found += [_row(run, name, changed, defaults, defaults[config]) for run, changed in options]
+        found += [_row(run, name, config, other, defaults[config]) for run, other in scores.items() if run != DEFAULTS]
+    return pd.DataFrame(found)
+
+
+def crossed(counts: pd.DataFrame, metric: str, deltas: Sequence[float] = DELTAS, number: int = DRAWS) -> pd.DataFrame:
+    """`cross` of `deltas` as `table` gives it: the change is against no truncation at the same scale."""
+    scores = draws(counts, metric, number)
+    return pd.DataFrame([
+        _row(("cross", ""), "LTGrad-CAM", config, scores, scores[config._replace(delta=None, per="layer")])
+        for config in cross(deltas)
+    ])  # fmt: skip
+
+
+def readings(measured: Mapping[Run, pd.DataFrame], number: int, metric: str, draw: int = DRAWS) -> pd.DataFrame:
+    """How near the order of the paper's seven methods in its table `number` is under every reading that was measured.
+
+    A reading is one of `OPTIONS`, for every method whose mask it can change, or another run. Columns factor, level; tau,
+    ci_low, ci_high: Kendall's rank correlation of our scores with the printed ones, in [-1, 1]; then our score of each method.
+    The nearest comes first.
+    """
+    printed = paper.published(number)["mIoU"][list(paper.SEVEN)].to_numpy()
+    scores = {run: draws(counts, metric, draw) for run, counts in measured.items()}
+    changed = {config: dict(variants(config)) for config in paper.SEVEN.values()}
+    options = dict.fromkeys(run for levels in changed.values() for run in levels)
+    seven = {run: [own[config] for config in changed] for run, own in scores.items()} | {
+        run: [scores[DEFAULTS][levels.get(run, config)] for config, levels in changed.items()] for run in options
+    }
+    rows = []
+    for run, ours in seven.items():
+        tau = dict(zip(("tau", "ci_low", "ci_high"), interval(_tau(printed, np.array(ours))), strict=True))
+        rows.append(
+            {"factor": run[0], "level": run[1], **tau, **dict(zip(paper.SEVEN, (v[0].mean() for v in ours), strict=True))}
+        )
+    return pd.DataFrame(rows).sort_values("tau", ascending=False, kind="stable", ignore_index=True)
+
+
+def beyond(
+    test: pd.DataFrame, train: pd.DataFrame, baselines: Mapping[str, Config], metric: str, number: int = DRAWS
+) -> pd.DataFrame:
+    """The configuration that is best on the training part, of those measured on both, against each baseline on the test part.
+
+    test, train: the counts of both parts. Rows as of `table`: first the chosen one, then the baselines, whose change is the
+    chosen one's score less theirs. Column chosen_on: the chosen one's score on the training part.
+    """
+    scores = draws(test, metric, number)
+    on_train = {config: values[0].mean() for config, values in draws(train, metric, 1).items() if config in scores}
+    chosen = max(on_train, key=lambda config: on_train[config])
+    rows = [_row(("beyond", ""), name, config, scores) for name, config in {"chosen": chosen, **baselines}.items()]
+    differences = [_change(scores[chosen] - scores[config]) for config in (chosen, *baselines.values())]
+    return pd.DataFrame([row | by for row, by in zip(rows, differences, strict=True)]).assign(chosen_on=on_train[chosen])
+
+
+def _tau(printed: NDArray[np.float64], ours: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Kendall's, of (methods,) with each column of (methods, draws, trainings)."""
+    first, second = np.triu_indices(len(printed), 1)
+    agreed = np.sign(printed[first] - printed[second])[:, None, None] * np.sign(ours[first] - ours[second])
+    return np.asarray(agreed.mean(axis=0))
+
+
+def _said(run: Run) -> str:
+    return f"{run[0]} = {run[1]}"
+
+
+def _row(run: Run, name: str, config: Config, scores: Draws, before: Any = None) -> dict[str, Any]:
+    value, low, high = interval(scores[config])
+    row = {"factor": run[0], "level": run[1], "row": name, **config._asdict(), "value": value, "ci_low": low, "ci_high": high}
+    return row if before is None else row | _change(scores[config] - before)
+
+
+def _change(margin: Any) -> dict[str, Any]:
+    change, low, high = interval(margin)
+    return {"change": change, "change_low": low, "change_high": high, "verdict": VERDICTS[verdict(margin)]}
+
+
+def _difference(recipe: Recipe, other: Mapping[str, Any]) -> Run:
+    """What another training of the model does differently."""
+    fields = json.loads(json.dumps(asdict(recipe)))
+    changed = {name: value for name, value in other.items() if value != fields.get(name)}
+    return ", ".join(changed) or "training", ", ".join(str(value) for value in changed.values()) or "again"

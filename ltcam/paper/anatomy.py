@@ -1,0 +1,107 @@
+"""Why truncation and fusion do what they do: what the two signs of a gradient carry, and what each stage adds to the sum.
+
+Grad-CAM's map before its ReLU (Eq. 3) is a difference of two: of the channels' positive gradients, which delta = 0 leaves, and
+of the negative ones. What is subtracted helps where it lies beside the object and hurts where it lies on it, and the masks say
+where it lies: `signs`. `stages` says what each stage's map weighs in Eq. 8, and how much of it is left as delta rises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from ltcam import data as datasets
+from ltcam.data import Segmentation
+from ltcam.data.base import VOID
+from ltcam.engine.cam import wide
+from ltcam.engine.methods import gradcam
+from ltcam.engine.tracing import Trace, trace
+from ltcam.engine.tricks import truncate
+from ltcam.experiment.training import Trained
+
+DELTAS: tuple[float | None, ...] = (None, 0.0, 20.0, 60.0, 90.0)
+
+
+def signs(traced: Trace, objects: Sequence[Tensor]) -> Iterator[list[Any]]:
+    """(pair, stage, positive, negative, weight): where the maps of the two signs lie, and what the negative one weighs.
+
+    objects: of each pair what its object covers, (H, W) float, NaN where void. positive, negative: the share of the map that
+    lies on the object over the share of the image that the object covers, so that 1 is blind; weight: the sum of the negative
+    map over that of the positive one. NaN of an empty map.
+    """
+    for stage, layer in traced.stages.items():
+        activation, gradient = wide(traced.activation(layer)), wide(traced.gradient(layer))
+        maps = [gradcam(activation, (sign * gradient).clamp(min=0)).double() for sign in (1, -1)]
+        size = (maps[0].shape[1], maps[0].shape[2])
+        for pair, covered in enumerate(objects):
+            valid = adaptive_avg_pool2d((~covered.isnan()).double()[None], size)[0]
+            on = adaptive_avg_pool2d(covered.nan_to_num().double()[None], size)[0]
+            area = on.sum() / valid.sum()
+            lifts = [((m[pair] * on).sum() / (m[pair] * valid).sum() / area).item() for m in maps]
+            yield [pair, stage, *lifts, (maps[1][pair].sum() / maps[0][pair].sum()).item()]
+
+
+def overlap(signs: pd.DataFrame) -> pd.DataFrame:
+    """Of every pair how much of what the subtraction takes away at the deepest stage lies on the object: the negative map's
+    place over the positive one's. At 1 both lie on it alike, below that the negative one lies beside it. Columns name, class,
+    overlap; NaN where one of the maps is empty or the positive one lies wholly beside the object.
+
+    signs: of `measure`.
+    """
+    deepest = signs[signs["stage"] == signs["stage"].max()]
+    ratio = deepest["negative"] / deepest["positive"].where(deepest["positive"] > 0)
+    found: pd.DataFrame = deepest[["name", "class"]].assign(overlap=ratio)
+    return found
+
+
+def stages(traced: Trace, deltas: Sequence[float | None] = DELTAS) -> Iterator[list[Any]]:
+    """(pair, stage, delta, energy, half, kept), the last three in percent, of Grad-CAM's maps as Eq. 8 sums them.
+
+    energy: the mean of the stage's map over the sum of all stages' means; half: the smallest share of the map's pixels that
+    holds half of it; kept: the share of the gradients that is not zero. NaN of an empty map.
+    """
+    for delta in deltas:
+        kept = {stage: truncate(wide(traced.gradient(layer)), delta) for stage, layer in traced.stages.items()}
+        maps = {s: gradcam(wide(traced.activation(traced.stages[s])), g).flatten(1).double() for s, g in kept.items()}
+        total = torch.stack([m.mean(dim=1) for m in maps.values()]).sum(dim=0)
+        for stage, m in maps.items():
+            shares = m.sort(dim=1, descending=True).values.cumsum(dim=1) / m.sum(dim=1, keepdim=True)
+            half = torch.where(shares[:, -1].isnan(), torch.nan, (shares < 0.5).sum(dim=1) + 1) / m.shape[1]
+            left = (kept[stage] != 0).flatten(1).double().mean(dim=1)
+            for pair, row in enumerate((100 * torch.stack([m.mean(dim=1) / total, half, left], dim=1)).tolist()):
+                yield [pair, stage, delta, *row]
+
+
+def measure(trained: Trained, batch_size: int = 8, images: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`signs` and `stages` of every scored pair of the part that `trained` has not seen: two tables, a row each.
+
+    Pairs go by the columns name and class, stages by their labels. images: just the first so many.
+    Raises DataError for data that are not there.
+    """
+    data = datasets.load(trained.recipe.data, trained.recipe.test)
+    weight = next(trained.model.parameters())
+    found: tuple[list[Any], list[Any]] = [], []
+    scored = sorted(data.scored[:images], key=lambda i: int(data.labels[i].sum()))
+    for batch in (scored[start : start + batch_size] for start in range(0, len(scored), batch_size)):
+        inputs = torch.stack([datasets.preprocess(data.image(i), trained.size) for i in batch])
+        traced = trace(trained.model, inputs.to(weight), data.labels[batch])
+        pairs = [(batch[image], c) for image, c in traced.pairs.tolist()]
+        objects = [_object(data, i, c).to(weight.device) for i, c in pairs]
+        for rows, part_of in zip(found, (signs(traced, objects), stages(traced)), strict=True):
+            for pair, stage, *numbers in part_of:
+                i, c = pairs[pair]
+                rows.append([data.entries[i].name, c, stage, *numbers])
+    keys = ["name", "class", "stage"]
+    signs_found = pd.DataFrame(found[0], columns=[*keys, "positive", "negative", "weight"]).sort_values(keys, ignore_index=True)
+    stages_found = pd.DataFrame(found[1], columns=[*keys, "delta", "energy", "half", "kept"])
+    return signs_found, stages_found.sort_values([*keys, "delta"], ignore_index=True, na_position="first")
+
+
+def _object(data: Segmentation, index: int, c: int) -> Tensor:
+    mask = torch.from_numpy(data.mask(index))
+    return (mask == c + 1).float().where(mask != VOID, torch.nan)

@@ -1,0 +1,113 @@
+"""Where a score comes from: by class or defect type, by the object's share of the image, by how many classes an image has, by
+how far negative gradients lie on the object (`ltcam.paper.anatomy.overlap`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ltcam.data import Segmentation
+from ltcam.experiment.evaluation import Config, configurations
+from ltcam.experiment.intervals import DRAWS, VERDICTS, draws, interval, verdict
+
+QUANTILES = 5
+AMOUNTS = {"area": "{:.2g} to {:.2g}%", "overlap": "{:.2g} to {:.2g}"}  # grouped by fifths, named by their range
+Gain = tuple[Config, Config]  # with and without
+
+
+def pairs(data: Segmentation) -> pd.DataFrame:
+    """Every scored (image, class) pair with what it can be grouped by: one row each.
+
+    Columns name, class (its number), kind (the class's name, or the defect's type), area (percent of the image that it covers,
+    void not counted), classes (how many the image has).
+    """
+    rows = []
+    for i in data.scored:
+        mask, entry = data.mask(i), data.entries[i]
+        present = [int(c) for c in data.labels[i].nonzero().flatten()]
+        for c in present:
+            area = 100 * float((mask == c + 1).mean())
+            rows.append([entry.name, c, entry.kind or data.classes[c], area, len(present)])
+    return pd.DataFrame(rows, columns=["name", "class", "kind", "area", "classes"])
+
+
+def groups(pairs: pd.DataFrame) -> dict[str, pd.Series[str]]:
+    """{what it is grouped by: the group of each pair}: kind, fifths of each of `AMOUNTS` that is there, classes."""
+    found = {"kind": pairs["kind"]}
+    found |= {amount: fifths(pairs[amount], named) for amount, named in AMOUNTS.items() if amount in pairs}
+    if pairs["classes"].nunique() > 1:
+        found["classes"] = pairs["classes"].map(lambda n: f"{n}" if n < 3 else "3 or more")
+    return found
+
+
+def fifths(amounts: pd.Series[float], named: str) -> pd.Series[str]:
+    """The fifth that each amount is in, called by its ends as `named` formats them; NaN is in none."""
+    known = amounts.dropna()
+    parts = known.groupby(pd.qcut(known.rank(method="first"), QUANTILES, labels=False))
+    ends = zip(parts.transform("min"), parts.transform("max"), strict=True)
+    return pd.Series([named.format(low, high) for low, high in ends], known.index, dtype=str).reindex(amounts.index)
+
+
+def table(
+    counts: pd.DataFrame, pairs: pd.DataFrame, configs: Mapping[str, Config], gains: Mapping[str, Gain], number: int = DRAWS
+) -> pd.DataFrame:
+    """Pooled IoU of every configuration and the points every gain is worth, group by group, with intervals over images.
+
+    Columns by, group, images, area (the median of the group's pairs, in percent), row, value, ci_low, ci_high, and of gains
+    verdict ("better", "worse", "tie"). Kinds are in order of their median area, fifths in their own.
+    """
+    wanted = {*configs.values(), *(config for gain in gains.values() for config in gain)}
+    counts = counts[[config in wanted for config in configurations(counts)]]
+    rows = []
+    for by, labels in groups(pairs).items():
+        order = pairs["area" if by == "kind" else by].groupby(labels).median().sort_values().index
+        for group in order:
+            chosen = pairs[labels == group]
+            scores = draws(counts.merge(chosen[["name", "class"]]), "IoU", number=number)
+            about = {"by": by, "group": group, "images": chosen["name"].nunique(), "area": chosen["area"].median()}
+            for name, config in configs.items():
+                rows.append(about | {"row": name} | _ends(scores[config]))
+            for name, (with_it, without) in gains.items():
+                margin = scores[with_it] - scores[without]
+                rows.append(about | {"row": name} | _ends(margin) | {"verdict": VERDICTS[verdict(margin)]})
+    return pd.DataFrame(rows)
+
+
+def each(counts: pd.DataFrame, pairs: pd.DataFrame, gains: Mapping[str, Gain]) -> pd.DataFrame:
+    """What every gain is worth on every single pair, in points of its IoU, averaged over trainings: `pairs` with a column a
+    gain."""
+    iou = 100 * counts["tp"] / (counts["tp"] + counts["fp"] + counts["fn"]).clip(lower=1)
+    config, where = pd.Series(configurations(counts), counts.index), pd.MultiIndex.from_frame(pairs[["name", "class"]])
+
+    def of(wanted: Config) -> NDArray[np.float64]:
+        rows = counts.assign(iou=iou)[config == wanted]
+        return rows.groupby(["name", "class"])["iou"].mean().loc[where].to_numpy()
+
+    return pairs.assign(**{name: of(a) - of(b) for name, (a, b) in gains.items()})
+
+
+def correlations(each: pd.DataFrame, gains: Sequence[str], number: int = DRAWS, seed: int = 0) -> pd.DataFrame:
+    """What the gains on single pairs go with: Spearman's rank correlation with every amount that is not the same for all.
+
+    each: of the function of that name. Columns gain, amount ("area", "overlap", "classes"), images, value in [-1, 1], ci_low,
+    ci_high (bootstrap over images), verdict: it "rises" or "falls" with the amount, or "tie".
+    """
+    amounts = [name for name in (*AMOUNTS, "classes") if name in each and each[name].nunique() > 1]
+    known = each.dropna(subset=amounts).reset_index(drop=True)
+    rows = [np.asarray(index) for index in known.groupby("name", sort=False).groups.values()]
+    drawn = np.random.default_rng(seed).integers(max(len(rows), 1), size=(number, len(rows)))
+    picks = [np.arange(len(known)), *(np.concatenate([[], *(rows[i] for i in draw)]).astype(int) for draw in drawn)]
+    both = np.array([known.loc[pick, [*gains, *amounts]].corr(method="spearman").to_numpy() for pick in picks])
+    found = []
+    for g, gain in enumerate(gains):
+        for a, amount in enumerate(amounts, len(gains)):
+            said = {"better": "rises", "worse": "falls", "tie": "tie"}[VERDICTS[verdict(both[:, g, a])]]
+            found.append({"gain": gain, "amount": amount, "images": len(rows)} | _ends(both[:, g, a]) | {"verdict": said})
+    return pd.DataFrame(found)
+
+
+def _ends(values: NDArray[np.float64]) -> dict[str, float]:
+    return dict(zip(("value", "ci_low", "ci_high"), interval(values), strict=True))

@@ -1,0 +1,210 @@
+"""What the ablations found, a sentence each with its number, the interval and the table it is from: `collect(read(folder))`.
+
+A sentence says what was changed and leaves it to the number which way it went, so that it is true of whatever was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from math import nan
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from ltcam.experiment.intervals import VERDICTS, interval, median, verdict
+
+SUMMARY = (  # what the README says
+    "Truncation alone (δ=0) changes Grad-CAM at S5 by",
+    "With head = gap, truncation alone (δ=0) changes Grad-CAM at S5 by",
+    "LTGrad-CAM (δ=20) differs from Grad-CAM by",
+    "LTGrad-CAM (δ=20) differs from Layer-CAM (l=5) by",
+    "With outputs = relu, LTGrad-CAM (δ=20) differs from Layer-CAM (l=5) by",
+    "Maps divided by their maximum before the sum change LTGrad-CAM by",
+    "What truncation at S5 gains on an object goes with how far the negative gradients' map lies on the object where the "
+    "positive ones' does by a rank correlation of",
+    "The δ chosen on the training part costs LTGrad-CAM, against the best in hindsight,",
+    "The configuration that the training part chooses differs from LTGrad-CAM(l=5, δ=20) by",
+    "By the defaults the order of the seven methods agrees with the paper's by a rank correlation of",
+)
+TRAININGS = {
+    "bfloat16": "Another training (bfloat16: {})",
+    "seed": "Another training (seed {})",
+    "head": "Another head ({})",
+    "training": "The same training again",
+}
+TRICKS = {  # under another run
+    "truncation at S5": "truncation alone (δ=0) changes Grad-CAM at S5 by",
+    "LTGrad-CAM instead of Layer-CAM": "LTGrad-CAM (δ=20) differs from Layer-CAM (l=5) by",
+}
+AMOUNTS = {
+    "area": "the object's share of the image",
+    "overlap": "how far the negative gradients' map lies on the object where the positive ones' does",
+    "classes": "the number of classes in the image",
+}
+
+
+class Finding(NamedTuple):
+    """value in `unit` ("points", "times", "percent"; "" of a correlation) with its interval, NaN where there is none."""
+
+    finding: str
+    value: float
+    ci_low: float
+    ci_high: float
+    unit: str
+    verdict: str
+    table: str = ""
+
+    @property
+    def number(self) -> str:
+        """ "+8.45 points (+6.12 to +10.80)", or "1.20 times (...)" """
+        signed = "+" if self.unit in ("points", "") else ""
+        between = "" if pd.isna(self.ci_low) else f" ({self.ci_low:{signed}.2f} to {self.ci_high:{signed}.2f})"
+        unit = f" {self.unit}" if self.unit else ""
+        return f"{self.value:{signed}.2f}{unit}{between}{', a tie' if self.verdict == 'tie' else ''}"
+
+
+def read(folder: Path) -> dict[str, pd.DataFrame]:
+    """The tables that findings are of, by their names in `folder` (results/<profile>/<data>)."""
+    there = [name for name in COLLECTORS if (folder / name).is_file()]
+    return {name: pd.read_csv(folder / name, dtype={"level": str, "group": str}) for name in there}
+
+
+def collect(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Every finding that `tables` have the numbers of, a row each with the columns of `Finding`."""
+    found = [
+        finding._replace(table=path)
+        for path, table in tables.items()
+        for finding in COLLECTORS[PurePosixPath(path).name](table)
+    ]
+    return pd.DataFrame(found, columns=Finding._fields)
+
+
+def listed(table: pd.DataFrame) -> list[Finding]:
+    """The rows of what `collect` gave."""
+    texts = ["unit", "verdict"]  # which are read as no number where they are empty
+    rows = table[[*Finding._fields]].astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))
+    return [Finding(*row) for row in rows.itertuples(index=False)]
+
+
+def _ablations(table: pd.DataFrame) -> Iterator[Finding]:
+    changes = {
+        ("trick", "truncation at S5", "Grad-CAM, truncated"): SUMMARY[0],
+        ("trick", "fusion of S1 to S5", "Grad-CAM, fused"): "Fusing S1 to S5 changes Grad-CAM by",
+        ("trick", "both", "LTGrad-CAM"): SUMMARY[2],
+        ("trick", "LTGrad-CAM instead of Layer-CAM", "LTGrad-CAM"): SUMMARY[3],
+        ("trick", "truncation of Layer-CAM", "LTLayer-CAM"): "Truncation (δ=20) changes fused Layer-CAM by",
+        ("trick", "truncation of FullGrad", "LTFullGrad"): "Truncation (δ=20) changes FullGrad by",
+        ("per", "channel", "LTGrad-CAM"): "Percentiles per channel instead of per layer change LTGrad-CAM by",
+        ("compare", "gt", "LTGrad-CAM"): "Dropping the threshold itself (> instead of ≥) changes LTGrad-CAM by",
+        ("fuse", "max", "LTGrad-CAM"): "The maximum over stages instead of their sum changes LTGrad-CAM by",
+        ("normalize", "max", "LTGrad-CAM"): SUMMARY[5],
+        ("normalize", "minmax", "LTGrad-CAM"): "Maps brought to 0 to 1 before the sum change LTGrad-CAM by",
+        ("normalize", "tanh", "LTGrad-CAM"): "Layer-CAM's tanh scaling before the sum changes LTGrad-CAM by",
+        ("normalize", "max", "Layer-CAM"): "Maps divided by their maximum before the sum change Layer-CAM by",
+        ("fraction", "0.2", "LTGrad-CAM"): "A cut at 0.2 of the maximum instead of Otsu's changes LTGrad-CAM by",
+        ("fraction", "0.35", "LTGrad-CAM"): "A cut at 0.35 of the maximum instead of Otsu's changes LTGrad-CAM by",
+        ("fraction", "0.5", "LTGrad-CAM"): "A cut at 0.5 of the maximum instead of Otsu's changes LTGrad-CAM by",
+        ("outputs", "relu", "LTGrad-CAM"): "Stages read before their pools change LTGrad-CAM by",
+        ("labels", "predicted", "LTGrad-CAM"): "Predicted instead of true labels change LTGrad-CAM by",
+    }  # fmt: skip
+    for row in _records(table.dropna(subset="change")):
+        key = (row["factor"], row["level"], row["row"])
+        trick, _, run = row["level"].partition(", ")
+        if key in changes:
+            yield _change(changes[key], row)
+        elif row["factor"] == "trick" and trick in TRICKS:
+            yield _change(f"With {run}, {TRICKS[trick]}", row)
+        elif row["factor"] == "size" and row["row"] == "LTGrad-CAM":
+            yield _change("A larger input changes LTGrad-CAM by", row)
+        elif row["factor"] in TRAININGS and row["row"] in ("LTGrad-CAM", "Layer-CAM"):
+            yield _change(f"{TRAININGS[row['factor']].format(row['level'])} changes {row['row']} by", row)
+
+
+def _cross(table: pd.DataFrame) -> Iterator[Finding]:
+    plain = table[(table["normalize"] == "none") & table["delta"].notna()]
+    for per in plain["per"].unique():
+        best = max(_records(plain[plain["per"] == per]), key=lambda row: float(row["value"]))
+        sentence = f"The best δ of LTGrad-CAM with percentiles per {per}, {best['delta']:g}, differs from no truncation by"
+        yield _change(sentence, best)
+
+
+def _breakdown(table: pd.DataFrame) -> Iterator[Finding]:
+    where = {
+        "kind": "{}",
+        "area": "objects of {} of the image",
+        "classes": "images whose number of classes is {}",
+        "overlap": "objects where the negative gradients' map is, against the positive ones', {} times as much on the object",
+    }
+    for row in _records(table[table["row"] == "truncation at S5"]):
+        sentence = f"On {where[row['by']].format(row['group'])}, truncation at S5 changes Grad-CAM by"
+        yield Finding(sentence, row["value"], row["ci_low"], row["ci_high"], "points", row["verdict"])
+
+
+def _correlations(table: pd.DataFrame) -> Iterator[Finding]:
+    for row in _records(table[table["gain"] == "truncation at S5"]):
+        sentence = f"What truncation at S5 gains on an object goes with {AMOUNTS[row['amount']]} by a rank correlation of"
+        yield Finding(sentence, row["value"], row["ci_low"], row["ci_high"], "", row["verdict"])
+
+
+def _readings(table: pd.DataFrame) -> Iterator[Finding]:
+    changed = table[~table["factor"].isin(["defaults", "training"])]
+    sentences = (
+        (table[table["factor"] == "defaults"], "By the defaults the order of the seven methods agrees with the paper's by"),
+        (changed.head(1), "Of all that was changed, {factor} = {level} comes nearest to that order, by"),
+    )
+    for rows, sentence in sentences:
+        for row in _records(rows):
+            stated = f"{sentence.format(**row)} a rank correlation of"
+            yield Finding(stated, row["tau"], row["ci_low"], row["ci_high"], "", "")
+
+
+def _signs(table: pd.DataFrame) -> Iterator[Finding]:
+    for stage in table["stage"].unique():
+        for sign in ("negative", "positive"):
+            lifts = median(table.loc[table["stage"] == stage, sign].to_numpy())
+            sentence = f"Against chance, the map of {sign} gradients at {stage} lies on the object"
+            yield Finding(sentence, *interval(lifts), "times", VERDICTS[verdict(lifts - 1)])
+
+
+def _stages(table: pd.DataFrame) -> Iterator[Finding]:
+    deepest = table[table["stage"] == table["stage"].max()]
+    for name, rows in (
+        ("without truncation", deepest[deepest["delta"].isna()]),
+        ("at δ=20", deepest[deepest["delta"] == 20]),
+    ):
+        energy = interval(median(rows["energy"].to_numpy()))
+        yield Finding(f"S5's share of the fused sum {name} is", *energy, "percent", "")
+
+
+def _delta_choice(table: pd.DataFrame) -> Iterator[Finding]:
+    names = {"gradcam": "LTGrad-CAM", "layercam": "LTLayer-CAM", "fullgrad": "LTFullGrad"}
+    for row in _records(table):
+        sentence = f"The δ chosen on the training part costs {names[row['method']]}, against the best in hindsight,"
+        yield Finding(sentence, row["regret"], nan, nan, "points", "")
+
+
+def _beyond(table: pd.DataFrame) -> Iterator[Finding]:
+    for row in _records(table[table["row"] != "chosen"]):
+        yield _change(f"The configuration that the training part chooses differs from {row['row']} by", row)
+
+
+def _change(sentence: str, row: Mapping[str, Any]) -> Finding:
+    return Finding(sentence, row["change"], row["change_low"], row["change_high"], "points", row["verdict"])
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+COLLECTORS: dict[str, Callable[[pd.DataFrame], Iterator[Finding]]] = {
+    "ablations.csv": _ablations,
+    "cross.csv": _cross,
+    "breakdown.csv": _breakdown,
+    "correlations.csv": _correlations,
+    "signs.csv.gz": _signs,
+    "stages.csv.gz": _stages,
+    "delta_choice.csv": _delta_choice,
+    "beyond.csv": _beyond,
+    "readings.csv": _readings,
+}

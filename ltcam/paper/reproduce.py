@@ -1,0 +1,148 @@
+"""Run the notebook series: `ltcam reproduce --profile demo|real|paper`.
+
+A profile is one or more papermill files `notebooks/profiles/<profile>.<data>.yaml`; the series runs once for each, in order,
+every notebook in a fresh kernel. Executed copies go to `results/<profile>/notebooks`, tables and figures where the notebooks
+put them. A notebook that is up to date is skipped, see `ltcam.paper.steps`.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import papermill
+import yaml
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+from papermill.iorw import write_ipynb
+
+from ltcam import files
+from ltcam.data import DataError
+from ltcam.errors import InputError, UnavailableError
+from ltcam.experiment.locks import alone
+from ltcam.experiment.study import Training, planned
+from ltcam.paper import steps
+
+log = logging.getLogger(__name__)
+
+
+def profile(name: str) -> list[dict[str, Any]]:
+    """The parameters of each run of a profile. Raises InputError for an unknown one."""
+    found = sorted((files.NOTEBOOKS / "profiles").glob(f"{name}.*.yaml"))
+    if not found:
+        known = sorted({file.name.split(".")[0] for file in (files.NOTEBOOKS / "profiles").glob("*.yaml")})
+        raise InputError(f"profile {name!r} is unknown: expected one of {known}")
+    return [yaml.safe_load(file.read_text()) for file in found]
+
+
+def trainings(run: Mapping[str, Any]) -> list[Training]:
+    """Every training that a run of a profile names."""
+    return planned(run["data"], run["recipe"], run.get("seeds", ()), run.get("folds", 0))
+
+
+def reproduce(
+    name: str,
+    only: str = "",
+    data: str = "",
+    recipe: Mapping[str, Any] | None = None,
+    start: str = "",
+    force: bool = False,
+    seeds: Sequence[int] = (),
+) -> list[Path]:
+    """Execute the series for every data set of profile `name`; returns the executed notebooks.
+
+    only    run the notebooks whose names start with this ("04"); data: just this data set of the profile
+    recipe  overrides of the training recipe
+    start   begin at the first notebook whose name starts with this, and go on to the end
+    force   run notebooks also where nothing changed; finished training and counts are kept all the same
+    seeds   instead of the profile's
+
+    A notebook without a `profile` parameter reads no results of one, and runs with the demo alone. Every data set is opened
+    first: a data set that is not there is passed over with a line, but DataError is raised, before anything has run, where it
+    was named by `data` or nothing is left. A notebook that fails stops the run with UnavailableError, naming the
+    failing cell's error and where the partial notebook is; a good copy is never replaced by it. Another run that writes the
+    same results is one too. An interrupted run goes on with the notebook that it was in.
+    """
+    logging.getLogger("papermill").addFilter(_said)
+    runs = [run for run in profile(name) if data in ("", run["data"])]
+    parameters = {path: papermill.inspect_notebook(str(path)) for path in sorted(files.NOTEBOOKS.glob("[0-9]*.ipynb"))}
+    series = [path for path, expected in parameters.items() if "profile" in expected or name == "demo"]
+    begin = next((i for i, path in enumerate(series) if path.name.startswith(start)), len(series))
+    chosen = [path for path in series[begin:] if path.name.startswith(only)]
+    if not runs or not chosen:
+        raise InputError(
+            f"nothing to run: profile {name!r} has no data set {data!r}, or no notebook from {start!r} on starts with {only!r}"
+        )
+    for run in runs:
+        run["recipe"] = {**run["recipe"], **(recipe or {})}
+        run["seeds"] = list(seeds or run.get("seeds", ()))
+    read = _inputs(name, runs, named=bool(data))
+    runs = [run for run in runs if run["data"] in read]
+    done = []
+    with ExitStack() as held:
+        for run in runs:
+            held.enter_context(alone(files.results(name, run["data"]), "run"))
+            files.clear(files.figures(name, run["data"]))
+        for number, (run, notebook) in enumerate(((run, path) for run in runs for path in chosen), 1):
+            started = time.time()
+            values = {key: value for key, value in run.items() if key in parameters[notebook]}
+            cells = [(cell["cell_type"], cell["source"]) for cell in json.loads(notebook.read_text())["cells"]]
+            digest = steps.digest(cells=cells, parameters=values, read=read[run["data"]])
+            record = steps.Steps(name, run["data"], [path.stem for path in series])
+            done.append(files.results(name) / "notebooks" / f"{notebook.stem}.{run['data']}.ipynb")
+            current = record.current(notebook.stem, digest) and not force
+            if not current:
+                with record.running(notebook.stem, digest):
+                    _execute(notebook, values, done[-1])
+            said = "unchanged, skipped" if current else f"{time.time() - started:.0f} s"
+            log.info("[%d/%d] %s %s: %s", number, len(runs) * len(chosen), notebook.stem, run["data"], said)
+    return done
+
+
+def _inputs(name: str, runs: Sequence[Mapping[str, Any]], named: bool) -> dict[str, dict[str, Any]]:
+    """By data set that is there what its notebooks read. Raises DataError where none is, or one that was named."""
+    read, missing = {}, []
+    for run in runs:
+        try:
+            read[run["data"]] = steps.inputs(name, trainings(run))
+        except DataError as error:
+            missing.append(f"{error}; or fetch it: ltcam data get {run['data']}")
+    if missing and (named or not read):
+        raise DataError("\n".join(missing))
+    for reason in missing:
+        log.warning("passed over: %s", reason)
+    return read
+
+
+def _said(record: logging.LogRecord) -> bool:
+    """Of papermill's log just what the notebooks say on stderr, a line each."""
+    record.msg, record.args = record.getMessage().strip(), ()
+    return record.levelno >= logging.WARNING and bool(record.msg)
+
+
+def _execute(notebook: Path, parameters: Mapping[str, Any], target: Path) -> None:
+    failed = target.with_name(f"{target.stem}.failed.ipynb")
+    for leftover in target.parent.glob(f".{target.stem}.*.partial.ipynb"):  # of a run that was killed
+        leftover.unlink()
+    try:
+        with files.atomic(target) as temporary:
+            try:
+                executed = papermill.execute_notebook(
+                    str(notebook), str(temporary), parameters, kernel_name="python3", log_output=True,
+                    progress_bar=False, extra_arguments=["--log-level=ERROR"],
+                )  # fmt: skip
+            except (PapermillExecutionError, DeadKernelError):
+                temporary.replace(failed)
+                raise
+            executed.metadata["papermill"].update(input_path=notebook.name, output_path=target.name)  # no path of this machine
+            write_ipynb(executed, str(temporary))
+    except PapermillExecutionError as error:
+        raise UnavailableError(
+            f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}. See {failed}"
+        ) from error
+    except DeadKernelError as error:
+        raise UnavailableError(f"{notebook.name}: its kernel died, as when memory runs out. See {failed}") from error
+    failed.unlink(missing_ok=True)

@@ -1,0 +1,116 @@
+"""Which notebooks are up to date: `results/<profile>/<data>/steps.json` says what each ran from and what files it left.
+
+A notebook is up to date when all it reads is the same and its files are as the last notebook that wrote them left them (the
+counts grow from one to the next). One that runs makes those after it run again: they read what it writes. That costs little,
+since training runs and counts are kept as they are.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ltcam import data as datasets
+from ltcam import files
+from ltcam.data import DataError, Segmentation
+from ltcam.data.demo import Demo
+from ltcam.experiment import provenance
+from ltcam.experiment.study import Training
+from ltcam.files import sha256
+
+UNDER_WAY, OUTDATED = "under way", "outdated"  # in place of a digest
+
+
+def inputs(profile: str, trainings: Sequence[Training]) -> dict[str, Any]:
+    """What every notebook of a run reads: versions, the package's code, printed and golden values, fingerprints of the data.
+
+    Raises DataError where the run's own data are missing or damaged.
+    """
+    prints: dict[str, str] = {}
+    for data, part in dict.fromkeys((t.recipe.data, part) for t in trainings for part in (t.recipe.train, t.recipe.test)):
+        prints |= _print(datasets.load(data, part))
+    for shown in datasets.present().values():  # notebook 00 shows them all
+        with suppress(DataError):
+            prints |= _print(shown)
+    code, values = Path(__file__).parent, files.ROOT / "data"
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in provenance.PACKAGES}},
+        "code": _sha256(code.rglob("*.py"), code),
+        "values": _sha256([*values.glob("*.csv"), *(values / "golden" / profile).glob("*.csv")], values),
+        "data": prints,
+    }
+
+
+def digest(**dependencies: Any) -> str:
+    """SHA-256 of plain values."""
+    return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()
+
+
+class Steps:
+    """The record of one profile and data set. names: the series, in order."""
+
+    def __init__(self, profile: str, data: str, names: Sequence[str]) -> None:
+        self.root, self.names = files.results("").parent, names
+        self.folders = files.results(profile, data), files.figures(profile, data)
+        self.notebooks = (files.results(profile) / "notebooks", f"*.{data}.ipynb")
+        self.path = self.folders[0] / "steps.json"
+        kept = {}
+        with suppress(FileNotFoundError, ValueError):  # cut off, as when power fails
+            kept = json.loads(self.path.read_text())
+        self.steps = {name: kept.get(name, {"digest": OUTDATED, "files": {}}) for name in names}
+        for step in self.steps.values():
+            if step["digest"] == UNDER_WAY:  # it was cut off: what is newer than the record is its work
+                step["files"] |= self._hashes(self._written())
+
+    def current(self, name: str, digest: str) -> bool:
+        """Whether step `name` ran from what `digest` stands for, and all its files are there as they were left."""
+        left: dict[str, str] = {}
+        for step in self.steps.values():
+            left |= step["files"] if step["digest"] != OUTDATED else {}
+        files = self.steps[name]["files"]
+        return self.steps[name]["digest"] == digest and self._hashes(files) == {file: left[file] for file in files}
+
+    @contextmanager
+    def running(self, name: str, digest: str) -> Iterator[None]:
+        """Around the run of step `name`: before it this and all later steps stop being current, after it `name` is."""
+        for later in self.names[self.names.index(name) :]:
+            self.steps[later]["digest"] = OUTDATED
+        step = self.steps[name]
+        step["digest"], step["files"] = UNDER_WAY, self._hashes(step["files"])
+        self._write()
+        yield
+        step["digest"], step["files"] = digest, self._hashes([*step["files"], *self._written()])
+        self._write()
+
+    def _written(self) -> list[str]:
+        """Files that are newer than the record."""
+        folder, pattern = self.notebooks
+        files = [file for parent in self.folders for file in parent.rglob("*") if file.is_file()] + list(folder.glob(pattern))
+        since = self.path.stat().st_mtime_ns
+        left = (".partial", ".lock")  # by a run that was killed
+        fresh = [f for f in files if f.stat().st_mtime_ns > since and not any(word in f.name for word in left)]
+        return [file.relative_to(self.root).as_posix() for file in fresh]
+
+    def _hashes(self, files: Iterable[str]) -> dict[str, str]:
+        """SHA-256 of those that are there."""
+        return {file: sha256(self.root / file) for file in sorted(files) if (self.root / file).is_file()}
+
+    def _write(self) -> None:
+        with files.atomic(self.path) as temporary:
+            temporary.write_text(json.dumps(self.steps, indent=1) + "\n")
+
+
+def _print(data: Segmentation) -> dict[str, str]:
+    """The fingerprint under the name of the part; none of the demo, which is code."""
+    return {} if isinstance(data, Demo) else {f"{data.title}, {data.part}": data.fingerprint}
+
+
+def _sha256(files: Iterable[Path], root: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(f"{file.relative_to(root).as_posix()} {sha256(file)} ".encode())
+    return digest.hexdigest()

@@ -1,0 +1,71 @@
+"""Sec. 3.5: three methods over the truncation delta, on the held-out part (Fig. 4) and on the one trained on (Fig. 5).
+
+delta is the one number that the tricks ask for. The paper chooses it on the training part, so a choice is judged here by what
+it costs on the test part.
+"""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pandas as pd
+
+from ltcam.experiment import metrics
+from ltcam.experiment.evaluation import Config, Protocol
+from ltcam.experiment.study import Role, Study
+from ltcam.paper import tables as paper
+
+METHODS = {"gradcam": "S1-S5", "layercam": "S1-S5", "fullgrad": "all"}
+DELTAS = [float(delta) for delta in range(0, 100, 10)]
+CONFIGS = [Config(method, layers, delta) for method, layers in METHODS.items() for delta in (None, *DELTAS)]
+
+
+def sweep(study: Study, protocol: Protocol | None = None) -> pd.DataFrame:
+    """Scores in percent of `CONFIGS`: column `part`, the role ("test", "train"), then those of `metrics.scores`.
+
+    Raises DataError for a part that is not there.
+    """
+    tables = {role: metrics.scores(study.counts(CONFIGS, protocol, role)) for role in get_args(Role)}
+    both: pd.DataFrame = pd.concat(tables, names=["part", None]).reset_index("part")
+    return both.reset_index(drop=True)
+
+
+def headline(data: str) -> str:
+    """The score that counts on a data set: class means ("mIoU") on photographs, pooled "IoU" on defects and on the demo."""
+    return "IoU" if 4 in paper.COMPARED[data] else "mIoU"
+
+
+def curves(table: pd.DataFrame, metric: str) -> dict[str, pd.DataFrame]:
+    """Of each method in a sweep `table`, column `metric` by ascending delta: a column a part, without "no truncation"."""
+    truncated = table.dropna(subset="delta")
+    return {m: truncated[truncated["method"] == m].pivot(index="delta", columns="part", values=metric) for m in METHODS}
+
+
+def chosen(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """What choosing delta by `metric` on the training part is worth on the test part: one row a method of the sweep `table`.
+
+    delta   the best one on the training part, the smallest of equals; "no truncation" is no candidate
+    none    the test part's score without truncation; test: its score at delta
+    best    its best score over all delta, at best_delta
+    regret  best - test, in points
+    rank_correlation  Spearman's, of the two parts' curves, in [-1, 1]; NaN where one of them is flat
+    """
+    none = table[(table["part"] == "test") & table["delta"].isna()].set_index("method")[metric]
+    rows = []
+    for method, curve in curves(table, metric).items():
+        delta, best_delta = float(curve["train"].idxmax()), float(curve["test"].idxmax())  # type: ignore[arg-type]
+        test, best = curve["test"][delta], curve["test"][best_delta]
+        rank = curve.corr(method="spearman").loc["train", "test"]
+        rows.append([method, delta, none[method], test, best_delta, best, best - test, rank])
+    columns = ["method", "delta", "none", "test", "best_delta", "best", "regret", "rank_correlation"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def shape(curve: pd.Series[float]) -> str:
+    """A curve over delta in words: "rises, then falls" if its maximum is above both ends, else the higher end, or flat."""
+    first, last, highest = curve.iloc[0], curve.iloc[-1], curve.max()
+    if highest == curve.min():
+        return "is flat"
+    if highest > max(first, last):
+        return "rises, then falls"
+    return f"is highest at δ={curve.index[0 if first == highest else -1]:g}"

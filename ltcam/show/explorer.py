@@ -1,0 +1,89 @@
+"""What the report's page with the sliders shows: heatmaps, Otsu masks and IoUs of a few images, made beforehand."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from io import BytesIO
+from itertools import product
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from ltcam import data as datasets
+from ltcam.data import Segmentation
+from ltcam.engine.bins import maps_of
+from ltcam.engine.cam import Options
+from ltcam.engine.tracing import trace
+from ltcam.engine.tricks import layerize
+from ltcam.experiment import metrics
+from ltcam.experiment.segmentation import otsu_masks
+from ltcam.experiment.training import Trained
+from ltcam.paper import sweep
+from ltcam.show import plotting
+
+METHODS = {method: plotting.SWEPT[method][0] for method in ("gradcam", "layercam")}
+DELTAS = (None, *sweep.DELTAS)
+FUSED = ("S5", "S4-S5", "S3-S5", "S2-S5", "S1-S5")
+LAYERS = (*FUSED, "S4", "S3", "S2", "S1")
+SIDE = 112  # pixels of a heatmap's longer side
+
+
+def pictures(trained: Trained, data: Segmentation, count: int) -> list[dict[str, Any]]:
+    """`count` images of `data`, each with one of its classes, as plain values for the page's script.
+
+    data, name, class; image, truth: data URLs, the true mask white; size: [width, height] of what follows.
+    views: {method: {layers: {"sprite": data URL, "iou": [percent, ...]}}} with a value and a frame a delta of `DELTAS`. A
+    sprite is grey, its frames one below the other: a pixel's low 7 bits are the heatmap, from 0 to its own maximum, the high
+    bit is Otsu's mask. IoU is of the masks at their own resolution.
+    """
+    chosen = plotting.examples(data, count)
+    samples = [data[i] for i, _ in chosen]
+    images = torch.stack([datasets.preprocess(s.image, trained.size) for s in samples])
+    traced = trace(trained.model, images.to(next(trained.model.parameters()).device), [c for _, c in chosen])
+    maps = maps_of(traced, [(Options(method, delta), None) for method in METHODS for delta in DELTAS])
+    shown = []
+    for pair, (sample, (_, c)) in enumerate(zip(samples, chosen, strict=True)):
+        size = (sample.mask.shape[0], sample.mask.shape[1])
+        small = F.resize(sample.image, _fit(size, plotting.THUMBNAIL), antialias=True)
+        views: dict[str, dict[str, Any]] = {method: {} for method in METHODS}
+        for method, layers in product(METHODS, LAYERS):
+            fused = [[maps[Options(method, d), None][name][pair : pair + 1] for name in traced.select(layers)] for d in DELTAS]
+            views[method][layers] = _view(torch.cat([layerize(m, size) for m in fused]).cpu(), sample.mask, c)
+        shown.append(
+            {
+                "data": data.title, "name": sample.name, "class": data.classes[c], "size": _fit(size, SIDE)[::-1],
+                "image": _url(small.permute(1, 2, 0)), "truth": _url(_small((sample.mask == c + 1)[None])[0] * 255),
+                "views": views,
+            }
+        )  # fmt: skip
+    return shown
+
+
+def _view(heatmaps: Tensor, mask: Tensor, c: int) -> dict[str, Any]:
+    """The sprite of heatmaps (M, H, W), and their IoUs with class c of the mask (H, W)."""
+    predicted = otsu_masks(heatmaps)
+    tp, fp, fn = metrics.count(predicted, mask, c).T
+    small = F.resize(heatmaps, _fit(heatmaps.shape[1:], SIDE), antialias=True)
+    grey = (127 * small / small.amax(dim=(1, 2), keepdim=True).clamp(min=1e-30)).round().byte()
+    iou = (100 * tp.double() / (tp + fp + fn)).round(decimals=2)
+    return {"sprite": _url((grey | _small(predicted) << 7).flatten(0, 1)), "iou": iou.tolist()}
+
+
+def _small(masks: Tensor) -> Tensor:
+    """(M, h, w) uint8 of masks (M, H, W) bool."""
+    small: Tensor = F.resize(masks.byte(), _fit(masks.shape[1:], SIDE), F.InterpolationMode.NEAREST)
+    return small
+
+
+def _fit(size: Sequence[int], side: int) -> list[int]:
+    return [max(1, round(n * side / max(size))) for n in size]
+
+
+def _url(pixels: Tensor) -> str:
+    buffer = BytesIO()
+    Image.fromarray(pixels.numpy()).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,105 @@
+"""A data set at a glance: how much of an image its classes cover, typical samples, and how fast it loads."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch.utils.data import DataLoader
+
+from ltcam import data as datasets
+from ltcam.data.base import VOID, Segmentation
+from ltcam.engine.tracing import trace
+from ltcam.engine.tricks import whole
+from ltcam.errors import InputError
+from ltcam.experiment.training import _Labelled
+from ltcam.experiment.vgg16 import vgg16
+from ltcam.show import plotting
+
+
+def areas(data: Segmentation) -> pd.DataFrame:
+    """A row a scored image and class that its label names: name, class, kind, area in percent of its non-void pixels, 0 to 100.
+
+    0 where the mask has none of a class that the label names. Raises DataError for a mask that cannot be read.
+    """
+    rows = []
+    for i in data.scored:
+        pixels, entry = np.bincount(data.mask(i).ravel(), minlength=VOID + 1), data.entries[i]
+        shares = 100 * pixels / max(pixels[:VOID].sum(), 1)
+        rows += [(entry.name, data.classes[c], entry.kind, shares[c + 1]) for c in data.labels[i].nonzero().flatten().tolist()]
+    return pd.DataFrame(rows, columns=["name", "class", "kind", "area"])
+
+
+def by_class(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of `areas` of each class, or of each kind where there are kinds."""
+    return {str(c): t for c, t in table.groupby(table["kind"].where(table["kind"] != "", table["class"]))}
+
+
+def summary(data: Segmentation) -> pd.DataFrame:
+    """A row a class (or kind), and one of all: class, images that have it, 10%, median, 90% of `areas` in percent."""
+    groups = {**by_class(table := areas(data)), "all": table}.items()
+    rows = [(c, t["name"].nunique(), *t["area"].quantile([0.1, 0.5, 0.9])) for c, t in groups]
+    return pd.DataFrame(rows, columns=["class", "images", "10%", "median", "90%"])
+
+
+def against_cell(data: Segmentation) -> dict[str, float]:
+    """Percent: median of `areas`, area of a cell of VGG16's S5, share of areas smaller, IoU of the median plus a cell."""
+    area, cell = areas(data)["area"], 100 / ((data.size[0] // 32) * (data.size[1] // 32))
+    median = area.median()
+    return {"median": median, "cell": cell, "smaller": 100 * (area < cell).mean(), "IoU": 100 * median / (median + cell)}
+
+
+def samples_figure(data: Segmentation, count: int = 8) -> Figure:
+    """`count` images, a column each: plain, and with the mask of one class outlined; its name (or kind) and area as title.
+
+    Of the classes in turn, evenly spread over each one's areas; of an image's classes one at random.
+    Raises InputError where there is nothing to show.
+    """
+    table = areas(data).sample(frac=1, random_state=0).drop_duplicates("name")
+    groups = [t.sort_values(["area", "name"]) for t in by_class(table).values()]
+    if not groups or count < 1:
+        raise InputError(f"{count} samples of {data.title}, part {data.part}: expected at least one, of an image with a class")
+    groups = random.Random(0).sample(groups, len(groups))
+    turns = -(-count // len(groups))
+    chosen = pd.DataFrame([t.iloc[int((k + 0.5) / turns * len(t))] for k in range(turns) for t in groups][:count])
+    samples = [data[[entry.name for entry in data.entries].index(name)] for name in chosen["name"]]
+    masks = [s.mask == data.classes.index(c) + 1 for s, c in zip(samples, chosen["class"], strict=True)]
+    titles = [f"{kind or c}\n{area:.2f}%" for _, c, kind, area in chosen.itertuples(index=False)]
+    return plotting.strip([s.image for s in samples], titles, masks)
+
+
+def areas_figure(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """The distribution of the areas of each {title: areas}, a row each, on a log scale; areas of 0 are not drawn."""
+    rows = {f"{title} ({len(t)})": t.loc[t["area"] > 0, "area"].to_numpy() for title, t in tables.items()}
+    return plotting.distributions(rows, "area of a class, % of the image")
+
+
+def bench(name: str, part: str, workers: int = os.cpu_count() or 1, batch: int = 8) -> pd.DataFrame:
+    """Images/s of loading and preprocessing alone, here and in `workers` processes, against those of VGG16's `trace` of a class
+    an image at the data set's input size, on a GPU where there is one: step, images/s, ratio to the last.
+
+    Everything runs once before it is timed: files are in the system's cache. Raises DataError, and InputError for batch < 1.
+    """
+    whole("batch", batch)
+    data, device = datasets.load(name, part), "cuda" if torch.cuda.is_available() else "cpu"
+    labelled, network = _Labelled(data, data.size), vgg16(len(data.classes), weights=None).to(device)
+    alone, apart = (DataLoader(labelled, batch, num_workers=n, persistent_workers=n > 0) for n in (0, workers))
+    images = torch.stack([labelled[i % len(data)][0] for i in range(batch)]).to(device)
+    rates = {"loading, this process": len(data) / _seconds(lambda: [None for _ in alone])}
+    rates[f"loading, {workers} processes"] = len(data) / _seconds(lambda: [None for _ in apart])
+    rates[f"VGG16, {device}"] = batch / _seconds(lambda: trace(network, images, [0] * batch).logits.sum().item())
+    table = pd.DataFrame(rates.items(), columns=["step", "images/s"])
+    return table.assign(ratio=table["images/s"] / table["images/s"].iloc[-1])
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    work()
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started

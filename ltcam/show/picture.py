@@ -1,0 +1,68 @@
+"""One image file, one class, any torchvision CNN: `ltcam explain photo.jpg --model resnet50 --class "tabby" --out heat.png`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights, list_models
+
+from ltcam import data as datasets
+from ltcam.data.base import read
+from ltcam.engine.cam import explain
+from ltcam.engine.tracing import trace
+from ltcam.errors import InputError, UnavailableError
+from ltcam.experiment import training, weights
+
+Classifier = tuple[nn.Module, Sequence[str], tuple[int, int]]  # in eval mode, its classes, (height, width) of its input
+
+
+def classifier(name: str, checkpoint: Path | None) -> Classifier:
+    """A checkpoint of `ltcam train`, a state dict of the torchvision model `name`, or (None) torchvision's own weights.
+
+    Classes of a state dict are "0", "1", ... Raises InputError for an unknown name or a checkpoint that does not fit, and
+    UnavailableError where torchvision's weights cannot be downloaded.
+    """
+    if name not in list_models(module=None):
+        raise InputError(f"model {name!r} is not in torchvision: expected one of torchvision.models.list_models()")
+    if checkpoint is None:
+        pretrained = get_model_weights(name).DEFAULT
+        try:
+            return get_model(name, weights=pretrained).eval(), pretrained.meta["categories"], (224, 224)
+        except OSError as error:
+            raise UnavailableError(f"{pretrained.url} is out of reach ({error}): fetch it and pass --checkpoint") from error
+    state = weights.load(checkpoint)
+    if {"model", "record"} <= state.keys():
+        trained = training.load_checkpoint(checkpoint, "cpu")
+        return trained.model, trained.classes, trained.size
+    try:
+        count = len(list(state.values())[-1])  # the last bias
+        model = get_model(name, weights=None, num_classes=count)
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise InputError(f"{checkpoint} does not fit {name}: expected its state dict ({str(error)[:200]})") from error
+    return model.eval(), [str(c) for c in range(count)], (224, 224)
+
+
+def heatmaps(
+    image: Path, model: Classifier, target: str, method: str, layers: str | None, delta: float | None, per_stage: bool = False
+) -> tuple[Tensor, str, dict[str, Tensor]]:
+    """The image (3, H, W) uint8, the class explained, and {title: heatmap (H, W)}: the fused one, before it each stage's own.
+
+    target: a class by name or index, or "" for the one of the largest logit. Raises DataError for an image that cannot be read
+    and InputError for a class that the model does not have, or as `ltcam.explain` does.
+    """
+    network, classes, size = model
+    if target and target not in classes and not target.isdecimal():
+        raise InputError(f"class {target!r} is unknown: expected an index or one of {', '.join(classes[:20])}")
+    chosen = None if not target else list(classes).index(target) if target in classes else int(target)
+    pixels = torch.from_numpy(read(image, "RGB", upright=True)).permute(2, 0, 1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    prepared = datasets.preprocess(pixels, size)[None].to(device)
+    traced = trace(network.to(device), prepared, chosen, fullgrad=method == "fullgrad")
+    own = (pixels.shape[1], pixels.shape[2])
+    stages = [label for label, name in traced.stages.items() if per_stage and name in traced.select(layers)]
+    fused = ", ".join([method, layers or "all stages", *([] if delta is None else [f"δ={delta:g}"])])
+    selections = {**{label: label for label in stages}, fused: layers}
+    maps = {title: explain(traced, method, selected, delta, own)[0].cpu() for title, selected in selections.items()}
+    return pixels, classes[int(traced.pairs[0, 1])], maps

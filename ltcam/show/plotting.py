@@ -1,0 +1,245 @@
+"""The paper's figures: heatmaps over images, one row an image, one column a way to make them."""
+
+import random
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from ltcam import data as datasets
+from ltcam.data import Segmentation
+from ltcam.engine.cam import explain
+from ltcam.engine.tracing import trace
+from ltcam.engine.tricks import truncate
+from ltcam.experiment.evaluation import FLOATS, Config
+from ltcam.experiment.training import Trained
+from ltcam.files import atomic
+
+THUMBNAIL = 160  # pixels of the longer side: photographs appear at figure size only
+SWEPT = {  # the paper's colors in Figs. 4 and 5
+    "gradcam": ("Grad-CAM", "tab:blue"),
+    "fullgrad": ("FullGrad", "tab:orange"),
+    "layercam": ("Layer-CAM", "tab:green"),
+}
+
+
+def examples(data: Segmentation, count: int = 5, seed: int = 0) -> list[tuple[int, int]]:
+    """(image index, class) of `count` images drawn at random, in turn from each class (or each defect type).
+
+    Drawn from the half of a class's images in which it covers most, so that there is something to see.
+    """
+    areas: dict[tuple[int, str], list[tuple[float, int]]] = {}
+    for i in data.scored:
+        mask = data.mask(i)
+        for c in data.labels[i].nonzero().flatten().tolist():
+            areas.setdefault((c, data.entries[i].kind), []).append((float((mask == c + 1).mean()), i))
+    rng, queues = random.Random(seed), []
+    order = sorted(areas.items())
+    for (c, _), found in rng.sample(order, len(order)):
+        largest = sorted(found, reverse=True)[: (len(found) + 1) // 2]
+        queues.append([(i, c) for _, i in rng.sample(largest, len(largest))])
+    return [pair for turn in zip_longest(*queues) for pair in turn if pair][:count]
+
+
+def worst(counts: pd.DataFrame, data: Segmentation, config: Config, count: int = 4) -> dict[tuple[int, int], float]:
+    """{(image index, class): IoU in percent} of the `count` pairs that `config` segments worst, worst first.
+
+    counts as `evaluate` gives them; those of other images than `data`'s are passed over. Equal ones are in
+    order of name and class. A pair without a true pixel is left out: that is its mask's failure.
+    """
+    index = {entry.name: i for i, entry in enumerate(data.entries)}
+    rows = counts.merge(pd.DataFrame([config]).astype(FLOATS))
+    rows = rows[rows["name"].isin(index) & (rows["tp"] + rows["fn"] > 0)]
+    rows = rows.assign(IoU=100 * rows["tp"] / (rows["tp"] + rows["fp"] + rows["fn"]))
+    lowest = rows.sort_values(["IoU", "name", "class"]).head(count)
+    return {(index[name], c): iou for name, c, iou in lowest[["name", "class", "IoU"]].itertuples(index=False)}
+
+
+def heatmap_figure(
+    trained: Trained,
+    data: Segmentation,
+    chosen: Mapping[tuple[int, int], float] | Sequence[tuple[int, int]],
+    configs: dict[str, Config],
+    truth: bool = False,
+) -> Figure:
+    """A grid: the image (with its mask outlined if `truth`), then the heatmap of each configuration over it.
+
+    chosen: (image index, class) a row, with its IoU to be shown if a mapping. A heatmap is shown from 0 to its own maximum.
+    """
+    samples = [data[i] for i, _ in chosen]
+    images = torch.stack([datasets.preprocess(s.image, trained.size) for s in samples])
+    device = next(trained.model.parameters()).device
+    traced = trace(
+        trained.model, images.to(device), [c for _, c in chosen], fullgrad=any(c.method == "fullgrad" for c in configs.values())
+    )
+    columns = {title: explain(traced, c.method, c.selection, c.delta, per=c.per).cpu().unbind() for title, c in configs.items()}
+    rows = [data.entries[i].kind or data.classes[c] for i, c in chosen]
+    if isinstance(chosen, Mapping):
+        rows = [f"{row}\nIoU {iou:.1f}%" for row, iou in zip(rows, chosen.values(), strict=True)]
+    masks = [s.mask == c + 1 for s, (_, c) in zip(samples, chosen, strict=True)] if truth else None
+    return grid([s.image for s in samples], columns, rows, masks)
+
+
+def grid(
+    images: Sequence[Tensor],
+    columns: Mapping[str, Sequence[Tensor]],
+    rows: Sequence[str],
+    masks: Sequence[Tensor] | None = None,
+) -> Figure:
+    """A row an image (3, H, W) uint8, with the outline of its mask (H, W) where given, and a column of heatmaps a title."""
+    thumbnails = [F.resize(image, _thumbnail(image.shape[1:]), antialias=True).permute(1, 2, 0).numpy() for image in images]
+    heights = [min(t.shape[0] / t.shape[1], 1.5) for t in thumbnails]
+    width = 1.35
+    figure, axes = plt.subplots(
+        len(images), 1 + len(columns), figsize=(width * (1 + len(columns)), width * sum(heights) + 0.15 * len(images) + 0.4),
+        gridspec_kw={"height_ratios": heights}, squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for column, (title, maps) in enumerate({"image": [None] * len(images), **columns}.items()):
+        axes[0, column].set_title(title.replace("(", "\n("), fontsize=8)
+        for row, heatmap in enumerate(maps):
+            _panel(axes[row, column], thumbnails[row], heatmap)
+    for row, label in enumerate(rows):
+        axes[row, 0].set_ylabel(label, fontsize=8)
+        if masks is not None:
+            _outline(axes[row, 0], masks[row], thumbnails[row].shape[:2])
+    return figure
+
+
+def strip(images: Sequence[Tensor], titles: Sequence[str], masks: Sequence[Tensor]) -> Figure:
+    """A column an image (3, H, W) uint8, all of one height: plain, and below with the outline of its mask (H, W) bool."""
+    thumbnails = [F.resize(image, _thumbnail(image.shape[1:]), antialias=True).permute(1, 2, 0).numpy() for image in images]
+    widths = [max(t.shape[1] / t.shape[0], 0.5) for t in thumbnails]  # narrower ones would not hold a title
+    height = min(2.4, 11 / sum(widths))
+    figure, axes = plt.subplots(
+        2, len(images), figsize=(height * sum(widths), 2 * height + 0.5),
+        gridspec_kw={"width_ratios": widths}, squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for (top, bottom), thumbnail, title, mask in zip(axes.T, thumbnails, titles, masks, strict=True):
+        top.set_title(title, fontsize=7)
+        _panel(top, thumbnail, None)
+        _panel(bottom, thumbnail, None)
+        _outline(bottom, mask, thumbnail.shape[:2])
+    return figure
+
+
+def overlay_figure(image: Tensor, maps: dict[str, Tensor], title: str = "") -> Figure:
+    """The image (3, H, W) uint8, then each heatmap (H, W) over it, from 0 to its own maximum."""
+    pixels = image.permute(1, 2, 0).numpy()
+    width = 3.2
+    figure, axes = plt.subplots(
+        1, 1 + len(maps), figsize=(width * (1 + len(maps)), width * pixels.shape[0] / pixels.shape[1] + 0.4),
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for panel, (name, heatmap) in zip(axes[0], {title: None, **maps}.items(), strict=True):
+        panel.set_title(name, fontsize=9)
+        _panel(panel, pixels, heatmap)
+    return figure
+
+
+def distributions(rows: Mapping[str, NDArray[np.float64]], label: str) -> Figure:
+    """A row for each title: points, and a box of the quartiles with whiskers at 10% and 90%, on a log scale."""
+    figure, axes = plt.subplots(figsize=(7, 0.9 + 0.32 * len(rows)), layout="constrained")
+    rng = np.random.default_rng(0)
+    for y, row in enumerate(rows.values()):
+        axes.plot(row, y + rng.uniform(-0.25, 0.25, len(row)), ".", markersize=2.5, color="tab:blue", alpha=0.5)
+    axes.boxplot(
+        list(rows.values()), positions=range(len(rows)), orientation="horizontal", widths=0.6, whis=(10, 90), showfliers=False,
+        medianprops={"color": "black", "linewidth": 1.8}, manage_ticks=False,
+    )  # fmt: skip
+    axes.set(xscale="log", xlabel=label)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.invert_yaxis()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    return figure
+
+
+def gradients(image: Tensor, mask: Tensor, rows: Mapping[str, Tensor], deltas: Sequence[float | None]) -> Figure:
+    """Eq. 9 at work on one (image, class): a row a layer, a column a delta, each the truncated gradient summed over channels.
+
+    image (3, H, W) uint8, mask (H, W) bool, rows {title: gradient (K, h, w)}. Each panel is symmetric around 0, up to its own
+    largest absolute value; above it is the share of the layer's gradients that is left.
+    """
+    thumbnail = F.resize(image, _thumbnail(image.shape[1:]), antialias=True).permute(1, 2, 0).numpy()
+    height, width = thumbnail.shape[:2]
+    side = min(1.6, 2.6 * width / height)
+    figure, axes = plt.subplots(
+        len(rows), 1 + len(deltas), figsize=(side * (1 + len(deltas)), (side * height / width + 0.4) * len(rows)),
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for number, (line, (label, gradient)) in enumerate(zip(axes, rows.items(), strict=True)):
+        _panel(line[0], thumbnail, None)
+        line[0].set_ylabel(label, fontsize=9)
+        if number:
+            _outline(line[0], mask, (height, width))
+        for panel, delta in zip(line[1:], deltas, strict=True):
+            kept = truncate(gradient[None], delta)[0].cpu()
+            total = kept.sum(dim=0).numpy()
+            limit = max(float(np.abs(total).max()), 1e-30)
+            panel.imshow(total, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(0, width, height, 0))
+            panel.set(xticks=[], yticks=[])
+            name = "all" if delta is None else f"δ = {delta:g}"
+            panel.set_title(f"{name}\n{float((kept != 0).float().mean()):.0%} kept", fontsize=8)
+    return figure
+
+
+def sweep_figure(table: pd.DataFrame, metric: str, label: str, title: str) -> Figure:
+    """`metric` (percent) over delta, a line a method; dashed the score without truncation. Rows of one part of a sweep."""
+    figure, axes = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
+    for method, (name, color) in SWEPT.items():
+        curve = table[table["method"] == method].set_index("delta")[metric].sort_index()
+        axes.axhline(curve[curve.index.isna()].item(), color=color, linestyle="--", linewidth=1)
+        truncated = curve[curve.index.notna()]
+        axes.plot(truncated.index, truncated, marker="o", markersize=4, color=color, label=name)
+    axes.plot([], [], color="grey", linestyle="--", linewidth=1, label="no truncation")
+    axes.set(xlabel="δ (percentile of the positive gradients)", ylabel=label, title=title, xticks=truncated.index)
+    axes.margins(x=0.02)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))  # beside the curves: they may go anywhere
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """`path` + .png (200 dpi) and .pdf, the same bytes on every run of one machine."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once: each drawing would move things a little
+    for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None, "Producer": None, "Creator": None})):
+        with atomic(path.with_name(path.name + suffix)) as temporary:
+            figure.savefig(temporary, dpi=200, metadata=metadata)
+
+
+def _panel(axes: Axes, image: NDArray[np.uint8], heatmap: Tensor | None) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.imshow(image)
+    if heatmap is not None:
+        fitted = _fit(heatmap, image)
+        axes.imshow(fitted, cmap="jet", alpha=0.55, vmin=0, vmax=max(float(fitted.max()), 1e-30))
+
+
+def _outline(axes: Axes, mask: Tensor, size: Sequence[int]) -> None:
+    """Of a mask (H, W) bool at its own resolution, over an image of (height, width) `size`: resized, thin things would go."""
+    if not mask.any():
+        return
+    y, x = ((np.arange(-1, n + 1) + 0.5) * m / n - 0.5 for n, m in zip(mask.shape, size, strict=True))
+    limits = {"xlim": axes.get_xlim(), "ylim": axes.get_ylim()}
+    axes.contour(x, y, np.pad(mask.numpy().astype(float), 1), [0.5], colors="yellow", linewidths=0.8)  # padded: closed at edges
+    axes.set(**limits)
+
+
+def _fit(heatmap: Tensor, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    fitted: NDArray[np.float32] = F.resize(heatmap[None], list(image.shape[:2]), antialias=True)[0].numpy()
+    return fitted
+
+
+def _thumbnail(size: Sequence[int]) -> list[int]:
+    scale = THUMBNAIL / max(size)
+    return [max(1, round(side * scale)) for side in size]

@@ -1,0 +1,196 @@
+"""What README.md computes from committed files: `ltcam readme` writes it, `ltcam readme --check` names what is stale.
+
+A section stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; the rest of the page is written by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from ltcam.errors import InputError
+from ltcam.experiment.training import Recipe
+from ltcam.files import ROOT, atomic
+from ltcam.paper import findings
+from ltcam.paper import tables as paper
+from ltcam.paper.claims import NOT_MEASURED
+from ltcam.paper.reproduce import profile, trainings
+
+HOMES = {"voc2012": "paper", "ksdd": "real", "magnetic_tile": "real"}  # the profile that a data set's committed results are of
+TITLES = {"voc2012": "PASCAL VOC 2012", "ksdd": "KolektorSDD", "magnetic_tile": "Magnetic tile"}
+ALL, PHOTOS, DEFECTS = list(TITLES), ["voc2012"], ["ksdd", "magnetic_tile"]
+SOURCES = {  # of what the paper shows and says: our notebook, its files, and our data sets, the counterpart first
+    "Table 1": ("02_layer_cams", ["table1.csv"], ALL),
+    "Table 2": ("03_truncation", ["table2.csv"], ALL),
+    "Table 3": ("04_comparison", ["table3.csv"], PHOTOS),
+    "Table 4": ("04_comparison", ["table4.csv"], DEFECTS),
+    "Fig. 1": ("02_layer_cams", ["fig1.png"], ALL),
+    "Fig. 2": ("04_comparison", ["fig2.png"], PHOTOS),
+    "Fig. 3": ("04_comparison", ["fig3.png"], DEFECTS),
+    "Fig. 4": ("05_delta_sweep", ["sweep.csv", "fig4.png"], [*DEFECTS, *PHOTOS]),
+    "Fig. 5": ("05_delta_sweep", ["sweep.csv", "fig5.png"], [*DEFECTS, *PHOTOS]),
+    "Claims": ("06_paper_vs_reproduced", ["claims.csv"], ALL),
+}
+SHOWN = {1: PHOTOS, 2: PHOTOS, 3: PHOTOS, 4: DEFECTS}  # in the page's tables
+NOT_YET = "not measured yet"
+STYLES = {"bold": "**{:.2f}**", "underline": "<ins>{:.2f}</ins>", "": "{:.2f}"}
+AUGMENTED = {
+    "none": "as they are", "flips": "mirrored", "light": "mirrored, scaled",
+    "strong": "mirrored, scaled, turned, shifted, lit anew",
+}  # fmt: skip
+SETTINGS: dict[str, Callable[[Recipe], str]] = {
+    "trained on, held out": lambda r: f"{r.train}, {r.test}",
+    "stages kept as they are": lambda r: f"{r.frozen} of 5",
+    "epochs": lambda r: str(r.epochs),
+    "batch": lambda r: str(r.batch_size),
+    "highest rate of the head": lambda r: f"{r.lr:g}",
+    "... of the convolutions": lambda r: f"{r.lr * r.slow:g}" if r.frozen < 5 else "none",
+    "weight decay": lambda r: f"{r.weight_decay:g}",
+    "images are": lambda r: AUGMENTED[r.augment],
+    "rare classes weigh more": lambda r: "yes" if r.balance else "no",
+    "training in": lambda r: "bfloat16" if r.bfloat16 else "float32",
+}
+
+
+def tables() -> str:
+    """The paper's tables beside ours, in percent. Bold and underlined: as printed, and of ours the best two of a column."""
+    return "\n\n".join(_beside(number, data) for number, shown in SHOWN.items() for data in shown)
+
+
+def outputs() -> str:
+    """Every table and figure of the paper: its notebook, the command that makes it on the demo data, our files."""
+    rows = []
+    for item, (notebook, _, _) in SOURCES.items():
+        command = f"`ltcam reproduce --profile demo --only {notebook[:2]}`"
+        links = "<br>".join(f"[{file}]({file})" for file in files(item)) or NOT_YET
+        rows.append([item, f"[{notebook}](notebooks/{notebook}.ipynb)", command, links])
+    return _table(["in the paper", "notebook", "command", "ours"], rows)
+
+
+def claims() -> str:
+    """Every claim of the paper: whether its own numbers bear it out, and ours, from `claims.csv` of each data set."""
+    found = {title: _results(data) / "claims.csv" for data, title in TITLES.items()}
+    judged = {
+        title: pd.read_csv(path, dtype=str, keep_default_na=False).set_index(["section", "claim"])
+        for title, path in found.items()
+        if path.is_file()
+    }
+    if not judged:
+        return "Not measured yet."
+    columns = {"the paper's own numbers": next(iter(judged.values()))["paper"]}
+    for title, t in judged.items():
+        columns[title] = t["verdict"].where(t["verdict"] == NOT_MEASURED, "**" + t["verdict"] + "**: " + t["numbers"])
+    return _table(["Sec.", "claim", *columns], pd.DataFrame(columns).reset_index().to_numpy())
+
+
+def found() -> str:
+    """What the ablations found, of `ltcam.paper.findings.SUMMARY`: a row each, a number with its table a data set."""
+    columns = {}
+    for data, title in TITLES.items():
+        path = _results(data) / "findings.csv"
+        if path.is_file():
+            folder = path.parent.relative_to(ROOT).as_posix()
+            columns[title] = {
+                finding.finding: f"[{finding.number}]({folder}/{finding.table})"
+                for finding in findings.listed(pd.read_csv(path))
+            }
+    if not columns:
+        return "Not measured yet."
+    rows = [[sentence, *(column.get(sentence, NOT_MEASURED) for column in columns.values())] for sentence in findings.SUMMARY]
+    return _table(["", *columns], rows)
+
+
+def settings() -> str:
+    """The training recipe of every profile, a column a file of `notebooks/profiles`."""
+    runs = [run for name in ("demo", "real", "paper") for run in profile(name)]
+    recipes = [Recipe(data=run["data"], **run["recipe"]) for run in runs]
+    rows = [[name, *map(value, recipes)] for name, value in SETTINGS.items()]
+    rows.append(["trainings", *(f"{len(trainings(run))}" for run in runs)])
+    return _table(["", *(f"`{run['profile']}.{run['data']}`" for run in runs)], rows)
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "tables": tables,
+    "claims": claims,
+    "findings": found,
+    "map": outputs,
+    "settings": settings,
+}
+
+
+def files(item: str) -> list[str]:
+    """The committed files of a table or figure that are there, relative to the checkout."""
+    _, names, data = SOURCES[item]
+    planned = [f"{'figures' if n.startswith('fig') else 'results'}/{HOMES[d]}/{d}/{n}" for d in data for n in names]
+    return [file for file in planned if (ROOT / file).is_file()]
+
+
+def stale() -> list[str]:
+    """The sections of README.md that are not what the committed files give. Raises InputError as `sections` does."""
+    written = sections((ROOT / "README.md").read_text(encoding="utf-8"))
+    return [name for name, section in SECTIONS.items() if written[name] != f"\n\n{section()}\n\n"]
+
+
+def write() -> list[str]:
+    """Write the stale sections of README.md anew; returns their names. Raises InputError as `sections` does."""
+    path = ROOT / "README.md"
+    page, changed = path.read_text(encoding="utf-8"), stale()
+    for name in changed:
+        before, rest = page.split(f"<!-- begin {name} -->")
+        after = rest.split(f"<!-- end {name} -->")[1]
+        page = f"{before}<!-- begin {name} -->\n\n{SECTIONS[name]()}\n\n<!-- end {name} -->{after}"
+    if changed:
+        with atomic(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    return changed
+
+
+def sections(page: str) -> dict[str, str]:
+    """What stands between the markers of each section. Raises InputError for one that is unknown, missing or not closed."""
+    blocks = dict(re.findall(r"<!-- begin (\S+) -->(.*?)<!-- end \1 -->", page, re.DOTALL))
+    marks = re.findall(r"<!-- (?:begin|end) (\S+) -->", page)
+    for name in [*SECTIONS, *marks]:
+        if name not in SECTIONS or name not in blocks or marks.count(name) != 2:
+            raise InputError(
+                f"README.md, section {name!r}: expected <!-- begin NAME --> and then <!-- end NAME --> once, "
+                f"for each of {', '.join(SECTIONS)} and nothing else"
+            )
+    return blocks
+
+
+def _beside(number: int, data: str) -> str:
+    on, scores = ("KSDD2", "pooled pixels") if number == 4 else ("PASCAL VOC 2012", "class means")
+    path = _results(data) / f"table{number}.csv"
+    if not path.is_file():
+        return f"**Table {number}.** {paper.CAPTIONS[number]} on {TITLES[data]}: {NOT_YET}."
+    both, printed, ours = paper.beside(number, table := pd.read_csv(path)), paper.emphasis(number), table.set_index("row")
+    of = "mean and standard deviation of the trainings" if "mIoU_std" in table else "one training"
+    header, columns = [""], [list(both.index)]
+    for metric in map(str, printed):
+        mine = both[metric, "ours"]
+        best = mine.rank(ascending=False, method="min").map({1.0: "bold", 2.0: "underline"}).fillna("")
+        spread = (paper.POOLED if number == 4 else paper.CLASS_MEANS)[metric] + "_std"
+        plus = [f" ± {std:.2f}" for std in ours.loc[both.index, spread]] if spread in ours else [""] * len(both)
+        header += [f"{metric}: paper", "ours"]
+        columns += [
+            _styled(both[metric, "paper"], printed[metric]),
+            [a + b for a, b in zip(_styled(mine, best), plus, strict=True)],
+        ]
+    caption = f"**Table {number}.** {paper.CAPTIONS[number]}; the paper on {on}, ours on {TITLES[data]} ({scores}; {of})."
+    return f"{caption}\n\n{_table(header, zip(*columns, strict=True), '---:')}"
+
+
+def _results(data: str) -> Path:
+    return ROOT / "results" / HOMES[data] / data
+
+
+def _styled(column: pd.Series[float], styles: pd.Series[str]) -> list[str]:
+    return [STYLES[style].format(value) for value, style in zip(column, styles, strict=True)]
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "---") -> str:
+    lines = [header, ["---", *[align] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
