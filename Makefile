@@ -22,6 +22,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 unit: $(STAMP)
 	$(BIN)/python -m pytest
@@ -64,7 +65,7 @@ TORCHES ?= torch==2.11.* torch
 matrix:
 	for python in $(PYTHONS); do for torch in $(TORCHES); do \
 	    env=$$(mktemp -d) && $$python -m venv "$$env" && \
-	    "$$env/bin/python" -m pip install --quiet --disable-pip-version-check "$$torch" -e ".[test,report]" && \
+	    "$$env/bin/python" -m pip install --quiet --disable-pip-version-check "$$torch" -e ".[companion,test]" && \
 	    "$$env/bin/python" -c "import sys, torch; print('Python', sys.version.split()[0], 'torch', torch.__version__)" && \
 	    "$$env/bin/python" -m pytest $(TESTS); status=$$?; rm -rf "$$env"; test $$status = 0 || exit 1; \
 	done; done
@@ -94,4 +95,4 @@ notebooks: $(STAMP)
 lock: $(STAMP)
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
-	    --no-emit-index-url --no-emit-find-links --upgrade --extra test --extra report pyproject.toml -o requirements.lock
+	    --no-emit-index-url --no-emit-find-links --upgrade --extra companion --extra test pyproject.toml -o requirements.lock

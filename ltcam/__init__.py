@@ -1,15 +1,11 @@
 """Class activation maps sharp enough to segment with: layerization and truncation (arXiv 2308.02118)."""
 
-import warnings
-
 from ltcam.engine.cam import CAM, explain
 from ltcam.engine.methods import METHODS
+from ltcam.engine.stages import stages
 from ltcam.engine.tracing import Trace, trace
 from ltcam.engine.tricks import layerize, truncate
 from ltcam.errors import LtcamError
 
-__all__ = ["CAM", "METHODS", "LtcamError", "Trace", "explain", "layerize", "trace", "truncate"]
+__all__ = ["CAM", "METHODS", "LtcamError", "Trace", "explain", "layerize", "stages", "trace", "truncate"]
 __version__ = "0.1.0"
-
-# accelerate, which evaluation imports, warns in a notebook of progress bars that nobody here draws.
-warnings.filterwarnings("ignore", "IProgress not found")

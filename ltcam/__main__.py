@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-from typer.core import TyperGroup
-
 from ltcam.errors import InputError, LtcamError, of_loader
+
+try:
+    import typer
+    from typer.core import TyperGroup
+except ImportError:
+    sys.exit("ltcam: typer is not installed, only the engine's packages are: pip install 'ltcam[companion]'")
 
 
 class _Interruptible(TyperGroup):

@@ -1,5 +1,7 @@
 """What ltcam raises: one family, so that a caller can tell its refusals from a bug. Each is the builtin of its kind as well."""
 
+from importlib.util import find_spec
+
 
 class LtcamError(Exception):
     """The root. The message names the value, what was expected and the way out; the command line prints it as one line."""
@@ -28,3 +30,10 @@ class DivergedError(LtcamError, FloatingPointError):
 def of_loader(error: RuntimeError) -> bool:
     """Whether a loader process died: torch's signal handler raises that in the main process, wherever that is."""
     return str(error).startswith("DataLoader worker")
+
+
+def companion(*packages: str) -> None:
+    """Raises PackageError where a package of the extra `companion` is not installed."""
+    for name in packages:
+        if find_spec(name) is None:
+            raise PackageError(f"{name} is not installed, only the engine's packages are: pip install 'ltcam[companion]'")

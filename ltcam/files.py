@@ -16,8 +16,8 @@ from pathlib import Path
 
 from ltcam.errors import UnavailableError
 
-_HERE = Path(__file__).resolve().parents[1]
-ROOT = _HERE if (_HERE / "pyproject.toml").exists() else Path.cwd()
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else Path.cwd()
 NOTEBOOKS = ROOT / "notebooks"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

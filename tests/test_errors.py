@@ -3,10 +3,14 @@
 import ast
 import importlib
 import pickle
+import subprocess
 import sys
+from importlib.metadata import packages_distributions, requires
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from torch import nn
 
 import ltcam
@@ -82,10 +86,30 @@ def test_checksums_that_are_not_there_are_named(tmp_path, monkeypatch):
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "latex2mathml.converter", None)
-    monkeypatch.delitem(sys.modules, "ltcam.show.pages", raising=False)
-    with pytest.raises(errors.PackageError, match=r"ltcam report needs latex2mathml: pip install ltcam\[report\]"):
-        importlib.import_module("ltcam.show.pages")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    monkeypatch.delitem(sys.modules, "ltcam.experiment")
+    with pytest.raises(errors.PackageError, match=r"pandas is not installed, .*: pip install 'ltcam\[companion\]'"):
+        importlib.import_module("ltcam.experiment")
+
+
+def test_the_engine_needs_torch_torchvision_and_numpy_alone():
+    """Every other package is hidden, the companion's and the tests'."""
+    kept = {"ltcam"}
+    wanted = ["torch", "torchvision", "numpy"]
+    while wanted:  # and what these need themselves
+        kept.add(name := canonicalize_name(wanted.pop()))
+        asked = [Requirement(text) for text in requires(name) or []]
+        needed = {canonicalize_name(r.name) for r in asked if not r.marker or r.marker.evaluate({"extra": ""})}
+        wanted += needed - kept
+    hidden = sorted(m for m, names in packages_distributions().items() if not kept & set(map(canonicalize_name, names)))
+    assert {"pandas", "matplotlib", "tqdm", "skimage", "accelerate", "captum", "typer"} <= set(hidden)
+    hide = f"import sys; sys.modules.update(dict.fromkeys({hidden!r})); "
+    run = "import ltcam, ltcam.engine.baselines, torch; from torchvision.models import resnet18; "
+    run += "print(ltcam.explain(ltcam.trace(resnet18(), torch.rand(1, 3, 64, 64), 1), 'gradcam', delta=20).shape); "
+    done = subprocess.run([sys.executable, "-c", hide + run], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "torch.Size([1, 64, 64])\n", done.stderr
+    done = subprocess.run([sys.executable, "-c", hide + "import ltcam.__main__"], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr == "ltcam: typer is not installed, only the engine's packages are: pip install 'ltcam[companion]'\n"
 
 
 class Stopped(nn.Module):

@@ -295,9 +295,9 @@ def test_the_code_that_measures_is_known(tmp_path, monkeypatch):
     before = provenance.code.__wrapped__()
     assert before == provenance.code.__wrapped__()
     shutil.copytree(files.ROOT / "ltcam", tmp_path / "ltcam", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "ltcam" / "provenance.py"))
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "ltcam")
     assert provenance.code.__wrapped__() == before
-    for name in ("tricks.py", "datasets/magnetic_tile.py"):
+    for name in ("engine/tricks.py", "data/magnetic_tile.py"):
         with (tmp_path / "ltcam" / name).open("a") as file:
             file.write("#")
         assert provenance.code.__wrapped__() != before

@@ -8,6 +8,7 @@ from packaging.version import Version
 from ltcam.files import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 CONDA_NAMES = {"torch": "pytorch"}
 
 
@@ -20,7 +21,7 @@ def test_environment_yml_asks_for_what_pyproject_asks():
     conda = [
         d for d in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"] if isinstance(d, str) and d != "pip"
     ]
-    asked = dict(requirement(d) for d in PROJECT["dependencies"])
+    asked = dict(requirement(d) for d in [*PROJECT["dependencies"], *EXTRAS["companion"]])
     asked["python"] = PROJECT["requires-python"].removeprefix(">=")
     assert dict(requirement(d) for d in conda) == asked
 
@@ -33,6 +34,6 @@ def test_the_lock_has_all_of_it_with_hashes_and_no_index():
     locked = {m[1]: Version(m[2]) for m in re.finditer(r"^([a-z0-9-]+)==([^ ]+)", lock, re.MULTILINE)}
     for asked in map(
         Requirement,
-        [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["report"], *PROJECT["optional-dependencies"]["test"]],
+        [*PROJECT["dependencies"], *EXTRAS["companion"], *EXTRAS["test"]],
     ):
         assert locked[asked.name] in asked.specifier

@@ -129,7 +129,7 @@ def test_the_code_is_every_module(tmp_path, monkeypatch):
     for name, text in (("a.py", "1"), ("b/c.py", "2")):
         (tmp_path / "ltcam" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "ltcam" / name).write_text(text)
-    monkeypatch.setattr(steps, "__file__", str(tmp_path / "ltcam" / "steps.py"))
+    monkeypatch.setattr(files, "PACKAGE", tmp_path / "ltcam")
     before = steps.inputs("demo", planned("demo", {}))
     (tmp_path / "ltcam" / "b" / "c.py").write_text("3")
     after = steps.inputs("demo", planned("demo", {}))

@@ -1,4 +1,8 @@
-"""The data sets by name. All give (image, multi-hot label, mask, name)."""
+"""The data sets by name. All give (image, multi-hot label, mask, name).
+
+Open `base.py` first: what every data set gives. Then each data set has a file. `checks.py` is `ltcam data check`, `fetch.py` is
+`ltcam data get`. May import `engine`.
+"""
 
 from contextlib import suppress
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.hub import tqdm  # type: ignore[attr-defined]  # the real one where it is installed, and a quiet one where not
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ltcam.engine.methods import _weighted
 from ltcam.engine.stages import borrowed, stages, unwrap

@@ -18,7 +18,6 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -33,7 +32,7 @@ from ltcam.engine.tricks import Compare, Fuse, Normalize, Scope, one_of, whole
 from ltcam.errors import InputError, UnavailableError
 from ltcam.experiment import metrics, provenance
 from ltcam.experiment.locks import alone
-from ltcam.experiment.parallel import loader, processes
+from ltcam.experiment.parallel import PartialState, loader, processes
 from ltcam.experiment.segmentation import CHUNK, above, otsu_masks
 from ltcam.experiment.training import Trained
 from ltcam.files import sha256, writing

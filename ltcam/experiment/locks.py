@@ -17,10 +17,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import IO, Literal
 
-from accelerate.utils import broadcast_object_list
-
 from ltcam.errors import UnavailableError
-from ltcam.experiment.parallel import processes
+from ltcam.experiment.parallel import broadcast_object_list, processes
 from ltcam.files import clear
 
 log = logging.getLogger(__name__)

@@ -1,11 +1,18 @@
 """This process among those that share a run, and the loader processes that it starts for itself."""
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+with warnings.catch_warnings():  # in a notebook, of progress bars that nobody here draws
+    warnings.filterwarnings("ignore", "IProgress not found")
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list, gather_object, reduce
+
+__all__ = ["PartialState", "broadcast_object_list", "gather_object", "loader", "processes", "reduce"]
 
 
 def processes() -> PartialState:

@@ -15,13 +15,14 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ltcam.files import ROOT, atomic, sha256
+from ltcam.files import PACKAGE, ROOT, atomic, sha256
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-image", "scikit-learn", "matplotlib", "pillow")
 
 MEASURING = (
-    *("tracing", "biases", "targets", "methods", "tricks", "cam", "bins"),
-    *("models", "segmentation", "metrics", "evaluation", "datasets/*"),
+    *(f"engine/{name}" for name in ("tracing", "biases", "targets", "stages", "methods", "tricks", "cam", "bins")),
+    *(f"data/{name}" for name in ("__init__", "base", "demo", "holdout", "ksdd", "ksdd2", "magnetic_tile", "voc")),
+    *(f"experiment/{name}" for name in ("vgg16", "segmentation", "metrics", "evaluation")),
 )
 
 
@@ -63,7 +64,7 @@ def code() -> str:
     """SHA-256 over the modules that a pixel count depends on."""
     digest = hashlib.sha256()
     for name in MEASURING:
-        for path in sorted(Path(__file__).parent.glob(f"{name}.py")):
+        for path in sorted(PACKAGE.glob(f"{name}.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -24,7 +24,6 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 import yaml
-from accelerate.utils import gather_object, reduce
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -40,7 +39,7 @@ from ltcam.engine.tricks import one_of, whole
 from ltcam.errors import DivergedError, InputError
 from ltcam.experiment import provenance
 from ltcam.experiment.locks import alone
-from ltcam.experiment.parallel import loader, processes
+from ltcam.experiment.parallel import gather_object, loader, processes, reduce
 from ltcam.experiment.vgg16 import Head, vgg16
 from ltcam.experiment.weights import load
 from ltcam.files import atomic, sha256

@@ -36,7 +36,7 @@ def inputs(profile: str, trainings: Sequence[Training]) -> dict[str, Any]:
     for shown in datasets.present().values():  # notebook 00 shows them all
         with suppress(DataError):
             prints |= _print(shown)
-    code, values = Path(__file__).parent, files.ROOT / "data"
+    code, values = files.PACKAGE, files.ROOT / "data"
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in provenance.PACKAGES}},
         "code": _sha256(code.rglob("*.py"), code),

@@ -12,18 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from latex2mathml.converter import convert
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors.sanitize import SanitizeHTML
 from pygments.formatters import HtmlFormatter
-
-from ltcam.errors import PackageError
-
-try:
-    from latex2mathml.converter import convert
-except ImportError as error:
-    raise PackageError("ltcam report needs latex2mathml: pip install ltcam[report]") from error
 
 _CLEAN = SanitizeHTML(  # type: ignore[no-untyped-call] # for outputs in HTML: what pandas writes, and nothing that runs
     tags=["a", "b", "br", "caption", "div", "em", "h3", "h4", "i", "p", "span", "strong", "style", "table", "tbody", "td", "th",

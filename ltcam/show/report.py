@@ -63,7 +63,7 @@ HEADERS = {
     "ci_high": "to",
 }
 TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("ltcam", "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
+    loader=jinja2.PackageLoader("ltcam.show", "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
     trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
 
