@@ -208,12 +208,12 @@ def report(
 def readme(
     check: Annotated[bool, typer.Option("--check", help="write nothing; exit code 1 where a section is stale")] = False,
 ) -> None:
-    """Write the tables of README.md anew from committed results."""
+    """Write the tables of README.md and docs/ anew from committed results."""
     from ltcam.show import readme as page
 
     changed = page.stale() if check else page.write()
-    for name in changed:
-        typer.echo(f"README.md, section {name}: {'stale, run ltcam readme' if check else 'written anew'}")
+    for name, section in changed:
+        typer.echo(f"{name}, section {section}: {'stale, run ltcam readme' if check else 'written anew'}")
     raise typer.Exit(int(check and bool(changed)))
 
 

@@ -19,33 +19,35 @@ from ltcam.paper import claims, findings
 from ltcam.paper import tables as paper
 from ltcam.show import readme
 
-PAGE = (files.ROOT / "README.md").read_text()
+TEXTS = {page: (files.ROOT / page).read_text() for page in readme.PAGES}
 
 
 @pytest.fixture
 def page(tmp_path, monkeypatch):
-    """A README.md with empty sections, in a checkout without results."""
+    """Pages with empty sections, in a checkout without results; docs/results.md is returned."""
     monkeypatch.setattr(readme, "ROOT", tmp_path)
-    marks = "".join(f"<!-- begin {name} -->\n<!-- end {name} -->\nafter {name}\n" for name in readme.SECTIONS)
-    (tmp_path / "README.md").write_text("by hand, δ\n" + marks)
-    return tmp_path / "README.md"
+    (tmp_path / "docs").mkdir()
+    for page, names in readme.PAGES.items():
+        marks = "".join(f"<!-- begin {name} -->\n<!-- end {name} -->\nafter {name}\n" for name in names)
+        (tmp_path / page).write_text("by hand, δ\n" + marks)
+    return tmp_path / "docs" / "results.md"
 
 
 def results(page, data, name, table):
-    folder = page.parent / "results" / readme.HOMES[data] / data
+    folder = page.parents[1] / "results" / readme.HOMES[data] / data
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / f"{name}.csv", index=False)
 
 
-def section(title):
-    return PAGE.split(f"# {title}\n")[1].split("\n#")[0]
+def section(page, title):
+    return TEXTS[page].split(f"# {title}\n")[1].split("\n#")[0]
 
 
 def test_the_readmes_python_runs(output):
     """On a tiny model where `make reproduce` leaves the demo's."""
     recipe = training.Recipe(data="demo", weights=None, width=16, hidden=16, frozen=5, epochs=1)
     training.train(recipe, files.results("demo", "demo"))
-    ten_lines, own_model = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    ten_lines, own_model = re.findall(r"```python\n(.*?)```", TEXTS["README.md"], re.DOTALL)
     names: dict[str, object] = {}
     exec(ten_lines, names)
     assert names["heatmaps"].shape == names["plain"].shape == (2, 160, 160)
@@ -82,10 +84,15 @@ def test_what_is_not_there_is_not_linked(page):
     assert readme.files("Table 1") == ["results/real/magnetic_tile/table1.csv"]
 
 
-def test_links_lead_to_files():
-    links = set(re.findall(r"\]\((?!http)([^)#]+)\)", PAGE)) - {file for item in readme.SOURCES for file in readme.files(item)}
-    links -= {f"notebooks/{notebook}.ipynb" for notebook, _, _ in readme.SOURCES.values()}  # these two have a test of their own
-    assert "data/README.md" in links and not [link for link in links if not (files.ROOT / link).is_file()]
+@pytest.mark.parametrize("page", [*readme.PAGES, "docs/running.md", "docs/speed.md", "CONTRIBUTING.md"])
+def test_links_lead_to_files(page):
+    text = (files.ROOT / page).read_text()
+    links = {(files.ROOT / page).parent / link for link in re.findall(r"\]\((?!http)([^)#]+)\)", text)}
+    assert not [link for link in links if not link.is_file()]
+
+
+def test_the_front_page_is_short():
+    assert len(TEXTS["README.md"].splitlines()) <= 180 and len(TEXTS["README.md"].split()) <= 2000
 
 
 def test_a_table_stands_beside_the_papers(page):
@@ -124,7 +131,7 @@ def test_a_table_of_several_trainings_has_their_spread(page):
 
 
 def test_claims(page):
-    assert readme.claims() == "Not measured yet."
+    assert readme.claims() == readme.replication() == readme.verdicts() == "not measured yet"
     judged = pd.DataFrame(
         [["Fusing helps", "3.2", "a | b", "holds", "2 of 2 | least 1.00", "does not hold"],
          ["Objects: more", "3.4", "c", "not measured", "not measured (paper 3)", "no numbers"]],
@@ -137,6 +144,8 @@ def test_claims(page):
         "| 3.2 | Fusing helps | does not hold | **holds**: 2 of 2 \\| least 1.00 |",
         "| 3.4 | Objects: more | no numbers | not measured |",
     ]
+    assert readme.verdicts().splitlines()[2:] == ["| PASCAL VOC 2012 | 1 | 0 | 0 | 1 |"]
+    assert readme.replication().splitlines()[3] == "| 3.4 | Objects: more | no numbers | not measured |"
     results(page, "magnetic_tile", "claims", judged.assign(verdict="does not hold"))
     assert (
         readme.claims()
@@ -155,7 +164,7 @@ def test_claims_are_read_as_they_are_judged(page):
 
 
 def test_findings_are_the_summarys(page):
-    assert readme.found() == "Not measured yet."
+    assert readme.found() == "not measured yet"
     rows = [
         (findings.SUMMARY[1], 1.5, 1, 2, "points", "better", "ablations.csv"),
         (findings.SUMMARY[2], 0.25, 0.1, 0.5, "", "", "x"),
@@ -180,8 +189,8 @@ def test_findings_are_of_the_tables_that_they_name(path):
 
 def test_every_number_of_the_findings_is_in_a_table_that_they_link():
     """Of each point below the tables: what it says with decimals, as rounded there."""
-    points = re.split(r"\n- ", section("What we measured").split("What we find")[1].split("\n\n![")[0])[1:]
-    assert len(points) >= 3
+    points = re.split(r"\n- ", section("README.md", "What we found").split("\n\n<!-- begin verdicts")[0])[1:]
+    assert len(points) >= 8
     for point in points:
         links = re.findall(r"\]\((results/[^)]+|data/[^)]+)\)", point)
         texts = [pd.read_csv(files.ROOT / link, dtype=str).to_csv() for link in links]
@@ -201,14 +210,21 @@ def test_settings_are_the_profiles():
 
 
 def test_only_stale_sections_are_written_anew(page):
-    assert readme.stale() == list(readme.SECTIONS) == readme.write()
+    everything = [(name, section) for name, sections in readme.PAGES.items() for section in sections]
+    assert readme.stale() == everything == readme.write()
     text = page.read_text()
     assert text.startswith("by hand, δ\n<!-- begin tables -->\n\n**Table 1.**")
-    assert "Not measured yet.\n\n<!-- end claims -->\nafter claims\n" in text and text.endswith("after settings\n")
+    assert "\n\nnot measured yet\n\n<!-- end claims -->\nafter claims\n" in text and text.endswith("after map\n")
     assert readme.stale() == readme.write() == []
-    page.write_text(text.replace("| batch |", "| batches |"))
-    assert readme.write() == ["settings"] and page.read_text() == text
-    assert [file.name for file in page.parent.iterdir()] == ["README.md"]
+    page.write_text(text.replace("Table 1", "Table 9"))
+    assert readme.write() == [("docs/results.md", "tables"), ("docs/results.md", "map")] and page.read_text() == text
+    assert sorted(file.name for file in page.parent.iterdir()) == ["replication.md", "results.md", "settings.md"]
+
+
+def test_links_of_a_page_in_docs_go_up(page):
+    results(page, "voc2012", "table1", pd.read_csv(files.ROOT / "results/paper/voc2012/table1.csv"))
+    readme.write()
+    assert "](../results/paper/voc2012/table1.csv)" in page.read_text() and "](../notebooks/02_" in page.read_text()
 
 
 def test_the_command_names_what_is_stale(page):
@@ -217,10 +233,22 @@ def test_the_command_names_what_is_stale(page):
     changed = page.read_text().replace("Fig. 1", "Fig. 9")
     page.write_text(changed)
     done = CliRunner().invoke(app, ["readme", "--check"])
-    assert (done.exit_code, done.output) == (1, "README.md, section map: stale, run ltcam readme\n")
+    assert (done.exit_code, done.output) == (1, "docs/results.md, section map: stale, run ltcam readme\n")
     assert page.read_text() == changed
     done = CliRunner().invoke(app, ["readme"])
-    assert (done.exit_code, done.output) == (0, "README.md, section map: written anew\n")
+    assert (done.exit_code, done.output) == (0, "docs/results.md, section map: written anew\n")
+
+
+def test_the_small_tables_have_the_headline_score_of_each_data_set(page):
+    assert readme.summary().splitlines()[0] == "| Grad-CAM of | paper, VOC 2012 |"
+    scores = {name: float(i) for i, name in enumerate([*paper.CLASS_MEANS.values(), *paper.POOLED.values()], 1)}
+    results(page, "voc2012", "table3", pd.DataFrame({"row": [*paper.SEVEN], **scores}))
+    results(page, "magnetic_tile", "table4", pd.DataFrame({"row": [*paper.SEVEN], **scores, "IoU_std": 0.5}))
+    _, methods = readme.summary().split("\n\n")
+    assert methods.splitlines()[0] == (
+        "| method | paper, VOC 2012 | ours, PASCAL VOC 2012 | paper, KSDD2 | ours, Magnetic tile |"
+    )
+    assert methods.splitlines()[3] == f"| Grad-CAM | 25.31 | {scores['mIoU']:.2f} | 25.73 | {scores['IoU']:.2f} ± 0.50 |"
 
 
 @pytest.mark.parametrize(
@@ -237,24 +265,24 @@ def test_the_command_names_what_is_stale(page):
 def test_markers_in_disorder_are_named(page, old, new, culprit):
     page.write_text(page.read_text().replace(old, new))
     before = page.read_text()
-    with pytest.raises(ValueError, match=f"README.md, section '{culprit}': expected <!-- begin NAME -->"):
+    with pytest.raises(ValueError, match=f"docs/results.md, section '{culprit}': expected <!-- begin NAME -->"):
         readme.write()
     assert page.read_text() == before
 
 
 def test_every_equation_names_what_exists():
-    text = section("Equations and functions")
-    names = re.findall(r"`([a-z_]+(?:\.[a-z_]+)?)`", text.split("|---|---|---|")[1])
-    assert len(names) >= 10 and {"tracing.trace", "methods.gradcam", "tricks.truncate", "cam.explain"} <= set(names)
+    text = section("README.md", "Equations and functions")
+    names = re.findall(r"`([a-z_]+(?:\.[a-z_0-9]+)+)`", text.split("|---|---|---|")[1])
+    assert len(names) >= 10 and {"engine.tracing.trace", "engine.methods.gradcam", "engine.tricks.truncate"} <= set(names)
     for name in names:
         found = pkgutil.resolve_name(f"ltcam.{name}")
-        assert callable(found) or "." not in name
+        assert callable(found) or name == "engine.biases"
     numbers = [set(map(int, re.findall(r"\d+", row))) for row in re.findall(r"\| Eqs?\. ([\d, ]+) \|", text)]
     assert set.union(*numbers) == set(range(1, 12))  # the paper's equations
 
 
 def test_every_setting_names_a_parameter_that_exists():
-    text = section("Settings the paper omits, and ours")
+    text = section("docs/settings.md", "Settings the paper omits, and ours")
     known = {f.name for kind in (Options, training.Recipe) for f in fields(kind)}
     known |= {*signature(ltcam.trace).parameters, *signature(stages).parameters}
     used = {name for code in re.findall(r"`([^`]*=[^`]*)`", text) for name in re.findall(r"(\w+)=", code)}

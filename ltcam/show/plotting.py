@@ -97,7 +97,7 @@ def grid(
     masks: Sequence[Tensor] | None = None,
 ) -> Figure:
     """A row an image (3, H, W) uint8, with the outline of its mask (H, W) where given, and a column of heatmaps a title."""
-    thumbnails = [F.resize(image, _thumbnail(image.shape[1:]), antialias=True).permute(1, 2, 0).numpy() for image in images]
+    thumbnails = [_thumbnailed(image) for image in images]
     heights = [min(t.shape[0] / t.shape[1], 1.5) for t in thumbnails]
     width = 1.35
     figure, axes = plt.subplots(
@@ -117,7 +117,7 @@ def grid(
 
 def strip(images: Sequence[Tensor], titles: Sequence[str], masks: Sequence[Tensor]) -> Figure:
     """A column an image (3, H, W) uint8, all of one height: plain, and below with the outline of its mask (H, W) bool."""
-    thumbnails = [F.resize(image, _thumbnail(image.shape[1:]), antialias=True).permute(1, 2, 0).numpy() for image in images]
+    thumbnails = [_thumbnailed(image) for image in images]
     widths = [max(t.shape[1] / t.shape[0], 0.5) for t in thumbnails]  # narrower ones would not hold a title
     height = min(2.4, 11 / sum(widths))
     figure, axes = plt.subplots(
@@ -170,7 +170,7 @@ def gradients(image: Tensor, mask: Tensor, rows: Mapping[str, Tensor], deltas: S
     image (3, H, W) uint8, mask (H, W) bool, rows {title: gradient (K, h, w)}. Each panel is symmetric around 0, up to its own
     largest absolute value; above it is the share of the layer's gradients that is left.
     """
-    thumbnail = F.resize(image, _thumbnail(image.shape[1:]), antialias=True).permute(1, 2, 0).numpy()
+    thumbnail = _thumbnailed(image)
     height, width = thumbnail.shape[:2]
     side = min(1.6, 2.6 * width / height)
     figure, axes = plt.subplots(
@@ -240,6 +240,9 @@ def _fit(heatmap: Tensor, image: NDArray[np.uint8]) -> NDArray[np.float32]:
     return fitted
 
 
-def _thumbnail(size: Sequence[int]) -> list[int]:
-    scale = THUMBNAIL / max(size)
-    return [max(1, round(side * scale)) for side in size]
+def _thumbnailed(image: Tensor) -> NDArray[np.uint8]:
+    """(3, H, W) uint8 -> (h, w, 3), its longer side THUMBNAIL pixels."""
+    scale = THUMBNAIL / max(image.shape)
+    size = [max(1, round(side * scale)) for side in image.shape[1:]]
+    small: NDArray[np.uint8] = F.resize(image, size, antialias=True).permute(1, 2, 0).numpy()
+    return small

@@ -1,13 +1,14 @@
-"""What README.md computes from committed files: `ltcam readme` writes it, `ltcam readme --check` names what is stale.
+"""What README.md and docs/ compute from committed files: `ltcam readme` writes it, `ltcam readme --check` names what is stale.
 
-A section stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; the rest of the page is written by hand.
+A section stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; the rest of a page is written by hand.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -36,6 +37,8 @@ SOURCES = {  # of what the paper shows and says: our notebook, its files, and ou
 }
 SHOWN = {1: PHOTOS, 2: PHOTOS, 3: PHOTOS, 4: DEFECTS}  # in the page's tables
 NOT_YET = "not measured yet"
+VERDICTS = ("holds", "tie", "does not hold", NOT_MEASURED)
+SMALL = {"Grad-CAM of": {1: "VOC 2012"}, "method": {3: "VOC 2012", 4: "KSDD2"}}
 STYLES = {"bold": "**{:.2f}**", "underline": "<ins>{:.2f}</ins>", "": "{:.2f}"}
 AUGMENTED = {
     "none": "as they are", "flips": "mirrored", "light": "mirrored, scaled",
@@ -72,14 +75,9 @@ def outputs() -> str:
 
 def claims() -> str:
     """Every claim of the paper: whether its own numbers bear it out, and ours, from `claims.csv` of each data set."""
-    found = {title: _results(data) / "claims.csv" for data, title in TITLES.items()}
-    judged = {
-        title: pd.read_csv(path, dtype=str, keep_default_na=False).set_index(["section", "claim"])
-        for title, path in found.items()
-        if path.is_file()
-    }
+    judged = _judged()
     if not judged:
-        return "Not measured yet."
+        return NOT_YET
     columns = {"the paper's own numbers": next(iter(judged.values()))["paper"]}
     for title, t in judged.items():
         columns[title] = t["verdict"].where(t["verdict"] == NOT_MEASURED, "**" + t["verdict"] + "**: " + t["numbers"])
@@ -98,7 +96,7 @@ def found() -> str:
                 for finding in findings.listed(pd.read_csv(path))
             }
     if not columns:
-        return "Not measured yet."
+        return NOT_YET
     rows = [[sentence, *(column.get(sentence, NOT_MEASURED) for column in columns.values())] for sentence in findings.SUMMARY]
     return _table(["", *columns], rows)
 
@@ -112,12 +110,32 @@ def settings() -> str:
     return _table(["", *(f"`{run['profile']}.{run['data']}`" for run in runs)], rows)
 
 
-SECTIONS: dict[str, Callable[[], str]] = {
-    "tables": tables,
-    "claims": claims,
-    "findings": found,
-    "map": outputs,
-    "settings": settings,
+def summary() -> str:
+    """Two small tables of mIoU: Grad-CAM by stage, and the seven methods; the paper's numbers and ours, a column a data set."""
+    return "\n\n".join(_small(title, numbers) for title, numbers in SMALL.items())
+
+
+def verdicts() -> str:
+    """How many of the paper's claims hold, tie and fail: a row a data set."""
+    judged = {title: table["verdict"].value_counts() for title, table in _judged().items()}
+    rows = [[title, *(str(counts.get(verdict, 0)) for verdict in VERDICTS)] for title, counts in judged.items()]
+    return _table(["claims of the paper that", "hold", "tie", "fail", "are not measured"], rows) if rows else NOT_YET
+
+
+def replication() -> str:
+    """A row a claim: whether the paper's own numbers bear it out, and the verdict on each data set."""
+    judged = _judged()
+    if not judged:
+        return NOT_YET
+    columns = {"paper": next(iter(judged.values()))["paper"], **{title: table["verdict"] for title, table in judged.items()}}
+    return _table(["Sec.", "claim", *columns], pd.DataFrame(columns).reset_index().to_numpy())
+
+
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"summary": summary, "verdicts": verdicts},
+    "docs/results.md": {"tables": tables, "claims": claims, "findings": found, "map": outputs},
+    "docs/settings.md": {"settings": settings},
+    "docs/replication.md": {"replication": replication},
 }
 
 
@@ -128,37 +146,69 @@ def files(item: str) -> list[str]:
     return [file for file in planned if (ROOT / file).is_file()]
 
 
-def stale() -> list[str]:
-    """The sections of README.md that are not what the committed files give. Raises InputError as `sections` does."""
-    written = sections((ROOT / "README.md").read_text(encoding="utf-8"))
-    return [name for name, section in SECTIONS.items() if written[name] != f"\n\n{section()}\n\n"]
+def stale() -> list[tuple[str, str]]:
+    """(page, section) of what is not as the committed files give it. Raises InputError as `sections` does."""
+    found = []
+    for page in PAGES:
+        written = sections(page, (ROOT / page).read_text(encoding="utf-8"))
+        found += [(page, name) for name in PAGES[page] if written[name] != _section(page, name)]
+    return found
 
 
-def write() -> list[str]:
-    """Write the stale sections of README.md anew; returns their names. Raises InputError as `sections` does."""
-    path = ROOT / "README.md"
-    page, changed = path.read_text(encoding="utf-8"), stale()
-    for name in changed:
-        before, rest = page.split(f"<!-- begin {name} -->")
+def write() -> list[tuple[str, str]]:
+    """Write the stale sections anew; returns their pages and names. Raises InputError as `sections` does."""
+    changed = stale()
+    for page, name in changed:
+        before, rest = (ROOT / page).read_text(encoding="utf-8").split(f"<!-- begin {name} -->")
         after = rest.split(f"<!-- end {name} -->")[1]
-        page = f"{before}<!-- begin {name} -->\n\n{SECTIONS[name]()}\n\n<!-- end {name} -->{after}"
-    if changed:
-        with atomic(path) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+        with atomic(ROOT / page) as temporary:
+            text = f"{before}<!-- begin {name} -->{_section(page, name)}<!-- end {name} -->{after}"
+            temporary.write_text(text, encoding="utf-8")
     return changed
 
 
-def sections(page: str) -> dict[str, str]:
+def sections(page: str, text: str) -> dict[str, str]:
     """What stands between the markers of each section. Raises InputError for one that is unknown, missing or not closed."""
-    blocks = dict(re.findall(r"<!-- begin (\S+) -->(.*?)<!-- end \1 -->", page, re.DOTALL))
-    marks = re.findall(r"<!-- (?:begin|end) (\S+) -->", page)
-    for name in [*SECTIONS, *marks]:
-        if name not in SECTIONS or name not in blocks or marks.count(name) != 2:
+    blocks = dict(re.findall(r"<!-- begin (\S+) -->(.*?)<!-- end \1 -->", text, re.DOTALL))
+    marks = re.findall(r"<!-- (?:begin|end) (\S+) -->", text)
+    for name in [*PAGES[page], *marks]:
+        if name not in PAGES[page] or name not in blocks or marks.count(name) != 2:
             raise InputError(
-                f"README.md, section {name!r}: expected <!-- begin NAME --> and then <!-- end NAME --> once, "
-                f"for each of {', '.join(SECTIONS)} and nothing else"
+                f"{page}, section {name!r}: expected <!-- begin NAME --> and then <!-- end NAME --> once, "
+                f"for each of {', '.join(PAGES[page])} and nothing else"
             )
     return blocks
+
+
+def _section(page: str, name: str) -> str:
+    up = "../" * page.count("/")
+    text = re.sub(r"\]\((?=(?:results|figures|notebooks)/)", f"]({up}", PAGES[page][name]())
+    return f"\n\n{text}\n\n"
+
+
+def _small(title: str, numbers: Mapping[int, str]) -> str:
+    """mIoU of the first number's rows: the paper's printed column and ours for each table, where it is measured."""
+    columns: dict[str, pd.Series[Any]] = {}
+    for number, printed_on in numbers.items():
+        columns[f"paper, {printed_on}"] = paper.published(number)["mIoU"].map("{:.2f}".format)
+        for data in SHOWN[number]:
+            if (path := _results(data) / f"table{number}.csv").is_file():
+                ours = paper.beside(number, table := pd.read_csv(path))["mIoU", "ours"].map("{:.2f}".format)
+                spread = table.set_index("row").get(("IoU" if number == 4 else "mIoU") + "_std")
+                plus = "" if spread is None else spread.map(" ± {:.2f}".format)
+                columns[f"ours, {TITLES[data]}"] = ours + plus
+    both = pd.DataFrame(columns).reindex(next(iter(columns.values())).index)
+    return _table([title, *both], both.reset_index().to_numpy(), "---:")
+
+
+def _judged() -> dict[str, pd.DataFrame]:
+    """`claims.csv` of each data set that has one, by its title, indexed by section and claim."""
+    found = {title: _results(data) / "claims.csv" for data, title in TITLES.items()}
+    return {
+        title: pd.read_csv(path, dtype=str, keep_default_na=False).set_index(["section", "claim"])
+        for title, path in found.items()
+        if path.is_file()
+    }
 
 
 def _beside(number: int, data: str) -> str:
