@@ -39,7 +39,7 @@ def test_a_notebook_is_committed_as_it_ran(notebook):
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_measured_cells_are_followed_by_their_check(notebook):
     """Each notebook compares golden values, in a cell whose output is compared."""
-    checks = [c for c in code(notebook) if "golden.check" in c.source]
+    checks = [c for c in code(notebook) if ".check(" in c.source]
     assert checks and all("NBVAL_IGNORE_OUTPUT" not in c.source for c in checks)
     assert all("within tolerance" in "".join(o.get("text", "") for o in c.outputs) for c in checks)
 

@@ -51,14 +51,14 @@ def test_seeds_and_folds_have_folders_and_parts_of_their_own():
 
 
 def test_checkpoints_and_results_have_places_of_their_own(two):
-    assert two.table["name"].tolist() == two.seeds == ["seed0", "seed1"] and two.table["mAP"].between(0, 1).all()
+    assert two.trainings["name"].tolist() == two.seeds == ["seed0", "seed1"] and two.trainings["mAP"].between(0, 1).all()
     for name in two.names:
         assert (two.runs / name / "checkpoint.pt").is_file() and not list((two.out / name).glob("*.pt"))
         for file in ("train.csv", "train.json", "labels.csv", "labels.json"):
             assert (two.out / name / file).read_bytes() == (two.runs / name / file).read_bytes()
-        assert two.table.set_index("name").loc[name, "checkpoint"] == two.load(name).sha256
+        assert two.trainings.set_index("name").loc[name, "checkpoint"] == two.load(name).sha256
     labels = two.read("labels.csv").groupby("name")["AP"].mean()
-    assert labels.tolist() == pytest.approx(two.table["mAP"].tolist(), abs=1e-5)
+    assert labels.tolist() == pytest.approx(two.trainings["mAP"].tolist(), abs=1e-5)
     assert two.trained.recipe.seed == 0 and two.test.part == "val" and [t.recipe.seed for t in two.folds()] == [0]
 
 

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 
 from ltcam import files
-from ltcam.data import Segmentation
+from ltcam.data import Segmentation, load
 from ltcam.errors import InputError, MissingError
 from ltcam.experiment import provenance
 from ltcam.experiment.evaluation import FLOATS, Config, Protocol, evaluate
@@ -60,6 +60,12 @@ def planned(data: str, recipe: Mapping[str, Any], seeds: Sequence[int] = (), fol
     ]
 
 
+def parts(trainings: Sequence[Training]) -> dict[str, Segmentation]:
+    """The part trained on and the held-out part of the first training, by name."""
+    recipe = trainings[0].recipe
+    return {part: load(recipe.data, part) for part in (recipe.train, recipe.test)}
+
+
 class Study:
     """The trainings that notebook 01 has left of data set `data` in `profile`.
 
@@ -72,7 +78,7 @@ class Study:
         path = self.out / "trainings.csv"
         if not path.is_file():
             raise MissingError(f"{path} is missing: run notebook 01 first, or ltcam reproduce --profile {profile}")
-        self.table = pd.read_csv(path, keep_default_na=False, dtype={"name": str, "seed": str, "fold": str})
+        self.trainings = pd.read_csv(path, keep_default_na=False, dtype={"name": str, "seed": str, "fold": str})
 
     @classmethod
     def train(cls, profile: str, data: str, trainings: Sequence[Training]) -> Study:
@@ -102,11 +108,11 @@ class Study:
 
     @property
     def names(self) -> list[str]:
-        return self.table["name"].to_list()
+        return self.trainings["name"].to_list()
 
     @property
     def seeds(self) -> list[str]:
-        return list(dict.fromkeys(self.table["seed"]))
+        return list(dict.fromkeys(self.trainings["seed"]))
 
     def load(self, name: str) -> Trained:
         return load_checkpoint(self.runs / name / "checkpoint.pt")
@@ -118,7 +124,7 @@ class Study:
 
     def folds(self) -> Iterator[Trained]:
         """The trainings of the first seed: together they hold out every image once."""
-        for name in self.table.loc[self.table["seed"] == self.seeds[0], "name"]:
+        for name in self.trainings.loc[self.trainings["seed"] == self.seeds[0], "name"]:
             yield self.trained if name == self.names[0] else self.load(name)
 
     def counts(
@@ -129,7 +135,7 @@ class Study:
         role: its held-out part, or the part that it was trained on; below: the folder that keeps them, in the training's own.
         """
         found = []
-        for row in self.table.itertuples(index=False):
+        for row in self.trainings.itertuples(index=False):
             trained = self.trained if row.name == self.names[0] else self.load(str(row.name))
             part = getattr(trained.recipe, role)
             counts = evaluate(trained, part, configs, _place(self.out / str(row.name), role) / below, protocol)
@@ -146,7 +152,7 @@ class Study:
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        trainings = self.table.to_dict("records")
+        trainings = self.trainings.to_dict("records")
         return {**self.trained.about(self.test), "trainings": trainings}
 
 

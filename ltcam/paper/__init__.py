@@ -1,9 +1,15 @@
 """The paper: its printed numbers, its claims, and the notebook series that measures them.
 
 Open `tables.py` first: which configuration each row of a table is, and the number printed there. `claims.py` judges what the
-paper says, `reproduce.py` runs the notebooks. May import `experiment`, `data` and `engine`.
+paper says, `reproduce.py` runs the notebooks, and `run.py` is what they call. May import `experiment`, `data` and `engine`.
 """
 
 from ltcam.errors import companion
 
 companion("pandas", "papermill", "yaml")
+
+from ltcam.experiment.evaluation import Config  # noqa: E402 - after what it needs
+from ltcam.paper.run import Run, open, train  # noqa: E402
+from ltcam.paper.tables import SEVEN  # noqa: E402
+
+__all__ = ["SEVEN", "Config", "Run", "open", "train"]

@@ -111,3 +111,10 @@ def correlations(each: pd.DataFrame, gains: Sequence[str], number: int = DRAWS, 
 
 def _ends(values: NDArray[np.float64]) -> dict[str, float]:
     return dict(zip(("value", "ci_low", "ci_high"), interval(values), strict=True))
+
+
+def shown(grouped: pd.DataFrame, rows: Sequence[str]) -> pd.DataFrame:
+    """The values of `table` for some of its rows, side by side: a row a group, in the order of `grouped`."""
+    chosen = grouped[grouped["row"].isin(rows)]
+    wide = chosen.pivot(index=["by", "group"], columns="row", values="value")
+    return wide.loc[list(dict.fromkeys(zip(chosen["by"], chosen["group"], strict=True)))]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -25,8 +25,20 @@ from ltcam.experiment.evaluation import FLOATS, Config, configurations
 from ltcam.experiment.intervals import DRAWS, Draws, draws
 from ltcam.experiment.study import Role, known
 from ltcam.paper.sweep import DELTAS, METHODS
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
 from ltcam.paper.tables import CLASS_MEANS, COMPARED, POOLED, SEVEN, TABLES, published
 
+TITLES = {
+    "claim": "claim", "quote": "in the paper's words (Sec.)", "verdict": "ours", "interval": "least difference (95%)",
+    "trainings": "in trainings", "numbers": "numbers", "paper": "paper", "paper_on": "on",
+}  # fmt: skip
+COLORS = {
+    "holds": "background-color: #b7e1c0; color: black",
+    "does not hold": "background-color: #f2c6b4; color: black",
+    "tie": "background-color: #f4e7b0; color: black",
+}
 Scores = Mapping[str, Mapping[Config, float]]  # part, "test" or "train" -> configuration -> percent
 Margins = Iterable[tuple[float, str]]  # how far on the right side, and the numbers that say so
 Side = Config | Mapping[Config, float]  # a configuration, or a weighted sum of some
@@ -297,3 +309,16 @@ CLAIMS = (
         ("sweep",), _agreement,
     ),
 )  # fmt: skip
+
+
+def styled(judged: pd.DataFrame, title: str) -> Styler:
+    """`judge` to look at, a row a claim. title: of the data set that it was judged on."""
+    ends = [f"{low:+.2f} to {high:+.2f}" if high == high else "" for low, high in judged[["ci_low", "ci_high"]].to_numpy()]
+    quote = '"' + judged["quote"] + '" (' + judged["section"] + ")"
+    shown = judged.assign(quote=quote, interval=ends)[list(TITLES)].rename(columns=TITLES)
+    return (
+        shown.style.hide()
+        .map(lambda verdict: COLORS.get(verdict, ""), subset=["ours", "paper"])
+        .set_table_styles([{"selector": "th, td", "props": "text-align: left; vertical-align: top"}])
+        .set_caption(f"The paper's claims on {title}: ours, and by the paper's own numbers on the data set in the last column")
+    )

@@ -129,6 +129,20 @@ def arithmetic(number: int) -> pd.DataFrame:
     return ((pd.DataFrame(off) * 100).round(3) + 0.0).assign(pooled=pooled)  # + 0.0: no -0.000
 
 
+def underlined() -> list[str]:
+    """A sentence for each column of Tables 3 and 4 where the paper underlines another row than the second best."""
+    found = []
+    for number in (3, 4):
+        values, styles = published(number), emphasis(number)
+        for metric in map(str, values):
+            second, marked = values[metric].nlargest(2).index[1], styles.index[styles[metric] == "underline"].to_list()
+            if marked != [second]:
+                named = " and ".join(f"{row}'s {values.loc[row, metric]}" for row in marked) or "nothing"
+                best = f"{second}'s {values.loc[second, metric]}"
+                found.append(f"Table {number}, {metric}: {named} is underlined, the second best is {best}")
+    return found
+
+
 def mark(column: pd.Series[float]) -> list[str]:
     """A style for `DataFrame.style.apply`: the best of a column green, the second best blue."""
     styles = ("background-color: #b7e1c0; color: black", "background-color: #bcd4f0; color: black")

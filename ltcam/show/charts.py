@@ -128,3 +128,14 @@ def _plain(axis: Axis) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
+
+
+def losses(table: pd.DataFrame) -> Figure:
+    """The training loss over the epochs, a line a training. table: train.csv of each, with a column `name`."""
+    figure, axes = plt.subplots(figsize=(5, 2.8), layout="constrained")
+    for name, rows in table.groupby("name"):
+        axes.plot(rows["epoch"], rows["loss"], marker="o", label=name)
+    axes.set(xlabel="epoch", ylabel="loss")
+    if table["name"].nunique() > 1:
+        axes.legend()
+    return figure

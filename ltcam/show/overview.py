@@ -6,21 +6,28 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
+from IPython.display import Markdown
 from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
 
 from ltcam import data as datasets
+from ltcam import files
 from ltcam.data.base import VOID, Segmentation
 from ltcam.engine.tracing import trace
 from ltcam.engine.tricks import whole
 from ltcam.errors import InputError
+from ltcam.experiment import provenance
 from ltcam.experiment.training import _Labelled
 from ltcam.experiment.vgg16 import vgg16
 from ltcam.show import plotting
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
 
 
 def areas(data: Segmentation) -> pd.DataFrame:
@@ -46,6 +53,43 @@ def summary(data: Segmentation) -> pd.DataFrame:
     groups = {**by_class(table := areas(data)), "all": table}.items()
     rows = [(c, t["name"].nunique(), *t["area"].quantile([0.1, 0.5, 0.9])) for c, t in groups]
     return pd.DataFrame(rows, columns=["class", "images", "10%", "median", "90%"])
+
+
+def classes(parts: Mapping[str, Segmentation]) -> pd.DataFrame:
+    """Images of each part, those without a class, and those of each class that occurs; a column a part."""
+    counts = {part: [len(d), int((~d.labels.any(dim=1)).sum()), *_images(d)] for part, d in parts.items()}
+    first = next(iter(parts.values()))
+    table = pd.DataFrame(counts, index=["images", "without a class", *first.classes])
+    return table[table.any(axis=1)].rename_axis(first.title)
+
+
+def summaries(parts: Mapping[str, Segmentation]) -> pd.DataFrame:
+    """`summary` of each part, one below the other, with a column `part`."""
+    return pd.concat([summary(data).assign(part=part) for part, data in parts.items()], ignore_index=True)
+
+
+def keep(table: pd.DataFrame, parts: Mapping[str, Segmentation], profile: str, data: str) -> None:
+    """Save `summaries` as data.csv among the results, with the fingerprint of each part."""
+    about = {part: {"images": len(d), "fingerprint": d.fingerprint} for part, d in parts.items()}
+    title = list(parts.values())[-1].title
+    provenance.save(table, files.results(profile, data) / "data.csv", time.time(), data=title, parts=about)
+
+
+def found(text: str) -> Markdown:
+    """A paragraph of `ltcam.paper.sentences`, to look at."""
+    return Markdown(text)  # type: ignore[no-untyped-call]
+
+
+def side_by_side(table: pd.DataFrame) -> Styler:
+    """`summaries` to look at: a row a class, all of them last, and the columns of each part beside one another."""
+    wide = table.astype({"images": "Int64"}).pivot(index="class", columns="part").swaplevel(axis=1)
+    wide = wide[list(dict.fromkeys(table["part"]))].sort_index(key=lambda c: c == "all", kind="stable")
+    return wide.style.format(precision=2, na_rep="")
+
+
+def against_cells(sets: Mapping[str, Segmentation]) -> pd.DataFrame:
+    """`against_cell`, a row a data set."""
+    return pd.DataFrame({title: against_cell(data) for title, data in sets.items()}).T
 
 
 def against_cell(data: Segmentation) -> dict[str, float]:
@@ -96,6 +140,10 @@ def bench(name: str, part: str, workers: int = os.cpu_count() or 1, batch: int =
     rates[f"VGG16, {device}"] = batch / _seconds(lambda: trace(network, images, [0] * batch).logits.sum().item())
     table = pd.DataFrame(rates.items(), columns=["step", "images/s"])
     return table.assign(ratio=table["images/s"] / table["images/s"].iloc[-1])
+
+
+def _images(data: Segmentation) -> list[int]:
+    return [int(n) for n in data.labels.sum(dim=0)]
 
 
 def _seconds(work: Callable[[], object]) -> float:

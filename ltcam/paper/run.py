@@ -1,0 +1,135 @@
+"""What a notebook calls: `run = paper.open(profile, data)`, then `run.table(1)`, `run.check(...)`, `run.found("layers")`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from IPython.display import Markdown
+
+from ltcam.experiment import provenance
+from ltcam.experiment.evaluation import Protocol
+from ltcam.experiment.study import Study, Training
+from ltcam.files import sha256
+from ltcam.paper import claims, golden, sentences, sweep, tables
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
+
+
+def open(profile: str, data: str, batch_size: int = 8) -> Run:
+    """The trainings of data set `data` that notebook 01 left for `profile`; says on stderr what is measured.
+
+    Raises MissingError where there are none.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return Run(profile, data, batch_size)
+
+
+def train(profile: str, data: str, trainings: Sequence[Training]) -> Run:
+    """Train what is not trained yet, then `open` it."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    Study.train(profile, data, trainings)
+    return Run(profile, data)
+
+
+class Run(Study):
+    """A `Study` with its tables of the paper, their golden values, and the sentences about them."""
+
+    def __init__(self, profile: str, data: str, batch_size: int = 8) -> None:
+        super().__init__(profile, data)
+        self.started, self.batch_size = time.time(), batch_size
+        self.made: dict[str, pd.DataFrame] = {}
+
+    @cached_property
+    def title(self) -> str:
+        """The data set's name, as a result says it: neither images nor a model are opened."""
+        records = (json.loads(path.read_text()) for path in sorted(self.out.glob("*.json")))
+        return next((record["data"] for record in records if isinstance(record.get("data"), str)), "") or self.test.title
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = next(self.trained.model.parameters()).device
+        return device
+
+    @property
+    def labelled(self) -> dict[str, str]:
+        """The last columns of every table of notebook 08."""
+        return {"data": self.title, "metric": self.metric}
+
+    @property
+    def pooled(self) -> dict[str, str]:
+        """`labelled`, of a table of pooled scores."""
+        return {**self.labelled, "metric": "IoU"}
+
+    @property
+    def metric(self) -> str:
+        """The score that counts here: "mIoU" (class means) or "IoU" (pooled)."""
+        return sweep.headline(self.data)
+
+    @property
+    def compared(self) -> list[int]:
+        """The tables of the paper that this data set is the counterpart of: 3 for photographs, 4 for defects."""
+        return tables.COMPARED[self.data]
+
+    def table(self, number: int) -> pd.DataFrame:
+        """Our table `number`, measured where it is not there, and kept as table<number>.csv."""
+        counts = self.counts(list(tables.TABLES[number].values()), Protocol(self.batch_size))
+        return self.keep(f"table{number}", tables.table(number, counts))
+
+    def sweep(self) -> pd.DataFrame:
+        """The scores of every delta on both parts, kept as sweep.csv."""
+        return self.keep("sweep", sweep.sweep(self, Protocol(self.batch_size)))
+
+    def keep(self, name: str, table: pd.DataFrame, packed: bool = False, **about: Any) -> pd.DataFrame:
+        """`table`, once it is saved as <name>.csv with what it was made of; packed: as <name>.csv.gz."""
+        self.save(table, f"{name}.csv{'.gz' * packed}", self.started, **about)
+        self.made[name] = table
+        return table
+
+    def beside(self, number: int) -> Styler:
+        """Table `number` to look at: the paper's columns beside ours, the best and the second best of each marked."""
+        both = tables.beside(number, self.made[f"table{number}"])
+        printed_on = "KSDD2" if number == 4 else "VOC 2012"
+        caption = f"Table {number}: the paper's on {printed_on}, ours on {self.title}"
+        return both.style.format("{:.2f}").set_caption(caption).apply(tables.mark)
+
+    def numbers(self) -> pd.DataFrame:
+        """Every number of the paper beside ours, of the tables that earlier notebooks left; kept as comparison.csv."""
+        return self._read("comparison", pd.concat([tables.tidy(n, table) for n, table in self.left.items()], ignore_index=True))
+
+    def claims(self) -> pd.DataFrame:
+        """The paper's claims, judged on what earlier notebooks left; kept as claims.csv."""
+        return self._read(
+            "claims", claims.judge(claims.read(self.out, self.data), self.data, claims.resample(self.out, self.data))
+        )
+
+    @cached_property
+    def left(self) -> dict[int, pd.DataFrame]:
+        """The tables of the paper, by number, that earlier notebooks left."""
+        found = claims.read(self.out, self.data)
+        return {number: found[f"table{number}"] for number in tables.TABLES if f"table{number}" in found}
+
+    def _read(self, name: str, table: pd.DataFrame) -> pd.DataFrame:
+        """Keep what was read off other tables, with their sums."""
+        sources = {f"{source}.csv": sha256(self.out / f"{source}.csv") for source in claims.read(self.out, self.data)}
+        provenance.save(table, self.out / f"{name}.csv", self.started, data=self.title, sources=sources)
+        self.made[name] = table
+        return table
+
+    def check(self, name: str, columns: list[str] | None = None, tolerance: float = golden.TOLERANCE) -> str:
+        """Whether the table that was kept as `name` is within `tolerance` (points) of its golden values."""
+        table = self.made[name]
+        return f"{name}: {golden.check(table[columns] if columns else table, name, self.profile, tolerance)}"
+
+    def found(self, topic: str, *measured: Any) -> Markdown:
+        """The paragraph "Found" about `topic`, computed by `ltcam.paper.sentences` from the tables kept and `measured`."""
+        said = getattr(sentences, topic)(self.made, *measured)
+        return Markdown(f"**Found** on {self.title}. {said}")  # type: ignore[no-untyped-call]
