@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchvision.models import ConvNeXt, VisionTransformer, resnet50
 from torchvision.models.convnext import CNBlockConfig
@@ -16,8 +17,9 @@ from torchvision.models.convnext import CNBlockConfig
 from ltcam import data as datasets
 from ltcam import files
 from ltcam.engine.tracing import Trace
-from ltcam.experiment import metrics, training
+from ltcam.experiment import metrics, provenance, training
 from ltcam.experiment.segmentation import otsu_masks
+from ltcam.paper import golden
 from ltcam.show import plotting
 
 Maps = Mapping[str, Mapping[str, Tensor]]  # model -> way -> (P, H, W)
