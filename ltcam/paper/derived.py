@@ -141,9 +141,9 @@ def about(kept: Kept, name: str) -> dict[str, Any]:
 def rebuild(folder: Path, check: bool = False) -> dict[str, bool]:
     """Make every table of `folder` anew; {file: whether what is there differs, or is missing}.
 
-    What differs is written, its .json with it, unless `check`. Where an older version left the folder, `check` compares the columns
-    that both know. Raises MissingError where there are no counts, InputError where their record cannot be read, UnavailableError
-    where another run writes there.
+    What differs is written, its .json with it, unless `check`. Where an older version left the folder, `check` compares the
+    columns that both know. Raises MissingError where there are no counts, InputError where their record cannot be read,
+    UnavailableError where another run writes there.
     """
     Kept(folder)
     with TemporaryDirectory() as name, nullcontext() if check else alone(folder, "run"):
@@ -169,11 +169,11 @@ def _same(before: Path, after: Path, dated: bool) -> bool:
     """Whether both have the same bytes; dated: or the same text in the columns of both, of which there must be some."""
     if not before.is_file():
         return False
-    if before.read_bytes() == after.read_bytes():
-        return True
+    if before.read_bytes() == after.read_bytes() or not dated:
+        return before.read_bytes() == after.read_bytes()
     old, new = (pd.read_csv(path, dtype=str, keep_default_na=False) for path in (before, after))
     both = [column for column in old if column in new]
-    return dated and bool(both) and old[both].equals(new[both])
+    return bool(both) and old[both].equals(new[both])
 
 
 def _labelled(kept: Kept, table: pd.DataFrame) -> pd.DataFrame:

@@ -16,7 +16,8 @@ from ltcam.experiment import metrics
 from ltcam.experiment.evaluation import Config, configurations
 from ltcam.experiment.study import Role, known
 
-ABOUT = ("data", "part", "fingerprint", "images", "recipe", "source", "trained")  # what `Study.about` takes of a checkpoint
+# What a checkpoint tells `Study.about`.
+ABOUT = ("data", "part", "fingerprint", "images", "tf32", "recipe", "source", "trained")
 
 
 class Kept:
@@ -34,6 +35,8 @@ class Kept:
         path = folder / "trainings.csv"
         self.dated = not path.is_file()  # of an older version, which left no trainings.csv
         listed = pd.DataFrame({"name": [""]}) if self.dated else pd.read_csv(path, keep_default_na=False, dtype={"name": str})
+        if listed.empty:
+            raise InputError(f"{path} names no training: expected a row for each. Restore it, or run ltcam reproduce")
         for name in listed["name"]:
             if not (folder / name / "counts.csv.gz").is_file():
                 expected = f"expected {Path(name) / 'counts.csv.gz'} in it"
