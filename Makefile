@@ -8,7 +8,7 @@ STAMP := $(VENV)/.lock-$(LOCK)
 # The code is this checkout's, also in an environment that another checkout built.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: reproduce report test lint unit nbval audit faults coverage mutation matrix environment golden notebooks lock
+.PHONY: reproduce report test lint tables unit nbval audit faults coverage mutation matrix environment golden notebooks lock
 
 reproduce: $(STAMP)
 	$(BIN)/python -m ltcam reproduce --profile $(PROFILE)
@@ -16,13 +16,18 @@ reproduce: $(STAMP)
 report: $(STAMP)
 	$(BIN)/python -m ltcam report --profile $(PROFILE) --out site
 
-test: lint unit nbval
+test: lint tables unit nbval
 
 lint: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Every committed table, made anew from the committed counts: the same bytes, or it is named stale.
+tables: $(STAMP)
+	$(BIN)/python -m ltcam tables --check $(sort $(dir $(wildcard \
+	    $(foreach profile,paper real,results/$(profile)/*/trainings.csv results/$(profile)/*/counts.csv.gz))))
 
 unit: $(STAMP)
 	$(BIN)/python -m pytest

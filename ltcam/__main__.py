@@ -1,4 +1,4 @@
-"""The command line: `ltcam explain | train | evaluate | export-seeds | reproduce | report | readme | data`."""
+"""The command line: `ltcam explain | train | evaluate | export-seeds | reproduce | tables | report | readme | data`."""
 
 import logging
 import os
@@ -189,6 +189,23 @@ def reproduce(
     from ltcam.paper.reproduce import reproduce as run
 
     run(profile, only, data, start=start, force=force, seeds=seed or [])
+
+
+@app.command()
+def tables(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="of results, e.g. results/paper/voc2012")],
+    check: Annotated[bool, typer.Option("--check", help="write nothing; exit code 1 where a file is stale")] = False,
+) -> None:
+    """Make the tables, claims and intervals of a results folder anew from its counts: no data, no checkpoint is needed."""
+    from ltcam.paper import derived
+
+    stale = False
+    for folder in folders:
+        for file, differs in derived.rebuild(folder, check).items():
+            said = f"stale, run ltcam tables {folder}" if check else "written"
+            typer.echo(f"{folder / file}: {said if differs else 'unchanged'}")
+            stale |= differs
+    raise typer.Exit(int(check and stale))
 
 
 @app.command()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -21,8 +22,8 @@ from ltcam.errors import InputError
 from ltcam.experiment.evaluation import FLOATS, Config, Protocol, evaluate
 from ltcam.experiment.intervals import DRAWS, VERDICTS, Draws, draws, interval, verdict
 from ltcam.experiment.study import Study
-from ltcam.experiment.training import Recipe
 from ltcam.paper import tables as paper
+from ltcam.paper.kept import pick
 from ltcam.paper.sweep import DELTAS
 
 Run = tuple[str, str]  # a factor and its level
@@ -98,23 +99,35 @@ def measure(
     if unknown := [name for name in (*protocols, *varied) if name not in (*PROTOCOLS, *ROWS)]:
         raise InputError(f"{unknown[0]!r} cannot be changed: expected protocols of {PROTOCOLS} and rows of {tuple(ROWS)}")
     rows, protocol = list(dict.fromkeys([*ROWS.values(), *paper.SEVEN.values()])), Protocol(batch_size)
-    size = LARGER[study.data]
-    levels = {"labels": "predicted", "outputs": "relu", "size": size}
+    levels = _levels(study.data)
     changed = [c for row in (*(ROWS[name] for name in varied), *paper.SEVEN.values()) for _, c in variants(row)]
     configs = dict.fromkeys([*rows, *changed, *cross(deltas)])
     found = {DEFAULTS: study.counts(list(configs), protocol)}
     for factor in protocols:
-        level = "{1} x {0}".format(*size) if factor == "size" else str(levels[factor])
-        other = replace(protocol, **{factor: levels[factor]})  # type: ignore[arg-type]
-        found[factor, level] = study.counts(rows, other, below=f"ablations/{factor}")
+        other = replace(protocol, **{factor: levels[factor]})
+        found[changed_by(factor, study.data)] = study.counts(rows, other, below=f"ablations/{factor}")
     for name in others:
         kept = study.out / name
         if (study.runs / name / "checkpoint.pt").is_file():
             evaluate(study.load(name), study.trained.recipe.test, rows, kept, protocol)
         if (kept / "counts.csv.gz").is_file():
-            recipe = json.loads((kept / "counts.json").read_text())["recipe"]
-            found[_difference(study.trained.recipe, recipe)] = pd.read_csv(kept / "counts.csv.gz", dtype=FLOATS)
+            found |= another(kept, asdict(study.trained.recipe))
     return found
+
+
+def changed_by(factor: str, data: str) -> Run:
+    """The run of another protocol; sizes are said as width x height."""
+    level = _levels(data)[factor]
+    return factor, "{1} x {0}".format(*level) if factor == "size" else level
+
+
+def another(folder: Path, recipe: Mapping[str, Any]) -> dict[Run, pd.DataFrame]:
+    """The counts of another training of the model, under what it does differently from `recipe`."""
+    fields = json.loads(json.dumps(recipe))
+    other = json.loads((folder / "counts.json").read_text())["recipe"]
+    changed = {name: value for name, value in other.items() if value != fields.get(name)}
+    run = ", ".join(changed) or "training", ", ".join(str(value) for value in changed.values()) or "again"
+    return {run: pd.read_csv(folder / "counts.csv.gz", dtype=FLOATS)}
 
 
 def table(measured: Mapping[Run, pd.DataFrame], metric: str, number: int = DRAWS) -> pd.DataFrame:
@@ -124,7 +137,8 @@ def table(measured: Mapping[Run, pd.DataFrame], metric: str, number: int = DRAWS
     change_high, verdict ("better", "worse", "tie"): against the same row by the defaults; of factor "trick", whose level names
     the trick and the run if that is another, against the row without it.
     """
-    scores = {run: draws(counts, metric, number) for run, counts in measured.items()}
+    needed = [*ROWS.values(), *(config for row in ROWS.values() for _, config in variants(row))]
+    scores = {run: draws(pick(counts, needed), metric, number) for run, counts in measured.items()}
     defaults = scores[DEFAULTS]
     found = [
         _row(("trick", trick if run == DEFAULTS else f"{trick}, {_said(run)}"), made, ROWS[made], own, own[ROWS[before]])
@@ -141,7 +155,7 @@ def table(measured: Mapping[Run, pd.DataFrame], metric: str, number: int = DRAWS
 
 def crossed(counts: pd.DataFrame, metric: str, deltas: Sequence[float] = DELTAS, number: int = DRAWS) -> pd.DataFrame:
     """`cross` of `deltas` as `table` gives it: the change is against no truncation at the same scale."""
-    scores = draws(counts, metric, number)
+    scores = draws(pick(counts, cross(deltas)), metric, number)
     return pd.DataFrame([
         _row(("cross", ""), "LTGrad-CAM", config, scores, scores[config._replace(delta=None, per="layer")])
         for config in cross(deltas)
@@ -156,8 +170,9 @@ def readings(measured: Mapping[Run, pd.DataFrame], number: int, metric: str, dra
     The nearest comes first.
     """
     printed = paper.published(number)["mIoU"][list(paper.SEVEN)].to_numpy()
-    scores = {run: draws(counts, metric, draw) for run, counts in measured.items()}
     changed = {config: dict(variants(config)) for config in paper.SEVEN.values()}
+    needed = [*changed, *(config for levels in changed.values() for config in levels.values())]
+    scores = {run: draws(pick(counts, needed), metric, draw) for run, counts in measured.items()}
     options = dict.fromkeys(run for levels in changed.values() for run in levels)
     seven = {run: [own[config] for config in changed] for run, own in scores.items()} | {
         run: [scores[DEFAULTS][levels.get(run, config)] for config, levels in changed.items()] for run in options
@@ -209,8 +224,5 @@ def _change(margin: Any) -> dict[str, Any]:
     return {"change": change, "change_low": low, "change_high": high, "verdict": VERDICTS[verdict(margin)]}
 
 
-def _difference(recipe: Recipe, other: Mapping[str, Any]) -> Run:
-    """What another training of the model does differently."""
-    fields = json.loads(json.dumps(asdict(recipe)))
-    changed = {name: value for name, value in other.items() if value != fields.get(name)}
-    return ", ".join(changed) or "training", ", ".join(str(value) for value in changed.values()) or "again"
+def _levels(data: str) -> dict[str, Any]:
+    return {"labels": "predicted", "outputs": "relu", "size": LARGER[data]}

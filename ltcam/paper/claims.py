@@ -24,11 +24,12 @@ from ltcam.experiment import intervals, metrics
 from ltcam.experiment.evaluation import FLOATS, Config, configurations
 from ltcam.experiment.intervals import DRAWS, Draws, draws
 from ltcam.experiment.study import Role, known
-from ltcam.paper.sweep import DELTAS, METHODS
+from ltcam.paper.kept import pick
+from ltcam.paper.sweep import CONFIGS, DELTAS, METHODS
+from ltcam.paper.tables import CLASS_MEANS, COMPARED, POOLED, SEVEN, TABLES, published
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
-from ltcam.paper.tables import CLASS_MEANS, COMPARED, POOLED, SEVEN, TABLES, published
 
 TITLES = {
     "claim": "claim", "quote": "in the paper's words (Sec.)", "verdict": "ours", "interval": "least difference (95%)",
@@ -50,6 +51,7 @@ FUSED, TRUNCATED = Config("gradcam", "S1-S5"), Config("gradcam", "S5", 0.0)
 LT0, LT20 = SEVEN["LTGrad-CAM(l=5, δ=0)"], SEVEN["LTGrad-CAM(l=5, δ=20)"]
 GRADCAM, FULLGRAD, LTFULLGRAD = SEVEN["Grad-CAM"], SEVEN["FullGrad"], TABLES[2]["LTFullGrad(δ=0)"]
 LAYERCAM = SEVEN["Layer-CAM(l=5, δ=0)"]
+USED = [*CONFIGS, *(config for table in TABLES.values() for config in table.values())]  # of what claims can be
 
 
 class Claim(NamedTuple):
@@ -91,7 +93,7 @@ def read(folder: Path, data: str) -> dict[str, pd.DataFrame]:
 
 def resample(folder: Path, data: str, number: int = DRAWS) -> dict[str, dict[str, Draws]]:
     """{part: {metric: draws}} for `judge`, from the counts of data set `data` in `folder`."""
-    counts = {part: known(folder, part) for part in get_args(Role)}
+    counts = {part: pick(known(folder, part), USED) for part in get_args(Role)}
     columns = sorted({_column(claim, data) for claim in CLAIMS})
     return {part: {c: draws(table, c, number) for c in columns} for part, table in counts.items() if len(table)}
 

@@ -6,6 +6,7 @@ it costs on the test part.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import get_args
 
 import pandas as pd
@@ -25,7 +26,12 @@ def sweep(study: Study, protocol: Protocol | None = None) -> pd.DataFrame:
 
     Raises DataError for a part that is not there.
     """
-    tables = {role: metrics.scores(study.counts(CONFIGS, protocol, role)) for role in get_args(Role)}
+    return scores({role: study.counts(CONFIGS, protocol, role) for role in get_args(Role)})
+
+
+def scores(counts: Mapping[Role, pd.DataFrame]) -> pd.DataFrame:
+    """`sweep` of the counts of both roles."""
+    tables = {role: metrics.scores(found) for role, found in counts.items()}
     both: pd.DataFrame = pd.concat(tables, names=["part", None]).reset_index("part")
     return both.reset_index(drop=True)
 

@@ -1,0 +1,181 @@
+"""Every table that is made of counts alone, one function a table: `makers` lists them, `ltcam tables FOLDER` makes them anew.
+
+What a function gives is what notebooks 02 to 06 and 08 save, to the byte. A table whose counts are not there is left out, and
+the file that is there stands. What needs images keeps its file always: data.csv, train.csv, labels.csv, trainings.csv and
+tries.csv (of training), signs.csv.gz and stages.csv.gz (of gradients), breakdown.csv and correlations.csv (of masks: how much
+of an image an object covers). findings.csv is made anew from all of them.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast, get_args
+
+import pandas as pd
+
+from ltcam.errors import MissingError
+from ltcam.experiment import provenance
+from ltcam.experiment.locks import alone
+from ltcam.experiment.study import Role, known
+from ltcam.files import atomic, sha256
+from ltcam.paper import ablations, claims, findings
+from ltcam.paper import sweep as over_delta
+from ltcam.paper import tables as paper
+from ltcam.paper.kept import Kept, counted
+
+Maker = Callable[[Kept], pd.DataFrame]  # raises MissingError where what it is made of is not there
+
+
+def makers(data: str) -> dict[str, Maker]:
+    """Every table of the data set `data` by its file, those that are made of others after them."""
+    numbers = (1, 2, *paper.COMPARED[data])
+    return {f"table{number}.csv": partial(table, number=number) for number in numbers} | {
+        "sweep.csv": sweep,
+        "delta_choice.csv": delta_choice,
+        "comparison.csv": comparison,
+        "claims.csv": judged,
+        "ablations.csv": ablated,
+        "readings.csv": readings,
+        "cross.csv": crossed,
+        "beyond.csv": beyond,
+        "findings.csv": found,
+    }
+
+
+def table(kept: Kept, number: int) -> pd.DataFrame:
+    """The paper's table `number`: notebooks 02, 03 and 04."""
+    return paper.table(number, kept.counts(paper.TABLES[number].values()))
+
+
+def sweep(kept: Kept) -> pd.DataFrame:
+    """Figs. 4 and 5: notebook 05."""
+    return over_delta.scores({role: kept.counts(over_delta.CONFIGS, role) for role in get_args(Role)})
+
+
+def delta_choice(kept: Kept) -> pd.DataFrame:
+    """What choosing delta on the training part is worth: notebook 05."""
+    return over_delta.chosen(sweep(kept), over_delta.headline(kept.data))
+
+
+def comparison(kept: Kept) -> pd.DataFrame:
+    """Every number the paper prints, and ours: notebook 06. Made of the tables, as all that follows a table is."""
+    tables = claims.read(kept.tables, kept.data)
+    ours = [paper.tidy(number, tables[f"table{number}"]) for number in paper.TABLES if f"table{number}" in tables]
+    if not ours:
+        raise MissingError(f"no table of the paper is in {kept.tables}: expected table1.csv. Run notebook 02 first")
+    return pd.concat(ours, ignore_index=True)
+
+
+def judged(kept: Kept) -> pd.DataFrame:
+    """The paper's claims: notebook 06."""
+    return claims.judge(claims.read(kept.tables, kept.data), kept.data, claims.resample(kept.folder, kept.data))
+
+
+def measured(kept: Kept) -> dict[ablations.Run, pd.DataFrame]:
+    """`ablations.measure` of what the folder keeps: every run that was measured in full, other trainings in order of their
+    folders. Raises MissingError where the defaults were not."""
+    rows = [*ablations.ROWS.values(), *paper.SEVEN.values()]
+    kept.counts([*rows, *(config for row in paper.SEVEN.values() for _, config in ablations.variants(row))])
+    found = {ablations.DEFAULTS: kept.test}
+    for factor in ablations.PROTOCOLS:
+        below = cast(Role, f"ablations/{factor}")  # a folder in each training's, as those of roles are
+        found[ablations.changed_by(factor, kept.data)] = known(kept.folder, below)
+    paths = [path for pattern in ("*", "trainings/*") for path in kept.folder.glob(f"{pattern}/counts.csv.gz")]
+    for folder in sorted(path.parent for path in paths):
+        if not re.fullmatch(r"train|seed\d+", folder.name):
+            found |= ablations.another(folder, kept.recipe)
+    return {run: counts for run, counts in found.items() if set(rows) <= set(counted(counts))}
+
+
+def ablated(kept: Kept) -> pd.DataFrame:
+    """One choice at a time: notebook 08."""
+    return _labelled(kept, ablations.table(measured(kept), over_delta.headline(kept.data)))
+
+
+def readings(kept: Kept) -> pd.DataFrame:
+    """How near the paper's order of methods is under each of them: notebook 08."""
+    number, metric = paper.COMPARED[kept.data][-1], over_delta.headline(kept.data)
+    return _labelled(kept, ablations.readings(measured(kept), number, metric))
+
+
+def crossed(kept: Kept) -> pd.DataFrame:
+    """Percentile scope, scale and delta, at every delta that was counted in full: notebook 08."""
+    kept.counts(ablations.cross([]))
+    there = set(counted(kept.test))
+    deltas = [
+        delta for delta in sorted({c.delta for c in there if c.delta is not None}) if there >= {*ablations.cross([delta])}
+    ]
+    return _labelled(kept, ablations.crossed(kept.test, over_delta.headline(kept.data), deltas))
+
+
+def beyond(kept: Kept) -> pd.DataFrame:
+    """The best configuration on the training part, on the test part: notebook 08."""
+    kept.counts(paper.SEVEN.values())
+    kept.counts(over_delta.CONFIGS, "train")
+    return _labelled(kept, ablations.beyond(kept.test, kept.train, paper.SEVEN, over_delta.headline(kept.data)))
+
+
+def found(kept: Kept) -> pd.DataFrame:
+    """The findings, of the tables of notebooks 05 and 08: notebook 08."""
+    tables = findings.read(kept.tables)
+    if "ablations.csv" not in tables:
+        raise MissingError(f"ablations.csv is not in {kept.tables}. Run notebook 08 first")
+    return _labelled(kept, findings.collect(tables))
+
+
+def about(kept: Kept, name: str) -> dict[str, Any]:
+    """What the table in file `name` was made of, as its .json says it."""
+    if name in ("comparison.csv", "claims.csv"):
+        files = [f"{table}.csv" for table in claims.read(kept.tables, kept.data)]
+        return {"data": kept.title, "sources": {file: sha256(kept.tables / file) for file in files}}
+    return kept.about | ({"metric": over_delta.headline(kept.data)} if name == "delta_choice.csv" else {})
+
+
+def rebuild(folder: Path, check: bool = False) -> dict[str, bool]:
+    """Make every table of `folder` anew; {file: whether what is there differs, or is missing}.
+
+    What differs is written, its .json with it, unless `check`. Where an older version left the folder, `check` compares the
+    columns that both know. Raises MissingError where there are no counts, InputError where their record cannot be read,
+    UnavailableError where another run writes there.
+    """
+    Kept(folder)
+    with TemporaryDirectory() as name, nullcontext() if check else alone(folder, "run"):
+        new = Path(name)
+        for path in folder.iterdir():  # what is not made anew is read there too
+            if path.is_file() and not path.name.startswith("."):
+                (new / path.name).symlink_to(path.resolve())
+        kept, made = Kept(folder, new), []
+        for file, make in makers(kept.data).items():
+            started = time.time()
+            with suppress(MissingError):
+                provenance.save(make(kept), new / file, started, **about(kept, file))
+                made.append(file)
+        stale = {file: not _same(folder / file, new / file, check and kept.dated) for file in made}
+        for file in (file for file in made if stale[file] and not check):
+            for target in (folder / file, (folder / file).with_suffix(".json")):
+                with atomic(target) as temporary:
+                    shutil.copyfile(new / target.name, temporary)
+    return stale
+
+
+def _same(before: Path, after: Path, dated: bool) -> bool:
+    """Whether both have the same bytes; dated: or the same text in the columns of both, of which there must be some."""
+    if not before.is_file():
+        return False
+    if before.read_bytes() == after.read_bytes() or not dated:
+        return before.read_bytes() == after.read_bytes()
+    old, new = (pd.read_csv(path, dtype=str, keep_default_na=False) for path in (before, after))
+    both = [column for column in old if column in new]
+    return bool(both) and old[both].equals(new[both])
+
+
+def _labelled(kept: Kept, table: pd.DataFrame) -> pd.DataFrame:
+    """With the last columns of every table of notebook 08."""
+    return table.assign(data=kept.title, metric=over_delta.headline(kept.data))

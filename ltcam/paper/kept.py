@@ -1,0 +1,88 @@
+"""What a folder of results keeps: the pixel counts of its trainings and what they are of. No data, no checkpoint is opened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ltcam.errors import InputError, MissingError
+from ltcam.experiment import metrics
+from ltcam.experiment.evaluation import Config, configurations
+from ltcam.experiment.study import Role, known
+
+# What a checkpoint tells `Study.about`.
+ABOUT = ("data", "part", "fingerprint", "images", "tf32", "recipe", "source", "trained")
+
+
+class Kept:
+    """The counts in `folder`: of each training in its trainings.csv, or where there is none of the one in the folder itself.
+
+    tables: where the tables that others are made of are read; the folder itself if not given
+    data, title: the data set's name, as in `ltcam.data.NAMES`, and its title
+    about: what `Study.save` writes beside a table
+
+    Raises MissingError where a training has no counts, InputError where the record beside them cannot be read.
+    """
+
+    def __init__(self, folder: Path, tables: Path | None = None) -> None:
+        self.folder, self.tables = folder, tables or folder
+        path = folder / "trainings.csv"
+        self.dated = not path.is_file()  # of an older version, which left no trainings.csv
+        listed = pd.DataFrame({"name": [""]}) if self.dated else pd.read_csv(path, keep_default_na=False, dtype={"name": str})
+        if listed.empty:
+            raise InputError(f"{path} names no training: expected a row for each. Restore it, or run ltcam reproduce")
+        for name in listed["name"]:
+            if not (folder / name / "counts.csv.gz").is_file():
+                expected = f"expected {Path(name) / 'counts.csv.gz'} in it"
+                raise MissingError(f"{folder} has no counts: {expected}. Run ltcam reproduce, or name another folder")
+        record = folder / listed["name"].iloc[0] / "counts.json"
+        try:
+            read = json.loads(record.read_text())
+            self.title, self.recipe = str(read["data"]), dict(read["recipe"])
+            self.data = str(self.recipe["data"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"{record} does not say what {folder} was measured on: expected data and recipe"
+            raise InputError(f"{reason}. Restore it, or run ltcam reproduce") from error
+        self.about: dict[str, Any] = {name: read[name] for name in ABOUT if name in read}
+        self.about |= {} if self.dated else {"trainings": listed.to_dict("records")}
+
+    @cached_property
+    def test(self) -> pd.DataFrame:
+        """All counts of held-out parts."""
+        return known(self.folder)
+
+    @cached_property
+    def train(self) -> pd.DataFrame:
+        """All counts of parts trained on; empty where a training has none."""
+        return known(self.folder, "train")
+
+    def counts(self, configs: Iterable[Config], role: Role = "test") -> pd.DataFrame:
+        """What `Study.counts` gives of `configs`. Raises MissingError where one of them was not counted."""
+        counts = self.test if role == "test" else self.train
+        configs, there = list(configs), counted(counts)
+        lacking = [config for config in configs if config not in there]
+        if lacking:
+            raise MissingError(f"{self.folder} has no counts of {lacking[0]}, part {role}. Run ltcam reproduce first")
+        return pick(counts, configs)
+
+
+def counted(counts: pd.DataFrame) -> dict[Config, int]:
+    """Every configuration in `counts` and its number, in order of appearance."""
+    first = counts.drop_duplicates(metrics.CONFIG) if len(counts) else pd.DataFrame(columns=metrics.CONFIG)
+    return {config: number for number, config in enumerate(configurations(first))}
+
+
+def pick(counts: pd.DataFrame, configs: Iterable[Config]) -> pd.DataFrame:
+    """The rows of those of `configs` that were counted, in that order, as `ltcam.experiment.evaluation.evaluate` gives them."""
+    if counts.empty:
+        return counts
+    numbers = counted(counts)
+    of_row = counts.groupby(metrics.CONFIG, sort=False, dropna=False).ngroup().to_numpy()
+    rows = [np.flatnonzero(of_row == numbers[config]) for config in dict.fromkeys(configs) if config in numbers]
+    return counts.iloc[np.concatenate([np.array([], dtype=int), *rows])].reset_index(drop=True)
