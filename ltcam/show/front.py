@@ -18,6 +18,7 @@ from ltcam.paper import tables as paper
 VERDICTS = {"holds": "held", "tie": "tied", "does not hold": "failed"}  # of claims.csv: the word and the class of its chip
 CLAIM = ("claim", "section", "quote", "verdict", "numbers", "paper", "paper_on", "margin", "ci_low", "ci_high", "trainings")
 NUMBER = r"((?:gain )?-?\d+\.\d+.*)$"  # from the first number with decimals on
+HEADERS = {"ci_low": "95% from", "ci_high": "to"}
 FIGURES = {
     "samples": "Samples, with one class outlined",
     "areas": "How much of an image a class covers",
@@ -80,14 +81,15 @@ def claims(path: Path) -> list[dict[str, str]]:
     t["chip"] = t["verdict"].replace(VERDICTS)
     t[["ours", "theirs"]] = t["numbers"].str.extract(r"^(.*?)(?: \(paper (.*)\))?$").fillna("")
     for column in ("ours", "theirs"):
-        t[f"{column}_short"] = t[column].str.extract(NUMBER)[0].fillna(t[column])
+        t[column] = t[column].str.replace(r"^(\d+ of \d+), least ", r"\1 comparisons, the closest: ", regex=True)
+        t[f"{column}_short"] = t[column].str.extract(NUMBER)[0].fillna(t[column]).str.replace(r" at δ=\d+", "", regex=True)
     for column in ("margin", "ci_low", "ci_high"):
         t[column] = [f"{float(value):.2f}" if value else "" for value in t[column]]
     return [{str(key): str(value) for key, value in row.items()} for row in t.to_dict("records")]
 
 
 def table(number: int, path: Path) -> dict[str, Any] | None:
-    """The paper's table `number` beside ours, two cells a metric: (text, "best", "second" or ""); None where it is not there."""
+    """The paper's table `number` beside ours, two cells a metric: (text, "best", "second" or ""); None where no file is."""
     if not path.is_file():
         return None
     both = paper.beside(number, pd.read_csv(path))
@@ -111,7 +113,7 @@ def listed(table: pd.DataFrame) -> dict[str, Any]:
 
     A column that is empty throughout is left out.
     """
-    texts = table.map(_text)
+    texts = table.rename(columns=HEADERS).map(_text)
     same = [c for c in texts if len(texts) > 1 and texts[c].map(str).nunique() == 1]
     kept = texts.drop(columns=same).loc[:, lambda t: (t.map(len) > 0).any()]
     constant = {c: texts[c].iloc[0] for c in same if texts[c].iloc[0]}
