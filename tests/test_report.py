@@ -23,9 +23,23 @@ from ltcam.experiment import training
 from ltcam.experiment.segmentation import otsu_masks
 from ltcam.experiment.vgg16 import vgg16
 from ltcam.paper import tables as paper
-from ltcam.show import explorer, plotting, report
+from ltcam.show import explorer, front, plotting, report
 
 EVIL = "<script>document.title = 'taken'; console.error('taken')</script>"
+NUMBERS = "2 of 4, least S2 over S1: 17.54 at δ=10 against 17.55 at δ=0 (paper 4 of 4, least S4: 21.57 against 14.03)"
+CLAIMS = {
+    "claim": [EVIL, "Depth helps", "Fusing helps", "Truncation helps", "Nobody tried"],
+    "section": ["3.2"] * 5,
+    "quote": [EVIL, "the deeper the better", "all are better", "less noise", "far better"],
+    "verdict": ["holds", "does not hold", "holds", "tie", "not measured"],
+    "numbers": [NUMBERS, *["gain 1.76 against 1.17 (paper prints none)"] * 3, "not measured (paper 30.00 against 20.00)"],
+    "paper": ["does not hold", "no numbers", "no numbers", "no numbers", "holds"],
+    "paper_on": ["VOC 2012"] * 5,
+    "margin": [-0.0094, 1, 2, 3, None],
+    "ci_low": [-0.113, 0, 1, -1, None],
+    "ci_high": [0.0214, 2, 3, 5, None],
+    "trainings": ["1 of 2", "0 of 2", "2 of 2", "2 of 2", ""],
+}
 RECIPE = training.Recipe(weights=None, width=16, hidden=16, size=(64, 64), frozen=5)
 
 
@@ -73,7 +87,7 @@ def results():
         for name in ("fig2", "<i> 100% #1?"):
             Image.new("RGB", (900, 30)).save(files.figures("demo", data) / f"{name}.png")
     folder = files.results("demo", "demo")
-    pd.DataFrame({"claim": [EVIL], "section": [3.2], "verdict": ["holds"]}).to_csv(folder / "claims.csv", index=False)
+    pd.DataFrame(CLAIMS).to_csv(folder / "claims.csv", index=False)
     checkpoint(folder / "checkpoint.pt")
     (folder / "trainings.csv").write_text("name,seed,fold,mAP\n,,,0.5\n")
     (files.results("demo", "demo") / "runs" / "b").mkdir(parents=True)
@@ -106,26 +120,97 @@ def parsed(page):
     return BeautifulSoup(page.read_text(), "html.parser")
 
 
-def test_the_front_page_shows_tables_claims_figures_and_provenance(site):
-    page = parsed(site / "index.html")
-    first, second = page.find_all("section")
-    assert [s.h2.text for s in (first, second)] == ["demo (generated)", EVIL]
-    table = first.select_one("div[aria-label='Table 3'] table")
+def text(element):
+    return " ".join(element.text.split())
+
+
+def test_the_first_screen_says_what_is_claimed_and_what_came_of_it(site):
+    main = parsed(site / "index.html").main
+    claimed, outcome = main.select(".lead > p:not(.note)")
+    assert text(claimed).startswith("The claim. Class activation maps segment better when")
+    assert text(outcome) == "What came of it. On demo (generated), 2 of the 4 claims that we measured held."
+    assert [text(li) for li in main.select(".counts li")] == ["demo (generated) 2 held 1 tied 1 failed"]
+    canvas, tabs = main.find("canvas"), main.select_one(".tabs")
+    assert canvas in main.select_one(".explore").descendants and tabs in canvas.find_all_next("div")
+    assert main.select("#controls input[type=range]") and main.noscript
+
+
+def test_each_data_set_is_a_tab_that_needs_no_script(site):
+    (tabs,) = parsed(site / "index.html").select(".tabs")
+    parts = tabs.find_all(recursive=False)
+    assert [part.name for part in parts] == ["input", "label", "section"] * 2
+    radios, labels, sections = (parts[k::3] for k in range(3))
+    assert {(radio["type"], radio["name"]) for radio in radios} == {("radio", "data")}
+    assert [radio.has_attr("checked") for radio in radios] == [True, False]
+    assert [label["for"] for label in labels] == [radio["id"] for radio in radios]
+    assert [label.text for label in labels] == [section["aria-label"] for section in sections] == ["demo (generated)", EVIL]
+    assert [section["id"] for section in sections] == ["demo", "a <b>&#%"]
+    style = (site / "style.css").read_text()
+    assert ".tabs > input:checked + label + section { display: block; }" in style
+    assert ".tabs > input { position: absolute; opacity: 0; }" in style  # so the keyboard reaches them
+    for section in sections:
+        assert section.find_all("h2")[-1].text == "Downloads and provenance"
+
+
+def test_a_claim_is_a_row_that_folds_its_details(site):
+    first, second = parsed(site / "index.html").find_all("section")
+    rows = first.select("details.claim")
+    assert [[text(span) for span in row.summary.find_all("span")] for row in rows] == [
+        [EVIL, "held", "ours 17.54 against 17.55", "paper 21.57 against 14.03"],
+        ["Depth helps", "failed", "ours gain 1.76 against 1.17", "paper prints none"],
+        ["Fusing helps", "held", "ours gain 1.76 against 1.17", "paper prints none"],
+        ["Truncation helps", "tied", "ours gain 1.76 against 1.17", "paper prints none"],
+    ]
+    assert [row.select_one(".chip")["class"] for row in rows] == [["chip", w] for w in ("held", "failed", "held", "tied")]
+    assert [row.q.text for row in rows] == CLAIMS["quote"][:4] and not first.select("summary q")
+    assert [text(p) for p in rows[0].find_all("p")] == [
+        f"The paper says: {EVIL} (Sec. 3.2).",
+        "Ours, in percent: 2 of 4 comparisons, the closest: S2 over S1: 17.54 at δ=10 against 17.55 at δ=0. "
+        "The paper's, on VOC 2012: 4 of 4 comparisons, the closest: S4: 21.57 against 14.03. "
+        "The paper's own numbers do not bear the claim out.",
+        "Margin: -0.01 points, 95% interval -0.11 to 0.02. Above zero in 1 of 2 trainings.",
+    ]
+    (folded,) = (d for d in first.select("details.more") if "not measured" in d.summary.text)
+    assert text(folded.summary) == "1 more claim is not measured on this data set"
+    assert [li.text for li in folded.find_all("li")] == ["Nobody tried"] and "Nobody tried" not in str(rows)
+    assert not first.select("details[open]")
+    assert text(second.h2.find_next("p")) == "No claim is measured here yet."
+
+
+def test_a_table_stands_beside_the_papers(site):
+    first, _ = parsed(site / "index.html").find_all("section")
+    (table,) = first.select("table.beside")  # of the tables 1 and 2 a line
+    assert (
+        text(table.caption) == "Table 3: Seven methods. The paper on PASCAL VOC 2012, ours on demo (generated) (class means)."
+    )
+    top, below = (tr.find_all("th") for tr in table.thead.find_all("tr"))
+    assert [(th.text, th["colspan"]) for th in top] == [(metric, "2") for metric in paper.CLASS_MEANS]
+    assert [th.text for th in below] == ["paper", "ours"] * 4
     rows = {tr.th.text: [td.text for td in tr.find_all("td")] for tr in table.tbody.find_all("tr")}
     assert list(rows) == list(paper.SEVEN)
     assert rows["FullGrad"] == ["28.20", "30.00", "48.72", "30.00", "42.52", "30.00", "42.84", "30.00"]
-    rules = re.findall(r"([^{}]+){\s*background-color: (#\w+)", table.find_previous("style").text)
-    colors = {cell.strip(): color for cells, color in rules for cell in cells.split(",")}
-    ours = {cell.split("_")[-2]: color for cell, color in colors.items() if cell.endswith("_col1")}
-    assert ours == {"row4": "#b7e1c0", "row5": "#bcd4f0"}
-    assert [h.find_next_sibling().text for h in first.find_all("h4")[:2]] == ["Not measured."] * 2  # Tables 1 and 2
-    assert [th.text for th in first.select("[aria-label=Claims] th")] == ["claim", "verdict", "Sec."]
-    assert [td.text for td in first.select("[aria-label=Claims] td")] == [EVIL, "holds", "3.2"] and second.find(
-        string="Claims"
-    ).find_next("p").text == "Not measured."
-    assert [c.text for c in first.find_all("figcaption")] == [report.FIGURES["fig2"], "<i> 100% #1?"]
-    row = [cell.text.strip() for cell in first.select("[aria-label=Provenance] tbody tr")[0]("td")]
-    assert row[0] == "0123456789 with changes" and {"7", "40", EVIL} <= set(row)
+    marks = [tr.find_all("td")[1].get("class", []) for tr in table.tbody.find_all("tr")]  # of 10, 20, 30, 40, 70, 60, 50
+    assert marks == [[], [], [], [], ["best"], ["second"], []]
+    assert first.find(string="Not measured here: Table 1, Table 2, Table 4.".__eq__)
+
+
+def test_figures_and_provenance(site):
+    first, _ = parsed(site / "index.html").find_all("section")
+    assert [c.text for c in first.find_all("figcaption")] == [front.FIGURES["fig2"], "<i> 100% #1?"]
+    table = first.find_all("table")[-1]
+    names = [th.text for th in table.thead.find_all("th")]
+    (row,) = ([text(td) for td in tr.find_all("td")] for tr in table.tbody.find_all("tr"))
+    assert dict(zip(names, row, strict=True)) == {
+        "files": "table3.csv table3.json", "commit": "0123456789 with changes", "device": EVIL, "seed": "7", "images scored": "40",
+    }  # fmt: skip
+    assert [td["data-label"] for td in table.tbody.find_all("td")] == names  # on a phone a row is a list
+
+
+def test_a_column_without_news_is_not_shown():
+    table = pd.DataFrame({"data": ["x", "x"], "value": [1.23456, np.nan], "none": [None, None], "ci_low": [1, 2]})
+    assert front.listed(table) == {
+        "columns": ["value", "95% from"], "rows": [["1.235", "1"], ["", "2"]], "constant": {"data": "x"},
+    }  # fmt: skip
 
 
 def test_links_resolve_and_nothing_comes_from_elsewhere(site):
@@ -148,7 +233,7 @@ def test_links_resolve_and_nothing_comes_from_elsewhere(site):
 
 def test_what_is_shown_is_escaped(site):
     for page in site.glob("*.html"):
-        scripts = ["data.js", "explore.js"] if page.name == "explore.html" else []
+        scripts = ["data.js", "explore.js"] if page.name in ("index.html", "explore.html") else []
         tree = parsed(page)
         assert [s.get("src") for s in tree.find_all("script")] == scripts
         assert not tree.find_all(href=re.compile("^javascript")) and not tree.find_all("i")
@@ -195,8 +280,12 @@ def test_without_a_model_a_sentence_says_so(site):
     assert "No heatmaps of a <b>&#%: the model was not trained here" in parsed(site / "explore.html").text
     (files.results("demo", "demo") / "checkpoint.pt").unlink()
     report.report("demo", site)
-    page = parsed(site / "explore.html")
-    assert page.text.count("No heatmaps of") == 2 and not page.find("canvas") and not page.find("script")
+    page, start = parsed(site / "explore.html"), parsed(site / "index.html")
+    assert page.text.count("No heatmaps of") == 2
+    for tree in (page, start):
+        policy = tree.find("meta", attrs={"http-equiv": "Content-Security-Policy"})["content"]
+        assert not tree.find("canvas") and not tree.find("script") and policy.endswith("script-src 'none'")
+    assert start.select(".lead .chip") and start.select(".tabs section")
 
 
 def test_the_pictures_are_what_ltcam_computes(tmp_path):
@@ -242,6 +331,7 @@ def test_in_the_browser(site, chromium, width, scheme):
         broken = "return [...document.images].filter(i => (i.loading = 'eager') && i.complete && !i.naturalWidth).length"
         assert chromium.execute_script(broken) == 0
     sliders_work(chromium, site)
+    tabs_work(chromium, width)
     assert chromium.get_log("browser") == []
     messages = [json.loads(entry["message"])["message"] for entry in chromium.get_log("performance")]
     asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
@@ -252,9 +342,8 @@ def sliders_work(chromium, site):
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import WebDriverWait
 
-    chromium.get((site / "explore.html").as_uri())
-    text = (site / "data.js").read_text()
-    pictures = json.loads(re.match(r"const PICTURES = (.*);\n", text)[1])
+    chromium.get((site / "index.html").as_uri())
+    pictures = json.loads(re.match(r"const PICTURES = (.*);\n", (site / "data.js").read_text())[1])
     views = pictures[0]["views"]["gradcam"]
 
     def state():
@@ -275,3 +364,24 @@ def sliders_work(chromium, site):
     chromium.find_element("id", "heat").click()
     WebDriverWait(chromium, 30).until(lambda _: state()[1] != seen[-1])
     assert len({*seen}) == len(seen)
+
+
+def tabs_work(chromium, width):
+    """On the front page: the arrow keys choose a data set; with everything unfolded nothing is wider than its box."""
+    from selenium.webdriver.common.keys import Keys
+
+    shown = "return [...document.querySelectorAll('.tabs > section')].map(s => s.checkVisibility())"
+    wide = (
+        "return [...document.querySelectorAll('main *')].filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1).length"
+    )
+    assert chromium.execute_script(shown) == [True, False]
+    top = "return [...document.querySelectorAll('.counts, canvas')].map(e => e.getBoundingClientRect().top)"
+    assert max(chromium.execute_script(top)) < 800
+    for _ in range(2):
+        chromium.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+        assert chromium.execute_script("return document.documentElement.scrollWidth") <= width
+        assert chromium.execute_script(wide) == 0
+        chromium.find_element("css selector", ".tabs > input:checked").send_keys(Keys.ARROW_RIGHT)
+    assert chromium.execute_script(shown) == [True, False]
+    chromium.find_element("css selector", ".tabs > input:checked").send_keys(Keys.ARROW_RIGHT)
+    assert chromium.execute_script(shown) == [False, True]

@@ -1,5 +1,5 @@
 "use strict";
-// PICTURES, DELTAS, METHODS, FUSED come from data.js: what ltcam/explorer.py made. Nothing is computed here but colors.
+// PICTURES, DELTAS, METHODS, FUSED come from data.js: what ltcam/show/explorer.py made. Nothing is computed here but colors.
 const $ = (id) => document.getElementById(id);
 const canvas = $("picture"), pen = canvas.getContext("2d");
 const decoded = new Map(); // data URL -> promise of its ImageData
