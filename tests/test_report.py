@@ -201,7 +201,8 @@ def test_figures_and_provenance(site):
     names = [th.text for th in table.thead.find_all("th")]
     (row,) = ([text(td) for td in tr.find_all("td")] for tr in table.tbody.find_all("tr"))
     assert dict(zip(names, row, strict=True)) == {
-        "files": "table3.csv table3.json", "commit": "0123456789 with changes", "device": EVIL, "seed": "7", "images scored": "40",
+        "files": "table3.csv table3.json", "commit": "0123456789 with changes", "device": EVIL, "seed": "7",
+        "images scored": "40",
     }  # fmt: skip
     assert [td["data-label"] for td in table.tbody.find_all("td")] == names  # on a phone a row is a list
 

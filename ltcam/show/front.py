@@ -100,7 +100,7 @@ def table(number: int, path: Path) -> dict[str, Any] | None:
         "caption": paper.CAPTIONS[number],
         "paper": "KSDD2" if number == 4 else "PASCAL VOC 2012",
         "scores": "pooled pixels" if number == 4 else "class means",
-        "metrics": list(dict.fromkeys(metric for metric, _ in both)),
+        "metrics": list(both.columns.unique(0)),
         "rows": {
             name: [(f"{value:.2f}", marks.get(rank, "")) for value, rank in zip(both.loc[name], ranks.loc[name], strict=True)]
             for name in both.index
