@@ -1,3 +1,4 @@
+import json
 from functools import partial
 
 import matplotlib.pyplot as plt
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from ltcam import data as datasets
+from ltcam import files
 from ltcam.data import DataError, Segmentation
 from ltcam.data.base import Entry
 from ltcam.errors import InputError
@@ -172,3 +174,22 @@ def test_rates_are_images_by_seconds(monkeypatch):
     monkeypatch.setattr(overview, "DataLoader", lambda data, *_, **__: data)
     table = overview.bench("demo", "test", workers=1, batch=4)
     assert table["images/s"].tolist() == [60, 60, 4] and table["ratio"].tolist() == [15, 15, 1]
+
+
+def test_classes_are_counted_in_each_part():
+    table = overview.classes({"train": Toy(), "test": Toy()})
+    assert table.to_dict("list") == {"train": [4, 1, 2, 2], "test": [4, 1, 2, 2]} and table.index.name == "toy"
+    empty = Toy()
+    empty.labels = torch.zeros(4, 2)
+    assert overview.classes({"train": empty}).index.to_list() == ["images", "without a class"]  # classes that occur
+
+
+def test_summaries_stand_side_by_side_and_are_kept(output):
+    parts = {"train": Toy(), "test": Toy()}
+    table = overview.summaries(parts)
+    assert table["part"].to_list() == ["train"] * 3 + ["test"] * 3 and len(table.columns) == 6
+    wide = overview.side_by_side(table).data
+    assert list(wide.columns.unique(0)) == ["train", "test"] and wide.index.to_list() == ["a", "b", "all"]
+    overview.keep(table, parts, "demo", "toy")
+    kept = files.results("demo", "toy") / "data.csv"
+    assert len(pd.read_csv(kept)) == 6 and json.loads(kept.with_suffix(".json").read_text())["parts"]["test"]["images"] == 4

@@ -4,12 +4,14 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from skimage.filters import threshold_otsu
 
 from ltcam import data as datasets
+from ltcam import explain, trace
 from ltcam.experiment.evaluation import Config
 from ltcam.experiment.training import Recipe, Trained
 from ltcam.experiment.vgg16 import vgg16
-from ltcam.show import plotting
+from ltcam.show import idea, plotting
 
 
 @pytest.fixture
@@ -147,3 +149,24 @@ def test_a_failed_write_leaves_nothing(figure, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         plotting.save(figure, tmp_path / "a")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_idea_is_the_sum_of_the_stages_and_its_mask_with_and_without_truncation(demo):
+    """Titles, both rows' sums and masks, against the engine's own functions; void pixels count for nothing."""
+    torch.manual_seed(0)
+    trained = Trained(vgg16(4, weights=None, width=16, hidden=8).eval(), Recipe(), demo.classes, (64, 64), {})
+    sample = demo[demo.scored[0]]
+    target = int(sample.label.argmax())
+    sample.mask[:40] = 255
+    figure = idea.idea_figure(trained, sample, target, delta=40)
+    stages = [f"S{i}" for i in range(1, 6)]
+    traced = trace(trained.model, datasets.preprocess(sample.image, (64, 64))[None], target)
+    known, truth = sample.mask != 255, sample.mask == target + 1
+    for row, delta in ((figure.axes[:8], None), (figure.axes[8:], 40)):
+        fused = explain(traced, "gradcam", delta=delta, size=(160, 160))
+        mask = torch.from_numpy(fused[0].numpy() > threshold_otsu(fused[0].numpy()))
+        iou = 100 * (mask & truth).sum() / ((mask | truth) & known).sum()
+        assert [a.get_title() for a in row] == ["image", *stages, "Eq. 8: sum", f"Otsu's mask, IoU {iou:.0f}%"]
+        assert np.allclose(row[6].images[1].get_array(), plotting._fit(fused[0], row[6].images[0].get_array()))
+    assert "δ=40" in figure.axes[8].get_ylabel()
+    plt.close("all")
