@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from ltcam import data as datasets
-from ltcam.experiment.evaluation import Config
-from ltcam.experiment.training import Recipe, Trained
+from ltcam.experiment.checkpoints import Trained
+from ltcam.experiment.configs import Config
+from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.vgg16 import vgg16
 from ltcam.show import plotting
 

@@ -18,16 +18,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from ltcam import data as datasets
-from ltcam.data import DataError, ksdd, voc
+from ltcam.data import DataError, ksdd, presence, voc
 from ltcam.data.base import read, require
 from ltcam.data.magnetic_tile import KINDS
-from ltcam.files import ROOT, data_root
+from ltcam.files import data_root
 
-CHECKSUMS = ROOT / "data" / "checksums"
-FOLDERS = {
-    "voc2012": "VOCdevkit/VOC2012", "magnetic_tile": "magnetic_tile", "ksdd": "KolektorSDD", "ksdd2": "KolektorSDD2",
-}  # fmt: skip
-KSDD2 = {"train": (246, 2085), "test": (110, 894)}  # defective, free
 NEARLY = 10  # a mask of fewer pixels is nearly empty: the smallest real defect of Magnetic tile has 26
 Histogram = NDArray[np.int_]
 
@@ -46,72 +41,23 @@ def check(name: str, root: Path | None = None) -> Report:
     Raises DataError for an unknown name or a data set that is not there.
     """
     root = data_root() if root is None else root
-    if known(name) == "demo":
+    if presence.known(name) == "demo":
         parts = [datasets.load("demo", part) for part in ("train", "test")]
         rows = [(d.part, len(d), int(d.labels.any(1).sum()), int((~d.labels.any(1)).sum())) for d in parts]
         return Report(parts[0].title, pd.DataFrame(rows, columns=["part", "images", "defective", "free"]))
-    folder = require(root / FOLDERS[name], name)
+    folder = require(root / presence.FOLDERS[name], name)
     return {"voc2012": _voc, "magnetic_tile": _magnetic_tile, "ksdd": _ksdd, "ksdd2": _ksdd2}[name](folder)
 
 
-def state(name: str, root: Path) -> str:
-    """present, subset, incomplete or absent; judged by names alone, where `check` opens the files.
-
-    Raises DataError where data/checksums is needed and not there.
-    """
-    if name == "demo":
-        return "present"
-    folder = root / FOLDERS[name]
-    if not folder.is_dir():
-        return "absent"
-    full = True
-    if name == "voc2012":
-        lists = _lists(folder)
-        files = [path for n in sorted(set().union(*lists.values())) for path in _files(folder, n)]
-        full = _official(lists)
-    elif name == "ksdd2":
-        files = [path.with_name(f"{path.stem}_GT.png") for path in folder.glob("t*/*.png") if path.stem.isdigit()]
-        if len(files) != sum(map(sum, KSDD2.values())):
-            return "incomplete"
-    else:
-        files = [folder / path for path in checksums(name)]
-    if name == "ksdd":  # a subset is of whole commutators
-        full = all(path.parent.is_dir() for path in files)
-        files = [path for path in files if path.parent.is_dir()]
-    if not files or not all(path.is_file() for path in files):
-        return "incomplete"
-    return "present" if full else "subset"
-
-
-def known(name: str) -> str:
-    if name not in datasets.NAMES:
-        raise DataError(f"data set {name!r} is unknown: expected one of {', '.join(datasets.NAMES)}")
-    return name
-
-
-def checksums(name: str) -> dict[str, str]:
-    """SHA-256 of its images and masks by path in the data set's folder; of ksdd2 the archive's is known, which `get` compares.
-
-    Raises DataError if the list is not there.
-    """
-    if name == "ksdd2":
-        return {}
-    path = CHECKSUMS / f"{name}.sha256"
-    if not path.is_file():
-        raise DataError(f"{path} is missing: it is part of the repository; use ltcam from a checkout")
-    lines = [line.split("  ", 1) for line in path.read_text().splitlines()]
-    return {file.removeprefix(f"{FOLDERS[name]}/"): digest for digest, file in lines}
-
-
 def _voc(folder: Path) -> Report:
-    lists = _lists(folder)
-    full = _official(lists)
+    lists = presence.lists_in(folder)
+    full = presence.is_official(lists)
     report = Report("PASCAL VOC 2012" if full else "PASCAL VOC 2012 subset", pd.DataFrame())
     for part in sorted({"train", "val"} - set(lists)):
         path = folder / "ImageSets" / "Segmentation" / f"{part}.txt"
         report.findings.append(f"{path} is missing: expected the list of part {part!r}; fetch the data set again")
-    sums = {folder / path: digest for path, digest in checksums("voc2012").items()}
-    pairs = _decode([_files(folder, name) for name in sorted(set().union(*lists.values()))], None, sums)
+    sums = {folder / path: digest for path, digest in presence.checksums("voc2012").items()}
+    pairs = _decode([presence.files_of(folder, name) for name in sorted(set().union(*lists.values()))], None, sums)
     good = set()
     differ = []
     for (image, mask), (wrong, seen) in pairs.items():
@@ -144,7 +90,7 @@ def _voc(folder: Path) -> Report:
 
 
 def _ksdd(folder: Path) -> Report:
-    every = {folder / path: digest for path, digest in checksums("ksdd").items()}
+    every = {folder / path: digest for path, digest in presence.checksums("ksdd").items()}
     sums = {path: digest for path, digest in every.items() if path.parent.is_dir()}
     full = len(sums) == len(every)
     report, rows = Report("KolektorSDD" if full else "KolektorSDD subset", pd.DataFrame()), []
@@ -167,7 +113,7 @@ def _ksdd(folder: Path) -> Report:
 
 def _ksdd2(folder: Path) -> Report:
     report, rows = Report("KSDD2", pd.DataFrame()), []
-    for part, official in KSDD2.items():
+    for part, official in presence.KSDD2.items():
         where = require(folder / part, f"KSDD2's part {part!r}")
         files = sorted(where.glob("*.png"))
         numbers = sorted({p.stem.removesuffix("_GT") for p in files if p.stem.removesuffix("_GT").isdigit()})
@@ -189,7 +135,7 @@ def _ksdd2(folder: Path) -> Report:
 
 
 def _magnetic_tile(folder: Path) -> Report:
-    sums = {folder / path: digest for path, digest in checksums("magnetic_tile").items()}
+    sums = {folder / path: digest for path, digest in presence.checksums("magnetic_tile").items()}
     there = {p for p in folder.glob("MT_*/Imgs/*") if p.suffix in (".jpg", ".png")}
     report, rows = Report("Magnetic tile", pd.DataFrame()), []
     report.findings += [f"{p} is not one of the data set's files: remove it" for p in sorted(there - set(sums))]
@@ -242,15 +188,3 @@ def _pixels(path: Path, mode: str | None, digest: str | None) -> NDArray[np.uint
     if digest and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
         raise DataError(f"{path} is not the file of the data set (its SHA-256 is another): fetch it again")
     return pixels
-
-
-def _lists(folder: Path) -> dict[str, list[str]]:
-    return {path.stem: path.read_text().split() for path in sorted(folder.glob("ImageSets/Segmentation/*.txt"))}
-
-
-def _official(lists: Mapping[str, Sequence[str]]) -> bool:
-    return all(len(lists.get(part, ())) == count for part, count in voc.OFFICIAL.items())
-
-
-def _files(folder: Path, name: str) -> tuple[Path, Path]:
-    return folder / "JPEGImages" / f"{name}.jpg", folder / "SegmentationClass" / f"{name}.png"

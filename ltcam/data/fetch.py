@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ltcam.data import DataError, archives
 from ltcam.data.archives import FAR_MORE
-from ltcam.data.checks import FOLDERS, checksums, known, state
+from ltcam.data.presence import FOLDERS, checksums, known, state
 from ltcam.errors import UnavailableError
 from ltcam.files import data_root, sha256
 

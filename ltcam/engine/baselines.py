@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from ltcam.engine.methods import _weighted
 from ltcam.engine.stages import borrowed, stages, unwrap
 from ltcam.engine.targets import Targets
-from ltcam.engine.tracing import Trace, trace
+from ltcam.engine.traces import Trace
+from ltcam.engine.tracing import trace
 from ltcam.engine.tricks import whole
 from ltcam.errors import InputError, PackageError
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ltcam.engine.cam import Options, Selection, input_map, layer_maps, wide
 from ltcam.engine.methods import MAPS, WEIGHTS
-from ltcam.engine.tracing import Trace
+from ltcam.engine.traces import Trace
 from ltcam.engine.tricks import Fuse, Normalize, Scope, layerize, thresholds
 
 CHUNK = {"cpu": 2**20, "cuda": 2**26}  # values cut at a time: few enough for the caches, or to leave memory alone

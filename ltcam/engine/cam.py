@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ltcam.engine.methods import constant_in_space, fullgrad, method
 from ltcam.engine.targets import Score
-from ltcam.engine.tracing import Layers, Reshape, Trace, trace
+from ltcam.engine.traces import Trace
+from ltcam.engine.tracing import Layers, Reshape, trace
 from ltcam.engine.tricks import Compare, Fuse, Normalize, Scope, check, layerize, normalized, one_of, truncate
 from ltcam.errors import InputError
 

@@ -11,10 +11,10 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -25,84 +25,20 @@ from tqdm import tqdm
 from ltcam import data as datasets
 from ltcam.data import Segmentation
 from ltcam.engine.bins import heatmaps, maps_of
-from ltcam.engine.cam import Options
-from ltcam.engine.stages import Outputs, stages
+from ltcam.engine.stages import stages
 from ltcam.engine.tracing import trace
-from ltcam.engine.tricks import Compare, Fuse, Normalize, Scope, one_of, whole
-from ltcam.errors import InputError, UnavailableError
-from ltcam.experiment import metrics, provenance
+from ltcam.errors import UnavailableError
+from ltcam.experiment import journals, metrics, provenance
+from ltcam.experiment.checkpoints import Trained
+from ltcam.experiment.configs import FLOATS, Config, Protocol, configurations
 from ltcam.experiment.locks import alone
 from ltcam.experiment.parallel import PartialState, loader, processes
 from ltcam.experiment.segmentation import CHUNK, above, otsu_masks
-from ltcam.experiment.training import Trained
 from ltcam.files import sha256, writing
 
+__all__ = ["Config", "configurations", "evaluate"]
+
 log = logging.getLogger(__name__)
-Labels = Literal["true", "predicted"]
-FLOATS = {"delta": float, "fraction": float}  # where an empty field is None
-
-
-class Config(NamedTuple):
-    """One way to make a mask: a method, the layers it fuses (a stage label, a range, or "all"), the options of `ltcam.explain`,
-    and where the heatmap is cut: above `fraction` of its maximum, or by Otsu (None)."""
-
-    method: str
-    layers: str = "S5"
-    delta: float | None = None
-    per: Scope = "layer"
-    compare: Compare = "ge"
-    fuse: Fuse = "sum"
-    normalize: Normalize = "none"
-    fraction: float | None = None
-
-    @property
-    def options(self) -> Options:
-        if self.fraction is not None and not 0 <= self.fraction < 1:
-            raise InputError(f"fraction={self.fraction} of the maximum cuts nothing: expected None (Otsu) or one in [0, 1)")
-        return Options(self.method, self.delta, self.per, self.compare, self.fuse, self.normalize)
-
-    @property
-    def selection(self) -> str | None:
-        return None if self.layers == "all" else self.layers
-
-    @classmethod
-    def parse(cls, text: str) -> Config:
-        """ "METHOD[:LAYERS[:DELTA]]". Raises InputError for anything else."""
-        parts = text.split(":")
-        try:
-            name, layers, delta = (*parts, *("", "S5", "")[len(parts) :])
-            if not name or not layers:
-                raise InputError("an empty part")
-            return cls(name, layers, float(delta) if delta else None)
-        except ValueError as error:
-            raise InputError(
-                f"{text!r} is no configuration: expected METHOD[:LAYERS[:DELTA]], e.g. gradcam:S1-S5:20"
-            ) from error
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How a data set is run, whatever is made of the trace; each field is kept with the counts.
-
-    labels    heatmaps of the classes truly present, or of the predicted ones (logit above 0, or the largest), where a class
-              that is not there has only false positives, and one that is missed only false negatives
-    outputs   where the stages S1 to S5 are read, as in `ltcam.engine.stages.stages`
-    size      (height, width) of the input; None: what the model was trained at
-    bfloat16  autocast of the forward and the backward, channels last; the maps are summed in float32 all the same
-
-    Raises InputError for a label or an output that is unknown, and a batch size that is no whole number above 0.
-    """
-
-    batch_size: int = 8
-    labels: Labels = "true"
-    outputs: Outputs = "pool"
-    size: tuple[int, int] | None = None
-    bfloat16: bool = False
-
-    def __post_init__(self) -> None:
-        whole("batch_size", self.batch_size)
-        one_of("labels", self.labels, Labels)
-        one_of("outputs", self.outputs, Outputs)
 
 
 def evaluate(
@@ -128,14 +64,14 @@ def evaluate(
     with alone(out, "write"):
         known = _known(path, identity)
         counted = set(configurations(known))
-        _forget(out, counted)
+        journals.forget(out, counted)
         missing = [c for c in dict.fromkeys(configs) if c not in counted]
         if missing:
             digest = hashlib.sha256(json.dumps([identity, missing]).encode()).hexdigest()[:12]
             workers = processes()
             _measure(trained, data, missing, protocol, out / f"counts.{digest}", workers)
             if workers.is_main_process:
-                rows = [row for batch in _journals(out / f"counts.{digest}").values() for row in batch]
+                rows = [row for batch in journals.read(out / f"counts.{digest}").values() for row in batch]
                 columns = ["name", "class", *metrics.CONFIG, "tp", "fp", "fn"]
                 measured = pd.DataFrame(rows, columns=columns).astype(FLOATS)
                 groups = dict(zip((entry.name for entry in data.entries), data.groups, strict=True))
@@ -157,10 +93,10 @@ def _measure(
     trained: Trained, data: Segmentation, configs: list[Config], protocol: Protocol, stem: Path, workers: PartialState
 ) -> None:
     """Count this process's share of the batches that no journal has; each is written to its own journal as it is done."""
-    done, batches = _journals(stem), _batches(data, protocol.batch_size)
-    journal = _journal(stem, workers.process_index)
+    done, batches = journals.read(stem), _batches(data, protocol.batch_size)
+    journal = journals.place(stem, workers.process_index)
     with writing(journal), journal.open("a+") as file:
-        file.truncate(_whole(journal))
+        file.truncate(journals.whole(journal))
         workers.wait_for_everyone()  # all have read what is done before anyone adds to it
         mine = [n for n in range(len(batches)) if n not in done][workers.process_index :: workers.num_processes]
         loaded = _loader(data, trained, protocol, [batches[n] for n in mine])
@@ -293,35 +229,3 @@ def _known(path: Path, identity: dict[str, Any]) -> pd.DataFrame:
         log.warning("%s: the counts are of another checkpoint, other data, protocol or code; measuring anew", path.parent.name)
         return pd.DataFrame(columns=[*metrics.CONFIG])
     return pd.read_csv(path, dtype=FLOATS)
-
-
-def configurations(table: pd.DataFrame) -> list[Config]:
-    """The configuration of each row of a table with the columns `ltcam.experiment.metrics.CONFIG`."""
-    rows = zip(*(table[name] for name in metrics.CONFIG), strict=True)
-    return [Config._make(None if pd.isna(value) else value for value in row) for row in rows]
-
-
-def _journal(stem: Path, process: int) -> Path:
-    return stem.with_name(f"{stem.name}.{process}.partial.jsonl")
-
-
-def _journals(stem: Path) -> dict[int, list[Any]]:
-    """{batch: its rows} of the batches that an interrupted call finished, in all its processes."""
-    found: dict[int, list[Any]] = {}
-    for path in stem.parent.glob(f"{stem.name}.*.partial.jsonl"):
-        text = path.read_bytes()[: _whole(path)].decode()
-        found |= dict(map(json.loads, text.splitlines()))
-    return found
-
-
-def _forget(out: Path, counted: set[Config]) -> None:
-    """Remove the journals whose counts are kept: their run was killed before it could."""
-    for path in out.glob("counts.*.partial.jsonl") if processes().is_main_process else ():
-        rows = [row for line in path.read_bytes()[: _whole(path)].splitlines() for row in json.loads(line)[1]]
-        if rows and Config._make(rows[0][2:-3]) in counted:
-            path.unlink()
-
-
-def _whole(path: Path) -> int:
-    """Bytes up to the last whole line: one cut off in the writing does not count."""
-    return path.read_bytes().rfind(b"\n") + 1 if path.is_file() else 0

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ltcam.errors import InputError
-from ltcam.experiment.evaluation import Config, configurations
+from ltcam.experiment.configs import Config, configurations
 from ltcam.experiment.metrics import split
 
 DRAWS = 1000

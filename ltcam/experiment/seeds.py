@@ -33,8 +33,9 @@ from ltcam.engine.tracing import trace
 from ltcam.engine.tricks import normalized
 from ltcam.errors import InputError
 from ltcam.experiment import provenance
-from ltcam.experiment.evaluation import Config, Protocol, _Input, _loader
-from ltcam.experiment.training import Trained
+from ltcam.experiment.checkpoints import Trained
+from ltcam.experiment.configs import Config, Protocol
+from ltcam.experiment.evaluation import _Input, _loader
 from ltcam.files import atomic
 
 STRIDE = 4  # of "cam"

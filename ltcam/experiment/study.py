@@ -25,8 +25,11 @@ from ltcam import files
 from ltcam.data import Segmentation
 from ltcam.errors import InputError, MissingError
 from ltcam.experiment import provenance
-from ltcam.experiment.evaluation import FLOATS, Config, Protocol, evaluate
-from ltcam.experiment.training import Recipe, Trained, load_checkpoint, train
+from ltcam.experiment.checkpoints import Trained, load_checkpoint
+from ltcam.experiment.configs import FLOATS, Config, Protocol
+from ltcam.experiment.evaluation import evaluate
+from ltcam.experiment.recipe import Recipe
+from ltcam.experiment.training import train
 from ltcam.files import sha256
 
 log = logging.getLogger(__name__)

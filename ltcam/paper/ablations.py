@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from ltcam.engine.tricks import Normalize, Scope
 from ltcam.errors import InputError
-from ltcam.experiment.evaluation import FLOATS, Config, Protocol, evaluate
+from ltcam.experiment.configs import FLOATS, Config, Protocol
+from ltcam.experiment.evaluation import evaluate
 from ltcam.experiment.intervals import DRAWS, VERDICTS, Draws, draws, interval, verdict
+from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.study import Study
-from ltcam.experiment.training import Recipe
 from ltcam.paper import tables as paper
 from ltcam.paper.sweep import DELTAS
 

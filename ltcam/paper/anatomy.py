@@ -20,9 +20,10 @@ from ltcam.data import Segmentation
 from ltcam.data.base import VOID
 from ltcam.engine.cam import wide
 from ltcam.engine.methods import gradcam
-from ltcam.engine.tracing import Trace, trace
+from ltcam.engine.traces import Trace
+from ltcam.engine.tracing import trace
 from ltcam.engine.tricks import truncate
-from ltcam.experiment.training import Trained
+from ltcam.experiment.checkpoints import Trained
 
 DELTAS: tuple[float | None, ...] = (None, 0.0, 20.0, 60.0, 90.0)
 

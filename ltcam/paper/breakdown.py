@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ltcam.data import Segmentation
-from ltcam.experiment.evaluation import Config, configurations
+from ltcam.experiment.configs import Config, configurations
 from ltcam.experiment.intervals import DRAWS, VERDICTS, draws, interval, verdict
 
 QUANTILES = 5

@@ -11,7 +11,7 @@ from typing import get_args
 import pandas as pd
 
 from ltcam.experiment import metrics
-from ltcam.experiment.evaluation import Config, Protocol
+from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.study import Role, Study
 from ltcam.paper import tables as paper
 

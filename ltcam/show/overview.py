@@ -18,7 +18,7 @@ from ltcam.data.base import VOID, Segmentation
 from ltcam.engine.tracing import trace
 from ltcam.engine.tricks import whole
 from ltcam.errors import InputError
-from ltcam.experiment.training import _Labelled
+from ltcam.experiment.features import Labelled
 from ltcam.experiment.vgg16 import vgg16
 from ltcam.show import plotting
 
@@ -88,7 +88,7 @@ def bench(name: str, part: str, workers: int = os.cpu_count() or 1, batch: int =
     """
     whole("batch", batch)
     data, device = datasets.load(name, part), "cuda" if torch.cuda.is_available() else "cpu"
-    labelled, network = _Labelled(data, data.size), vgg16(len(data.classes), weights=None).to(device)
+    labelled, network = Labelled(data, data.size), vgg16(len(data.classes), weights=None).to(device)
     alone, apart = (DataLoader(labelled, batch, num_workers=n, persistent_workers=n > 0) for n in (0, workers))
     images = torch.stack([labelled[i % len(data)][0] for i in range(batch)]).to(device)
     rates = {"loading, this process": len(data) / _seconds(lambda: [None for _ in alone])}

@@ -12,7 +12,9 @@ from ltcam.data.base import read
 from ltcam.engine.cam import explain
 from ltcam.engine.tracing import trace
 from ltcam.errors import InputError, UnavailableError
-from ltcam.experiment import training, weights
+from ltcam.experiment import checkpoints, weights
+from ltcam.files import atomic
+from ltcam.show import plotting
 
 Classifier = tuple[nn.Module, Sequence[str], tuple[int, int]]  # in eval mode, its classes, (height, width) of its input
 
@@ -33,7 +35,7 @@ def classifier(name: str, checkpoint: Path | None) -> Classifier:
             raise UnavailableError(f"{pretrained.url} is out of reach ({error}): fetch it and pass --checkpoint") from error
     state = weights.load(checkpoint)
     if {"model", "record"} <= state.keys():
-        trained = training.load_checkpoint(checkpoint, "cpu")
+        trained = checkpoints.load_checkpoint(checkpoint, "cpu")
         return trained.model, trained.classes, trained.size
     try:
         count = len(list(state.values())[-1])  # the last bias
@@ -42,6 +44,19 @@ def classifier(name: str, checkpoint: Path | None) -> Classifier:
     except (RuntimeError, TypeError, IndexError) as error:
         raise InputError(f"{checkpoint} does not fit {name}: expected its state dict ({str(error)[:200]})") from error
     return model.eval(), [str(c) for c in range(count)], (224, 224)
+
+
+def draw(
+    image: Path, out: Path, name: str, checkpoint: Path | None, target: str, method: str, layers: str | None,
+    delta: float | None, per_stage: bool,
+) -> str:  # fmt: skip
+    """The picture of `heatmaps` at `out`; gives the class. Raises InputError, too, for a name that is no picture's."""
+    if out.suffix not in (".png", ".jpg", ".pdf", ".svg"):
+        raise InputError(f"--out {out} is no picture: expected a name that ends in .png, .jpg, .pdf or .svg")
+    pixels, chosen, maps = heatmaps(image, classifier(name, checkpoint), target, method, layers, delta, per_stage)
+    with atomic(out) as temporary:
+        plotting.overlay_figure(pixels, maps, chosen).savefig(temporary, dpi=150)
+    return chosen
 
 
 def heatmaps(

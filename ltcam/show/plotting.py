@@ -21,8 +21,8 @@ from ltcam.data import Segmentation
 from ltcam.engine.cam import explain
 from ltcam.engine.tracing import trace
 from ltcam.engine.tricks import truncate
-from ltcam.experiment.evaluation import FLOATS, Config
-from ltcam.experiment.training import Trained
+from ltcam.experiment.checkpoints import Trained
+from ltcam.experiment.configs import FLOATS, Config
 from ltcam.files import atomic
 
 THUMBNAIL = 160  # pixels of the longer side: photographs appear at figure size only
