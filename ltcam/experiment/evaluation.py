@@ -64,14 +64,14 @@ def evaluate(
     with alone(out, "write"):
         known = _known(path, identity)
         counted = set(configurations(known))
-        journals.forget(out, counted)
-        missing = [c for c in dict.fromkeys(configs) if c not in counted]
+        workers, missing = processes(), [c for c in dict.fromkeys(configs) if c not in counted]
+        if workers.is_main_process:
+            journals.forget(out, counted)
         if missing:
-            digest = hashlib.sha256(json.dumps([identity, missing]).encode()).hexdigest()[:12]
-            workers = processes()
-            _measure(trained, data, missing, protocol, out / f"counts.{digest}", workers)
+            stem = out / f"counts.{hashlib.sha256(json.dumps([identity, missing]).encode()).hexdigest()[:12]}"
+            _measure(trained, data, missing, protocol, stem, workers)
             if workers.is_main_process:
-                rows = [row for batch in journals.read(out / f"counts.{digest}").values() for row in batch]
+                rows = [row for batch in journals.read(stem).values() for row in batch]
                 columns = ["name", "class", *metrics.CONFIG, "tp", "fp", "fn"]
                 measured = pd.DataFrame(rows, columns=columns).astype(FLOATS)
                 groups = dict(zip((entry.name for entry in data.entries), data.groups, strict=True))
@@ -79,7 +79,7 @@ def evaluate(
                 known = pd.concat([known, measured], ignore_index=True) if len(known) else measured
                 known = known.sort_values(["name", "class", *metrics.CONFIG], ignore_index=True, na_position="first")
                 provenance.save(known, path, started, **{**trained.about(data), **identity, "processes": workers.num_processes})
-                for journal in out.glob(f"counts.{digest}.*.partial.jsonl"):
+                for journal in out.glob(f"{stem.name}.*.partial.jsonl"):
                     journal.unlink()
             workers.wait_for_everyone()
             known = _known(path, identity)
@@ -95,8 +95,7 @@ def _measure(
     """Count this process's share of the batches that no journal has; each is written to its own journal as it is done."""
     done, batches = journals.read(stem), _batches(data, protocol.batch_size)
     journal = journals.place(stem, workers.process_index)
-    with writing(journal), journal.open("a+") as file:
-        file.truncate(journals.whole(journal))
+    with writing(journal), journal.open("a") as file:
         workers.wait_for_everyone()  # all have read what is done before anyone adds to it
         mine = [n for n in range(len(batches)) if n not in done][workers.process_index :: workers.num_processes]
         loaded = _loader(data, trained, protocol, [batches[n] for n in mine])
@@ -104,7 +103,7 @@ def _measure(
         for step, (number, samples) in enumerate(progress, 1):
             with torch.backends.cudnn.flags(allow_tf32=False):
                 rows = _count(trained, samples, configs, protocol)
-            file.write(json.dumps([number, rows]) + "\n")
+            file.write(journals.line(number, rows))
             file.flush()
             if step % 10 == 0:
                 log.info("%s %s: %d of %d batches", data.title, data.part, step, len(mine))

@@ -91,7 +91,7 @@ def test_where_nothing_can_be_locked_runs_go_on(tmp_path, monkeypatch, caplog):
     def flock(file, how):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    monkeypatch.setattr("fcntl.flock", flock)
     with locks.alone(tmp_path, "run"):
         pass
     assert "cannot be locked (No locks available): let no other run write there" in caplog.text
