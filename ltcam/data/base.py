@@ -88,7 +88,11 @@ class Segmentation(Dataset[Sample], ABC):
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:
         """(H, W) of each image, from its file's header. Raises DataError for a file that cannot be read."""
-        return [_size(entry.image) for entry in self.entries]
+        found = []
+        for entry in self.entries:
+            with _opened(entry.image) as image:
+                found.append((image.height, image.width))
+        return found
 
     @cached_property
     def labels(self) -> Tensor:
@@ -135,11 +139,6 @@ def read(path: Path, mode: str | None = None, upright: bool = False) -> NDArray[
         if image.mode.startswith("I"):  # 16 bits: PIL would take all above 255 for white
             image = Image.fromarray((np.asarray(image).astype(int) >> 8).clip(0, 255).astype(np.uint8))
         return np.array(image.convert(mode) if mode else image, dtype=np.uint8)
-
-
-def _size(path: Path) -> tuple[int, int]:
-    with _opened(path) as image:
-        return image.height, image.width
 
 
 @contextmanager

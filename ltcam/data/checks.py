@@ -24,7 +24,8 @@ from ltcam.data.magnetic_tile import KINDS
 from ltcam.files import data_root
 
 NEARLY = 10  # a mask of fewer pixels is nearly empty: the smallest real defect of Magnetic tile has 26
-Histogram = NDArray[np.int_]
+COLUMNS = ["part", "images", "defective", "free", "official", "good"]
+Result = tuple[list[str], NDArray[np.int_]]  # what is wrong with an image and its mask, and how often the mask holds each value
 
 
 @dataclass
@@ -36,10 +37,7 @@ class Report:
 
 
 def check(name: str, root: Path | None = None) -> Report:
-    """What data set `name` under `root` (`LTCAM_DATA` if None) holds and what is wrong with it.
-
-    Raises DataError for an unknown name or a data set that is not there.
-    """
+    """What data set `name` under `root` (`LTCAM_DATA` if None) holds and what is wrong; DataError where it is not there."""
     root = data_root() if root is None else root
     if presence.known(name) == "demo":
         parts = [datasets.load("demo", part) for part in ("train", "test")]
@@ -58,8 +56,7 @@ def _voc(folder: Path) -> Report:
         report.findings.append(f"{path} is missing: expected the list of part {part!r}; fetch the data set again")
     sums = {folder / path: digest for path, digest in presence.checksums("voc2012").items()}
     pairs = _decode([presence.files_of(folder, name) for name in sorted(set().union(*lists.values()))], None, sums)
-    good = set()
-    differ = []
+    good, differ = set(), []
     for (image, mask), (wrong, seen) in pairs.items():
         name = image.stem
         where = f" (listed in {', '.join(part for part, names in lists.items() if name in names)})"
@@ -73,7 +70,8 @@ def _voc(folder: Path) -> Report:
             except DataError as error:
                 wrong.append(str(error))
         report.findings += [w + where for w in wrong]
-        good |= set() if wrong else {name}
+        if not wrong:
+            good.add(name)
     expected = {**voc.OFFICIAL, "trainval": sum(voc.OFFICIAL.values())}
     rows = [(part, len(names), str(expected.get(part, "-")), len(good & set(names))) for part, names in lists.items()]
     report.table = pd.DataFrame(rows, columns=["part", "images", "official", "good"])
@@ -103,11 +101,10 @@ def _ksdd(folder: Path) -> Report:
     pairs = _decode([(e.image, e.mask) for e in ksdd.entries(folder, ksdd.ALL) if e.image in sums], None, sums)
     for part in ("test0", "test1", "test2", "all"):
         official = ksdd.entries(folder, ksdd.PARTS[part])
-        mine = [pairs[e.image, e.mask] for e in official if e.image in sums]
-        defective = sum(bool(seen[1:].any()) for _, seen in mine)
-        rows.append((part, len(mine), defective, len(mine) - defective, len(official), sum(not wrong for wrong, _ in mine)))
+        counts, good = _tally([pairs[e.image, e.mask] for e in official if e.image in sums])
+        rows.append((part, sum(counts), *counts, len(official), good))
     report.findings += [w for wrong, _ in pairs.values() for w in wrong]
-    report.table = pd.DataFrame(rows, columns=["part", "images", "defective", "free", "official", "good"])
+    report.table = pd.DataFrame(rows, columns=COLUMNS)
     return report
 
 
@@ -120,17 +117,15 @@ def _ksdd2(folder: Path) -> Report:
         left = [p for p in files if p.stem.removesuffix("_GT") not in numbers]
         report.notes += [f"{p} is {'a duplicate' if '(copy)' in p.name else 'none of its files'}: left out" for p in left]
         pairs = _decode([(where / f"{n}.png", where / f"{n}_GT.png") for n in numbers], "L")
-        wrong = [w for found, _ in pairs.values() for w in found]
-        defective = sum(bool(seen[1:].any()) for _, seen in pairs.values())
-        counts = (defective, len(pairs) - defective)
-        if len(pairs) != sum(official) or (not wrong and counts != official):
+        counts, good = _tally(list(pairs.values()))
+        found, expected = (f"{defective} + {free}" for defective, free in (counts, official))
+        if len(pairs) != sum(official) or (good == len(pairs) and counts != official):
             report.findings.append(
-                f"{where} has {counts[0]} + {counts[1]} images (defective + free), expected {official[0]} + "
+                f"{where} has {found} images (defective + free), expected {expected}: fetch the data set again"
             )
-            report.findings[-1] += f"{official[1]}: fetch the data set again"
-        report.findings += wrong
-        rows.append((part, len(pairs), *counts, " + ".join(map(str, official)), sum(not found for found, _ in pairs.values())))
-    report.table = pd.DataFrame(rows, columns=["part", "images", "defective", "free", "official", "good"])
+        report.findings += [w for wrong, _ in pairs.values() for w in wrong]
+        rows.append((part, len(pairs), *counts, expected, good))
+    report.table = pd.DataFrame(rows, columns=COLUMNS)
     return report
 
 
@@ -155,24 +150,28 @@ def _magnetic_tile(folder: Path) -> Report:
     return report
 
 
+def _tally(results: Sequence[Result]) -> tuple[tuple[int, int], int]:
+    """How many images are (defective, free), and how many have nothing wrong."""
+    defective = sum(bool(seen[1:].any()) for _, seen in results)
+    return (defective, len(results) - defective), sum(not wrong for wrong, _ in results)
+
+
 def _decode(
     pairs: Sequence[tuple[Path, Path]], mode: str | None = None, sums: Mapping[Path, str] | None = None
-) -> dict[tuple[Path, Path], tuple[list[str], Histogram]]:
-    """By (image, mask): what is wrong with them, and how often the mask holds each value (all zero if it cannot be read)."""
+) -> dict[tuple[Path, Path], Result]:
+    """By (image, mask); a mask that cannot be read holds nothing."""
 
-    def one(pair: tuple[Path, Path]) -> tuple[list[str], Histogram]:
-        arrays: list[NDArray[np.uint8] | None] = []
-        wrong = []
+    def one(pair: tuple[Path, Path]) -> Result:
+        arrays, wrong = {}, []
         for path, wanted in zip(pair, ("RGB", mode), strict=True):
             try:
-                arrays.append(_pixels(path, wanted, (sums or {}).get(path)))
+                arrays[path] = _pixels(path, wanted, (sums or {}).get(path))
             except DataError as error:
-                arrays.append(None)
                 wrong.append(str(error))
-        image, mask = arrays
-        if image is not None and mask is not None and image.shape[:2] != mask.shape:
-            wrong.append(f"{pair[1]} has shape {mask.shape}, its image {image.shape[:2]}: expected the same; fetch both again")
-        return wrong, np.bincount(mask.ravel() if mask is not None else [], minlength=256)
+        sizes = [array.shape[:2] for array in arrays.values()]
+        if not wrong and sizes[0] != sizes[1]:
+            wrong.append(f"{pair[1]} has shape {sizes[1]}, its image {sizes[0]}: expected the same; fetch both again")
+        return wrong, np.bincount(arrays[pair[1]].ravel() if pair[1] in arrays else [], minlength=256)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(pairs, tqdm(pool.map(one, pairs), total=len(pairs), desc="reading", disable=None), strict=True))

@@ -15,30 +15,26 @@ KSDD2 = {"train": (246, 2085), "test": (110, 894)}  # defective, free
 
 
 def state(name: str, root: Path) -> str:
-    """present, subset, incomplete or absent; judged by names alone, where `check` opens the files.
-
-    Raises DataError where data/checksums is needed and not there.
-    """
+    """present, subset, incomplete or absent. Raises DataError where data/checksums is needed and not there."""
     if name == "demo":
         return "present"
     folder = root / FOLDERS[name]
     if not folder.is_dir():
         return "absent"
-    full = True
+    full, wanted = True, 1
     if name == "voc2012":
         lists = lists_in(folder)
         files = [path for n in sorted(set().union(*lists.values())) for path in files_of(folder, n)]
         full = is_official(lists)
     elif name == "ksdd2":
         files = [path.with_name(f"{path.stem}_GT.png") for path in folder.glob("t*/*.png") if path.stem.isdigit()]
-        if len(files) != sum(map(sum, KSDD2.values())):
-            return "incomplete"
+        wanted = sum(map(sum, KSDD2.values()))
     else:
         files = [folder / path for path in checksums(name)]
     if name == "ksdd":  # a subset is of whole commutators
         full = all(path.parent.is_dir() for path in files)
         files = [path for path in files if path.parent.is_dir()]
-    if not files or not all(path.is_file() for path in files):
+    if len(files) < wanted or not all(path.is_file() for path in files):
         return "incomplete"
     return "present" if full else "subset"
 
@@ -50,10 +46,7 @@ def known(name: str) -> str:
 
 
 def checksums(name: str) -> dict[str, str]:
-    """SHA-256 of its images and masks by path in the data set's folder; of ksdd2 the archive's is known, which `get` compares.
-
-    Raises DataError if the list is not there.
-    """
+    """SHA-256 of its images and masks by path in its folder, none of ksdd2. Raises DataError if the list is not there."""
     if name == "ksdd2":
         return {}
     path = CHECKSUMS / f"{name}.sha256"

@@ -41,25 +41,22 @@ class Trained:
 
     def about(self, data: Segmentation) -> dict[str, Any]:
         """Provenance of what is measured with this model on `data`."""
-        images = {"part": len(data), "scored": len(data.scored)}
-        about = {"data": data.title, "part": data.part, "fingerprint": data.fingerprint}
-        measured = {**about, "images": images, "tf32": False}
-        return {**measured, "recipe": asdict(self.recipe), "source": self.record["source"], "trained": self.record["last"]}
+        return {
+            "data": data.title, "part": data.part, "fingerprint": data.fingerprint,
+            "images": {"part": len(data), "scored": len(data.scored)}, "tf32": False,
+            "recipe": asdict(self.recipe), "source": self.record["source"], "trained": self.record["last"],
+        }  # fmt: skip
 
 
 def load_checkpoint(path: Path, device: str | torch.device | None = None) -> Trained:
     """The model that `train` left at `path`, in eval mode. Raises MissingError or InputError for another file."""
     state = load(path)
-    if not {"model", "record"} <= state.keys():
-        raise InputError(f"{path} is no checkpoint of ltcam train: expected its checkpoint.pt")
     try:
-        record = state["record"]
-        recipe = Recipe(**record["recipe"])
-        hidden = None if recipe.head == "gap" else state["model"]["classifier.0.bias"].numel()
-        model = vgg16(len(record["classes"]), recipe.head, None, hidden, recipe.width)
-        model.load_state_dict(state["model"])
-        size = (record["size"][0], record["size"][1])
-        classes = tuple(record["classes"])
+        record, weights = state["record"], state["model"]
+        recipe, classes, size = Recipe(**record["recipe"]), tuple(record["classes"]), (record["size"][0], record["size"][1])
+        hidden = None if recipe.head == "gap" else weights["classifier.0.bias"].numel()
+        model = vgg16(len(classes), recipe.head, None, hidden, recipe.width)
+        model.load_state_dict(weights)
     except (AttributeError, KeyError, IndexError, TypeError, RuntimeError) as error:
         raise InputError(f"{path} is no checkpoint of ltcam train ({error}): expected its checkpoint.pt") from error
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -53,14 +54,13 @@ def _computed(
     """Of every image (mirrors, ...): what the frozen stages make of it and its mirror images. Each image is computed by itself
     and kept, so other seeds, folds and hold-outs find the same."""
     flips = [(), (-1,)] if fit.upright else [(), (-1,), (-2,), (-2, -1)]
-    mirrored = Labelled(fit, size, _Mirrors(flips[:1] if recipe.augment == "none" else flips))
+    mirrored = Labelled(fit, size, partial(_mirrors, flips[:1] if recipe.augment == "none" else flips))
     key = json.dumps([str(device), *map(_digest, frozen.parameters())])
     if key not in _KEPT:
         _KEPT.clear()
     kept = _KEPT.setdefault(key, {})
     images = [_digest(mirrored[i][0]) for i in range(len(mirrored))]
-    missing = list({image: i for i, image in enumerate(images) if image not in kept}.values())
-    if missing:
+    if missing := list({image: i for i, image in enumerate(images) if image not in kept}.values()):
         log.info("%s: %d frozen stages' features of %d images, computed once", recipe.data, recipe.frozen, len(missing))
         each = nn.Sequential(nn.Flatten(0, 1), frozen)  # a batch of one image is one of its mirror images
         found = predict(each, Subset(mirrored, missing), 1, device)
@@ -69,14 +69,9 @@ def _computed(
     return [kept[image] for image in images]
 
 
-class _Mirrors:
+def _mirrors(flips: Sequence[tuple[int, ...]], image: Tensor) -> Tensor:
     """(3, H, W) -> (mirrors, 3, H, W)."""
-
-    def __init__(self, flips: Sequence[tuple[int, ...]]) -> None:
-        self.flips = flips
-
-    def __call__(self, image: Tensor) -> Tensor:
-        return torch.stack([image.flip(dims) for dims in self.flips])
+    return torch.stack([image.flip(dims) for dims in flips])
 
 
 def _digest(tensor: Tensor) -> str:

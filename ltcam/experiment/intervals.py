@@ -54,6 +54,11 @@ def interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
     return float(mean[0]), float(low), float(high)
 
 
+def ends(values: NDArray[np.float64], first: str = "value", low: str = "ci_low", high: str = "ci_high") -> dict[str, float]:
+    """`interval` under the names of columns."""
+    return dict(zip((first, low, high), interval(values), strict=True))
+
+
 def verdict(values: NDArray[np.float64]) -> str:
     """Of a margin: it "holds" where its interval and its value in every training are above zero, "does not hold" where all are
     below, else it is a "tie"."""

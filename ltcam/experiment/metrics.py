@@ -66,9 +66,8 @@ def split(counts: pd.DataFrame) -> list[tuple[str, list[pd.DataFrame]]]:
 
 
 def _scores(counts: pd.DataFrame) -> pd.DataFrame:
-    mean = (
-        by_class(counts).groupby(CONFIG, sort=False, dropna=False)[["IoU", "Precision", "Recall", "F1"]].mean().add_prefix("m")
-    )
+    groups = by_class(counts).groupby(CONFIG, sort=False, dropna=False)
+    mean = groups[["IoU", "Precision", "Recall", "F1"]].mean().add_prefix("m")
     return mean.join(_rates(counts.groupby(CONFIG, sort=False, dropna=False)[["tp", "fp", "fn"]].sum()))
 
 

@@ -85,8 +85,10 @@ class Study:
         for training in trainings:
             checkpoint = train(training.recipe, runs / training.name)
             for file in ("train", "labels"):
-                for suffix in (".csv", ".json"):
-                    _copy(runs / training.name / f"{file}{suffix}", out / training.name / f"{file}{suffix}")
+                for name in (f"{training.name}/{file}.csv", f"{training.name}/{file}.json"):
+                    if runs != out:
+                        with files.atomic(out / name) as temporary:
+                            shutil.copyfile(runs / name, temporary)
             score = pd.read_csv(out / training.name / "labels.csv")["AP"].mean()
             rows.append([*training[:3], score, sha256(checkpoint)])
         table = pd.DataFrame(rows, columns=["name", "seed", "fold", "mAP", "checkpoint"])
@@ -149,19 +151,14 @@ class Study:
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        trainings = self.table.to_dict("records")
-        return {**self.trained.about(self.test), "trainings": trainings}
+        return {**self.trained.about(self.test), "trainings": self.table.to_dict("records")}
 
 
 def known(folder: Path, role: Role = "test") -> pd.DataFrame:
     """`Study.known` of the files in `folder` alone: neither data nor checkpoints are needed. Empty where there are none."""
-    path = folder / "trainings.csv"
-    table = (
-        pd.read_csv(path, keep_default_na=False, dtype=str)
-        if path.is_file()
-        else pd.DataFrame({"name": [""], "seed": "", "fold": ""})
-    )
-    found = []
+    path, table, found = folder / "trainings.csv", pd.DataFrame({"name": [""], "seed": "", "fold": ""}), []
+    if path.is_file():
+        table = pd.read_csv(path, keep_default_na=False, dtype=str)
     for row in table.itertuples(index=False):
         counts = _place(folder / str(row.name), role) / "counts.csv.gz"
         if not counts.is_file():
@@ -177,9 +174,3 @@ def _named(counts: pd.DataFrame, row: Any, role: Role) -> pd.DataFrame:
 
 def _place(folder: Path, role: Role) -> Path:
     return folder if role == "test" else folder / role
-
-
-def _copy(source: Path, target: Path) -> None:
-    if source != target:
-        with files.atomic(target) as temporary:
-            shutil.copyfile(source, temporary)

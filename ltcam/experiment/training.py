@@ -28,7 +28,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from ltcam import data as datasets
-from ltcam.data import Segmentation
 from ltcam.errors import DivergedError, InputError
 from ltcam.experiment import provenance
 from ltcam.experiment.checkpoints import Trained, begun_by, load_checkpoint, save
@@ -115,7 +114,9 @@ def _train(recipe: Recipe, out: Path, device: str | torch.device | None) -> Path
     held_out = datasets.load(recipe.data, recipe.test)
     scores = predict(model, Labelled(held_out, size), recipe.batch_size, device)
     if workers.is_main_process:
-        labels = _label_table(label_scores(scores, held_out.labels), held_out)
+        precision, images = label_scores(scores, held_out.labels), held_out.labels.sum(dim=0).int()
+        rows = [(held_out.classes[c], int(images[c]), ap) for c, ap in zip(precision.index.tolist(), precision, strict=True)]
+        labels = pd.DataFrame(rows, columns=["class", "images", "AP"])
         log.info("%s: mAP %.4f on part %s", recipe.data, labels["AP"].mean(), recipe.test)
         made = {"images": {"train": len(fit), "test": len(held_out)}, "device": str(device), "processes": workers.num_processes}
         about = {**record, "test": held_out.fingerprint, "checkpoint": sha256(kept), **made}
@@ -215,9 +216,3 @@ def _batches(model: nn.Module, data: Inputs, batch_size: int, device: torch.devi
 def _order(images: int, batch_size: int) -> list[list[int]]:
     """The numbers of the images in each batch, drawn as one process draws them."""
     return [batch.tolist() for (batch,) in DataLoader(TensorDataset(torch.arange(images)), batch_size, shuffle=True)]
-
-
-def _label_table(scores: pd.Series[float], held_out: Segmentation) -> pd.DataFrame:
-    counts = held_out.labels.sum(dim=0).int().tolist()
-    rows = [{"class": held_out.classes[int(c)], "images": counts[int(c)], "AP": ap} for c, ap in scores.items()]  # type: ignore[call-overload]
-    return pd.DataFrame(rows, columns=["class", "images", "AP"])

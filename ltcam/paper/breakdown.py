@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ltcam.data import Segmentation
 from ltcam.experiment.configs import Config, configurations
-from ltcam.experiment.intervals import DRAWS, VERDICTS, draws, interval, verdict
+from ltcam.experiment.intervals import DRAWS, VERDICTS, draws, ends, verdict
 
 QUANTILES = 5
 AMOUNTS = {"area": "{:.2g} to {:.2g}%", "overlap": "{:.2g} to {:.2g}"}  # grouped by fifths, named by their range
@@ -19,15 +19,11 @@ Gain = tuple[Config, Config]  # with and without
 
 
 def pairs(data: Segmentation) -> pd.DataFrame:
-    """Every scored (image, class) pair with what it can be grouped by: one row each.
-
-    Columns name, class (its number), kind (the class's name, or the defect's type), area (percent of the image that it covers,
-    void not counted), classes (how many the image has).
-    """
+    """A row a scored (image, class) pair: name, class (its number), kind (the class's name, or the defect's type), area (percent
+    of the image that it covers), classes (how many the image has)."""
     rows = []
     for i in data.scored:
-        mask, entry = data.mask(i), data.entries[i]
-        present = [int(c) for c in data.labels[i].nonzero().flatten()]
+        mask, entry, present = data.mask(i), data.entries[i], data.labels[i].nonzero().flatten().tolist()
         for c in present:
             area = 100 * float((mask == c + 1).mean())
             rows.append([entry.name, c, entry.kind or data.classes[c], area, len(present)])
@@ -69,10 +65,10 @@ def table(
             scores = draws(counts.merge(chosen[["name", "class"]]), "IoU", number=number)
             about = {"by": by, "group": group, "images": chosen["name"].nunique(), "area": chosen["area"].median()}
             for name, config in configs.items():
-                rows.append(about | {"row": name} | _ends(scores[config]))
+                rows.append(about | {"row": name} | ends(scores[config]))
             for name, (with_it, without) in gains.items():
                 margin = scores[with_it] - scores[without]
-                rows.append(about | {"row": name} | _ends(margin) | {"verdict": VERDICTS[verdict(margin)]})
+                rows.append(about | {"row": name} | ends(margin) | {"verdict": VERDICTS[verdict(margin)]})
     return pd.DataFrame(rows)
 
 
@@ -105,9 +101,5 @@ def correlations(each: pd.DataFrame, gains: Sequence[str], number: int = DRAWS, 
     for g, gain in enumerate(gains):
         for a, amount in enumerate(amounts, len(gains)):
             said = {"better": "rises", "worse": "falls", "tie": "tie"}[VERDICTS[verdict(both[:, g, a])]]
-            found.append({"gain": gain, "amount": amount, "images": len(rows)} | _ends(both[:, g, a]) | {"verdict": said})
+            found.append({"gain": gain, "amount": amount, "images": len(rows)} | ends(both[:, g, a]) | {"verdict": said})
     return pd.DataFrame(found)
-
-
-def _ends(values: NDArray[np.float64]) -> dict[str, float]:
-    return dict(zip(("value", "ci_low", "ci_high"), interval(values), strict=True))

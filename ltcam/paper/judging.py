@@ -71,8 +71,7 @@ def judge(
         sure: dict[str, Any] = {}
         if least is not None:
             verdict = intervals.verdict(least)
-            sure = dict(zip(("margin", "ci_low", "ci_high"), intervals.interval(least), strict=True))
-            sure["trainings"] = intervals.agreement(least)
+            sure = {**intervals.ends(least, "margin"), "trainings": intervals.agreement(least)}
         in_paper, printed = _decide(claim, _published(claim))
         rows.append({
             "claim": claim.statement, "section": claim.section, "quote": claim.quote, "verdict": verdict,

@@ -24,10 +24,7 @@ from ltcam.show import plotting
 
 
 def areas(data: Segmentation) -> pd.DataFrame:
-    """A row a scored image and class that its label names: name, class, kind, area in percent of its non-void pixels, 0 to 100.
-
-    0 where the mask has none of a class that the label names. Raises DataError for a mask that cannot be read.
-    """
+    """A row a scored image and class that its label names: name, class, kind, area in percent of its non-void pixels."""
     rows = []
     for i in data.scored:
         pixels, entry = np.bincount(data.mask(i).ravel(), minlength=VOID + 1), data.entries[i]
@@ -51,15 +48,18 @@ def summary(data: Segmentation) -> pd.DataFrame:
 def against_cell(data: Segmentation) -> dict[str, float]:
     """Percent: median of `areas`, area of a cell of VGG16's S5, share of areas smaller, IoU of the median plus a cell."""
     area, cell = areas(data)["area"], 100 / ((data.size[0] // 32) * (data.size[1] // 32))
-    median = area.median()
-    return {"median": median, "cell": cell, "smaller": 100 * (area < cell).mean(), "IoU": 100 * median / (median + cell)}
+    return {
+        "median": (median := area.median()),
+        "cell": cell,
+        "smaller": 100 * (area < cell).mean(),
+        "IoU": 100 * median / (median + cell),
+    }
 
 
 def samples_figure(data: Segmentation, count: int = 8) -> Figure:
     """`count` images, a column each: plain, and with the mask of one class outlined; its name (or kind) and area as title.
 
-    Of the classes in turn, evenly spread over each one's areas; of an image's classes one at random.
-    Raises InputError where there is nothing to show.
+    Of the classes in turn, evenly spread over each one's areas. Raises InputError where there is nothing to show.
     """
     table = areas(data).sample(frac=1, random_state=0).drop_duplicates("name")
     groups = [t.sort_values(["area", "name"]) for t in by_class(table).values()]
@@ -82,10 +82,7 @@ def areas_figure(tables: Mapping[str, pd.DataFrame]) -> Figure:
 
 def bench(name: str, part: str, workers: int = os.cpu_count() or 1, batch: int = 8) -> pd.DataFrame:
     """Images/s of loading and preprocessing alone, here and in `workers` processes, against those of VGG16's `trace` of a class
-    an image at the data set's input size, on a GPU where there is one: step, images/s, ratio to the last.
-
-    Everything runs once before it is timed: files are in the system's cache. Raises DataError, and InputError for batch < 1.
-    """
+    an image at the data set's input size, on a GPU where there is one; all with files in the system's cache."""
     whole("batch", batch)
     data, device = datasets.load(name, part), "cuda" if torch.cuda.is_available() else "cpu"
     labelled, network = Labelled(data, data.size), vgg16(len(data.classes), weights=None).to(device)
