@@ -85,10 +85,8 @@ def _all_at_once(trace: Trace, needed: dict[Options, set[str]]) -> dict[Options,
         step = max(1, CHUNK.get(gradient.device.type, CHUNK["cuda"]) // gradient[0].numel())
         parts = [slice(start, start + step) for start in range(0, len(gradient), step)]
         for per in get_args(Scope):
-            chosen = [
-                o for o in needed if name in needed[o] and o.per == per and (o.method == "fullgrad") == (bias is not None)
-            ]
-            if chosen:
+            its = [o for o in needed if name in needed[o] and (o.method == "fullgrad") == (bias is not None)]
+            if chosen := [o for o in its if o.per == per]:
                 values = (trace.activation(name, part) if bias is None else bias for part in parts)
                 maps = [_cut(wide(v), wide(gradient[part]), chosen) for v, part in zip(values, parts, strict=True)]
                 for options, pieces in zip(chosen, zip(*maps, strict=True), strict=True):

@@ -42,10 +42,7 @@ class Trace:
         return self._gradients[self._known(name)]
 
     def select(self, layers: str | Sequence[str] | None) -> list[str]:
-        """Names of traced layers by name, stage label ("S5"), range of labels ("S3-S5") or a sequence of these; None: all.
-
-        Raises InputError for what was not traced.
-        """
+        """Names of traced layers by name, stage label ("S5"), range of labels ("S3-S5") or a sequence of these; None: all."""
         if layers is None:
             return list(self.layers)
         if isinstance(layers, list | tuple):
@@ -59,10 +56,7 @@ class Trace:
         )
 
     def terms(self, layers: str | Sequence[str] | None = None) -> list[Bias]:
-        """FullGrad's bias terms that have a place, of the layers that `select` gives; None: all.
-
-        Raises InputError for a trace without them, and as `select` does.
-        """
+        """FullGrad's bias terms that have a place, of the layers that `select` gives; None: all."""
         if self.inputs is None:
             raise InputError("method 'fullgrad' needs the gradients at the biases: trace(..., fullgrad=True)")
         chosen = self.select(layers)

@@ -42,10 +42,8 @@ def trace(
     reshape  turns a layer's output into (N, K, h, w) where it is not: the tokens of a vision transformer
     create_graph  keep the graph, so that a loss of the maps reaches the weights (and the images, if they require grad)
 
-    The model runs in eval mode and is left exactly as it was: modes, requires_grad, .grad, no hooks, also after an exception.
-    Gradients are of the activations alone; those of the weights are never computed. DataParallel and torch.compile'd models run
-    as the module inside, without either. Raises InputError for images, targets, layers or a reshape that do not fit, and for a
-    model whose logits do not depend on a layer through autograd.
+    The model runs in eval mode and is left exactly as it was, also after an exception: modes, requires_grad, .grad, no hooks.
+    DataParallel and torch.compile'd models run as the module inside, without either. Raises InputError for what does not fit.
     """
     model = unwrap(model)
     _check(model, images)

@@ -64,8 +64,6 @@ class Protocol:
     outputs   where the stages S1 to S5 are read, as in `ltcam.engine.stages.stages`
     size      (height, width) of the input; None: what the model was trained at
     bfloat16  autocast of the forward and the backward, channels last; the maps are summed in float32 all the same
-
-    Raises InputError for a label or an output that is unknown, and a batch size that is no whole number above 0.
     """
 
     batch_size: int = 8

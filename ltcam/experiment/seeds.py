@@ -45,8 +45,7 @@ def export(trained: Trained, part: str, config: Config, out: Path, batch_size: i
     """Write the seeds of every image with a class in part `part` of the data the model was trained on; returns their number.
 
     `out/seeds.json` says what they are made of. A file has its name only when it is whole, so an interrupted call goes on with
-    the batches that lack one. Raises InputError for a configuration or a batch size that does not exist and for a folder with
-    seeds of other settings, and DataError for data that are not there or not those of the training.
+    the batches that lack one. Raises InputError for a folder with seeds of other settings.
     """
     data, protocol = trained.load(part), Protocol(batch_size)
     settings = {

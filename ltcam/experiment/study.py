@@ -46,10 +46,7 @@ class Training(NamedTuple):
 
 
 def planned(data: str, recipe: Mapping[str, Any], seeds: Sequence[int] = (), folds: int = 0) -> list[Training]:
-    """Every training of a profile. recipe: fields of `Recipe`; fold f trains on its part `train<f>`, and holds out `test<f>`.
-
-    Raises InputError for folds without seeds.
-    """
+    """Every training of a profile. recipe: fields of `Recipe`; fold f trains on part `train<f>` and holds out `test<f>`."""
     base = Recipe(data=data, **recipe)
     if folds and not seeds:
         raise InputError(f"folds={folds} without seeds: expected seeds too, e.g. [0]")
@@ -64,10 +61,7 @@ def planned(data: str, recipe: Mapping[str, Any], seeds: Sequence[int] = (), fol
 
 
 class Study:
-    """The trainings that notebook 01 has left of data set `data` in `profile`.
-
-    Raises MissingError where there are none.
-    """
+    """The trainings that notebook 01 has left of data set `data` in `profile`; MissingError where there are none."""
 
     def __init__(self, profile: str, data: str) -> None:
         self.profile, self.data = profile, data

@@ -32,8 +32,7 @@ def vgg16(
             4096), else 1024; a width that is not the source's starts at random
     width   divides every channel count: a toy of the same 31 modules, for tests; 1 with "imagenet"
 
-    `model.source` says where the weights came from. Raises InputError for an unknown head, a number that is none and an
-    impossible combination.
+    `model.source` says where the weights came from.
     """
     if head not in ("fc", "gap"):
         raise InputError(f"head={head!r} is unknown: expected 'fc' or 'gap'")

@@ -85,24 +85,16 @@ def measure(
     varied: Sequence[str] = tuple(ROWS),
     others: Sequence[str] = (),
 ) -> dict[Run, pd.DataFrame]:
-    """The counts of every run on the held-out part, as `ltcam.experiment.study` gives and keeps them.
-
-    Those of the defaults are kept with each training, of other protocols in its folder `ablations`.
+    """The counts of every run on the held-out part; of other protocols they are kept in each training's folder `ablations`.
 
     protocols  what of `PROTOCOLS` to change: each is a pass over the images of its own
     varied     the rows of which options are changed, beside the paper's seven
-    others     other trainings of the model, by their folders in the study's; the rows are measured where there is a checkpoint,
-               else counts do
-
-    Raises InputError for a protocol or a row that does not exist, and DataError for data that are not there.
+    others     other trainings of the model, by their folders in the study's: measured where a checkpoint is, else counts do
     """
     if unknown := [name for name in (*protocols, *varied) if name not in (*PROTOCOLS, *ROWS)]:
         raise InputError(f"{unknown[0]!r} cannot be changed: expected protocols of {PROTOCOLS} and rows of {tuple(ROWS)}")
-    rows, protocol, size = (
-        list(dict.fromkeys([*ROWS.values(), *paper.SEVEN.values()])),
-        Protocol(batch_size),
-        LARGER[study.data],
-    )
+    rows, size = list(dict.fromkeys([*ROWS.values(), *paper.SEVEN.values()])), LARGER[study.data]
+    protocol = Protocol(batch_size)
     others_of = {
         "labels": ("predicted", replace(protocol, labels="predicted")),
         "outputs": ("relu", replace(protocol, outputs="relu")),

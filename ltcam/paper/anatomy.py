@@ -56,8 +56,7 @@ def overlap(signs: pd.DataFrame) -> pd.DataFrame:
     """
     deepest = signs[signs["stage"] == signs["stage"].max()]
     ratio = deepest["negative"] / deepest["positive"].where(deepest["positive"] > 0)
-    found: pd.DataFrame = deepest[["name", "class"]].assign(overlap=ratio)
-    return found
+    return pd.DataFrame({"name": deepest["name"], "class": deepest["class"], "overlap": ratio})
 
 
 def stages(traced: Trace, deltas: Sequence[float | None] = DELTAS) -> Iterator[list[Any]]:
@@ -82,7 +81,6 @@ def measure(trained: Trained, batch_size: int = 8, images: int | None = None) ->
     """`signs` and `stages` of every scored pair of the part that `trained` has not seen: two tables, a row each.
 
     Pairs go by the columns name and class, stages by their labels. images: just the first so many.
-    Raises DataError for data that are not there.
     """
     data = datasets.load(trained.recipe.data, trained.recipe.test)
     weight = next(trained.model.parameters())

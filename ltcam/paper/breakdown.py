@@ -19,8 +19,8 @@ Gain = tuple[Config, Config]  # with and without
 
 
 def pairs(data: Segmentation) -> pd.DataFrame:
-    """A row a scored (image, class) pair: name, class (its number), kind (the class's name, or the defect's type), area (percent
-    of the image that it covers), classes (how many the image has)."""
+    """A row a scored (image, class) pair: name, class (its number), kind (the class's name, or the defect's type), area
+    (percent of the image that it covers), classes (how many the image has)."""
     rows = []
     for i in data.scored:
         mask, entry, present = data.mask(i), data.entries[i], data.labels[i].nonzero().flatten().tolist()

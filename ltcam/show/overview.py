@@ -48,12 +48,8 @@ def summary(data: Segmentation) -> pd.DataFrame:
 def against_cell(data: Segmentation) -> dict[str, float]:
     """Percent: median of `areas`, area of a cell of VGG16's S5, share of areas smaller, IoU of the median plus a cell."""
     area, cell = areas(data)["area"], 100 / ((data.size[0] // 32) * (data.size[1] // 32))
-    return {
-        "median": (median := area.median()),
-        "cell": cell,
-        "smaller": 100 * (area < cell).mean(),
-        "IoU": 100 * median / (median + cell),
-    }
+    median = area.median()
+    return {"median": median, "cell": cell, "smaller": 100 * (area < cell).mean(), "IoU": 100 * median / (median + cell)}
 
 
 def samples_figure(data: Segmentation, count: int = 8) -> Figure:

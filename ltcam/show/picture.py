@@ -22,8 +22,7 @@ Classifier = tuple[nn.Module, Sequence[str], tuple[int, int]]  # in eval mode, i
 def classifier(name: str, checkpoint: Path | None) -> Classifier:
     """A checkpoint of `ltcam train`, a state dict of the torchvision model `name`, or (None) torchvision's own weights.
 
-    Classes of a state dict are "0", "1", ... Raises InputError for an unknown name or a checkpoint that does not fit, and
-    UnavailableError where torchvision's weights cannot be downloaded.
+    Classes of a state dict are "0", "1", ...
     """
     if name not in list_models(module=None):
         raise InputError(f"model {name!r} is not in torchvision: expected one of torchvision.models.list_models()")
@@ -64,8 +63,7 @@ def heatmaps(
 ) -> tuple[Tensor, str, dict[str, Tensor]]:
     """The image (3, H, W) uint8, the class explained, and {title: heatmap (H, W)}: the fused one, before it each stage's own.
 
-    target: a class by name or index, or "" for the one of the largest logit. Raises DataError for an image that cannot be read
-    and InputError for a class that the model does not have, or as `ltcam.explain` does.
+    target: a class by name or index, or "" for the one of the largest logit.
     """
     network, classes, size = model
     if target and target not in classes and not target.isdecimal():
