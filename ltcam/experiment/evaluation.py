@@ -12,18 +12,19 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ltcam import data as datasets
-from ltcam.data import Segmentation
+from ltcam.data import Sample, Segmentation
 from ltcam.engine.bins import heatmaps, maps_of
 from ltcam.engine.stages import stages
 from ltcam.engine.tracing import trace
@@ -110,7 +111,7 @@ def _measure(
     workers.wait_for_everyone()
 
 
-def _count(trained: Trained, samples: list[_Input], configs: Sequence[Config], protocol: Protocol) -> list[list[Any]]:
+def _count(trained: Trained, samples: list[Sample], configs: Sequence[Config], protocol: Protocol) -> list[list[Any]]:
     """`_count_batch`, in halves where the GPU's memory does not hold the batch."""
     try:
         return _count_batch(trained, samples, configs, protocol)
@@ -124,7 +125,7 @@ def _count(trained: Trained, samples: list[_Input], configs: Sequence[Config], p
     return [row for part in (samples[:half], samples[half:]) for row in _count(trained, part, configs, protocol)]
 
 
-def _count_batch(trained: Trained, samples: list[_Input], configs: Sequence[Config], protocol: Protocol) -> list[list[Any]]:
+def _count_batch(trained: Trained, samples: list[Sample], configs: Sequence[Config], protocol: Protocol) -> list[list[Any]]:
     """The rows of one batch: one forward and one backward per class rank serve every configuration.
 
     Nothing but the counts leaves the device.
@@ -182,27 +183,14 @@ def _of_one_size(masks: Sequence[Tensor], pairs: list[list[int]]) -> Iterator[tu
         yield from ((numbers[i : i + step], size) for i in range(0, len(numbers), step))
 
 
-class _Input(NamedTuple):
-    """What is loaded of an image: the network's input (3, h, w), its label, mask (H, W) and name."""
-
-    image: Tensor
-    label: Tensor
-    mask: Tensor
-    name: str
+def _loader(data: Segmentation, trained: Trained, protocol: Protocol, batches: list[list[int]]) -> DataLoader[Sample]:
+    """Lists of samples, the images as they enter the network."""
+    collate = partial(_preprocessed, protocol.size or trained.size)
+    return loader(data, next(trained.model.parameters()).device, batch_sampler=batches, collate_fn=collate)
 
 
-class _Inputs(Dataset[_Input]):
-    def __init__(self, data: Segmentation, size: tuple[int, int]) -> None:
-        self.data, self.size = data, size
-
-    def __getitem__(self, index: int) -> _Input:
-        image, label, mask, name = self.data[index]
-        return _Input(datasets.preprocess(image, self.size), label, mask, name)
-
-
-def _loader(data: Segmentation, trained: Trained, protocol: Protocol, batches: list[list[int]]) -> DataLoader[_Input]:
-    inputs = _Inputs(data, protocol.size or trained.size)
-    return loader(inputs, next(trained.model.parameters()).device, batch_sampler=batches, collate_fn=list)
+def _preprocessed(size: tuple[int, int], samples: list[Sample]) -> list[Sample]:
+    return [sample._replace(image=datasets.preprocess(sample.image, size)) for sample in samples]
 
 
 def _batches(data: Segmentation, batch_size: int) -> list[list[int]]:

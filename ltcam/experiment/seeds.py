@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ltcam.data import Sample
 from ltcam.engine.cam import fused, layer_maps
 from ltcam.engine.tracing import trace
 from ltcam.engine.tricks import normalized
@@ -35,7 +36,7 @@ from ltcam.errors import InputError
 from ltcam.experiment import provenance
 from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.configs import Config, Protocol
-from ltcam.experiment.evaluation import _Input, _loader
+from ltcam.experiment.evaluation import _loader
 from ltcam.files import atomic
 
 STRIDE = 4  # of "cam"
@@ -68,7 +69,7 @@ def export(trained: Trained, part: str, config: Config, out: Path, batch_size: i
     return len(images)
 
 
-def _seeds(trained: Trained, samples: list[_Input], config: Config) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
+def _seeds(trained: Trained, samples: list[Sample], config: Config) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
     """(name, dictionary) of each image of a batch, from one trace."""
     images = torch.stack([s.image for s in samples]).to(next(trained.model.parameters()))
     options = config.options

@@ -71,7 +71,8 @@ def _train(recipe: Recipe, out: Path, device: str | torch.device | None) -> Path
             log.warning("%s: another recipe or other data made the run in %s; training anew", recipe.data, out)
             kept.unlink(missing_ok=True)
             last.unlink()
-    if state and "model" not in state and kept.is_file():
+    begun = state if "model" in state else {}
+    if state and not begun and kept.is_file():
         log.info("%s: trained already", recipe.data)
         return kept
 
@@ -84,13 +85,13 @@ def _train(recipe: Recipe, out: Path, device: str | torch.device | None) -> Path
     size = recipe.size or fit.size
     train_set, trainable = prepare(model, fit, size, recipe, device)
     optimizer, schedule = _optimizer(model, recipe, steps=-(-len(fit) // recipe.batch_size))
-    if "model" in state:
-        if state["source"] != asdict(model.source):
-            raise InputError(f"{last} began with {state['source']['name']}, now the weights are {model.source.name}: delete it")
-        for part, name in ((model, "model"), (optimizer, "optimizer"), (schedule, "schedule")):
-            part.load_state_dict(state[name])
-    history: list[dict[str, float]] = state.get("history", []) if "model" in state else []
-    record = {**identity, "classes": list(fit.classes), "size": list(size), "source": asdict(model.source)}
+    source, parts = asdict(model.source), {"model": model, "optimizer": optimizer, "schedule": schedule}
+    if begun and begun["source"] != source:
+        raise InputError(f"{last} began with {begun['source']['name']}, now the weights are {source['name']}: delete it")
+    for name, part in parts.items() if begun else ():
+        part.load_state_dict(begun[name])
+    history: list[dict[str, float]] = begun.get("history", [])
+    record = {**identity, "classes": list(fit.classes), "size": list(size), "source": source}
 
     fitted = DistributedDataParallel(trainable) if workers.num_processes > 1 else trainable
     names, weights = [entry.name for entry in fit.entries], _rarity(fit.labels) if recipe.balance else None
@@ -104,8 +105,8 @@ def _train(recipe: Recipe, out: Path, device: str | torch.device | None) -> Path
         history.append({"epoch": epoch + 1, "loss": loss})
         log.info("%s: epoch %d/%d, loss %.4f", recipe.data, epoch + 1, recipe.epochs, loss)
         if workers.is_main_process:
-            states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-            save({"identity": identity, "source": asdict(model.source), "history": history, **states}, last)
+            states = {name: part.state_dict() for name, part in parts.items()}
+            save({"identity": identity, "source": source, "history": history, **states}, last)
 
     record["last"] = history[-1]
     if workers.is_main_process:
@@ -118,10 +119,12 @@ def _train(recipe: Recipe, out: Path, device: str | torch.device | None) -> Path
         rows = [(held_out.classes[c], int(images[c]), ap) for c, ap in zip(precision.index.tolist(), precision, strict=True)]
         labels = pd.DataFrame(rows, columns=["class", "images", "AP"])
         log.info("%s: mAP %.4f on part %s", recipe.data, labels["AP"].mean(), recipe.test)
-        made = {"images": {"train": len(fit), "test": len(held_out)}, "device": str(device), "processes": workers.num_processes}
-        about = {**record, "test": held_out.fingerprint, "checkpoint": sha256(kept), **made}
-        provenance.save(pd.DataFrame(history), out / "train.csv", started, **about)
-        provenance.save(labels, out / "labels.csv", started, **about)
+        about = {
+            **record, "test": held_out.fingerprint, "checkpoint": sha256(kept),
+            "images": {"train": len(fit), "test": len(held_out)}, "device": str(device), "processes": workers.num_processes,
+        }  # fmt: skip
+        for name, table in {"train": pd.DataFrame(history), "labels": labels}.items():
+            provenance.save(table, out / f"{name}.csv", started, **about)
         save({"identity": identity, "history": history}, last)  # without the model: finished
     workers.wait_for_everyone()
     return kept

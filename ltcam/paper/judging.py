@@ -50,7 +50,7 @@ def read(folder: Path, data: str) -> dict[str, pd.DataFrame]:
 def resample(folder: Path, data: str, number: int = DRAWS) -> dict[str, dict[str, Draws]]:
     """{part: {metric: draws}} for `judge`, from the counts of data set `data` in `folder`."""
     counts = {part: known(folder, part) for part in get_args(Role)}
-    columns = sorted({_column(claim, data) for claim in CLAIMS})
+    columns = sorted({_place(claim, data)[1] for claim in CLAIMS})
     return {part: {c: draws(table, c, number) for c in columns} for part, table in counts.items() if len(table)}
 
 
@@ -92,7 +92,7 @@ def _decide(claim: Claim, scores: Scores) -> tuple[str, str]:
 
 
 def _measured(claim: Claim, tables: Mapping[str, pd.DataFrame], data: str) -> Scores:
-    home, column = _home(claim, data), _column(claim, data)
+    home, column = _place(claim, data)
     everywhere = len(claim.needs) > 1  # a claim over several tables reads the data set's own comparison
     files = [f"table{home}" if everywhere and name == "table3" else name for name in claim.needs]
     scores: dict[str, dict[Config, float]] = {"test": {}, "train": {}}
@@ -102,27 +102,23 @@ def _measured(claim: Claim, tables: Mapping[str, pd.DataFrame], data: str) -> Sc
     return scores
 
 
-def _home(claim: Claim, data: str) -> int:
-    return claim.table if claim.table in COMPARED[data] else COMPARED[data][0]
-
-
-def _column(claim: Claim, data: str) -> str:
-    return (POOLED if _home(claim, data) == 4 else CLASS_MEANS)[claim.metric]
+def _place(claim: Claim, data: str) -> tuple[int, str]:
+    """The table of the seven methods that the claim is judged by, and the column."""
+    home = claim.table if claim.table in COMPARED[data] else COMPARED[data][0]
+    return home, (POOLED if home == 4 else CLASS_MEANS)[claim.metric]
 
 
 def _spread(claim: Claim, resampled: Mapping[str, Mapping[str, Draws]], data: str) -> NDArray[np.float64] | None:
     """The smallest margin (1 + DRAWS, trainings); None where the counts are not all there."""
-    column = _column(claim, data)
-    found = {part: columns[column] for part, columns in resampled.items()}
+    found = {part: columns[_place(claim, data)[1]] for part, columns in resampled.items()}
     shape = next(iter(found["test"].values())).shape
 
-    def least(place: tuple[int, ...]) -> float:
-        return min(
-            margin for margin, _ in claim.margins({p: {c: v[place] for c, v in some.items()} for p, some in found.items()})
-        )
-
     try:
-        return np.array([least(place) for place in np.ndindex(shape)]).reshape(shape)
+        margins = [
+            claim.margins({part: {c: float(v[place]) for c, v in some.items()} for part, some in found.items()})
+            for place in np.ndindex(shape)
+        ]
+        return np.array([min(margin for margin, _ in each) for each in margins]).reshape(shape)
     except KeyError:
         return None
 
