@@ -120,8 +120,7 @@ def export_seeds(
 
     asked = configs.Config.parse(config)
     trained = checkpoints.load_checkpoint(checkpoint)
-    count = seeds.export(trained, part or trained.recipe.train, asked, out, batch_size)
-    typer.echo(f"{out}: {count} images")
+    typer.echo(f"{out}: {seeds.export(trained, part or trained.recipe.train, asked, out, batch_size)} images")
 
 
 @app.command()

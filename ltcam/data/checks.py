@@ -96,8 +96,7 @@ def _ksdd(folder: Path) -> Report:
         report.findings.append(f"{folder} holds no commutator: expected kosNN/PartK.jpg; fetch the data set again")
     elif not full:
         report.notes.append(f"a subset: {len({p.parent for p in sums})} of {len(ksdd.ALL)} commutators are there")
-    others = sorted(p for p in folder.glob("kos*/*") if p not in sums)
-    report.notes += [f"{p} is none of its files: left out" for p in others]
+    report.notes += [f"{p} is none of its files: left out" for p in sorted(folder.glob("kos*/*")) if p not in sums]
     pairs = _decode([(e.image, e.mask) for e in ksdd.entries(folder, ksdd.ALL) if e.image in sums], None, sums)
     for part in ("test0", "test1", "test2", "all"):
         official = ksdd.entries(folder, ksdd.PARTS[part])
@@ -139,9 +138,8 @@ def _magnetic_tile(folder: Path) -> Report:
         mine = {mask: result for (_, mask), result in pairs.items() if mask.parts[-3] == f"MT_{kind}"}
         sizes = {mask: int(seen[128:].sum()) for mask, (_, seen) in mine.items() if seen.any() and kind != "Free"}
         few = {mask: size for mask, size in sizes.items() if size < NEARLY}
-        for mask, size in few.items():
-            what = f"nearly empty (pixels: {size})" if size else "empty"
-            report.notes.append(f"{mask} is {what}, as the authors ship it")
+        whats = {mask: f"nearly empty (pixels: {size})" if size else "empty" for mask, size in few.items()}
+        report.notes += [f"{mask} is {what}, as the authors ship it" for mask, what in whats.items()]
         good = sum(not found for found, _ in mine.values())
         rows.append((f"MT_{kind}", len(mine), good, sum(not n for n in few.values()), sum(map(bool, few.values()))))
     report.findings += [w for found, _ in pairs.values() for w in found]

@@ -84,8 +84,9 @@ def get(name: str, root: Path | None = None) -> Path:
         log.info("%s is complete at %s: nothing to fetch", source.title, target)
         return target
     if found != "absent":
-        said = f"{target} is {found} (`ltcam data check {name}` says more)"
-        raise DataError(f"{said} and is not overwritten: move it away to fetch the whole")
+        raise DataError(
+            f"{target} is {found} (`ltcam data check {name}` says more) and is not overwritten: move it away to fetch the whole"
+        )
     try:
         root.mkdir(parents=True, exist_ok=True)
         if archive.is_file():
@@ -96,8 +97,9 @@ def get(name: str, root: Path | None = None) -> Path:
         archives.unpack(archive, source.keep, source.size, _sums(name), target, root / f".{name}.partial")
         archive.unlink()
     except OSError as error:
-        what = f"{root} cannot be written ({error}): what has come of {source.file} is kept"
-        raise UnavailableError(f"{what}; mend that and run again") from error
+        raise UnavailableError(
+            f"{root} cannot be written ({error}): what has come of {source.file} is kept; mend that and run again"
+        ) from error
     return target
 
 

@@ -155,10 +155,10 @@ class CAM:
         targets: one an image: a class, or a function of the image's logits, such as that library's target objects; None is the
         largest logit. The logits of the same pass are then in `.logits`. Raises InputError as `trace` does.
         """
-        full = self.options.method == "fullgrad"
         traced = trace(
-            self.model, input_tensor, targets, self.target_layers, full, reshape=self.reshape, create_graph=self.create_graph
-        )
+            self.model, input_tensor, targets, self.target_layers, self.options.method == "fullgrad",
+            reshape=self.reshape, create_graph=self.create_graph,
+        )  # fmt: skip
         if traced.pairs[:, 0].tolist() != list(range(len(input_tensor))):
             raise InputError(
                 f"{len(traced.pairs)} targets for {len(input_tensor)} images: expected one an image; see ltcam.trace"

@@ -29,8 +29,7 @@ def stages(model: nn.Module, outputs: Outputs = "pool") -> dict[str, str]:
     model = unwrap(model)
     features = getattr(model, "features", None)
     if isinstance(features, nn.Sequential) and isinstance(features[-1], nn.MaxPool2d):
-        back = {"pool": 0, "relu": 1}[outputs]
-        found = [f"features.{i - back}" for i, module in enumerate(features) if isinstance(module, nn.MaxPool2d)]
+        found = [f"features.{i - (outputs == 'relu')}" for i, module in enumerate(features) if isinstance(module, nn.MaxPool2d)]
     elif outputs == "relu":
         raise InputError(f"stage outputs 'relu' are of VGG-like models: {type(model).__name__} has no .features with max-pools")
     else:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltcam.engine.biases import Hook, Mark, bias_hooks
+from ltcam.engine.biases import Bias, Hook, Mark, bias_hooks
 from ltcam.engine.stages import borrowed, stages, unwrap
 from ltcam.engine.targets import Targets, describe, scores, to_pairs
 from ltcam.engine.traces import Trace, labels_in, per_pair
@@ -83,7 +83,7 @@ def trace(
         layers=list(kept),
         stages={label: name for label, name in labels.items() if name in kept},
         size=(images.shape[2], images.shape[3]),
-        biases=[mark.with_gradient(g) for mark, g in zip(marks, gradients[len(kept) :], strict=False)],
+        biases=[Bias(m.name, m.stage, m.bias, g) for m, g in zip(marks, gradients[len(kept) :], strict=False)],
         inputs=(per_pair(images, pairs), gradients[-1]) if fullgrad else None,
         _activations={name: shaped(value) for name, value in kept.items()},
         _gradients={name: shaped(gradient) for name, gradient in zip(kept, gradients, strict=False)},
@@ -106,9 +106,9 @@ def _layer_hooks(modules: dict[str, nn.Module], kept: dict[str, Tensor], reshape
         def keep(module: nn.Module, arguments: Any, output: Any, name: str = name) -> Tensor:
             shaped = reshape(output) if reshape and isinstance(output, Tensor) else output
             if not isinstance(shaped, Tensor) or shaped.ndim != 4 or len(shaped) != len(output):
-                way_out = "reshape=" if reshape is None else "another reshape="
                 raise InputError(
-                    f"layer {name!r} gives {describe(shaped)}: expected one tensor (N, K, h, w); for tokens pass {way_out}"
+                    f"layer {name!r} gives {describe(shaped)}: expected one tensor (N, K, h, w); for tokens pass "
+                    + ("reshape=" if reshape is None else "another reshape=")
                 )
             if name in kept:
                 raise InputError(f"layer {name!r} runs more than once in a forward pass: choose a module that runs once")

@@ -117,8 +117,10 @@ def _count(trained: Trained, samples: list[Sample], configs: Sequence[Config], p
         return _count_batch(trained, samples, configs, protocol)
     except torch.OutOfMemoryError as error:
         if len(samples) == 1:
-            what = f"GPU memory does not hold one image ({samples[0].name}, mask {tuple(samples[0].mask.shape)})"
-            raise UnavailableError(f"{what}: free some, ask for fewer configurations, or run on a CPU") from error
+            raise UnavailableError(
+                f"GPU memory does not hold one image ({samples[0].name}, mask {tuple(samples[0].mask.shape)}): "
+                "free some, ask for fewer configurations, or run on a CPU"
+            ) from error
     half = len(samples) // 2
     log.warning("out of GPU memory with %d images at a time: going on with %d", len(samples), half)
     torch.cuda.empty_cache()

@@ -23,8 +23,10 @@ CONFIG = ["method", "layers", "delta", "per", "compare", "fuse", "normalize", "f
 def count(predicted: Tensor, mask: Tensor, c: int, void: int = 255) -> Tensor:
     """(tp, fp, fn) in pixels of predicted masks (M, H, W) of class c: (M, 3); mask (H, W), c + 1 where class c is."""
     if predicted.dtype != torch.bool or predicted.shape[1:] != mask.shape or c + 1 == void:
-        found = f"class {c} of a mask {tuple(mask.shape)} predicted as {describe(predicted)}"
-        raise InputError(f"{found}: expected bool (M, H, W), the mask (H, W), and a class other than void's, {void - 1}")
+        raise InputError(
+            f"class {c} of a mask {tuple(mask.shape)} predicted as {describe(predicted)}: "
+            f"expected bool (M, H, W), the mask (H, W), and a class other than void's, {void - 1}"
+        )
     truth = mask == c + 1
     tp = (predicted & truth).flatten(1).sum(dim=1)
     claimed = (predicted & (mask != void)).flatten(1).sum(dim=1)

@@ -88,8 +88,7 @@ def _seeds(trained: Trained, samples: list[Sample], config: Config) -> Iterator[
 def _known(record: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What `record` says of the seeds beside it. Raises InputError where there are seeds and they are not of `settings`."""
     known: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
-    expected = json.loads(json.dumps(settings))
-    others = [name for name in expected if name not in known or known[name] != expected[name]]
+    others = [name for name, value in json.loads(json.dumps(settings)).items() if name not in known or known[name] != value]
     if others and any(record.parent.rglob("*.npy")):
         raise InputError(f"{record.parent} has .npy files of another {', '.join(others)}: pass another --out, or delete it")
     return known

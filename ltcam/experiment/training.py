@@ -177,8 +177,10 @@ def _fit_epoch(
         if not math.isfinite(summed):  # in all processes at once
             torch.set_rng_state(drawn)
             batch = ", ".join(names[i] for i in _order(len(data), recipe.batch_size)[number])
-            found = f"the loss of batch {number + 1} of {len(batches)} ({batch}) is {summed / images} at lr={recipe.lr}"
-            raise DivergedError(f"{found}: look at these images, or {_REMEDY}")
+            raise DivergedError(
+                f"the loss of batch {number + 1} of {len(batches)} ({batch}) is {summed / images} at lr={recipe.lr}: "
+                f"look at these images, or {_REMEDY}"
+            )
         optimizer.zero_grad()
         (loss * (workers.num_processes * len(labels) / images)).backward()  # the mean over processes is that over images
         optimizer.step()

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from ltcam.data import Segmentation
 from ltcam.experiment.configs import Config, configurations
@@ -76,13 +75,12 @@ def each(counts: pd.DataFrame, pairs: pd.DataFrame, gains: Mapping[str, Gain]) -
     """What every gain is worth on every single pair, in points of its IoU, averaged over trainings: `pairs` with a column a
     gain."""
     iou = 100 * counts["tp"] / (counts["tp"] + counts["fp"] + counts["fn"]).clip(lower=1)
-    config, where = pd.Series(configurations(counts), counts.index), pd.MultiIndex.from_frame(pairs[["name", "class"]])
-
-    def of(wanted: Config) -> NDArray[np.float64]:
-        rows = counts.assign(iou=iou)[config == wanted]
-        return rows.groupby(["name", "class"])["iou"].mean().loc[where].to_numpy()
-
-    return pairs.assign(**{name: of(a) - of(b) for name, (a, b) in gains.items()})
+    where, config = pd.MultiIndex.from_frame(pairs[["name", "class"]]), pd.Series(configurations(counts), counts.index)
+    means = {
+        wanted: iou[config == wanted].groupby([counts["name"], counts["class"]]).mean().loc[where].to_numpy()
+        for wanted in {config for gain in gains.values() for config in gain}
+    }
+    return pairs.assign(**{name: means[a] - means[b] for name, (a, b) in gains.items()})
 
 
 def correlations(each: pd.DataFrame, gains: Sequence[str], number: int = DRAWS, seed: int = 0) -> pd.DataFrame:

@@ -32,8 +32,10 @@ def train(
     run["seeds"] = run.get("seeds", []) if seed is None else [seed]
     chosen = [t for t in reproduce.trainings(run) if fold is None or t.fold == f"fold{fold}"][: 1 if tune else None]
     if not chosen or (out and len(chosen) > 1):
-        asked = f"--seed {seed} --fold {fold} --out {out} name {len(chosen)} trainings of {data}"
-        raise InputError(f"{asked}: expected at least one, and just one with --out")
+        raise InputError(
+            f"--seed {seed} --fold {fold} --out {out} name {len(chosen)} trainings of {data}: "
+            "expected at least one, and just one with --out"
+        )
     home, first = files.runs(run["profile"], data), processes().is_main_process
     for each in chosen:
         folder = out or home / (f"tries/{', '.join(settings) or 'profile'}" if tune else each.name)

@@ -32,8 +32,8 @@ def read(folder: Path, data: str) -> dict[str, pd.DataFrame]:
     Raises MissingError where there is none, InputError where two files give one configuration different scores.
     """
     names = [f"table{number}" for number in (1, 2, *COMPARED[data])] + ["sweep"]
-    paths = {name: folder / f"{name}.csv" for name in names}
-    found = {name: pd.read_csv(path, dtype=FLOATS) for name, path in paths.items() if path.is_file()}
+    there = [name for name in names if (folder / f"{name}.csv").is_file()]
+    found = {name: pd.read_csv(folder / f"{name}.csv", dtype=FLOATS) for name in there}
     tables = {name: table.assign(part=table.get("part", "test")) for name, table in found.items()}
     if not tables:
         raise MissingError(f"no table is in {folder}: expected {', '.join(names)} (.csv); run notebooks 02 to 05 first")

@@ -23,8 +23,7 @@ CONFIGS = [Config(method, layers, delta) for method, layers in METHODS.items() f
 def sweep(study: Study, protocol: Protocol | None = None) -> pd.DataFrame:
     """Scores in percent of `CONFIGS`: column `part`, the role ("test", "train"), then those of `metrics.scores`."""
     tables = {role: metrics.scores(study.counts(CONFIGS, protocol, role)) for role in get_args(Role)}
-    both: pd.DataFrame = pd.concat(tables, names=["part", None]).reset_index("part")
-    return both.reset_index(drop=True)
+    return pd.concat([table.assign(part=role)[["part", *table.columns]] for role, table in tables.items()], ignore_index=True)
 
 
 def headline(data: str) -> str:

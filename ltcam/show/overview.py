@@ -84,9 +84,11 @@ def bench(name: str, part: str, workers: int = os.cpu_count() or 1, batch: int =
     labelled, network = Labelled(data, data.size), vgg16(len(data.classes), weights=None).to(device)
     alone, apart = (DataLoader(labelled, batch, num_workers=n, persistent_workers=n > 0) for n in (0, workers))
     images = torch.stack([labelled[i % len(data)][0] for i in range(batch)]).to(device)
-    rates = {"loading, this process": len(data) / _seconds(lambda: [None for _ in alone])}
-    rates[f"loading, {workers} processes"] = len(data) / _seconds(lambda: [None for _ in apart])
-    rates[f"VGG16, {device}"] = batch / _seconds(lambda: trace(network, images, [0] * batch).logits.sum().item())
+    rates = {
+        "loading, this process": len(data) / _seconds(lambda: [None for _ in alone]),
+        f"loading, {workers} processes": len(data) / _seconds(lambda: [None for _ in apart]),
+        f"VGG16, {device}": batch / _seconds(lambda: trace(network, images, [0] * batch).logits.sum().item()),
+    }
     table = pd.DataFrame(rates.items(), columns=["step", "images/s"])
     return table.assign(ratio=table["images/s"] / table["images/s"].iloc[-1])
 

@@ -76,6 +76,6 @@ def heatmaps(
     own = (pixels.shape[1], pixels.shape[2])
     stages = [label for label, name in traced.stages.items() if per_stage and name in traced.select(layers)]
     fused = ", ".join([method, layers or "all stages", *([] if delta is None else [f"δ={delta:g}"])])
-    selections = {**{label: label for label in stages}, fused: layers}
-    maps = {title: explain(traced, method, selected, delta, own)[0].cpu() for title, selected in selections.items()}
+    selected = [*zip(stages, stages, strict=True), (fused, layers)]
+    maps = {title: explain(traced, method, which, delta, own)[0].cpu() for title, which in selected}
     return pixels, classes[int(traced.pairs[0, 1])], maps
