@@ -72,8 +72,8 @@ def _voc(folder: Path) -> Report:
         report.findings += [w + where for w in wrong]
         if not wrong:
             good.add(name)
-    expected = {**voc.OFFICIAL, "trainval": sum(voc.OFFICIAL.values())}
-    rows = [(part, len(names), str(expected.get(part, "-")), len(good & set(names))) for part, names in lists.items()]
+    official = {**voc.OFFICIAL, "trainval": sum(voc.OFFICIAL.values())}
+    rows = [(part, len(names), str(official.get(part, "-")), len(good & set(names))) for part, names in lists.items()]
     report.table = pd.DataFrame(rows, columns=["part", "images", "official", "good"])
     if not full:
         report.notes.append(

@@ -60,8 +60,7 @@ def trace(
         ExitStack() as hooks,
     ):
         stops = {name: model.get_submodule(name) for name in labels.values()} | modules
-        at_biases = bias_hooks(model, stops, marks) if fullgrad else ()
-        for module, hook in [*at_biases, *_layer_hooks(modules, kept, reshape)]:
+        for module, hook in [*(bias_hooks(model, stops, marks) if fullgrad else ()), *_layer_hooks(modules, kept, reshape)]:
             hooks.callback(module.register_forward_hook(hook).remove)
         logits = _forward(model, images)
         pairs = to_pairs(targets, logits)

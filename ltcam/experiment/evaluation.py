@@ -73,8 +73,7 @@ def evaluate(
             _measure(trained, data, missing, protocol, stem, workers)
             if workers.is_main_process:
                 rows = [row for batch in journals.read(stem).values() for row in batch]
-                columns = ["name", "class", *metrics.CONFIG, "tp", "fp", "fn"]
-                measured = pd.DataFrame(rows, columns=columns).astype(FLOATS)
+                measured = pd.DataFrame(rows, columns=["name", "class", *metrics.CONFIG, "tp", "fp", "fn"]).astype(FLOATS)
                 groups = dict(zip((entry.name for entry in data.entries), data.groups, strict=True))
                 measured.insert(1, "group", measured["name"].map(groups))
                 known = pd.concat([known, measured], ignore_index=True) if len(known) else measured

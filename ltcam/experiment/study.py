@@ -130,9 +130,8 @@ class Study:
         found = []
         for row in self.table.itertuples(index=False):
             trained = self.trained if row.name == self.names[0] else self.load(str(row.name))
-            part = getattr(trained.recipe, role)
-            counts = evaluate(trained, part, configs, _place(self.out / str(row.name), role) / below, protocol)
-            found.append(_named(counts, row, role))
+            place = _place(self.out / str(row.name), role) / below
+            found.append(_named(evaluate(trained, getattr(trained.recipe, role), configs, place, protocol), row, role))
         return pd.concat(found, ignore_index=True)
 
     def known(self, role: Role = "test") -> pd.DataFrame:

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ltcam import data as datasets
-from ltcam.data import Segmentation
 from ltcam.data.base import VOID
 from ltcam.engine.cam import wide
 from ltcam.engine.methods import gradcam
@@ -90,17 +89,16 @@ def measure(trained: Trained, batch_size: int = 8, images: int | None = None) ->
         inputs = torch.stack([datasets.preprocess(data.image(i), trained.size) for i in batch])
         traced = trace(trained.model, inputs.to(weight), data.labels[batch])
         pairs = [(batch[image], c) for image, c in traced.pairs.tolist()]
-        objects = [_object(data, i, c).to(weight.device) for i, c in pairs]
+        masks = {i: torch.from_numpy(data.mask(i)).to(weight.device) for i in batch}
+        objects = [(masks[i] == c + 1).float().where(masks[i] != VOID, torch.nan) for i, c in pairs]
         for rows, part_of in zip(found, (signs(traced, objects), stages(traced)), strict=True):
             for pair, stage, *numbers in part_of:
                 i, c = pairs[pair]
                 rows.append([data.entries[i].name, c, stage, *numbers])
     keys = ["name", "class", "stage"]
-    signs_found = pd.DataFrame(found[0], columns=[*keys, "positive", "negative", "weight"]).sort_values(keys, ignore_index=True)
+    signs_found = pd.DataFrame(found[0], columns=[*keys, "positive", "negative", "weight"])
     stages_found = pd.DataFrame(found[1], columns=[*keys, "delta", "energy", "half", "kept"])
-    return signs_found, stages_found.sort_values([*keys, "delta"], ignore_index=True, na_position="first")
-
-
-def _object(data: Segmentation, index: int, c: int) -> Tensor:
-    mask = torch.from_numpy(data.mask(index))
-    return (mask == c + 1).float().where(mask != VOID, torch.nan)
+    return (
+        signs_found.sort_values(keys, ignore_index=True),
+        stages_found.sort_values([*keys, "delta"], ignore_index=True, na_position="first"),
+    )

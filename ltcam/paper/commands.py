@@ -44,8 +44,8 @@ def train(
         if first:
             yield str(path)
     if tune and first:
-        tries = recipe.tried(home / "tries", files.results(run["profile"], data))
-        yield tries[["try", "mAP", "loss"]].to_string(index=False)
+        tried = recipe.tried(home / "tries", files.results(run["profile"], data))[["try", "mAP", "loss"]]
+        yield tried.to_string(index=False)
 
 
 def evaluate(

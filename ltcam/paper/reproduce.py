@@ -90,11 +90,11 @@ def reproduce(
             digest = steps.digest(cells=cells, parameters=values, read=read[run["data"]])
             record = steps.Steps(name, run["data"], [path.stem for path in series])
             done.append(files.results(name) / "notebooks" / f"{notebook.stem}.{run['data']}.ipynb")
-            current = record.current(notebook.stem, digest) and not force
-            if not current:
+            said = "unchanged, skipped"
+            if force or not record.current(notebook.stem, digest):
                 with record.running(notebook.stem, digest):
                     _execute(notebook, values, done[-1])
-            said = "unchanged, skipped" if current else f"{time.time() - started:.0f} s"
+                said = f"{time.time() - started:.0f} s"
             log.info("[%d/%d] %s %s: %s", number, len(runs) * len(chosen), notebook.stem, run["data"], said)
     return done
 

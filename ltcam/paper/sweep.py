@@ -53,8 +53,7 @@ def chosen(table: pd.DataFrame, metric: str) -> pd.DataFrame:
         test, best = curve["test"][delta], curve["test"][best_delta]
         rank = curve.corr(method="spearman").loc["train", "test"]
         rows.append([method, delta, none[method], test, best_delta, best, best - test, rank])
-    columns = ["method", "delta", "none", "test", "best_delta", "best", "regret", "rank_correlation"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["method", "delta", "none", "test", "best_delta", "best", "regret", "rank_correlation"])
 
 
 def shape(curve: pd.Series[float]) -> str:

@@ -75,11 +75,9 @@ def heatmap_figure(
     chosen: (image index, class) a row, with its IoU to be shown if a mapping. A heatmap is shown from 0 to its own maximum.
     """
     samples = [data[i] for i, _ in chosen]
-    images = torch.stack([datasets.preprocess(s.image, trained.size) for s in samples])
-    device = next(trained.model.parameters()).device
-    traced = trace(
-        trained.model, images.to(device), [c for _, c in chosen], fullgrad=any(c.method == "fullgrad" for c in configs.values())
-    )
+    images = torch.stack([datasets.preprocess(s.image, trained.size) for s in samples]).to(next(trained.model.parameters()))
+    full = any(c.method == "fullgrad" for c in configs.values())
+    traced = trace(trained.model, images, [c for _, c in chosen], fullgrad=full)
     columns = {title: explain(traced, c.method, c.selection, c.delta, per=c.per).cpu().unbind() for title, c in configs.items()}
     rows = [data.entries[i].kind or data.classes[c] for i, c in chosen]
     if isinstance(chosen, Mapping):
