@@ -28,7 +28,7 @@ from torchvision.models import VGG, vgg16
 from benchmarks import figure
 from benchmarks.timing import DEVICE, memory, seconds
 from ltcam.experiment import provenance
-from ltcam.experiment.evaluation import Config
+from ltcam.experiment.configs import Config
 from ltcam.paper.sweep import DELTAS
 from ltcam.paper.tables import SEVEN
 

@@ -29,8 +29,10 @@ from ltcam.engine.bins import maps_of
 from ltcam.engine.cam import Options
 from ltcam.experiment import provenance
 from ltcam.experiment import vgg16 as models
-from ltcam.experiment.evaluation import Config, Protocol, _batches, _count, _loader
-from ltcam.experiment.training import Recipe, Trained
+from ltcam.experiment.checkpoints import Trained
+from ltcam.experiment.configs import Config, Protocol
+from ltcam.experiment.evaluation import _batches, _count, _loader
+from ltcam.experiment.recipe import Recipe
 from ltcam.paper.sweep import DELTAS
 
 FORTY = [Config(m, "S1-S5", d) for m in ("gradcam", "layercam") for d in (None, *DELTAS)]

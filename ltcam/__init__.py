@@ -3,7 +3,8 @@
 from ltcam.engine.cam import CAM, explain
 from ltcam.engine.methods import METHODS
 from ltcam.engine.stages import stages
-from ltcam.engine.tracing import Trace, trace
+from ltcam.engine.traces import Trace
+from ltcam.engine.tracing import trace
 from ltcam.engine.tricks import layerize, truncate
 from ltcam.errors import LtcamError
 

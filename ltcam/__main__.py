@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from ltcam.errors import InputError, LtcamError, of_loader
+from ltcam.errors import LtcamError, of_loader
 
 try:
     import typer
@@ -29,6 +29,11 @@ data_app = typer.Typer(
     help="The data sets: what is there, fetched, verified.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 app.add_typer(data_app, name="data")
+
+Profile = Annotated[str, typer.Option(help="demo, real or paper")]
+Checkpoint = Annotated[Path, typer.Option(help="checkpoint.pt of a training run")]
+Name = Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile, ksdd or ksdd2")]
+Part = Annotated[str, typer.Option(help="part or list of the data set; of ksdd all, train0, test0, ...")]
 
 
 @app.callback()
@@ -63,16 +68,9 @@ def explain(
     out: Annotated[Path, typer.Option(help="the picture: .png, .jpg, .pdf or .svg")] = Path("heat.png"),
 ) -> None:
     """The heatmap of one class over one image."""
-    from ltcam import files
-    from ltcam.show import picture, plotting
+    from ltcam.show import picture
 
-    if out.suffix not in (".png", ".jpg", ".pdf", ".svg"):
-        raise InputError(f"--out {out} is no picture: expected a name that ends in .png, .jpg, .pdf or .svg")
-    network = picture.classifier(model, checkpoint)
-    pixels, name, maps = picture.heatmaps(image, network, target, method, layers or None, delta, per_stage)
-    with files.atomic(out) as temporary:
-        plotting.overlay_figure(pixels, maps, name).savefig(temporary, dpi=150)
-    typer.echo(f"{out}: {name}")
+    typer.echo(f"{out}: {picture.draw(image, out, model, checkpoint, target, method, layers or None, delta, per_stage)}")
 
 
 @app.command()
@@ -86,99 +84,48 @@ def train(
     out: Annotated[Path | None, typer.Option(help="folder of the run; below LTCAM_RUNS or the results if not given")] = None,
 ) -> None:
     """Train classifiers on image-level labels; an interrupted run goes on where it stopped."""
-    from ltcam import files
-    from ltcam.experiment import locks, parallel, training
-    from ltcam.paper.reproduce import profile as load_profile
-    from ltcam.paper.reproduce import trainings
+    from ltcam.paper import commands
 
-    runs = [run for name in ([profile] if profile else ["demo", "real", "paper"]) for run in load_profile(name)]
-    run = next((run for run in runs if run["data"] == data), None)
-    if run is None:
-        raise InputError(f"no recipe for data set {data!r}: expected one of {sorted({run['data'] for run in runs})}")
-    run["recipe"] |= training.settings(setting or [])
-    run["seeds"] = run.get("seeds", []) if seed is None else [seed]
-    chosen = [t for t in trainings(run) if fold is None or t.fold == f"fold{fold}"]
-    chosen = chosen[:1] if tune else chosen
-    if not chosen or (out and len(chosen) > 1):
-        raise InputError(
-            f"--seed {seed} --fold {fold} --out {out} name {len(chosen)} trainings of {data}: "
-            "expected at least one, and just one with --out"
-        )
-    home = files.runs(run["profile"], data)
-    for each in chosen:
-        folder = out or home / (f"tries/{', '.join(setting or ['profile'])}" if tune else each.name)
-        with locks.alone(folder, "run"):
-            path = training.train(training.tuning(each.recipe) if tune else each.recipe, folder)
-        if parallel.processes().is_main_process:
-            typer.echo(path)
-    if tune and parallel.processes().is_main_process:
-        typer.echo(
-            training.tried(home / "tries", files.results(run["profile"], data))[["try", "mAP", "loss"]].to_string(index=False)
-        )
+    for line in commands.train(data, profile, seed, fold, setting or [], tune, out):
+        typer.echo(line)
 
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Option(help="checkpoint.pt of a training run")],
+    checkpoint: Checkpoint,
     part: Annotated[str, typer.Option(help="part of the data set; the run's held-out part if not given")] = "",
     table: Annotated[list[int] | None, typer.Option(help="tables of the paper to measure; all if nothing is asked")] = None,
     config: Annotated[list[str] | None, typer.Option(help="METHOD[:LAYERS[:DELTA]], e.g. gradcam:S1-S5:20")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the results; the checkpoint's, and in it PART if given")] = None,
-    batch_size: Annotated[int, typer.Option()] = 8,
+    batch_size: int = 8,
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="forward and backward in bfloat16: faster")] = False,
 ) -> None:
     """Heatmaps, Otsu masks and scores on the data set a checkpoint was trained on."""
-    import time
-    from functools import partial
+    from ltcam.paper import commands
 
-    from ltcam import data as datasets
-    from ltcam.experiment import evaluation as ev
-    from ltcam.experiment import locks, metrics, parallel, provenance, training
-    from ltcam.paper import tables as paper
-
-    started, first = time.time(), parallel.processes().is_main_process
-    asked = [ev.Config.parse(text) for text in config or []]
-    numbers = table or ([] if asked else list(paper.TABLES))
-    if unknown := set(numbers) - set(paper.TABLES):
-        raise InputError(f"table {min(unknown)} is not in the paper: expected one of {list(paper.TABLES)}")
-    trained = training.load_checkpoint(checkpoint)
-    protocol = ev.Protocol(batch_size, bfloat16=bfloat16)
-    folder, part = out or checkpoint.parent / part, part or trained.recipe.test
-    data = datasets.load(trained.recipe.data, part)
-    tables: list[tuple[str, list[ev.Config], Any]] = [
-        (f"table{n}", list(paper.TABLES[n].values()), partial(paper.table, n)) for n in numbers
-    ]
-    wanted = [*tables, *([("scores", asked, metrics.scores)] if asked else [])]
-    with locks.alone(folder, "run"):
-        ev.evaluate(trained, part, [c for _, configs, _ in wanted for c in configs], folder, protocol)
-        for name, configs, cut in wanted:
-            scores = cut(ev.evaluate(trained, part, configs, folder, protocol))
-            if not first:
-                continue
-            provenance.save(scores, folder / f"{name}.csv", started, **trained.about(data))
-            typer.echo(f"{name} on {data.title}, part {part}\n{scores.round(2).to_string(index=False)}\n")
+    for line in commands.evaluate(checkpoint, part, table or [], config or [], out, batch_size, bfloat16):
+        typer.echo(line)
 
 
 @app.command()
 def export_seeds(
-    checkpoint: Annotated[Path, typer.Option(help="checkpoint.pt of a training run")],
+    checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option(help="folder of the seeds: <image name>.npy, and seeds.json about them")],
     part: Annotated[str, typer.Option(help="part of the data set; the one trained on if not given")] = "",
     config: Annotated[str, typer.Option(help="METHOD[:LAYERS[:DELTA]]")] = "gradcam:S1-S5:20",
-    batch_size: Annotated[int, typer.Option()] = 8,
+    batch_size: int = 8,
 ) -> None:
     """Heatmaps as seeds for weakly-supervised segmentation, in IRN's files; an interrupted run goes on where it stopped."""
-    from ltcam.experiment import evaluation, seeds, training
+    from ltcam.experiment import checkpoints, configs, seeds
 
-    asked = evaluation.Config.parse(config)
-    trained = training.load_checkpoint(checkpoint)
-    count = seeds.export(trained, part or trained.recipe.train, asked, out, batch_size)
-    typer.echo(f"{out}: {count} images")
+    asked = configs.Config.parse(config)
+    trained = checkpoints.load_checkpoint(checkpoint)
+    typer.echo(f"{out}: {seeds.export(trained, part or trained.recipe.train, asked, out, batch_size)} images")
 
 
 @app.command()
 def reproduce(
-    profile: Annotated[str, typer.Option(help="demo, real or paper")] = "demo",
+    profile: Profile = "demo",
     only: Annotated[str, typer.Option(help="run the notebooks whose names start with this, e.g. 04")] = "",
     data: Annotated[str, typer.Option(help="just this data set of the profile")] = "",
     start: Annotated[str, typer.Option("--from", help="begin at the notebook whose name starts with this, e.g. 03")] = "",
@@ -210,7 +157,7 @@ def tables(
 
 @app.command()
 def report(
-    profile: Annotated[str, typer.Option(help="demo, real or paper")] = "demo",
+    profile: Profile = "demo",
     out: Annotated[Path, typer.Option(help="folder of the site; an older one is replaced when the new one is whole")] = Path(
         "site"
     ),
@@ -251,7 +198,7 @@ def data_get(name: Annotated[str, typer.Argument(help="voc2012, magnetic_tile, k
 
 
 @data_app.command("check")
-def data_check(name: Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile, ksdd or ksdd2")]) -> None:
+def data_check(name: Name) -> None:
     """Open every file of a data set; exit code 1 where one is missing or damaged."""
     from ltcam.data import checks
 
@@ -263,8 +210,8 @@ def data_check(name: Annotated[str, typer.Argument(help="demo, voc2012, magnetic
 
 @data_app.command("show")
 def data_show(
-    name: Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile, ksdd or ksdd2")],
-    part: Annotated[str, typer.Option(help="part or list of the data set; of ksdd all, train0, test0, ...")] = "train",
+    name: Name,
+    part: Part = "train",
     out: Annotated[Path, typer.Option(help="samples with their masks, as OUT.png and OUT.pdf")] = Path("samples"),
 ) -> None:
     """Images, how much of them each class covers, and a picture of samples."""
@@ -279,8 +226,8 @@ def data_show(
 
 @data_app.command("bench")
 def data_bench(
-    name: Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile, ksdd or ksdd2")],
-    part: Annotated[str, typer.Option(help="part or list of the data set; of ksdd all, train0, test0, ...")] = "train",
+    name: Name,
+    part: Part = "train",
 ) -> None:
     """Images per second of loading alone, against the model's own rate."""
     from ltcam.show import overview

@@ -73,8 +73,9 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        kept = "what was whole before is kept"
-        raise UnavailableError(f"{path} cannot be written ({error.strerror}): make room and run again; {kept}") from error
+        raise UnavailableError(
+            f"{path} cannot be written ({error.strerror}): make room and run again; what was whole before is kept"
+        ) from error
 
 
 def sha256(path: Path) -> str:

@@ -7,7 +7,7 @@ from scipy import stats
 
 from ltcam.errors import InputError
 from ltcam.experiment import metrics
-from ltcam.experiment.evaluation import Config
+from ltcam.experiment.configs import Config
 from ltcam.experiment.study import Study
 from ltcam.experiment.training import train
 from ltcam.paper import ablations, sweep

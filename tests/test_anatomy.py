@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ltcam import data as datasets
 from ltcam import explain, trace
-from ltcam.engine.tracing import Trace
+from ltcam.engine.traces import Trace
 from ltcam.paper import anatomy
 from tests.test_evaluation import checkpoint, folder, run  # noqa: F401 - fixtures
 

@@ -14,8 +14,9 @@ from torchvision.models import vgg16
 from benchmarks import figure, floor, peers, scale, timing
 from ltcam import data as datasets
 from ltcam.experiment import vgg16 as models
-from ltcam.experiment.evaluation import Config
-from ltcam.experiment.training import Recipe, Trained
+from ltcam.experiment.checkpoints import Trained
+from ltcam.experiment.configs import Config
+from ltcam.experiment.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

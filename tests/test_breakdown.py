@@ -7,7 +7,8 @@ from scipy import stats
 
 from ltcam import data as datasets
 from ltcam.experiment import metrics
-from ltcam.experiment.evaluation import Config, evaluate
+from ltcam.experiment.configs import Config
+from ltcam.experiment.evaluation import evaluate
 from ltcam.paper import breakdown
 from tests.test_evaluation import checkpoint, defects, folder, run  # noqa: F401 - fixtures
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from ltcam import data as datasets
 from ltcam.__main__ import app
-from ltcam.data import DataError, checks
+from ltcam.data import DataError, checks, presence
 from tests import lookalikes
 
 
@@ -31,8 +31,8 @@ def voc(tmp_path):
 @pytest.fixture
 def listed(tmp_path, monkeypatch):
     """Makes `sums` the checksums of a data set."""
-    shutil.copytree(checks.CHECKSUMS, folder := tmp_path / "checksums")
-    monkeypatch.setattr(checks, "CHECKSUMS", folder)
+    shutil.copytree(presence.CHECKSUMS, folder := tmp_path / "checksums")
+    monkeypatch.setattr(presence, "CHECKSUMS", folder)
     return lambda name, sums: (folder / f"{name}.sha256").write_text(sums)
 
 
@@ -58,7 +58,7 @@ def change(path):
 
 @pytest.fixture
 def ksdd2(tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "KSDD2", {"train": (6, 6), "test": (4, 4)})
+    monkeypatch.setattr(presence, "KSDD2", {"train": (6, 6), "test": (4, 4)})
     return lookalikes.ksdd2(tmp_path)
 
 
@@ -242,8 +242,8 @@ def test_empty_and_nearly_empty_masks_are_notes(tiles, monkeypatch):
         mask = np.zeros((40, 30), np.uint8)
         mask[0, :pixels], mask[1, :5] = 128, 127
         Image.fromarray(mask).save(folder / f"exp{number}.png")
-    sums = dict.fromkeys(checks.checksums("magnetic_tile"), "")
-    monkeypatch.setattr(checks, "checksums", lambda name: sums)
+    sums = dict.fromkeys(presence.checksums("magnetic_tile"), "")
+    monkeypatch.setattr(presence, "checksums", lambda name: sums)
     report = checks.check("magnetic_tile", tiles)
     assert not report.findings and [note.split("/")[-1] for note in report.notes] == [
         "exp1_num_1000.png is empty, as the authors ship it",
@@ -265,13 +265,13 @@ def test_the_command_says_all_and_exits_1_on_findings(voc, tmp_path):
 
 
 def test_state(voc, ksdd, ksdd2, tiles, tmp_path, monkeypatch):
-    states = {name: checks.state(name, tmp_path) for name in ("demo", "voc2012", "magnetic_tile", "ksdd", "ksdd2")}
+    states = {name: presence.state(name, tmp_path) for name in ("demo", "voc2012", "magnetic_tile", "ksdd", "ksdd2")}
     expected = {"demo": "present", "voc2012": "subset", "magnetic_tile": "absent", "ksdd": "absent", "ksdd2": "present"}
-    assert states == expected and checks.state("magnetic_tile", tiles) == checks.state("ksdd", ksdd.parent) == "present"
+    assert states == expected and presence.state("magnetic_tile", tiles) == presence.state("ksdd", ksdd.parent) == "present"
     shutil.rmtree(ksdd / "kos50")
-    assert checks.state("ksdd", ksdd.parent) == "subset"
+    assert presence.state("ksdd", ksdd.parent) == "subset"
     monkeypatch.setattr(checks.voc, "OFFICIAL", {"train": 8, "val": 6})
-    assert checks.state("voc2012", tmp_path) == "present"
+    assert presence.state("voc2012", tmp_path) == "present"
     for name, root, path in (
         ("voc2012", tmp_path, "VOCdevkit/VOC2012/JPEGImages/2007_000001.jpg"),
         ("magnetic_tile", tiles, "magnetic_tile/MT_Free/Imgs/exp1_num_0.png"),
@@ -279,7 +279,7 @@ def test_state(voc, ksdd, ksdd2, tiles, tmp_path, monkeypatch):
         ("ksdd2", tmp_path, "KolektorSDD2/test/10001.png"),
     ):
         (root / path).unlink()
-        assert checks.state(name, root) == "incomplete"
+        assert presence.state(name, root) == "incomplete"
 
 
 def test_what_is_not_there_is_said(tmp_path, monkeypatch):
@@ -287,10 +287,10 @@ def test_what_is_not_there_is_said(tmp_path, monkeypatch):
         checks.check("ksdd2", tmp_path)
     with pytest.raises(DataError, match="data set 'coco' is unknown"):
         checks.check("coco", tmp_path)
-    monkeypatch.setattr(checks, "CHECKSUMS", tmp_path)
-    assert checks.checksums("ksdd2") == {}
+    monkeypatch.setattr(presence, "CHECKSUMS", tmp_path)
+    assert presence.checksums("ksdd2") == {}
     with pytest.raises(DataError, match=r"magnetic_tile.sha256 is missing: .* use ltcam from a checkout"):
-        checks.checksums("magnetic_tile")
+        presence.checksums("magnetic_tile")
 
 
 def test_the_real_sets_are_whole(real_data):
@@ -311,12 +311,12 @@ def test_the_real_sets_are_whole(real_data):
 def test_the_sums_of_ksdd_are_of_its_names():
     entries = datasets.ksdd.entries(checks.data_root(), datasets.ksdd.ALL)
     expected = {path.relative_to(checks.data_root()).as_posix() for e in entries for path in (e.image, e.mask)}
-    assert set(checks.checksums("ksdd")) == expected and len(expected) == 798
+    assert set(presence.checksums("ksdd")) == expected and len(expected) == 798
 
 
 def test_the_sums_of_voc_are_of_images_with_masks():
     sums = {folder: set() for folder in ("JPEGImages", "SegmentationClass")}
-    for path in map(Path, checks.checksums("voc2012")):
+    for path in map(Path, presence.checksums("voc2012")):
         sums[path.parent.name].add(path.stem)
     assert sums["JPEGImages"] == sums["SegmentationClass"] and len(sums["JPEGImages"]) == 1464 + 1449
 

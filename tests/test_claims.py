@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from ltcam.experiment import metrics
-from ltcam.experiment.evaluation import FLOATS, Config, configurations
-from ltcam.paper import claims
+from ltcam.experiment.configs import FLOATS, Config, configurations
+from ltcam.paper import claims, judging
 from ltcam.paper import tables as paper
 from ltcam.paper.sweep import CONFIGS
 from tests.test_paper import text  # noqa: F401
@@ -17,7 +17,7 @@ BY_NAME = {claim.statement: claim for claim in claims.CLAIMS}
 
 
 def frame(scores, part="test"):
-    """A table as `claims.read` gives it, of {configuration: score}: class means and pooled scores are alike."""
+    """A table as `judging.read` gives it, of {configuration: score}: class means and pooled scores are alike."""
     rows = [(part, *config, *[score] * 8) for config, score in scores.items()]
     columns = ["part", *metrics.CONFIG, *paper.CLASS_MEANS.values(), *paper.POOLED.values()]
     return pd.DataFrame(rows, columns=columns).astype(FLOATS)
@@ -50,7 +50,7 @@ def changed(tables, name, config, score, part="test"):
 
 
 def verdicts(tables, data="demo"):
-    return claims.judge(tables, data).set_index("claim")["verdict"]
+    return judging.judge(tables, data).set_index("claim")["verdict"]
 
 
 S1_TO_S5 = Config("gradcam", "S1-S5")
@@ -103,7 +103,7 @@ def test_curves_of_both_parts_agree_or_not(tables):
         config = Config("fullgrad", "all", float(delta))
         upside_down = changed(upside_down, "sweep", config, -hill(config), "train")
         flat = changed(flat, "sweep", config, 7.0, "train")
-    assert claims.judge(upside_down, "demo").set_index("claim").loc[claim, ["verdict", "numbers"]].tolist() == [
+    assert judging.judge(upside_down, "demo").set_index("claim").loc[claim, ["verdict", "numbers"]].tolist() == [
         "does not hold", "2 of 3, least fullgrad -1.00 (paper prints none)"
     ]  # fmt: skip
     assert verdicts(flat)[claim] == "does not hold"
@@ -128,7 +128,7 @@ def test_not_measured_without_a_configuration(tables):
 
 
 def test_the_papers_own_numbers_fulfil_all_claims_but_one(tables):
-    judged = claims.judge({}, "voc2012").set_index("claim")
+    judged = judging.judge({}, "voc2012").set_index("claim")
     assert (judged["verdict"] == "not measured").all()
     assert judged.index[judged["paper"] == "does not hold"].tolist() == ["Objects: LTGrad-CAM with δ=0 exceeds FullGrad"]
     assert judged.index[judged["paper"] == "no numbers"].tolist() == judged.index[-3:].tolist()  # Figs. 4 and 5
@@ -139,14 +139,14 @@ def test_the_papers_own_numbers_fulfil_all_claims_but_one(tables):
         numbers["Truncation (δ=0) gains more on the fused stages than on S5"] == "not measured (paper gain 5.30 against 0.92)"
     )
     assert numbers.iloc[0] == "not measured (paper 4 of 4, least S4: 21.57 against 14.03)"
-    again = claims.judge(tables, "demo").set_index("claim")  # the same numbers as if ours give the same verdicts
+    again = judging.judge(tables, "demo").set_index("claim")  # the same numbers as if ours give the same verdicts
     assert again["verdict"].iloc[:-3].tolist() == judged["paper"].iloc[:-3].tolist()
     assert again["numbers"].iloc[1] == "25.31 against 21.57 (paper 25.31 against 21.57)"
 
 
 def test_the_gaps_that_the_text_states():
     """4.09 and 6.45 points, 7.4 in micro-F1, 0.92 and -0.09: the text's own differences are those of its tables."""
-    judged = claims.judge({}, "ksdd2").set_index("quote")["numbers"].groupby(level=0).first()
+    judged = judging.judge({}, "ksdd2").set_index("quote")["numbers"].groupby(level=0).first()
     gaps = {
         "it outperforms the mIoU score of the state-of-the-art Layer-CAM by 4.09%": 4.09,
         "this gap further expands to 6.45%": 6.45,
@@ -184,16 +184,16 @@ def test_read_takes_the_data_sets_own_tables(tables, tmp_path):
         ValueError,
         match=r"table2, sweep in .* give \('test', 'fullgrad', 'all', 0.0, 'layer', .* \(28.11, 21.0\).*run notebooks",
     ):
-        claims.read(tmp_path, "voc2012")
+        judging.read(tmp_path, "voc2012")
     (tmp_path / "sweep.csv").unlink()
-    read = claims.read(tmp_path, "voc2012")
+    read = judging.read(tmp_path, "voc2012")
     assert list(read) == ["table1", "table2", "table3"]
     assert verdicts(read, "voc2012").tolist() == verdicts(
         {name: tables[name] for name in read}, "voc2012"
     ).tolist()  # fmt: skip
-    assert list(claims.read(tmp_path, "magnetic_tile")) == ["table1", "table2"]
+    assert list(judging.read(tmp_path, "magnetic_tile")) == ["table1", "table2"]
     with pytest.raises(FileNotFoundError, match=r"expected table1, table2, table4, sweep \(.csv\); run notebooks 02 to 05"):
-        claims.read(tmp_path / "nowhere", "ksdd2")
+        judging.read(tmp_path / "nowhere", "ksdd2")
 
 
 def test_each_quote_is_in_its_section(text):  # noqa: F811
@@ -216,7 +216,7 @@ def spread(tables, noise):
 def test_a_margin_whose_interval_spans_zero_is_a_tie(tables):
     statement = "Truncation alone (S5, δ=0) helps Grad-CAM"  # by 0.92 points
     one = {"table2": tables["table2"]}
-    judged = {n: claims.judge(one, "demo", spread(one, n)).set_index("claim").loc[statement] for n in (0.5, 2.0)}
+    judged = {n: judging.judge(one, "demo", spread(one, n)).set_index("claim").loc[statement] for n in (0.5, 2.0)}
     assert [row["verdict"] for row in judged.values()] == ["holds", "tie"]
     assert judged[2.0][["margin", "ci_low", "ci_high"]].tolist() == pytest.approx([0.92, 0.92 - 1.9, 0.92 + 1.9], abs=0.01)
 
@@ -226,7 +226,7 @@ def test_what_holds_in_one_training_and_fails_in_the_other_is_a_tie(tables):
     alone = spread(one, 0.1)
     scores = {config: np.hstack([v, v - 1.5 * (config == claims.TRUNCATED)]) for config, v in alone["test"]["mIoU"].items()}
     torn = {"test": dict.fromkeys(("mIoU", "IoU", "mF1", "F1"), scores), "train": {"mIoU": {}, "IoU": {}, "mF1": {}, "F1": {}}}
-    rows = [claims.judge(one, "demo", some).set_index("claim").loc[statement] for some in (alone, torn)]
+    rows = [judging.judge(one, "demo", some).set_index("claim").loc[statement] for some in (alone, torn)]
     assert [row["verdict"] for row in rows] == ["holds", "tie"] and [row["trainings"] for row in rows] == ["1 of 1", "1 of 2"]
     assert rows[1]["margin"] == pytest.approx(0.92 - 0.75) and rows[1]["ci_low"] > 0  # the mean alone would hold
 
@@ -234,8 +234,8 @@ def test_what_holds_in_one_training_and_fails_in_the_other_is_a_tie(tables):
 @pytest.mark.parametrize("name", ["table1", "table2", "table4"])
 def test_without_spread_the_verdicts_stay(tables, name):
     one = {name: tables[name]}
-    same = claims.judge(one, "demo", spread(one, 0.0))
-    assert same["verdict"].tolist() == claims.judge(one, "demo")["verdict"].tolist()
+    same = judging.judge(one, "demo", spread(one, 0.0))
+    assert same["verdict"].tolist() == judging.judge(one, "demo")["verdict"].tolist()
     judged = same[same["verdict"] != claims.NOT_MEASURED]
     assert len(judged) and judged["ci_low"].tolist() == judged["margin"].tolist()
 
@@ -245,6 +245,6 @@ def test_counts_that_are_kept_are_resampled(tmp_path):
     counts = pd.DataFrame(rows, columns=["name", "class", *metrics.CONFIG, "tp", "fp", "fn"])
     counts.to_csv(tmp_path / "counts.csv.gz", index=False)
     (tmp_path / "trainings.csv").write_text("name,seed,fold\n,,\n")
-    found = claims.resample(tmp_path, "voc2012", number=3)
+    found = judging.resample(tmp_path, "voc2012", number=3)
     assert set(found) == {"test"} and set(found["test"]) == {"mIoU", "mF1"}
     assert {config: len(values) for config, values in found["test"]["mIoU"].items()} == {claims.S5: 4, claims.FUSED: 4}

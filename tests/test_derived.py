@@ -13,7 +13,7 @@ from ltcam import files
 from ltcam.__main__ import app
 from ltcam.errors import InputError, MissingError
 from ltcam.experiment import metrics
-from ltcam.experiment.evaluation import FLOATS
+from ltcam.experiment.configs import FLOATS
 from ltcam.paper import ablations, derived, sweep
 from ltcam.paper import tables as paper
 from ltcam.paper.kept import Kept, pick

@@ -16,7 +16,7 @@ from torch import nn
 import ltcam
 from ltcam import data as datasets
 from ltcam import errors
-from ltcam.data import DataError, checks
+from ltcam.data import DataError, presence
 from ltcam.files import ROOT
 
 FAMILY = {
@@ -80,9 +80,9 @@ def test_a_folder_of_something_else_is_refused(file, name, message, tmp_path, mo
 
 
 def test_checksums_that_are_not_there_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "CHECKSUMS", tmp_path)
+    monkeypatch.setattr(presence, "CHECKSUMS", tmp_path)
     with pytest.raises(DataError, match=r"magnetic_tile\.sha256 is missing: it is part of the repository"):
-        checks.checksums("magnetic_tile")
+        presence.checksums("magnetic_tile")
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -17,10 +17,13 @@ from skimage.filters import threshold_otsu
 from ltcam import data as datasets
 from ltcam import explain, files, trace
 from ltcam.errors import UnavailableError
-from ltcam.experiment import evaluation, metrics, provenance
-from ltcam.experiment.evaluation import Config, Protocol, evaluate
+from ltcam.experiment import configs, evaluation, metrics, provenance
+from ltcam.experiment.checkpoints import load_checkpoint
+from ltcam.experiment.configs import Config, Protocol
+from ltcam.experiment.evaluation import evaluate
+from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.study import Study
-from ltcam.experiment.training import Recipe, load_checkpoint, train
+from ltcam.experiment.training import train
 from ltcam.paper import tables as paper
 from tests import lookalikes
 from tests.test_training import TINY
@@ -98,7 +101,7 @@ def test_counts_are_those_of_explain_and_scikit_image_one_by_one(role, request, 
     model = request.getfixturevalue(role)
     trained, part = dataclasses.replace(model, model=copy.deepcopy(model.model).to(dtype)), model.recipe.test
     counts = evaluate(trained, part, EVERY, tmp_path, Protocol(4))
-    keys = zip(counts["name"], counts["class"], evaluation.configurations(counts), strict=True)
+    keys = zip(counts["name"], counts["class"], configs.configurations(counts), strict=True)
     found = dict(zip(keys, counts[["tp", "fp", "fn"]].to_numpy(), strict=True))
     data = datasets.load(trained.recipe.data, part)
     assert len(found) == len(counts) == len(EVERY) * int(data.labels[data.scored].sum())

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from ltcam import data as datasets
-from ltcam.data import DataError, checks, fetch, voc
+from ltcam.data import DataError, checks, fetch, presence, voc
 from tests import lookalikes
 
 
@@ -68,7 +68,7 @@ def offer(server, monkeypatch):
 
 @pytest.fixture
 def ksdd2(offer, tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "KSDD2", {"train": (6, 6), "test": (4, 4)})
+    monkeypatch.setattr(presence, "KSDD2", {"train": (6, 6), "test": (4, 4)})
     return offer("ksdd2", lookalikes.ksdd2_zip(tmp_path), "a", "b")
 
 
@@ -86,7 +86,7 @@ PARTIAL = "KolektorSDD2.zip.partial"
 
 @pytest.mark.parametrize("below", ["", "KolektorSDD2/", "some/where/"])
 def test_ksdd2_without_its_duplicates(below, offer, server, root, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(checks, "KSDD2", {"train": (6, 6), "test": (4, 4)})
+    monkeypatch.setattr(presence, "KSDD2", {"train": (6, 6), "test": (4, 4)})
     offer("ksdd2", lookalikes.ksdd2_zip(tmp_path, below), "a")
     assert fetch.get("ksdd2", root) == root / "KolektorSDD2" and left(root) == ["KolektorSDD2"]
     assert len(list((root / "KolektorSDD2" / "train").iterdir())) == 24  # neither "(copy)"
@@ -121,7 +121,7 @@ def test_voc(offer, server, root, tmp_path, monkeypatch):
 @pytest.fixture
 def tiles(offer, tmp_path, monkeypatch):
     path, sums = lookalikes.magnetic_tile_zip(tmp_path)
-    monkeypatch.setattr(checks, "CHECKSUMS", tmp_path)
+    monkeypatch.setattr(presence, "CHECKSUMS", tmp_path)
     (tmp_path / "magnetic_tile.sha256").write_text(sums)
     offer("magnetic_tile", path, "a", "b", sha256="")
     return path
@@ -137,7 +137,7 @@ def test_magnetic_tile_takes_what_its_checksums_list(lengths, tiles, server, roo
 
 def test_ksdd_takes_what_its_checksums_list(offer, server, root, tmp_path, monkeypatch):
     path, sums = lookalikes.ksdd_zip(tmp_path)
-    monkeypatch.setattr(checks, "CHECKSUMS", tmp_path)
+    monkeypatch.setattr(presence, "CHECKSUMS", tmp_path)
     (tmp_path / "ksdd.sha256").write_text(sums)
     offer("ksdd", path, "a", sha256="")
     assert fetch.get("ksdd", root) == root / "KolektorSDD" and left(root) == ["KolektorSDD"]
@@ -439,6 +439,6 @@ def test_listing(ksdd2, root):
 
 def test_the_sources_are_pinned():
     for name, source in fetch.SOURCES.items():
-        assert len(source.sha256) == 64 or len(checks.checksums(name)) == {"magnetic_tile": 2688, "ksdd": 798}[name]
+        assert len(source.sha256) == 64 or len(presence.checksums(name)) == {"magnetic_tile": 2688, "ksdd": 798}[name]
         assert all(url.startswith("https://") or source.sha256 for url in source.mirrors)
         assert source.file.endswith((".tar", ".zip")) and len(source.mirrors) >= 2

@@ -19,7 +19,7 @@ from ltcam.engine.baselines import BASELINES
 from ltcam.engine.stages import stages
 from ltcam.errors import InputError
 from ltcam.experiment import metrics
-from ltcam.experiment.evaluation import Config, Protocol
+from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.segmentation import otsu_masks
 from ltcam.experiment.vgg16 import vgg16
 

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from ltcam.experiment import intervals, metrics
-from ltcam.experiment.evaluation import Config
+from ltcam.experiment.configs import Config
 
 A, B = Config("gradcam"), Config("layercam", "S1-S5", 0.0)
 

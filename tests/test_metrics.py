@@ -8,7 +8,7 @@ from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_sco
 
 from ltcam.errors import InputError
 from ltcam.experiment import metrics
-from ltcam.experiment.evaluation import Config
+from ltcam.experiment.configs import Config
 
 PAIRS = [("a", 0, 50, 50, 0), ("b", 0, 0, 0, 100), ("a", 1, 10, 30, 10)]
 COUNTS = pd.DataFrame(

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from ltcam import files
-from ltcam.experiment.training import Recipe
+from ltcam.experiment.recipe import Recipe
 from ltcam.paper import golden
 
 NOTEBOOKS = sorted(files.NOTEBOOKS.glob("*.ipynb"))

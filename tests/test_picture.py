@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from ltcam import explain, trace
 from ltcam.__main__ import app
 from ltcam.data import preprocess
-from ltcam.experiment.training import Recipe, train
+from ltcam.experiment.recipe import Recipe
+from ltcam.experiment.training import train
 from ltcam.show import picture
 from tests.test_training import TINY
 

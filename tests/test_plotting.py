@@ -8,8 +8,9 @@ from skimage.filters import threshold_otsu
 
 from ltcam import data as datasets
 from ltcam import explain, trace
-from ltcam.experiment.evaluation import Config
-from ltcam.experiment.training import Recipe, Trained
+from ltcam.experiment.checkpoints import Trained
+from ltcam.experiment.configs import Config
+from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.vgg16 import vgg16
 from ltcam.show import idea, plotting
 

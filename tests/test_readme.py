@@ -15,7 +15,8 @@ from ltcam.__main__ import app
 from ltcam.engine.cam import Options
 from ltcam.engine.stages import stages
 from ltcam.experiment import training
-from ltcam.paper import claims, findings
+from ltcam.experiment.recipe import Recipe
+from ltcam.paper import findings, judging
 from ltcam.paper import tables as paper
 from ltcam.show import readme
 
@@ -45,7 +46,7 @@ def section(page, title):
 
 def test_the_readmes_python_runs(output):
     """On a tiny model where `make reproduce` leaves the demo's."""
-    recipe = training.Recipe(data="demo", weights=None, width=16, hidden=16, frozen=5, epochs=1)
+    recipe = Recipe(data="demo", weights=None, width=16, hidden=16, frozen=5, epochs=1)
     training.train(recipe, files.results("demo", "demo"))
     ten_lines, own_model = re.findall(r"```python\n(.*?)```", TEXTS["README.md"], re.DOTALL)
     names: dict[str, object] = {}
@@ -155,7 +156,7 @@ def test_claims(page):
 
 
 def test_claims_are_read_as_they_are_judged(page):
-    judged = claims.judge(claims.read(files.ROOT / "results" / "real" / "magnetic_tile", "magnetic_tile"), "magnetic_tile")
+    judged = judging.judge(judging.read(files.ROOT / "results" / "real" / "magnetic_tile", "magnetic_tile"), "magnetic_tile")
     results(page, "magnetic_tile", "claims", judged)
     lines = readme.claims().splitlines()[2:]
     assert len(lines) == len(judged) > 10 and {line.count(" | ") for line in lines} == {3}
@@ -283,7 +284,7 @@ def test_every_equation_names_what_exists():
 
 def test_every_setting_names_a_parameter_that_exists():
     text = section("docs/settings.md", "Settings the paper omits, and ours")
-    known = {f.name for kind in (Options, training.Recipe) for f in fields(kind)}
+    known = {f.name for kind in (Options, Recipe) for f in fields(kind)}
     known |= {*signature(ltcam.trace).parameters, *signature(stages).parameters}
     used = {name for code in re.findall(r"`([^`]*=[^`]*)`", text) for name in re.findall(r"(\w+)=", code)}
     assert {"per", "compare", "head", "outputs", "size"} <= used <= known

@@ -19,7 +19,7 @@ from PIL import Image
 import ltcam
 from ltcam import data as datasets
 from ltcam import files
-from ltcam.experiment import training
+from ltcam.experiment import checkpoints, recipe
 from ltcam.experiment.segmentation import otsu_masks
 from ltcam.experiment.vgg16 import vgg16
 from ltcam.paper import tables as paper
@@ -40,7 +40,7 @@ CLAIMS = {
     "ci_high": [0.0214, 2, 3, 5, None],
     "trainings": ["1 of 2", "0 of 2", "2 of 2", "2 of 2", ""],
 }
-RECIPE = training.Recipe(weights=None, width=16, hidden=16, size=(64, 64), frozen=5)
+RECIPE = recipe.Recipe(weights=None, width=16, hidden=16, size=(64, 64), frozen=5)
 
 
 def checkpoint(path):
@@ -291,7 +291,7 @@ def test_without_a_model_a_sentence_says_so(site):
 
 def test_the_pictures_are_what_ltcam_computes(tmp_path):
     checkpoint(tmp_path / "checkpoint.pt")
-    trained, data = training.load_checkpoint(tmp_path / "checkpoint.pt"), datasets.load("demo", "test")
+    trained, data = checkpoints.load_checkpoint(tmp_path / "checkpoint.pt"), datasets.load("demo", "test")
     made = explorer.pictures(trained, data, 2)
     assert [set(view) for p in made for view in p["views"].values()] == [set(explorer.LAYERS)] * 4
     index, c = plotting.examples(data, 2)[1]

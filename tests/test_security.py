@@ -22,7 +22,7 @@ from ltcam import __main__ as command_line
 from ltcam import files
 from ltcam.data import DataError, archives, fetch, voc
 from ltcam.errors import InputError
-from ltcam.experiment import provenance, training, weights
+from ltcam.experiment import checkpoints, provenance, weights
 from ltcam.paper import tables as paper
 from ltcam.show import picture, report
 
@@ -120,7 +120,7 @@ def test_a_pickle_reaches_nothing_through_what_is_allowed(tmp_path):
 def test_a_checkpoint_runs_nothing(number, tmp_path, monkeypatch):
     target, path = tmp_path / "taken", tmp_path / "evil.pt"
     torch.save({"model": {}, "record": list(attacks(target))[number][1]}, path)
-    for load in (weights.load, training.load_checkpoint, lambda p: picture.classifier("vgg16", p)):
+    for load in (weights.load, checkpoints.load_checkpoint, lambda p: picture.classifier("vgg16", p)):
         with pytest.raises(ValueError, match=r"evil.pt is damaged or holds more than tensors"):
             load(path)
     monkeypatch.setattr("sys.argv", ["ltcam", "explain", str(tmp_path / "photo.png"), "--checkpoint", str(path)])
@@ -138,7 +138,7 @@ def test_a_checkpoint_runs_nothing(number, tmp_path, monkeypatch):
 def test_a_checkpoint_of_something_else_is_refused(content, tmp_path):
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"other.pt (holds a|is no checkpoint)"):
-        training.load_checkpoint(tmp_path / "other.pt", "cpu")
+        checkpoints.load_checkpoint(tmp_path / "other.pt", "cpu")
 
 
 def test_damaged_bytes_are_refused(tmp_path):

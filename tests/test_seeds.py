@@ -14,9 +14,11 @@ from ltcam import data as datasets
 from ltcam import explain, trace
 from ltcam.__main__ import app
 from ltcam.experiment import seeds
-from ltcam.experiment.evaluation import Config
+from ltcam.experiment.checkpoints import load_checkpoint
+from ltcam.experiment.configs import Config
+from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.seeds import export
-from ltcam.experiment.training import Recipe, load_checkpoint, train
+from ltcam.experiment.training import train
 from tests import lookalikes
 from tests.test_training import TINY
 

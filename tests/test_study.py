@@ -8,7 +8,7 @@ import pytest
 from ltcam import data as datasets
 from ltcam.errors import InputError, MissingError
 from ltcam.experiment import metrics
-from ltcam.experiment.evaluation import Config, Protocol
+from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.study import Study, known, planned
 from ltcam.paper import tables as paper
 from tests import lookalikes

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from ltcam.experiment import metrics
-from ltcam.experiment.evaluation import Protocol, evaluate
+from ltcam.experiment.configs import Protocol
+from ltcam.experiment.evaluation import evaluate
 from ltcam.paper import sweep
 from tests.test_evaluation import checkpoint, folder, run, study  # noqa: F401 - fixtures
 

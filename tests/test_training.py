@@ -17,8 +17,10 @@ from ltcam import data as datasets
 from ltcam import files
 from ltcam.data import base
 from ltcam.errors import InputError
-from ltcam.experiment import training
-from ltcam.experiment.training import Recipe, load_checkpoint, train
+from ltcam.experiment import features, training
+from ltcam.experiment.checkpoints import load_checkpoint
+from ltcam.experiment.recipe import Recipe, settings, tried, tuning
+from ltcam.experiment.training import train
 from tests import lookalikes
 
 TINY = {"weights": None, "width": 16, "hidden": 16, "size": (64, 64), "frozen": 0, "epochs": 3, "batch_size": 4, "lr": 1e-3}
@@ -84,9 +86,9 @@ def test_a_recipe_is_tried_on_a_hold_out_of_the_training_part(voc, tmp_path):
     assert names[1] | names[2] == names[0] and not names[1] & names[2] and len(names[2]) == 1  # a tenth of eight
     assert (fit.part, tune.part) == ("train/fit", "train/tune")
     for lr in (1e-3, 1e-4):
-        train(training.tuning(replace(voc, lr=lr, epochs=1)), tmp_path / "tries" / f"lr={lr}")
+        train(tuning(replace(voc, lr=lr, epochs=1)), tmp_path / "tries" / f"lr={lr}")
     train(replace(voc, epochs=1), tmp_path / "seed0")  # is no try
-    table = training.tried(tmp_path, tmp_path / "results")
+    table = tried(tmp_path, tmp_path / "results")
     assert table["try"].tolist() == ["lr=0.0001", "lr=0.001"] and table["lr"].tolist() == [1e-4, 1e-3]
     expected = pd.read_csv(tmp_path / "tries" / "lr=0.001" / "labels.csv")["AP"].mean()
     assert table["mAP"][1] == pytest.approx(expected) and len(pd.read_csv(tmp_path / "results" / "tries.csv")) == 2
@@ -101,16 +103,16 @@ def test_groups_stay_on_one_side_of_a_hold_out(tmp_path, monkeypatch):
 
 
 def test_settings_are_read_as_in_a_profile():
-    found = training.settings(["epochs=8", "slow=0.3", "head=gap", "size=[64, 32]", "balance=true"])
+    found = settings(["epochs=8", "slow=0.3", "head=gap", "size=[64, 32]", "balance=true"])
     assert found == {"epochs": 8, "slow": 0.3, "head": "gap", "size": [64, 32], "balance": True}
     with pytest.raises(InputError, match=r"'epoch' is no setting of a recipe: expected NAME=VALUE with a name of data, "):
-        training.settings(["epoch=8"])
+        settings(["epoch=8"])
 
 
 def test_features_of_frozen_stages_are_the_networks_own_of_every_mirror_image(voc):
     recipe = replace(voc, frozen=4, augment="flips")
     data, model = datasets.load("voc2012", "train"), training.vgg16(20, "fc", None, 16, 16).eval()
-    inputs, trainable = training._prepare(model, data, (64, 64), recipe, torch.device("cpu"))
+    inputs, trainable = features.prepare(model, data, (64, 64), recipe, torch.device("cpu"))
     image = datasets.preprocess(data.image(3), (64, 64))
     with torch.no_grad():
         expected = [model.features[:24](x[None])[0] for x in (image, image.flip(-1))]
@@ -120,7 +122,7 @@ def test_features_of_frozen_stages_are_the_networks_own_of_every_mirror_image(vo
         assert all(sum(choice) == 1 for choice in choices) and 0 < sum(choice[1] for choice in choices) < 12
         assert torch.allclose(trainable.eval()(expected[0][None]), model(image[None]), atol=1e-5)
     tiles = replace(recipe, augment="none")
-    alone, _ = training._prepare(model, data, (64, 64), tiles, torch.device("cpu"))
+    alone, _ = features.prepare(model, data, (64, 64), tiles, torch.device("cpu"))
     assert all(torch.allclose(alone[3][0], expected[0], atol=1e-5) for _ in range(5))
 
 
@@ -134,27 +136,27 @@ def test_features_are_computed_once_for_seeds_and_hold_outs(tmp_path, monkeypatc
     data, recipe = datasets.load("magnetic_tile", "train"), replace(recipe, weights=str(tmp_path / "vgg.pt"))
     for shade, entry in enumerate(data.entries):
         Image.new("L", (20, 30), 7 * shade).save(entry.image)
-    train(training.tuning(recipe), tmp_path / "try")
+    train(tuning(recipe), tmp_path / "try")
     for seed in (0, 1):
         train(replace(recipe, seed=seed), tmp_path / f"seed{seed}")
     said = [record.getMessage() for record in caplog.records if "computed once" in record.getMessage()]
     numbers = [int(re.search(r"of (\d+) images", line)[1]) for line in said]
     assert len(numbers) == 2 and sum(numbers) == len(data)  # those of the hold-out came to those it was fitted on
     model = training.vgg16(1, "fc", str(tmp_path / "vgg.pt"), 16, 16)
-    features, _ = training._prepare(model, data, data.size, recipe, torch.device("cpu"))
+    kept, _ = features.prepare(model, data, data.size, recipe, torch.device("cpu"))
     with torch.no_grad():
         upside_down = model.features[:24](datasets.preprocess(data.image(3), data.size).flip(-2)[None])[0]
-    assert torch.allclose(features.features[3][2], upside_down, atol=1e-5) and len(features.features[3]) == 4
+    assert torch.allclose(kept.features[3][2], upside_down, atol=1e-5) and len(kept.features[3]) == 4
 
 
 def test_training_on_features_is_training_with_frozen_stages(voc, tmp_path, monkeypatch):
     """Without dropout and flips, so that both see the same."""
-    monkeypatch.setattr(training, "_augment", lambda *arguments: None)
+    monkeypatch.setattr(features, "augmentation", lambda *arguments: None)
     recipe = replace(voc, head="gap", hidden=None, frozen=3)
-    whole, features = (
+    whole, behind = (
         load_checkpoint(train(replace(recipe, augment=augment), tmp_path / augment)) for augment in ("light", "none")
     )
-    torch.testing.assert_close(whole.model.state_dict(), features.model.state_dict(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(whole.model.state_dict(), behind.model.state_dict(), rtol=0, atol=1e-5)
 
 
 def test_rare_classes_weigh_as_much_as_common_ones(voc, tmp_path, monkeypatch):
@@ -172,7 +174,9 @@ def test_rare_classes_weigh_as_much_as_common_ones(voc, tmp_path, monkeypatch):
 def test_a_strong_augmentation_changes_contrast_and_brightness_too(voc):
     data, plain = datasets.load("voc2012", "train"), torch.ones(3, 32, 32)
     torch.manual_seed(0)
-    light, strong = ([training._augment(data, name)(plain).amax().item() for _ in range(20)] for name in ("light", "strong"))
+    light, strong = (
+        [features.augmentation(data, name)(plain).amax().item() for _ in range(20)] for name in ("light", "strong")
+    )
     assert set(light) == {1.0} and len(set(strong)) == 20 and min(strong) > 0.3 and max(strong) < 1.7
     with pytest.raises(InputError, match="augment='bold'"):
         replace(voc, augment="bold")
@@ -208,7 +212,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(voc, tmp_path, monkeypatc
 
 def test_two_processes_train_what_one_trains(voc, tmp_path, monkeypatch):
     """gloo on a CPU; the two are interrupted and go on. What one process alone finds to be no number stops both."""
-    monkeypatch.setattr(training, "_augment", lambda *arguments: None)
+    monkeypatch.setattr(features, "augmentation", lambda *arguments: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
@@ -272,8 +276,8 @@ def test_the_convolutions_learn_slower_than_the_head(voc):
 def test_training_images_are_flipped_and_scaled_and_test_images_are_not(voc):
     data = datasets.load("voc2012", "train")
     model = training.vgg16(20, "fc", None, 16, 16)
-    train_set, _ = training._prepare(model, data, (64, 64), voc, torch.device("cpu"))
-    test_set = training._Labelled(data, (64, 64))
+    train_set, _ = features.prepare(model, data, (64, 64), voc, torch.device("cpu"))
+    test_set = features.Labelled(data, (64, 64))
     torch.manual_seed(0)
     seen = torch.stack([train_set[0][0] for _ in range(12)])
     plain = datasets.preprocess(data.image(0), (64, 64))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltcam.experiment import training
+from ltcam.experiment import features, training
 from ltcam.experiment.parallel import processes
 from tests.test_training import quiet_recipes
 
@@ -15,9 +15,9 @@ from tests.test_training import quiet_recipes
 def main(out: Path) -> None:
     """Each recipe is interrupted after an epoch, gone on with, and asked for once more; then the other's loss is no number."""
     rank, saves, seeds = processes().process_index, [], []
-    save, fit, loss = training._save, training._fit_epoch, torch.nn.functional.binary_cross_entropy_with_logits
-    training._save = lambda state, path: saves.append(path.name) or save(state, path)
-    training._augment = lambda *arguments: None
+    save, fit, loss = training.save, training._fit_epoch, torch.nn.functional.binary_cross_entropy_with_logits
+    training.save = lambda state, path: saves.append(path.name) or save(state, path)
+    features.augmentation = lambda *arguments: None
 
     def one_epoch(*arguments):
         if seeds:

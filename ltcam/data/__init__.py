@@ -24,8 +24,7 @@ def load(name: str, part: str, annotations: bool = False) -> Segmentation:
     """Part `part` of the data set `name` under `LTCAM_DATA`: "train" or "test"; for voc2012 the name of its list, for ksdd one
     of `ltcam.data.ksdd.PARTS`. `<part>/fit` and `<part>/tune` are the two sides of a hold-out of it.
 
-    annotations: image labels from the XML of voc2012, not from its masks. Raises DataError for an unknown name or part, for
-    annotations of another data set, or data that are not there.
+    annotations: image labels from the XML of voc2012, not from its masks. Raises DataError for what is not there.
     """
     if annotations and name != "voc2012":
         raise DataError(f"data set {name!r} has no annotations: expected 'voc2012', or annotations=False")

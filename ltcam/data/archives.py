@@ -26,21 +26,14 @@ FAR_MORE = 2  # times the stated size that an archive may be, or unpack to
 
 
 def fault(archive: Path, keep: str, size: int, sums: Mapping[str, str]) -> str:
-    """What is wrong with the files in an archive, in words; empty where nothing is.
-
-    Raises DataError for an archive that is damaged, holds anything but files and folders inside itself, or unpacks to far more
-    than stated.
-    """
+    """What is wrong with the files in an archive, in words; empty where nothing is. Raises DataError as `_contents` does."""
     with _contents(archive, keep, size, sums) as files:
-        bad = [path for path, digest in sums.items() if path not in files or _digest(files[path]) != digest]
+        bad = [path for path, digest in sums.items() if path not in files or not _is(digest, files[path])]
     return f"lacks, or has damaged, {len(bad)} of {len(sums)} files, the first {bad[0]}" if bad else ""
 
 
 def unpack(archive: Path, keep: str, size: int, sums: Mapping[str, str], target: Path, temporary: Path) -> None:
-    """Into `temporary`, which becomes `target` when all is there and is removed when it fails.
-
-    Raises DataError as `fault` does.
-    """
+    """Into `temporary`, which becomes `target` when all is there, else is removed. Raises DataError as `_contents` does."""
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with _contents(archive, keep, size, sums) as files:
@@ -54,9 +47,9 @@ def unpack(archive: Path, keep: str, size: int, sums: Mapping[str, str], target:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _digest(opener: Opener) -> str:
+def _is(digest: str, opener: Opener) -> bool:
     with opener() as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        return hashlib.file_digest(file, "sha256").hexdigest() == digest  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -68,15 +61,15 @@ def _contents(archive: Path, keep: str, size: int, sums: Mapping[str, str]) -> I
     """
     try:
         with tarfile.open(archive) if ".tar" in archive.suffixes else zipfile.ZipFile(archive) as opened:
-            members = _tar(opened) if isinstance(opened, tarfile.TarFile) else _zip(opened)
-            for path, plain, _, _ in members:
+            taken, total = {}, 0
+            for path, plain, length, opener in _tar(opened) if isinstance(opened, tarfile.TarFile) else _zip(opened):
                 if not plain or PureWindowsPath(path).anchor or ".." in PureWindowsPath(path).parts:
                     raise DataError(f"{archive} holds {path!r}, a link, a device or a path outside of it: refused; remove it")
-            matches = [(re.fullmatch(keep, path), length, opener) for path, _, length, opener in members if opener]
-            taken = [(m[1], length, opener) for m, length, opener in matches if m and (m[1] in sums or not sums)]
-            if not 0 < (total := sum(length for _, length, _ in taken)) <= FAR_MORE * size:
+                if opener and (match := re.fullmatch(keep, path)) and (match[1] in sums or not sums):
+                    taken[match[1]], total = opener, total + length
+            if not 0 < total <= FAR_MORE * size:
                 raise DataError(f"{archive} would unpack to {total:,} bytes, expected about {size:,}: refused; remove it")
-            yield {path: opener for path, _, opener in taken}
+            yield taken
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(f"{archive} cannot be unpacked ({error}): it is damaged; remove it and fetch it again") from error
 

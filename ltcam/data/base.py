@@ -88,7 +88,11 @@ class Segmentation(Dataset[Sample], ABC):
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:
         """(H, W) of each image, from its file's header. Raises DataError for a file that cannot be read."""
-        return [_size(entry.image) for entry in self.entries]
+        found = []
+        for entry in self.entries:
+            with _opened(entry.image) as image:
+                found.append((image.height, image.width))
+        return found
 
     @cached_property
     def labels(self) -> Tensor:
@@ -120,8 +124,8 @@ class Segmentation(Dataset[Sample], ABC):
 def read(path: Path, mode: str | None = None, upright: bool = False) -> NDArray[np.uint8]:
     """An image file as an array, converted to `mode`: "RGB" (16 bits become 8, alpha is left out), "L", or None: its indices.
 
-    upright: turned as its EXIF orientation says; if not, as it is stored, which is how masks are drawn. Raises DataError where
-    the file is missing, damaged, too large to be safe or of real numbers, and as "L" or indices where it has more than 8 bits.
+    upright: turned as its EXIF orientation says; if not, as it is stored, which is how masks are drawn. Raises DataError for
+    a file that is missing, damaged, too large to be safe or of too many bits.
     """
     with _opened(path) as image:
         good = (
@@ -135,11 +139,6 @@ def read(path: Path, mode: str | None = None, upright: bool = False) -> NDArray[
         if image.mode.startswith("I"):  # 16 bits: PIL would take all above 255 for white
             image = Image.fromarray((np.asarray(image).astype(int) >> 8).clip(0, 255).astype(np.uint8))
         return np.array(image.convert(mode) if mode else image, dtype=np.uint8)
-
-
-def _size(path: Path) -> tuple[int, int]:
-    with _opened(path) as image:
-        return image.height, image.width
 
 
 @contextmanager
@@ -170,10 +169,7 @@ def require(folder: Path, name: str) -> Path:
 
 
 def preprocess(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """(3, H, W) uint8 -> (3, *size) float, ImageNet-normalised; the aspect ratio is not kept.
-
-    Raises DataError for another image or size.
-    """
+    """(3, H, W) uint8 -> (3, *size) float, ImageNet-normalised; the aspect ratio is not kept."""
     if image.ndim != 3 or len(image) != 3 or image.dtype != torch.uint8 or not image.numel():
         raise DataError(f"an image is {describe(image)}: expected uint8 (3, H, W)")
     if not isinstance(size, Sequence) or len(size) != 2 or not all(type(n) is int and n > 0 for n in size):

@@ -18,18 +18,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from ltcam import data as datasets
-from ltcam.data import DataError, ksdd, voc
+from ltcam.data import DataError, ksdd, presence, voc
 from ltcam.data.base import read, require
 from ltcam.data.magnetic_tile import KINDS
-from ltcam.files import ROOT, data_root
+from ltcam.files import data_root
 
-CHECKSUMS = ROOT / "data" / "checksums"
-FOLDERS = {
-    "voc2012": "VOCdevkit/VOC2012", "magnetic_tile": "magnetic_tile", "ksdd": "KolektorSDD", "ksdd2": "KolektorSDD2",
-}  # fmt: skip
-KSDD2 = {"train": (246, 2085), "test": (110, 894)}  # defective, free
 NEARLY = 10  # a mask of fewer pixels is nearly empty: the smallest real defect of Magnetic tile has 26
-Histogram = NDArray[np.int_]
+COLUMNS = ["part", "images", "defective", "free", "official", "good"]
+Result = tuple[list[str], NDArray[np.int_]]  # what is wrong with an image and its mask, and how often the mask holds each value
 
 
 @dataclass
@@ -41,79 +37,26 @@ class Report:
 
 
 def check(name: str, root: Path | None = None) -> Report:
-    """What data set `name` under `root` (`LTCAM_DATA` if None) holds and what is wrong with it.
-
-    Raises DataError for an unknown name or a data set that is not there.
-    """
+    """What data set `name` under `root` (`LTCAM_DATA` if None) holds and what is wrong; DataError where it is not there."""
     root = data_root() if root is None else root
-    if known(name) == "demo":
+    if presence.known(name) == "demo":
         parts = [datasets.load("demo", part) for part in ("train", "test")]
         rows = [(d.part, len(d), int(d.labels.any(1).sum()), int((~d.labels.any(1)).sum())) for d in parts]
         return Report(parts[0].title, pd.DataFrame(rows, columns=["part", "images", "defective", "free"]))
-    folder = require(root / FOLDERS[name], name)
+    folder = require(root / presence.FOLDERS[name], name)
     return {"voc2012": _voc, "magnetic_tile": _magnetic_tile, "ksdd": _ksdd, "ksdd2": _ksdd2}[name](folder)
 
 
-def state(name: str, root: Path) -> str:
-    """present, subset, incomplete or absent; judged by names alone, where `check` opens the files.
-
-    Raises DataError where data/checksums is needed and not there.
-    """
-    if name == "demo":
-        return "present"
-    folder = root / FOLDERS[name]
-    if not folder.is_dir():
-        return "absent"
-    full = True
-    if name == "voc2012":
-        lists = _lists(folder)
-        files = [path for n in sorted(set().union(*lists.values())) for path in _files(folder, n)]
-        full = _official(lists)
-    elif name == "ksdd2":
-        files = [path.with_name(f"{path.stem}_GT.png") for path in folder.glob("t*/*.png") if path.stem.isdigit()]
-        if len(files) != sum(map(sum, KSDD2.values())):
-            return "incomplete"
-    else:
-        files = [folder / path for path in checksums(name)]
-    if name == "ksdd":  # a subset is of whole commutators
-        full = all(path.parent.is_dir() for path in files)
-        files = [path for path in files if path.parent.is_dir()]
-    if not files or not all(path.is_file() for path in files):
-        return "incomplete"
-    return "present" if full else "subset"
-
-
-def known(name: str) -> str:
-    if name not in datasets.NAMES:
-        raise DataError(f"data set {name!r} is unknown: expected one of {', '.join(datasets.NAMES)}")
-    return name
-
-
-def checksums(name: str) -> dict[str, str]:
-    """SHA-256 of its images and masks by path in the data set's folder; of ksdd2 the archive's is known, which `get` compares.
-
-    Raises DataError if the list is not there.
-    """
-    if name == "ksdd2":
-        return {}
-    path = CHECKSUMS / f"{name}.sha256"
-    if not path.is_file():
-        raise DataError(f"{path} is missing: it is part of the repository; use ltcam from a checkout")
-    lines = [line.split("  ", 1) for line in path.read_text().splitlines()]
-    return {file.removeprefix(f"{FOLDERS[name]}/"): digest for digest, file in lines}
-
-
 def _voc(folder: Path) -> Report:
-    lists = _lists(folder)
-    full = _official(lists)
+    lists = presence.lists_in(folder)
+    full = presence.is_official(lists)
     report = Report("PASCAL VOC 2012" if full else "PASCAL VOC 2012 subset", pd.DataFrame())
     for part in sorted({"train", "val"} - set(lists)):
         path = folder / "ImageSets" / "Segmentation" / f"{part}.txt"
         report.findings.append(f"{path} is missing: expected the list of part {part!r}; fetch the data set again")
-    sums = {folder / path: digest for path, digest in checksums("voc2012").items()}
-    pairs = _decode([_files(folder, name) for name in sorted(set().union(*lists.values()))], None, sums)
-    good = set()
-    differ = []
+    sums = {folder / path: digest for path, digest in presence.checksums("voc2012").items()}
+    pairs = _decode([presence.files_of(folder, name) for name in sorted(set().union(*lists.values()))], None, sums)
+    good, differ = set(), []
     for (image, mask), (wrong, seen) in pairs.items():
         name = image.stem
         where = f" (listed in {', '.join(part for part, names in lists.items() if name in names)})"
@@ -127,9 +70,10 @@ def _voc(folder: Path) -> Report:
             except DataError as error:
                 wrong.append(str(error))
         report.findings += [w + where for w in wrong]
-        good |= set() if wrong else {name}
-    expected = {**voc.OFFICIAL, "trainval": sum(voc.OFFICIAL.values())}
-    rows = [(part, len(names), str(expected.get(part, "-")), len(good & set(names))) for part, names in lists.items()]
+        if not wrong:
+            good.add(name)
+    official = {**voc.OFFICIAL, "trainval": sum(voc.OFFICIAL.values())}
+    rows = [(part, len(names), str(official.get(part, "-")), len(good & set(names))) for part, names in lists.items()]
     report.table = pd.DataFrame(rows, columns=["part", "images", "official", "good"])
     if not full:
         report.notes.append(
@@ -144,7 +88,7 @@ def _voc(folder: Path) -> Report:
 
 
 def _ksdd(folder: Path) -> Report:
-    every = {folder / path: digest for path, digest in checksums("ksdd").items()}
+    every = {folder / path: digest for path, digest in presence.checksums("ksdd").items()}
     sums = {path: digest for path, digest in every.items() if path.parent.is_dir()}
     full = len(sums) == len(every)
     report, rows = Report("KolektorSDD" if full else "KolektorSDD subset", pd.DataFrame()), []
@@ -152,44 +96,40 @@ def _ksdd(folder: Path) -> Report:
         report.findings.append(f"{folder} holds no commutator: expected kosNN/PartK.jpg; fetch the data set again")
     elif not full:
         report.notes.append(f"a subset: {len({p.parent for p in sums})} of {len(ksdd.ALL)} commutators are there")
-    others = sorted(p for p in folder.glob("kos*/*") if p not in sums)
-    report.notes += [f"{p} is none of its files: left out" for p in others]
+    report.notes += [f"{p} is none of its files: left out" for p in sorted(folder.glob("kos*/*")) if p not in sums]
     pairs = _decode([(e.image, e.mask) for e in ksdd.entries(folder, ksdd.ALL) if e.image in sums], None, sums)
     for part in ("test0", "test1", "test2", "all"):
         official = ksdd.entries(folder, ksdd.PARTS[part])
-        mine = [pairs[e.image, e.mask] for e in official if e.image in sums]
-        defective = sum(bool(seen[1:].any()) for _, seen in mine)
-        rows.append((part, len(mine), defective, len(mine) - defective, len(official), sum(not wrong for wrong, _ in mine)))
+        counts, good = _tally([pairs[e.image, e.mask] for e in official if e.image in sums])
+        rows.append((part, sum(counts), *counts, len(official), good))
     report.findings += [w for wrong, _ in pairs.values() for w in wrong]
-    report.table = pd.DataFrame(rows, columns=["part", "images", "defective", "free", "official", "good"])
+    report.table = pd.DataFrame(rows, columns=COLUMNS)
     return report
 
 
 def _ksdd2(folder: Path) -> Report:
     report, rows = Report("KSDD2", pd.DataFrame()), []
-    for part, official in KSDD2.items():
+    for part, official in presence.KSDD2.items():
         where = require(folder / part, f"KSDD2's part {part!r}")
         files = sorted(where.glob("*.png"))
         numbers = sorted({p.stem.removesuffix("_GT") for p in files if p.stem.removesuffix("_GT").isdigit()})
         left = [p for p in files if p.stem.removesuffix("_GT") not in numbers]
         report.notes += [f"{p} is {'a duplicate' if '(copy)' in p.name else 'none of its files'}: left out" for p in left]
         pairs = _decode([(where / f"{n}.png", where / f"{n}_GT.png") for n in numbers], "L")
-        wrong = [w for found, _ in pairs.values() for w in found]
-        defective = sum(bool(seen[1:].any()) for _, seen in pairs.values())
-        counts = (defective, len(pairs) - defective)
-        if len(pairs) != sum(official) or (not wrong and counts != official):
+        counts, good = _tally(list(pairs.values()))
+        found, expected = (f"{defective} + {free}" for defective, free in (counts, official))
+        if len(pairs) != sum(official) or (good == len(pairs) and counts != official):
             report.findings.append(
-                f"{where} has {counts[0]} + {counts[1]} images (defective + free), expected {official[0]} + "
+                f"{where} has {found} images (defective + free), expected {expected}: fetch the data set again"
             )
-            report.findings[-1] += f"{official[1]}: fetch the data set again"
-        report.findings += wrong
-        rows.append((part, len(pairs), *counts, " + ".join(map(str, official)), sum(not found for found, _ in pairs.values())))
-    report.table = pd.DataFrame(rows, columns=["part", "images", "defective", "free", "official", "good"])
+        report.findings += [w for wrong, _ in pairs.values() for w in wrong]
+        rows.append((part, len(pairs), *counts, expected, good))
+    report.table = pd.DataFrame(rows, columns=COLUMNS)
     return report
 
 
 def _magnetic_tile(folder: Path) -> Report:
-    sums = {folder / path: digest for path, digest in checksums("magnetic_tile").items()}
+    sums = {folder / path: digest for path, digest in presence.checksums("magnetic_tile").items()}
     there = {p for p in folder.glob("MT_*/Imgs/*") if p.suffix in (".jpg", ".png")}
     report, rows = Report("Magnetic tile", pd.DataFrame()), []
     report.findings += [f"{p} is not one of the data set's files: remove it" for p in sorted(there - set(sums))]
@@ -198,9 +138,8 @@ def _magnetic_tile(folder: Path) -> Report:
         mine = {mask: result for (_, mask), result in pairs.items() if mask.parts[-3] == f"MT_{kind}"}
         sizes = {mask: int(seen[128:].sum()) for mask, (_, seen) in mine.items() if seen.any() and kind != "Free"}
         few = {mask: size for mask, size in sizes.items() if size < NEARLY}
-        for mask, size in few.items():
-            what = f"nearly empty (pixels: {size})" if size else "empty"
-            report.notes.append(f"{mask} is {what}, as the authors ship it")
+        whats = {mask: f"nearly empty (pixels: {size})" if size else "empty" for mask, size in few.items()}
+        report.notes += [f"{mask} is {what}, as the authors ship it" for mask, what in whats.items()]
         good = sum(not found for found, _ in mine.values())
         rows.append((f"MT_{kind}", len(mine), good, sum(not n for n in few.values()), sum(map(bool, few.values()))))
     report.findings += [w for found, _ in pairs.values() for w in found]
@@ -209,24 +148,28 @@ def _magnetic_tile(folder: Path) -> Report:
     return report
 
 
+def _tally(results: Sequence[Result]) -> tuple[tuple[int, int], int]:
+    """How many images are (defective, free), and how many have nothing wrong."""
+    defective = sum(bool(seen[1:].any()) for _, seen in results)
+    return (defective, len(results) - defective), sum(not wrong for wrong, _ in results)
+
+
 def _decode(
     pairs: Sequence[tuple[Path, Path]], mode: str | None = None, sums: Mapping[Path, str] | None = None
-) -> dict[tuple[Path, Path], tuple[list[str], Histogram]]:
-    """By (image, mask): what is wrong with them, and how often the mask holds each value (all zero if it cannot be read)."""
+) -> dict[tuple[Path, Path], Result]:
+    """By (image, mask); a mask that cannot be read holds nothing."""
 
-    def one(pair: tuple[Path, Path]) -> tuple[list[str], Histogram]:
-        arrays: list[NDArray[np.uint8] | None] = []
-        wrong = []
+    def one(pair: tuple[Path, Path]) -> Result:
+        arrays, wrong = {}, []
         for path, wanted in zip(pair, ("RGB", mode), strict=True):
             try:
-                arrays.append(_pixels(path, wanted, (sums or {}).get(path)))
+                arrays[path] = _pixels(path, wanted, (sums or {}).get(path))
             except DataError as error:
-                arrays.append(None)
                 wrong.append(str(error))
-        image, mask = arrays
-        if image is not None and mask is not None and image.shape[:2] != mask.shape:
-            wrong.append(f"{pair[1]} has shape {mask.shape}, its image {image.shape[:2]}: expected the same; fetch both again")
-        return wrong, np.bincount(mask.ravel() if mask is not None else [], minlength=256)
+        sizes = [array.shape[:2] for array in arrays.values()]
+        if not wrong and sizes[0] != sizes[1]:
+            wrong.append(f"{pair[1]} has shape {sizes[1]}, its image {sizes[0]}: expected the same; fetch both again")
+        return wrong, np.bincount(arrays[pair[1]].ravel() if pair[1] in arrays else [], minlength=256)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(pairs, tqdm(pool.map(one, pairs), total=len(pairs), desc="reading", disable=None), strict=True))
@@ -242,15 +185,3 @@ def _pixels(path: Path, mode: str | None, digest: str | None) -> NDArray[np.uint
     if digest and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
         raise DataError(f"{path} is not the file of the data set (its SHA-256 is another): fetch it again")
     return pixels
-
-
-def _lists(folder: Path) -> dict[str, list[str]]:
-    return {path.stem: path.read_text().split() for path in sorted(folder.glob("ImageSets/Segmentation/*.txt"))}
-
-
-def _official(lists: Mapping[str, Sequence[str]]) -> bool:
-    return all(len(lists.get(part, ())) == count for part, count in voc.OFFICIAL.items())
-
-
-def _files(folder: Path, name: str) -> tuple[Path, Path]:
-    return folder / "JPEGImages" / f"{name}.jpg", folder / "SegmentationClass" / f"{name}.png"

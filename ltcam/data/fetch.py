@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ltcam.data import DataError, archives
 from ltcam.data.archives import FAR_MORE
-from ltcam.data.checks import FOLDERS, checksums, known, state
+from ltcam.data.presence import FOLDERS, checksums, known, state
 from ltcam.errors import UnavailableError
 from ltcam.files import data_root, sha256
 
@@ -71,8 +71,8 @@ class _MirrorError(Exception):
 def get(name: str, root: Path | None = None) -> Path:
     """The folder of data set `name` under `root` (`LTCAM_DATA` if None), fetched unless it is complete there.
 
-    Raises DataError for an unknown name, a folder that is there but not whole, or an archive put there by hand that is damaged
-    or unsafe; UnavailableError where no mirror gives the archive, room is short or the folder cannot be written.
+    Raises DataError for a folder that is not whole and an archive, put there by hand, that is damaged or unsafe;
+    UnavailableError where no mirror gives the archive, room is short or the folder cannot be written.
     """
     root = data_root() if root is None else root
     if known(name) == "demo":
@@ -84,8 +84,9 @@ def get(name: str, root: Path | None = None) -> Path:
         log.info("%s is complete at %s: nothing to fetch", source.title, target)
         return target
     if found != "absent":
-        what = f"{target} is {found} (`ltcam data check {name}` says more)"
-        raise DataError(f"{what} and is not overwritten: move it away to fetch the whole")
+        raise DataError(
+            f"{target} is {found} (`ltcam data check {name}` says more) and is not overwritten: move it away to fetch the whole"
+        )
     try:
         root.mkdir(parents=True, exist_ok=True)
         if archive.is_file():
@@ -96,8 +97,9 @@ def get(name: str, root: Path | None = None) -> Path:
         archives.unpack(archive, source.keep, source.size, _sums(name), target, root / f".{name}.partial")
         archive.unlink()
     except OSError as error:
-        what = f"{root} cannot be written ({error}): what has come of {source.file} is kept"
-        raise UnavailableError(f"{what}; mend that and run again") from error
+        raise UnavailableError(
+            f"{root} cannot be written ({error}): what has come of {source.file} is kept; mend that and run again"
+        ) from error
     return target
 
 
@@ -179,7 +181,7 @@ def _network(call: Callable[[], Any]) -> Any:
 
 def _verify(archive: Path, name: str) -> None:
     """Raises DataError where the archive (or, where that has no SHA-256, a file in it) is not as published, or is unsafe."""
-    source, fault = SOURCES[name], ""
+    source = SOURCES[name]
     if source.sha256 and (size := archive.stat().st_size) != source.size:
         fault = f"has {size:,} bytes, expected {source.size:,}"
     elif source.sha256 and (digest := sha256(archive)) != source.sha256:

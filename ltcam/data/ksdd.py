@@ -45,8 +45,7 @@ class KSDD(Segmentation):
         folder = require(root / "KolektorSDD", "KolektorSDD")
         there = [entry for entry in entries(folder, ALL) if entry.image.is_file()]
         self.title = "KolektorSDD" if len(there) == len(entries(folder, ALL)) else "KolektorSDD subset"
-        chosen = set(entries(folder, PARTS[part]))
-        self.entries = [entry for entry in there if entry in chosen]
+        self.entries = [entry for entry in entries(folder, PARTS[part]) if entry.image.is_file()]
         if not self.entries:
             raise DataError(f"no images of part {part!r} in {folder}: expected kosNN/PartK.jpg, see data/README.md")
 

@@ -48,8 +48,8 @@ class MagneticTile(Segmentation):
             raise DataError(f"no images in {folder}: expected MT_*/Imgs/*.jpg, see data/README.md")
         tiles = [[replace(entry, group=str(_number(tile[0]))) for entry in tile] for tile in groups(everything)]
         test = test_groups(tiles, seed)
-        chosen = (entry for tile in tiles for entry in tile if (entry in test) == (part == "test"))
-        self.entries = sorted(chosen, key=lambda entry: entry.name)
+        every = sorted((entry for tile in tiles for entry in tile), key=lambda entry: entry.name)
+        self.entries = [entry for entry in every if (entry in test) == (part == "test")]
 
     def mask(self, index: int) -> NDArray[np.uint8]:
         return (read(self.entries[index].mask, "L") > 127).astype(np.uint8)

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.datasets import VOCSegmentation
 
 from ltcam.data.base import VOID, DataError, Entry, Segmentation, read, require
 
@@ -32,17 +31,16 @@ class VOC2012(Segmentation):
         folder = require(root / "VOCdevkit" / "VOC2012", "PASCAL VOC 2012")
         lists = folder / "ImageSets" / "Segmentation"
         if not (lists / f"{part}.txt").is_file():
-            there = sorted(path.stem for path in lists.glob("*.txt"))
-            raise DataError(f"part {part!r} has no list {lists / part}.txt: expected one of {there}")
-        for name in (part, "val"):  # torchvision reads the second
-            if not (lists / f"{name}.txt").read_text().split():
-                raise DataError(f"{lists / name}.txt is empty: expected a name a line; fetch the data set again")
-        voc = VOCSegmentation(str(root), image_set="val")
-        folders = Path(voc.images[0]).parent, Path(voc.targets[0]).parent
+            raise DataError(
+                f"part {part!r} has no list {lists / part}.txt: expected one of {sorted(p.stem for p in lists.glob('*.txt'))}"
+            )
         names = (lists / f"{part}.txt").read_text().split()
-        self.entries = [Entry(n, folders[0] / f"{n}.jpg", folders[1] / f"{n}.png") for n in names]
+        if not names:
+            raise DataError(f"{lists / part}.txt is empty: expected a name a line; fetch the data set again")
+        self.entries = [Entry(n, folder / "JPEGImages" / f"{n}.jpg", folder / "SegmentationClass" / f"{n}.png") for n in names]
         self.annotations = folder / "Annotations" if annotations else None
-        full = all(len((lists / f"{name}.txt").read_text().split()) == count for name, count in OFFICIAL.items())
+        parts = {path.stem: path.read_text().split() for path in lists.glob("*.txt")}
+        full = all(len(parts.get(name, ())) == count for name, count in OFFICIAL.items())
         self.title = "PASCAL VOC 2012" if full else "PASCAL VOC 2012 subset"
 
     def mask(self, index: int) -> NDArray[np.uint8]:

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from ltcam.engine.methods import _weighted
 from ltcam.engine.stages import borrowed, stages, unwrap
 from ltcam.engine.targets import Targets
-from ltcam.engine.tracing import Trace, trace
+from ltcam.engine.traces import Trace
+from ltcam.engine.tracing import trace
 from ltcam.engine.tricks import whole
 from ltcam.errors import InputError, PackageError
 
@@ -97,7 +98,8 @@ def relevancecam(
     with torch.compiler.set_stance("force_eager"), torch.enable_grad(), borrowed(model), ExitStack() as stack:
         for m in model.modules():
             if type(m) in _RULES:  # a subclass may compute something else
-                stack.enter_context(m.register_forward_hook(_propagate))
+                # Above the layer, relevance instead of the gradient.
+                stack.enter_context(m.register_forward_hook(lambda m, x, y: _ZPlus.apply(x[0], y.detach(), m) if x else None))
         stack.enter_context(module.register_forward_hook(lambda *_: a.clone()))
         logits = model(images.detach()[traced.pairs[:, 0]])
         _let_through(logits, traced.layers[0])
@@ -109,8 +111,7 @@ def scorecam(model: nn.Module, images: Tensor, targets: Targets = None, layer: L
     """Score-CAM (Wang et al. 2020): w = softmax over k of y^c(X M_k) - y^c(0), M_k = A_k upsampled and scaled to [0, 1].
 
     As in the paper, with the logit for y^c as in pytorch-grad-cam and torchcam; the authors' code has w_k = c's probability.
-    The baseline, zeros (the mean colour, normalised), drops out of the softmax and is not run. Bilinear, align_corners=False;
-    a constant A_k has M_k = 0. Maps are at most max A. Raises InputError for a batch_size that is no whole number above 0.
+    The baseline, zeros (the mean colour, normalised), drops out of the softmax and is not run. A constant A_k has M_k = 0.
     """
 
     def masked(inputs: Tensor, maps: Tensor, k: Tensor) -> Any:
@@ -126,7 +127,7 @@ def ablationcam(model: nn.Module, images: Tensor, targets: Targets = None, layer
     """Ablation-CAM (Desai and Ramaswamy 2020): w_k = (y^c - y^c_k) / |y^c|, y^c_k the logit with channel k set to zero.
 
     The paper divides by y^c: the same where that is positive, but a negative one would turn the map inside out. Where y^c is 0,
-    the drop itself is the weight. Raises InputError for a batch_size that is no whole number above 0.
+    the drop itself is the weight.
     """
 
     def ablated(inputs: Tensor, maps: Tensor, k: Tensor) -> Any:
@@ -201,11 +202,6 @@ _PASSING = {
     "_ZPlus", "AccumulateGrad", "AdaptiveMaxPool2D", "Cat", "Clone", "MaxPool2DWithIndices", "Permute", "Relu", "Squeeze",
     "Transpose", "UnsafeView", "Unsqueeze", "View",
 }  # fmt: skip
-
-
-def _propagate(module: nn.Module, arguments: Any, output: Tensor) -> Any:
-    """Forward hook: above the layer, relevance instead of the gradient."""
-    return _ZPlus.apply(arguments[0], output.detach(), module) if arguments else None
 
 
 def _let_through(logits: Tensor, layer: str) -> None:

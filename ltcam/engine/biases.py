@@ -41,9 +41,6 @@ class Mark:
     edge: GradientEdge
     stage: str = ""
 
-    def with_gradient(self, gradient: Tensor) -> Bias:
-        return Bias(self.name, self.stage, self.bias, gradient)
-
 
 def bias_hooks(model: nn.Module, stops: dict[str, nn.Module], marks: list[Mark]) -> Iterator[Hook]:
     """Mark the output of each biased module; the next of `stops` to finish says which stage it belongs to."""

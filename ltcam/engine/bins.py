@@ -7,7 +7,7 @@ summed once in each bin, and what a delta keeps are the bins from the largest do
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial, reduce
+from functools import reduce
 from typing import get_args
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ltcam.engine.cam import Options, Selection, input_map, layer_maps, wide
 from ltcam.engine.methods import MAPS, WEIGHTS
-from ltcam.engine.tracing import Trace
+from ltcam.engine.traces import Trace
 from ltcam.engine.tricks import Fuse, Normalize, Scope, layerize, thresholds
 
 CHUNK = {"cpu": 2**20, "cuda": 2**26}  # values cut at a time: few enough for the caches, or to leave memory alone
@@ -29,7 +29,11 @@ def maps_of(trace: Trace, wanted: Iterable[tuple[Options, Selection]]) -> dict[t
     needed: dict[Options, set[str]] = {}
     for (options, _), found in names.items():
         needed.setdefault(_unfused(options), set()).update(found)
-    made = {o: _one_by_one(trace, o, layers) for o, layers in needed.items() if not _in_bins(o)}
+    made = {
+        o: layer_maps(trace, o, None if o.method == "fullgrad" else [name for name in trace.layers if name in layers])
+        for o, layers in needed.items()
+        if not _in_bins(o)
+    }
     with torch.autocast(trace.logits.device.type, enabled=False):
         made |= _all_at_once(trace, {o: layers for o, layers in needed.items() if _in_bins(o)})
     return {item: {name: made[_unfused(item[0])][name] for name in found} for item, found in names.items()}
@@ -73,33 +77,24 @@ def _in_bins(options: Options) -> bool:
     return options.delta is not None and options.compare == "ge" and known
 
 
-def _one_by_one(trace: Trace, options: Options, layers: set[str]) -> Maps:
-    full = options.method == "fullgrad"
-    return layer_maps(trace, options, None if full else [name for name in trace.layers if name in layers])
-
-
 def _all_at_once(trace: Trace, needed: dict[Options, set[str]]) -> dict[Options, Maps]:
     made: dict[Options, Maps] = {o: {} for o in needed}
     full = any(o.method == "fullgrad" for o in needed)
-    layers = [(name, False, partial(trace.activation, name), trace.gradient(name)) for name in trace.layers]
-    terms = [(t.name, True, partial(_same, t.value), t.gradient) for t in trace.terms()] if full else []
-    for name, is_term, value, gradient in [*layers, *terms]:
+    sources: list[tuple[str, Tensor | None, Tensor]] = [(name, None, trace.gradient(name)) for name in trace.layers]
+    for name, bias, gradient in sources + [(t.name, t.value, t.gradient) for t in (trace.terms() if full else [])]:
         step = max(1, CHUNK.get(gradient.device.type, CHUNK["cuda"]) // gradient[0].numel())
         parts = [slice(start, start + step) for start in range(0, len(gradient), step)]
         for per in get_args(Scope):
-            chosen = [o for o in needed if name in needed[o] and o.per == per and (o.method == "fullgrad") == is_term]
-            if chosen:
-                maps = [_cut(wide(value(part)), wide(gradient[part]), chosen) for part in parts]
+            its = [o for o in needed if name in needed[o] and (o.method == "fullgrad") == (bias is not None)]
+            if chosen := [o for o in its if o.per == per]:
+                values = (trace.activation(name, part) if bias is None else bias for part in parts)
+                maps = [_cut(wide(v), wide(gradient[part]), chosen) for v, part in zip(values, parts, strict=True)]
                 for options, pieces in zip(chosen, zip(*maps, strict=True), strict=True):
                     made[options][name] = torch.cat(pieces)
     for options in needed:
         if "input" in needed[options]:
             made[options]["input"] = input_map(trace, options)
     return made
-
-
-def _same(value: Tensor, part: slice) -> Tensor:
-    return value
 
 
 def _cut(value: Tensor, gradient: Tensor, chosen: Sequence[Options]) -> list[Tensor]:

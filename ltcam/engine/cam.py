@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ltcam.engine.methods import constant_in_space, fullgrad, method
 from ltcam.engine.targets import Score
-from ltcam.engine.tracing import Layers, Reshape, Trace, trace
+from ltcam.engine.traces import Trace
+from ltcam.engine.tracing import Layers, Reshape, trace
 from ltcam.engine.tricks import Compare, Fuse, Normalize, Scope, check, layerize, normalized, one_of, truncate
 from ltcam.errors import InputError
 
@@ -24,8 +25,6 @@ class Options:
     delta      None (as published) or the percentile in [0, 100) of Eq. 9, with its scope `per` and comparison as in `truncate`
     fuse, normalize  as in `layerize`
     per_channel  FullGrad's Eq. 7 read literally
-
-    Raises InputError for a value that is unknown and for values that do not go together.
     """
 
     method: str = "gradcam"
@@ -79,8 +78,7 @@ def explain(
     delta, per and the other options  as in `Options`: compare, fuse, normalize, per_channel
     per_layer  give what would be fused instead: {layer name: (P, h, w)}, each at its own size, nothing normalised
 
-    Raises InputError for options that are unknown or do not go together, a layer that was not traced, or a trace that lacks
-    what FullGrad needs.
+    Raises InputError for options that do not go together, an untraced layer, or a trace without what FullGrad needs.
     """
     chosen = Options(method, delta, per, **options)
     maps = layer_maps(trace, chosen, layers)
@@ -97,19 +95,15 @@ def layer_maps(trace: Trace, options: Options, layers: Selection = None) -> dict
     function = method(options.method)
     with torch.autocast(trace.logits.device.type, enabled=False):
         if function is fullgrad:
-            return _fullgrad_maps(trace, options, layers)
+            maps = {
+                term.name: fullgrad(term.value, _truncated(term.gradient, options, term.name), options.per_channel).float()
+                for term in trace.terms(layers)
+            }
+            return maps if layers is not None else {**maps, "input": input_map(trace, options)}
         return {
             layer: function(wide(trace.activation(layer)), _truncated(trace.gradient(layer), options, layer)).float()
             for layer in trace.select(layers)
         }
-
-
-def _fullgrad_maps(trace: Trace, options: Options, layers: Selection) -> dict[str, Tensor]:
-    maps = {
-        term.name: fullgrad(term.value, _truncated(term.gradient, options, term.name), options.per_channel).float()
-        for term in trace.terms(layers)
-    }
-    return maps if layers is not None else {**maps, "input": input_map(trace, options)}
 
 
 def input_map(trace: Trace, options: Options) -> Tensor:
@@ -159,13 +153,12 @@ class CAM:
         """(N, H, W) in [0, 1] on the images' device: each map over its maximum; an image without evidence is all zero.
 
         targets: one an image: a class, or a function of the image's logits, such as that library's target objects; None is the
-        largest logit. The logits of the same pass are then in `.logits`. Raises InputError as `trace` does, and for targets
-        that are not one an image.
+        largest logit. The logits of the same pass are then in `.logits`. Raises InputError as `trace` does.
         """
-        full = self.options.method == "fullgrad"
         traced = trace(
-            self.model, input_tensor, targets, self.target_layers, full, reshape=self.reshape, create_graph=self.create_graph
-        )
+            self.model, input_tensor, targets, self.target_layers, self.options.method == "fullgrad",
+            reshape=self.reshape, create_graph=self.create_graph,
+        )  # fmt: skip
         if traced.pairs[:, 0].tolist() != list(range(len(input_tensor))):
             raise InputError(
                 f"{len(traced.pairs)} targets for {len(input_tensor)} images: expected one an image; see ltcam.trace"

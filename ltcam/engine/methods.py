@@ -35,8 +35,7 @@ def cam(activation: Tensor, gradient: Tensor) -> Tensor:
 
 def gradcam(activation: Tensor, gradient: Tensor) -> Tensor:
     """Grad-CAM, Eqs. 2 and 3 (Selvaraju et al. 2017): ReLU(sum_k mean_ij(G_k) A_k)."""
-    _check(activation, gradient)
-    return _weighted(_mean(activation, gradient).sum(dim=(2, 3)), activation)
+    return _weighing(_mean, activation, gradient)
 
 
 def gradcam_plus_plus(activation: Tensor, gradient: Tensor) -> Tensor:
@@ -47,26 +46,22 @@ def gradcam_plus_plus(activation: Tensor, gradient: Tensor) -> Tensor:
     1e-6): S is outside, the cube at (i, j), not sum_ab A_ab G_ab^3. The exponential score of the derivation, which would
     scale a whole map, is left out.
     """
-    _check(activation, gradient)
-    return _weighted(_alpha(activation, gradient).sum(dim=(2, 3)), activation)
+    return _weighing(_alpha, activation, gradient)
 
 
 def xgradcam(activation: Tensor, gradient: Tensor) -> Tensor:
     """XGrad-CAM (Fu et al. 2020): ReLU(sum_k w_k A_k), w_k = sum_ij(G_k A_k) / sum_ij A_k; 0 where a channel sums to 0."""
-    _check(activation, gradient)
-    return _weighted(_share(activation, gradient).sum(dim=(2, 3)), activation)
+    return _weighing(_share, activation, gradient)
 
 
 def hirescam(activation: Tensor, gradient: Tensor) -> Tensor:
     """HiResCAM (Draelos and Carin 2020): ReLU(sum_k G_k * A_k)."""
-    _check(activation, gradient)
-    return _product(activation, gradient).sum(dim=1).relu()
+    return _summing(_product, activation, gradient)
 
 
 def layercam(activation: Tensor, gradient: Tensor) -> Tensor:
     """Layer-CAM, Eqs. 4 and 5 (Jiang et al. 2021): ReLU(sum_k ReLU(G_k) * A_k); Eq. 5 leaves the sum unsaid."""
-    _check(activation, gradient)
-    return _positive(activation, gradient).sum(dim=1).relu()
+    return _summing(_positive, activation, gradient)
 
 
 def fullgrad(bias: Tensor, gradient: Tensor, per_channel: bool = False) -> Tensor:
@@ -90,6 +85,16 @@ def _check(activation: Tensor, gradient: Tensor, alike: bool = True) -> None:
     one_a_channel = not alike and activation.shape == (1, gradient.shape[1], 1, 1)
     if activation.shape != gradient.shape and not one_a_channel:
         raise InputError(f"a method is given {describe(activation)} and {describe(gradient)}: expected those of one layer")
+
+
+def _weighing(term: Term, activation: Tensor, gradient: Tensor) -> Tensor:
+    _check(activation, gradient)
+    return _weighted(term(activation, gradient).sum(dim=(2, 3)), activation)
+
+
+def _summing(term: Term, activation: Tensor, gradient: Tensor) -> Tensor:
+    _check(activation, gradient)
+    return term(activation, gradient).sum(dim=1).relu()
 
 
 def _mean(activation: Tensor, gradient: Tensor) -> Tensor:

@@ -23,18 +23,13 @@ def stages(model: nn.Module, outputs: Outputs = "pool") -> dict[str, str]:
     """{"S1": module name, ...}, from shallow to deep: where the paper reads its stages.
 
     VGG and its like: the max-pool outputs of `features`, or with outputs="relu" what enters those pools. Other CNNs: the last
-    block at each resolution; they run once on an empty image to find it, so keep the result where that matters. Names are those
-    inside DataParallel and torch.compile.
-
-    Raises InputError for a model in which nothing is found (pass layers=[module names]), for "relu" elsewhere, and for what is
-    no model.
+    block at each resolution; they run once on an empty image to find it. Raises InputError where nothing is found.
     """
     one_of("outputs", outputs, Outputs)
     model = unwrap(model)
     features = getattr(model, "features", None)
     if isinstance(features, nn.Sequential) and isinstance(features[-1], nn.MaxPool2d):
-        back = {"pool": 0, "relu": 1}[outputs]
-        found = [f"features.{i - back}" for i, module in enumerate(features) if isinstance(module, nn.MaxPool2d)]
+        found = [f"features.{i - (outputs == 'relu')}" for i, module in enumerate(features) if isinstance(module, nn.MaxPool2d)]
     elif outputs == "relu":
         raise InputError(f"stage outputs 'relu' are of VGG-like models: {type(model).__name__} has no .features with max-pools")
     else:

@@ -17,8 +17,7 @@ Targets = int | np.ndarray[Any, Any] | Sequence[int] | Sequence[Sequence[int]] |
 def to_pairs(targets: Targets, logits: Tensor) -> Tensor:
     """(P, 2) long, sorted, on the logits' device: (image, class), for targets as `ltcam.trace` takes them.
 
-    The class is -1 where the target is a function; then the logits may have any shape that begins with N. Raises InputError for
-    other logits that are not (N, C), and for targets that do not fit them or name no class at all.
+    The class is -1 where the target is a function; then the logits may have any shape that begins with N, else (N, C).
     """
     if functions := _functions(targets):
         if not isinstance(logits, Tensor) or len(functions) != len(logits):
@@ -52,10 +51,7 @@ def to_pairs(targets: Targets, logits: Tensor) -> Tensor:
 
 
 def scores(targets: Targets, logits: Tensor, pairs: Tensor) -> Tensor:
-    """(P,): what is differentiated for each pair, its logit or its function of the image's logits.
-
-    Raises InputError for a function that does not give one number.
-    """
+    """(P,): what is differentiated for each pair, its logit or its function of the image's logits."""
     if not (functions := _functions(targets)):
         return logits[pairs[:, 0], pairs[:, 1]]
     values = [function(row) for function, row in zip(functions, logits, strict=True)]

@@ -5,10 +5,8 @@ both for every (image, class) pair, and nothing is ever run again. Images of a b
 so one backward serves all images at once: the first of their classes, then the second of those that have two, and so on.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,73 +15,11 @@ from torch import Tensor, nn
 from ltcam.engine.biases import Bias, Hook, Mark, bias_hooks
 from ltcam.engine.stages import borrowed, stages, unwrap
 from ltcam.engine.targets import Targets, describe, scores, to_pairs
+from ltcam.engine.traces import Trace, labels_in, per_pair
 from ltcam.errors import InputError, of_loader
 
 Layers = Sequence[str | nn.Module] | Mapping[str, str] | None
 Reshape = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What one forward and its backwards left behind; every tensor is on the images' device, and detached unless asked for.
-
-    pairs  (P, 2) long: (image, class), sorted; the class is -1 where the target was a function of the logits
-    logits (N, C)
-    layers names of the traced layers, in the order in which they ran
-    stages {"S1": layer name, ...} for the layers traced as stages
-    size   (H, W) of the images
-    biases, inputs  only with `fullgrad=True`: the bias terms, and (image, gradient) at the input, each (P, 3, H, W)
-    """
-
-    pairs: Tensor
-    logits: Tensor
-    layers: list[str]
-    stages: dict[str, str]
-    size: tuple[int, int]
-    biases: list[Bias] = field(default_factory=list)
-    inputs: tuple[Tensor, Tensor] | None = None
-    _activations: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    _gradients: dict[str, Tensor] = field(default_factory=dict, repr=False)
-
-    def activation(self, name: str, part: slice = slice(None)) -> Tensor:
-        """(P, K, h, w): the output of layer `name` for the image of each pair, or of the pairs in `part`."""
-        return _per_pair(self._activations[self._known(name)], self.pairs[part])
-
-    def gradient(self, name: str) -> Tensor:
-        """(P, K, h, w): the gradient of each pair's logit with respect to the output of layer `name`."""
-        return self._gradients[self._known(name)]
-
-    def select(self, layers: str | Sequence[str] | None) -> list[str]:
-        """Names of traced layers by name, stage label ("S5"), range of labels ("S3-S5") or a sequence of these; None: all.
-
-        Raises InputError for what was not traced.
-        """
-        if layers is None:
-            return list(self.layers)
-        if isinstance(layers, list | tuple):
-            return [name for item in layers for name in self.select(item)]
-        if layers in self.layers:
-            return [layers]
-        if isinstance(layers, str) and (labels := _labels(layers)) and all(label in self.stages for label in labels):
-            return [self.stages[label] for label in labels]
-        raise InputError(
-            f"layer {layers!r} was not traced: expected one of {self.layers}, or of the stages {list(self.stages)}"
-        )
-
-    def terms(self, layers: str | Sequence[str] | None = None) -> list[Bias]:
-        """FullGrad's bias terms that have a place, of the layers that `select` gives; None: all.
-
-        Raises InputError for a trace without them, and as `select` does.
-        """
-        if self.inputs is None:
-            raise InputError("method 'fullgrad' needs the gradients at the biases: trace(..., fullgrad=True)")
-        chosen = self.select(layers)
-        return [t for t in self.biases if t.gradient.ndim == 4 and (layers is None or t.stage in chosen)]
-
-    def _known(self, name: str) -> str:
-        if not isinstance(name, str) or name not in self._activations:
-            raise InputError(f"layer {name!r} was not traced: expected one of {self.layers}")
-        return name
 
 
 def trace(
@@ -106,10 +42,8 @@ def trace(
     reshape  turns a layer's output into (N, K, h, w) where it is not: the tokens of a vision transformer
     create_graph  keep the graph, so that a loss of the maps reaches the weights (and the images, if they require grad)
 
-    The model runs in eval mode and is left exactly as it was: modes, requires_grad, .grad, no hooks, also after an exception.
-    Gradients are of the activations alone; those of the weights are never computed. DataParallel and torch.compile'd models run
-    as the module inside, without either. Raises InputError for images, targets, layers or a reshape that do not fit, and for a
-    model whose logits do not depend on a layer through autograd.
+    The model runs in eval mode and is left exactly as it was, also after an exception: modes, requires_grad, .grad, no hooks.
+    DataParallel and torch.compile'd models run as the module inside, without either. Raises InputError for what does not fit.
     """
     model = unwrap(model)
     _check(model, images)
@@ -126,8 +60,7 @@ def trace(
         ExitStack() as hooks,
     ):
         stops = {name: model.get_submodule(name) for name in labels.values()} | modules
-        at_biases = bias_hooks(model, stops, marks) if fullgrad else ()
-        for module, hook in [*at_biases, *_layer_hooks(modules, kept, reshape)]:
+        for module, hook in [*(bias_hooks(model, stops, marks) if fullgrad else ()), *_layer_hooks(modules, kept, reshape)]:
             hooks.callback(module.register_forward_hook(hook).remove)
         logits = _forward(model, images)
         pairs = to_pairs(targets, logits)
@@ -149,8 +82,8 @@ def trace(
         layers=list(kept),
         stages={label: name for label, name in labels.items() if name in kept},
         size=(images.shape[2], images.shape[3]),
-        biases=[mark.with_gradient(g) for mark, g in zip(marks, gradients[len(kept) :], strict=False)],
-        inputs=(_per_pair(images, pairs), gradients[-1]) if fullgrad else None,
+        biases=[Bias(m.name, m.stage, m.bias, g) for m, g in zip(marks, gradients[len(kept) :], strict=False)],
+        inputs=(per_pair(images, pairs), gradients[-1]) if fullgrad else None,
         _activations={name: shaped(value) for name, value in kept.items()},
         _gradients={name: shaped(gradient) for name, gradient in zip(kept, gradients, strict=False)},
     )
@@ -172,9 +105,9 @@ def _layer_hooks(modules: dict[str, nn.Module], kept: dict[str, Tensor], reshape
         def keep(module: nn.Module, arguments: Any, output: Any, name: str = name) -> Tensor:
             shaped = reshape(output) if reshape and isinstance(output, Tensor) else output
             if not isinstance(shaped, Tensor) or shaped.ndim != 4 or len(shaped) != len(output):
-                way_out = "reshape=" if reshape is None else "another reshape="
                 raise InputError(
-                    f"layer {name!r} gives {describe(shaped)}: expected one tensor (N, K, h, w); for tokens pass {way_out}"
+                    f"layer {name!r} gives {describe(shaped)}: expected one tensor (N, K, h, w); for tokens pass "
+                    + ("reshape=" if reshape is None else "another reshape=")
                 )
             if name in kept:
                 raise InputError(f"layer {name!r} runs more than once in a forward pass: choose a module that runs once")
@@ -207,7 +140,7 @@ def _backward(score: Tensor, pairs: Tensor, wanted: list[Any], names: list[str],
                 if not gradient.isfinite().all():
                     raise InputError(f"float16 cannot hold the gradient at {name!r}: use bfloat16 or float32")
             if r == 0:
-                results.append(_per_pair(gradient, pairs))
+                results.append(per_pair(gradient, pairs))
             else:
                 results[i] = results[i].index_put_((chosen,), gradient[image[chosen]])
     return results
@@ -232,9 +165,9 @@ def _resolve(model: nn.Module, layers: Layers) -> tuple[dict[str, nn.Module], di
         if not isinstance(layer, str | nn.Module) or (isinstance(layers, Mapping) and layer not in modules):
             raise InputError(f"layer {layer!r} is not in the model: expected a name in model.named_modules(), or the module")
         found = [names.get(layer, "")] if isinstance(layer, nn.Module) else [layer]
-        if isinstance(layer, str) and layer not in modules and _labels(layer):
+        if isinstance(layer, str) and layer not in modules and labels_in(layer):
             labels = labels or stages(model)
-            found = [labels.get(label, label) for label in _labels(layer)]
+            found = [labels.get(label, label) for label in labels_in(layer)]
         for name in found:
             if not name or name not in modules:
                 stated = f", or of the stages {list(labels)}" if labels else ""
@@ -243,18 +176,6 @@ def _resolve(model: nn.Module, layers: Layers) -> tuple[dict[str, nn.Module], di
                 )
             resolved[name] = modules[name]
     return resolved, labels
-
-
-def _labels(text: str) -> list[str]:
-    """ "S3-S5" -> ["S3", "S4", "S5"]; empty where it is no label or range of labels."""
-    match = re.fullmatch(r"S(\d{1,3})(?:-S(\d{1,3}))?", text)
-    return [f"S{i}" for i in range(int(match[1]), int(match[2] or match[1]) + 1)] if match else []
-
-
-def _per_pair(value: Tensor, pairs: Tensor) -> Tensor:
-    """(N, ...) -> (P, ...): the image of each pair, without a copy where each image has just one."""
-    image = pairs[:, 0]
-    return value if torch.equal(image, torch.arange(len(value), device=image.device)) else value[image]
 
 
 def _check(model: nn.Module, images: Tensor) -> None:

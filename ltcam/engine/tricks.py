@@ -27,8 +27,7 @@ def truncate(gradient: Tensor, delta: float | None, per: Scope = "layer", compar
     over a pair's whole layer ("layer", Sec. 2.1's "feature map") or each of its channels ("channel"). Of the n positive values
     in ascending order s, those >= s[ceil((n - 1) delta / 100)] stay: what numpy.percentile's threshold keeps. Where nothing
     is positive everything is zeroed. compare "gt" is the > of Eqs. 10 and 11, which drops the threshold itself: at 0 the
-    smallest positive value, in a constant map everything. Raises InputError for another gradient, delta, scope or
-    comparison.
+    smallest positive value, in a constant map everything.
     """
     check(delta, per, compare)
     if gradient.ndim != 4 or not gradient.numel() or gradient.dtype not in (torch.float32, torch.float64):
@@ -64,8 +63,7 @@ def layerize(maps: Sequence[Tensor], size: tuple[int, int], fuse: Fuse = "sum", 
     """The layers' maps (P, h_l, w_l), each bilinearly resized to `size` (H, W), fused: (P, H, W). Eq. 8 is their plain sum.
 
     align_corners=False. fuse "sum", "mean" or the element-wise "max"; normalize is what is done to each map before, as in
-    `normalized`. Maps of one size are added before they are resized, which is linear. Raises InputError for maps,
-    a size, a fusion or a normalisation that do not exist.
+    `normalized`. Maps of one size are added before they are resized, which is linear.
     """
     one_of("fuse", fuse, Fuse)
     one_of("normalize", normalize, Normalize)

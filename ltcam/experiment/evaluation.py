@@ -11,98 +11,35 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ltcam import data as datasets
-from ltcam.data import Segmentation
+from ltcam.data import Sample, Segmentation
 from ltcam.engine.bins import heatmaps, maps_of
-from ltcam.engine.cam import Options
-from ltcam.engine.stages import Outputs, stages
+from ltcam.engine.stages import stages
 from ltcam.engine.tracing import trace
-from ltcam.engine.tricks import Compare, Fuse, Normalize, Scope, one_of, whole
-from ltcam.errors import InputError, UnavailableError
-from ltcam.experiment import metrics, provenance
+from ltcam.errors import UnavailableError
+from ltcam.experiment import journals, metrics, provenance
+from ltcam.experiment.checkpoints import Trained
+from ltcam.experiment.configs import FLOATS, Config, Protocol, configurations
 from ltcam.experiment.locks import alone
 from ltcam.experiment.parallel import PartialState, loader, processes
 from ltcam.experiment.segmentation import CHUNK, above, otsu_masks
-from ltcam.experiment.training import Trained
 from ltcam.files import sha256, writing
 
+__all__ = ["Config", "configurations", "evaluate"]
+
 log = logging.getLogger(__name__)
-Labels = Literal["true", "predicted"]
-FLOATS = {"delta": float, "fraction": float}  # where an empty field is None
-
-
-class Config(NamedTuple):
-    """One way to make a mask: a method, the layers it fuses (a stage label, a range, or "all"), the options of `ltcam.explain`,
-    and where the heatmap is cut: above `fraction` of its maximum, or by Otsu (None)."""
-
-    method: str
-    layers: str = "S5"
-    delta: float | None = None
-    per: Scope = "layer"
-    compare: Compare = "ge"
-    fuse: Fuse = "sum"
-    normalize: Normalize = "none"
-    fraction: float | None = None
-
-    @property
-    def options(self) -> Options:
-        if self.fraction is not None and not 0 <= self.fraction < 1:
-            raise InputError(f"fraction={self.fraction} of the maximum cuts nothing: expected None (Otsu) or one in [0, 1)")
-        return Options(self.method, self.delta, self.per, self.compare, self.fuse, self.normalize)
-
-    @property
-    def selection(self) -> str | None:
-        return None if self.layers == "all" else self.layers
-
-    @classmethod
-    def parse(cls, text: str) -> Config:
-        """ "METHOD[:LAYERS[:DELTA]]". Raises InputError for anything else."""
-        parts = text.split(":")
-        try:
-            name, layers, delta = (*parts, *("", "S5", "")[len(parts) :])
-            if not name or not layers:
-                raise InputError("an empty part")
-            return cls(name, layers, float(delta) if delta else None)
-        except ValueError as error:
-            raise InputError(
-                f"{text!r} is no configuration: expected METHOD[:LAYERS[:DELTA]], e.g. gradcam:S1-S5:20"
-            ) from error
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How a data set is run, whatever is made of the trace; each field is kept with the counts.
-
-    labels    heatmaps of the classes truly present, or of the predicted ones (logit above 0, or the largest), where a class
-              that is not there has only false positives, and one that is missed only false negatives
-    outputs   where the stages S1 to S5 are read, as in `ltcam.engine.stages.stages`
-    size      (height, width) of the input; None: what the model was trained at
-    bfloat16  autocast of the forward and the backward, channels last; the maps are summed in float32 all the same
-
-    Raises InputError for a label or an output that is unknown, and a batch size that is no whole number above 0.
-    """
-
-    batch_size: int = 8
-    labels: Labels = "true"
-    outputs: Outputs = "pool"
-    size: tuple[int, int] | None = None
-    bfloat16: bool = False
-
-    def __post_init__(self) -> None:
-        whole("batch_size", self.batch_size)
-        one_of("labels", self.labels, Labels)
-        one_of("outputs", self.outputs, Outputs)
 
 
 def evaluate(
@@ -128,22 +65,21 @@ def evaluate(
     with alone(out, "write"):
         known = _known(path, identity)
         counted = set(configurations(known))
-        _forget(out, counted)
-        missing = [c for c in dict.fromkeys(configs) if c not in counted]
+        workers, missing = processes(), [c for c in dict.fromkeys(configs) if c not in counted]
+        if workers.is_main_process:
+            journals.forget(out, counted)
         if missing:
-            digest = hashlib.sha256(json.dumps([identity, missing]).encode()).hexdigest()[:12]
-            workers = processes()
-            _measure(trained, data, missing, protocol, out / f"counts.{digest}", workers)
+            stem = out / f"counts.{hashlib.sha256(json.dumps([identity, missing]).encode()).hexdigest()[:12]}"
+            _measure(trained, data, missing, protocol, stem, workers)
             if workers.is_main_process:
-                rows = [row for batch in _journals(out / f"counts.{digest}").values() for row in batch]
-                columns = ["name", "class", *metrics.CONFIG, "tp", "fp", "fn"]
-                measured = pd.DataFrame(rows, columns=columns).astype(FLOATS)
+                rows = [row for batch in journals.read(stem).values() for row in batch]
+                measured = pd.DataFrame(rows, columns=["name", "class", *metrics.CONFIG, "tp", "fp", "fn"]).astype(FLOATS)
                 groups = dict(zip((entry.name for entry in data.entries), data.groups, strict=True))
                 measured.insert(1, "group", measured["name"].map(groups))
                 known = pd.concat([known, measured], ignore_index=True) if len(known) else measured
                 known = known.sort_values(["name", "class", *metrics.CONFIG], ignore_index=True, na_position="first")
                 provenance.save(known, path, started, **{**trained.about(data), **identity, "processes": workers.num_processes})
-                for journal in out.glob(f"counts.{digest}.*.partial.jsonl"):
+                for journal in out.glob(f"{stem.name}.*.partial.jsonl"):
                     journal.unlink()
             workers.wait_for_everyone()
             known = _known(path, identity)
@@ -157,10 +93,9 @@ def _measure(
     trained: Trained, data: Segmentation, configs: list[Config], protocol: Protocol, stem: Path, workers: PartialState
 ) -> None:
     """Count this process's share of the batches that no journal has; each is written to its own journal as it is done."""
-    done, batches = _journals(stem), _batches(data, protocol.batch_size)
-    journal = _journal(stem, workers.process_index)
-    with writing(journal), journal.open("a+") as file:
-        file.truncate(_whole(journal))
+    done, batches = journals.read(stem), _batches(data, protocol.batch_size)
+    journal = journals.place(stem, workers.process_index)
+    with writing(journal), journal.open("a") as file:
         workers.wait_for_everyone()  # all have read what is done before anyone adds to it
         mine = [n for n in range(len(batches)) if n not in done][workers.process_index :: workers.num_processes]
         loaded = _loader(data, trained, protocol, [batches[n] for n in mine])
@@ -168,28 +103,30 @@ def _measure(
         for step, (number, samples) in enumerate(progress, 1):
             with torch.backends.cudnn.flags(allow_tf32=False):
                 rows = _count(trained, samples, configs, protocol)
-            file.write(json.dumps([number, rows]) + "\n")
+            file.write(journals.line(number, rows))
             file.flush()
             if step % 10 == 0:
                 log.info("%s %s: %d of %d batches", data.title, data.part, step, len(mine))
     workers.wait_for_everyone()
 
 
-def _count(trained: Trained, samples: list[_Input], configs: Sequence[Config], protocol: Protocol) -> list[list[Any]]:
+def _count(trained: Trained, samples: list[Sample], configs: Sequence[Config], protocol: Protocol) -> list[list[Any]]:
     """`_count_batch`, in halves where the GPU's memory does not hold the batch."""
     try:
         return _count_batch(trained, samples, configs, protocol)
     except torch.OutOfMemoryError as error:
         if len(samples) == 1:
-            what = f"GPU memory does not hold one image ({samples[0].name}, mask {tuple(samples[0].mask.shape)})"
-            raise UnavailableError(f"{what}: free some, ask for fewer configurations, or run on a CPU") from error
+            raise UnavailableError(
+                f"GPU memory does not hold one image ({samples[0].name}, mask {tuple(samples[0].mask.shape)}): "
+                "free some, ask for fewer configurations, or run on a CPU"
+            ) from error
     half = len(samples) // 2
     log.warning("out of GPU memory with %d images at a time: going on with %d", len(samples), half)
     torch.cuda.empty_cache()
     return [row for part in (samples[:half], samples[half:]) for row in _count(trained, part, configs, protocol)]
 
 
-def _count_batch(trained: Trained, samples: list[_Input], configs: Sequence[Config], protocol: Protocol) -> list[list[Any]]:
+def _count_batch(trained: Trained, samples: list[Sample], configs: Sequence[Config], protocol: Protocol) -> list[list[Any]]:
     """The rows of one batch: one forward and one backward per class rank serve every configuration.
 
     Nothing but the counts leaves the device.
@@ -247,27 +184,14 @@ def _of_one_size(masks: Sequence[Tensor], pairs: list[list[int]]) -> Iterator[tu
         yield from ((numbers[i : i + step], size) for i in range(0, len(numbers), step))
 
 
-class _Input(NamedTuple):
-    """What is loaded of an image: the network's input (3, h, w), its label, mask (H, W) and name."""
-
-    image: Tensor
-    label: Tensor
-    mask: Tensor
-    name: str
+def _loader(data: Segmentation, trained: Trained, protocol: Protocol, batches: list[list[int]]) -> DataLoader[Sample]:
+    """Lists of samples, the images as they enter the network."""
+    collate = partial(_preprocessed, protocol.size or trained.size)
+    return loader(data, next(trained.model.parameters()).device, batch_sampler=batches, collate_fn=collate)
 
 
-class _Inputs(Dataset[_Input]):
-    def __init__(self, data: Segmentation, size: tuple[int, int]) -> None:
-        self.data, self.size = data, size
-
-    def __getitem__(self, index: int) -> _Input:
-        image, label, mask, name = self.data[index]
-        return _Input(datasets.preprocess(image, self.size), label, mask, name)
-
-
-def _loader(data: Segmentation, trained: Trained, protocol: Protocol, batches: list[list[int]]) -> DataLoader[_Input]:
-    inputs = _Inputs(data, protocol.size or trained.size)
-    return loader(inputs, next(trained.model.parameters()).device, batch_sampler=batches, collate_fn=list)
+def _preprocessed(size: tuple[int, int], samples: list[Sample]) -> list[Sample]:
+    return [sample._replace(image=datasets.preprocess(sample.image, size)) for sample in samples]
 
 
 def _batches(data: Segmentation, batch_size: int) -> list[list[int]]:
@@ -293,35 +217,3 @@ def _known(path: Path, identity: dict[str, Any]) -> pd.DataFrame:
         log.warning("%s: the counts are of another checkpoint, other data, protocol or code; measuring anew", path.parent.name)
         return pd.DataFrame(columns=[*metrics.CONFIG])
     return pd.read_csv(path, dtype=FLOATS)
-
-
-def configurations(table: pd.DataFrame) -> list[Config]:
-    """The configuration of each row of a table with the columns `ltcam.experiment.metrics.CONFIG`."""
-    rows = zip(*(table[name] for name in metrics.CONFIG), strict=True)
-    return [Config._make(None if pd.isna(value) else value for value in row) for row in rows]
-
-
-def _journal(stem: Path, process: int) -> Path:
-    return stem.with_name(f"{stem.name}.{process}.partial.jsonl")
-
-
-def _journals(stem: Path) -> dict[int, list[Any]]:
-    """{batch: its rows} of the batches that an interrupted call finished, in all its processes."""
-    found: dict[int, list[Any]] = {}
-    for path in stem.parent.glob(f"{stem.name}.*.partial.jsonl"):
-        text = path.read_bytes()[: _whole(path)].decode()
-        found |= dict(map(json.loads, text.splitlines()))
-    return found
-
-
-def _forget(out: Path, counted: set[Config]) -> None:
-    """Remove the journals whose counts are kept: their run was killed before it could."""
-    for path in out.glob("counts.*.partial.jsonl") if processes().is_main_process else ():
-        rows = [row for line in path.read_bytes()[: _whole(path)].splitlines() for row in json.loads(line)[1]]
-        if rows and Config._make(rows[0][2:-3]) in counted:
-            path.unlink()
-
-
-def _whole(path: Path) -> int:
-    """Bytes up to the last whole line: one cut off in the writing does not count."""
-    return path.read_bytes().rfind(b"\n") + 1 if path.is_file() else 0

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ltcam.errors import InputError
-from ltcam.experiment.evaluation import Config, configurations
+from ltcam.experiment.configs import Config, configurations
 from ltcam.experiment.metrics import split
 
 DRAWS = 1000
@@ -25,11 +25,8 @@ Draws = Mapping[Config, NDArray[np.float64]]  # (1 + DRAWS, trainings): the scor
 def draws(counts: pd.DataFrame, metric: str, number: int = DRAWS, seed: int = 0) -> Draws:
     """`metric` in percent of every configuration in `counts`: on all images, then on `number` draws of their groups.
 
-    metric  "IoU" or "F1" of all pixels, or with an m before it ("mIoU") their mean over classes
-
-    counts as in `metrics`; a column `group` says which images are drawn together. A class that is in none of a draw's
-    images is left out of its mean. Raises InputError for another metric, and for configurations that were not scored on the
-    same images.
+    metric: "IoU" or "F1" of all pixels, or with an m before it ("mIoU") their mean over classes. counts as in `metrics`; a
+    column `group` says which images are drawn together. A class that is in none of a draw's images is left out of its mean.
     """
     if metric.removeprefix("m") not in ("IoU", "F1"):
         raise InputError(f"metric={metric!r} has no interval: expected IoU or F1, or mIoU or mF1")
@@ -47,11 +44,15 @@ def draws(counts: pd.DataFrame, metric: str, number: int = DRAWS, seed: int = 0)
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    """The mean over trainings on all images and the ends of its interval, of an entry of `draws` or of what is computed from
-    several."""
+    """The mean over trainings on all images and the ends of its interval, of an entry of `draws` or what is made of several."""
     mean = _trainings(values).mean(axis=1)
     low, high = np.percentile(mean[1:], [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
     return float(mean[0]), float(low), float(high)
+
+
+def ends(values: NDArray[np.float64], first: str = "value", low: str = "ci_low", high: str = "ci_high") -> dict[str, float]:
+    """`interval` under the names of columns."""
+    return dict(zip((first, low, high), interval(values), strict=True))
 
 
 def verdict(values: NDArray[np.float64]) -> str:

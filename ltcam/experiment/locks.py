@@ -5,7 +5,6 @@ Two kinds, both of a folder: `run`, for as long as a command (train, evaluate, r
 The kernel of the system holds the lock, not the file: nothing is stale after `kill -9`.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -15,7 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
+
+from filelock import FileLock, Timeout
 
 from ltcam.errors import UnavailableError
 from ltcam.experiment.parallel import broadcast_object_list, processes
@@ -31,12 +32,15 @@ def alone(folder: Path, kind: Literal["run", "write"]) -> Iterator[None]:
     Of the processes of one `accelerate launch` the main one takes the lock, for all. Raises UnavailableError, in all of them,
     where another run has it. Where files cannot be locked (or written at all) that is said and the block runs.
     """
-    path, held, refusal = folder / f".{kind}.lock", None, [""]
+    path, refusal = folder / f".{kind}.lock", [""]
+    lock = FileLock(path, timeout=0)
     if processes().is_main_process:
         try:
-            held = _taken(path)
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+            path.write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "started": time.time()}))
             clear(folder)
-        except BlockingIOError:
+        except Timeout:
             refusal = [f"{folder} is being written by {_holder(path)}: let it end or stop it, or write to another folder"]
         except OSError as error:
             log.warning("%s cannot be locked (%s): let no other run write there", folder, error.strerror)
@@ -45,35 +49,15 @@ def alone(folder: Path, kind: Literal["run", "write"]) -> Iterator[None]:
     try:
         yield
     finally:
-        if held:
+        if lock.is_locked:
             path.unlink(missing_ok=True)  # while it is held: who opened it before finds that it is gone
-            held.close()
-
-
-def _taken(path: Path) -> IO[str]:
-    """`path`, open and locked. Raises BlockingIOError where another process has it, OSError where that cannot be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        file = path.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            raise
-        if os.fstat(file.fileno()).st_nlink:
-            break
-        file.close()  # its holder has just removed it
-    file.truncate(0)
-    file.write(json.dumps({"pid": os.getpid(), "host": platform.node(), "started": time.time()}))
-    file.flush()
-    return file
+            lock.release()
 
 
 def _holder(path: Path) -> str:
-    """Who has the lock and for how long, as far as its file says."""
     try:
         about = json.loads(path.read_text())
-        age = timedelta(seconds=round(time.time() - about["started"]))
-        return f"process {about['pid']} on {about['host']}, for {age} now"
-    except (OSError, ValueError, KeyError, TypeError):  # it is just being written, or removed
+    except (OSError, ValueError):  # it is just being written, or removed
         return "another process"
+    age = timedelta(seconds=round(time.time() - about["started"]))
+    return f"process {about['pid']} on {about['host']}, for {age} now"

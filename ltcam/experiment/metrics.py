@@ -21,14 +21,11 @@ CONFIG = ["method", "layers", "delta", "per", "compare", "fuse", "normalize", "f
 
 
 def count(predicted: Tensor, mask: Tensor, c: int, void: int = 255) -> Tensor:
-    """(tp, fp, fn) in pixels of predicted masks (M, H, W) of class c: (M, 3) long, on their device.
-
-    mask (H, W), c + 1 where class c is. Raises InputError for shapes, a type or a class that do not fit.
-    """
+    """(tp, fp, fn) in pixels of predicted masks (M, H, W) of class c: (M, 3); mask (H, W), c + 1 where class c is."""
     if predicted.dtype != torch.bool or predicted.shape[1:] != mask.shape or c + 1 == void:
         raise InputError(
-            f"class {c} of a mask {tuple(mask.shape)} predicted as {describe(predicted)}: expected bool (M, H, W), "
-            f"the mask (H, W), and a class other than void's, {void - 1}"
+            f"class {c} of a mask {tuple(mask.shape)} predicted as {describe(predicted)}: "
+            f"expected bool (M, H, W), the mask (H, W), and a class other than void's, {void - 1}"
         )
     truth = mask == c + 1
     tp = (predicted & truth).flatten(1).sum(dim=1)
@@ -66,9 +63,8 @@ def split(counts: pd.DataFrame) -> list[tuple[str, list[pd.DataFrame]]]:
 
 
 def _scores(counts: pd.DataFrame) -> pd.DataFrame:
-    mean = (
-        by_class(counts).groupby(CONFIG, sort=False, dropna=False)[["IoU", "Precision", "Recall", "F1"]].mean().add_prefix("m")
-    )
+    groups = by_class(counts).groupby(CONFIG, sort=False, dropna=False)
+    mean = groups[["IoU", "Precision", "Recall", "F1"]].mean().add_prefix("m")
     return mean.join(_rates(counts.groupby(CONFIG, sort=False, dropna=False)[["tp", "fp", "fn"]].sum()))
 
 

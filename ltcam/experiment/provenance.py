@@ -20,9 +20,9 @@ from ltcam.files import PACKAGE, ROOT, atomic, sha256
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-image", "scikit-learn", "matplotlib", "pillow")
 
 MEASURING = (
-    *(f"engine/{name}" for name in ("tracing", "biases", "targets", "stages", "methods", "tricks", "cam", "bins")),
+    *(f"engine/{name}" for name in ("tracing", "traces", "biases", "targets", "stages", "methods", "tricks", "cam", "bins")),
     *(f"data/{name}" for name in ("__init__", "base", "demo", "holdout", "ksdd", "ksdd2", "magnetic_tile", "voc")),
-    *(f"experiment/{name}" for name in ("vgg16", "segmentation", "metrics", "evaluation")),
+    *(f"experiment/{name}" for name in ("vgg16", "segmentation", "metrics", "configs", "journals", "evaluation")),
 )
 
 
@@ -35,8 +35,8 @@ def save(table: pd.DataFrame, path: Path, started: float, **parameters: Any) -> 
         packed = path.suffix == ".gz"  # counts: read back and compared, so every digit of delta stays
         text = table.to_csv(index=False, float_format=None if packed else "%.6g", lineterminator="\n").encode()
         temporary.write_bytes(gzip.compress(text, 6, mtime=0) if packed else text)  # pandas would put the temporary name inside
-    about = {"rows": len(table), "sha256": sha256(path), **environment(), **parameters}
-    record = {**about, "seconds": round(time.time() - started, 1)}
+    seconds = round(time.time() - started, 1)
+    record = {"rows": len(table), "sha256": sha256(path), **environment(), **parameters, "seconds": seconds}
     with atomic(path.with_name(path.name.split(".")[0] + ".json")) as temporary:
         temporary.write_text(json.dumps(record, indent=2, default=str) + "\n")
 

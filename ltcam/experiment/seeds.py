@@ -28,13 +28,15 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ltcam.data import Sample
 from ltcam.engine.cam import fused, layer_maps
 from ltcam.engine.tracing import trace
 from ltcam.engine.tricks import normalized
 from ltcam.errors import InputError
 from ltcam.experiment import provenance
-from ltcam.experiment.evaluation import Config, Protocol, _Input, _loader
-from ltcam.experiment.training import Trained
+from ltcam.experiment.checkpoints import Trained
+from ltcam.experiment.configs import Config, Protocol
+from ltcam.experiment.evaluation import _loader
 from ltcam.files import atomic
 
 STRIDE = 4  # of "cam"
@@ -44,8 +46,7 @@ def export(trained: Trained, part: str, config: Config, out: Path, batch_size: i
     """Write the seeds of every image with a class in part `part` of the data the model was trained on; returns their number.
 
     `out/seeds.json` says what they are made of. A file has its name only when it is whole, so an interrupted call goes on with
-    the batches that lack one. Raises InputError for a configuration or a batch size that does not exist and for a folder with
-    seeds of other settings, and DataError for data that are not there or not those of the training.
+    the batches that lack one. Raises InputError for a folder with seeds of other settings.
     """
     data, protocol = trained.load(part), Protocol(batch_size)
     settings = {
@@ -68,7 +69,7 @@ def export(trained: Trained, part: str, config: Config, out: Path, batch_size: i
     return len(images)
 
 
-def _seeds(trained: Trained, samples: list[_Input], config: Config) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
+def _seeds(trained: Trained, samples: list[Sample], config: Config) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
     """(name, dictionary) of each image of a batch, from one trace."""
     images = torch.stack([s.image for s in samples]).to(next(trained.model.parameters()))
     options = config.options
@@ -87,8 +88,7 @@ def _seeds(trained: Trained, samples: list[_Input], config: Config) -> Iterator[
 def _known(record: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What `record` says of the seeds beside it. Raises InputError where there are seeds and they are not of `settings`."""
     known: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
-    expected = json.loads(json.dumps(settings))
-    others = [name for name in expected if name not in known or known[name] != expected[name]]
+    others = [name for name, value in json.loads(json.dumps(settings)).items() if name not in known or known[name] != value]
     if others and any(record.parent.rglob("*.npy")):
         raise InputError(f"{record.parent} has .npy files of another {', '.join(others)}: pass another --out, or delete it")
     return known

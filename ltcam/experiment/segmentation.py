@@ -14,8 +14,7 @@ CHUNK = {"cpu": 2**18, "cuda": 2**26}  # pixels at a time
 def otsu_masks(heatmaps: Tensor) -> Tensor:
     """The pixels of non-negative heatmaps (M, H, W) above Otsu's threshold (256 bins of each map's range): (M, H, W) bool.
 
-    None where a map is constant, up to the rounding that resizing a constant leaves. Raises InputError for other heatmaps, and
-    for float64 ones whose values float32 could not hold apart.
+    None where a map is constant, up to the rounding that resizing a constant leaves.
     """
     if heatmaps.ndim != 3 or not heatmaps.is_floating_point() or not heatmaps.numel():
         raise InputError(f"heatmaps are {describe(heatmaps)}: expected floats (M, H, W)")

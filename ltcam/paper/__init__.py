@@ -8,7 +8,7 @@ from ltcam.errors import companion
 
 companion("pandas", "papermill", "yaml")
 
-from ltcam.experiment.evaluation import Config  # noqa: E402 - after what it needs
+from ltcam.experiment.configs import Config  # noqa: E402 - after what it needs
 from ltcam.paper.run import Run, open, train  # noqa: E402
 from ltcam.paper.tables import SEVEN  # noqa: E402
 

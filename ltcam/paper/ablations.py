@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from ltcam.engine.tricks import Normalize, Scope
 from ltcam.errors import InputError
-from ltcam.experiment.evaluation import FLOATS, Config, Protocol, evaluate
-from ltcam.experiment.intervals import DRAWS, VERDICTS, Draws, draws, interval, verdict
+from ltcam.experiment.configs import FLOATS, Config, Protocol
+from ltcam.experiment.evaluation import evaluate
+from ltcam.experiment.intervals import DRAWS, VERDICTS, Draws, draws, ends, verdict
 from ltcam.experiment.study import Study
 from ltcam.paper import tables as paper
 from ltcam.paper.kept import pick
@@ -85,24 +86,18 @@ def measure(
     varied: Sequence[str] = tuple(ROWS),
     others: Sequence[str] = (),
 ) -> dict[Run, pd.DataFrame]:
-    """The counts of every run on the held-out part, as `ltcam.experiment.study` gives and keeps them.
-
-    Those of the defaults are kept with each training, of other protocols in its folder `ablations`.
+    """The counts of every run on the held-out part; of other protocols they are kept in each training's folder `ablations`.
 
     protocols  what of `PROTOCOLS` to change: each is a pass over the images of its own
     varied     the rows of which options are changed, beside the paper's seven
-    others     other trainings of the model, by their folders in the study's; the rows are measured where there is a checkpoint,
-               else counts do
-
-    Raises InputError for a protocol or a row that does not exist, and DataError for data that are not there.
+    others     other trainings of the model, by their folders in the study's: measured where a checkpoint is, else counts do
     """
     if unknown := [name for name in (*protocols, *varied) if name not in (*PROTOCOLS, *ROWS)]:
         raise InputError(f"{unknown[0]!r} cannot be changed: expected protocols of {PROTOCOLS} and rows of {tuple(ROWS)}")
     rows, protocol = list(dict.fromkeys([*ROWS.values(), *paper.SEVEN.values()])), Protocol(batch_size)
     levels = _levels(study.data)
     changed = [c for row in (*(ROWS[name] for name in varied), *paper.SEVEN.values()) for _, c in variants(row)]
-    configs = dict.fromkeys([*rows, *changed, *cross(deltas)])
-    found = {DEFAULTS: study.counts(list(configs), protocol)}
+    found = {DEFAULTS: study.counts(list(dict.fromkeys([*rows, *changed, *cross(deltas)])), protocol)}
     for factor in protocols:
         other = replace(protocol, **{factor: levels[factor]})
         found[changed_by(factor, study.data)] = study.counts(rows, other, below=f"ablations/{factor}")
@@ -141,7 +136,7 @@ def table(measured: Mapping[Run, pd.DataFrame], metric: str, number: int = DRAWS
     scores = {run: draws(pick(counts, needed), metric, number) for run, counts in measured.items()}
     defaults = scores[DEFAULTS]
     found = [
-        _row(("trick", trick if run == DEFAULTS else f"{trick}, {_said(run)}"), made, ROWS[made], own, own[ROWS[before]])
+        _row(("trick", trick if run == DEFAULTS else f"{trick}, {run[0]} = {run[1]}"), made, ROWS[made], own, own[ROWS[before]])
         for run, own in scores.items()
         for trick, (made, before) in TRICKS.items()
     ]
@@ -179,10 +174,8 @@ def readings(measured: Mapping[Run, pd.DataFrame], number: int, metric: str, dra
     }
     rows = []
     for run, ours in seven.items():
-        tau = dict(zip(("tau", "ci_low", "ci_high"), interval(_tau(printed, np.array(ours))), strict=True))
-        rows.append(
-            {"factor": run[0], "level": run[1], **tau, **dict(zip(paper.SEVEN, (v[0].mean() for v in ours), strict=True))}
-        )
+        means = dict(zip(paper.SEVEN, (v[0].mean() for v in ours), strict=True))
+        rows.append({"factor": run[0], "level": run[1], **ends(_tau(printed, np.array(ours)), "tau"), **means})
     return pd.DataFrame(rows).sort_values("tau", ascending=False, kind="stable", ignore_index=True)
 
 
@@ -209,19 +202,13 @@ def _tau(printed: NDArray[np.float64], ours: NDArray[np.float64]) -> NDArray[np.
     return np.asarray(agreed.mean(axis=0))
 
 
-def _said(run: Run) -> str:
-    return f"{run[0]} = {run[1]}"
-
-
 def _row(run: Run, name: str, config: Config, scores: Draws, before: Any = None) -> dict[str, Any]:
-    value, low, high = interval(scores[config])
-    row = {"factor": run[0], "level": run[1], "row": name, **config._asdict(), "value": value, "ci_low": low, "ci_high": high}
+    row = {"factor": run[0], "level": run[1], "row": name, **config._asdict(), **ends(scores[config])}
     return row if before is None else row | _change(scores[config] - before)
 
 
 def _change(margin: Any) -> dict[str, Any]:
-    change, low, high = interval(margin)
-    return {"change": change, "change_low": low, "change_high": high, "verdict": VERDICTS[verdict(margin)]}
+    return {**ends(margin, "change", "change_low", "change_high"), "verdict": VERDICTS[verdict(margin)]}
 
 
 def _levels(data: str) -> dict[str, Any]:

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ltcam import data as datasets
-from ltcam.data import Segmentation
 from ltcam.data.base import VOID
 from ltcam.engine.cam import wide
 from ltcam.engine.methods import gradcam
-from ltcam.engine.tracing import Trace, trace
+from ltcam.engine.traces import Trace
+from ltcam.engine.tracing import trace
 from ltcam.engine.tricks import truncate
-from ltcam.experiment.training import Trained
+from ltcam.experiment.checkpoints import Trained
 
 DELTAS: tuple[float | None, ...] = (None, 0.0, 20.0, 60.0, 90.0)
 
@@ -55,8 +55,7 @@ def overlap(signs: pd.DataFrame) -> pd.DataFrame:
     """
     deepest = signs[signs["stage"] == signs["stage"].max()]
     ratio = deepest["negative"] / deepest["positive"].where(deepest["positive"] > 0)
-    found: pd.DataFrame = deepest[["name", "class"]].assign(overlap=ratio)
-    return found
+    return pd.DataFrame({"name": deepest["name"], "class": deepest["class"], "overlap": ratio})
 
 
 def stages(traced: Trace, deltas: Sequence[float | None] = DELTAS) -> Iterator[list[Any]]:
@@ -81,7 +80,6 @@ def measure(trained: Trained, batch_size: int = 8, images: int | None = None) ->
     """`signs` and `stages` of every scored pair of the part that `trained` has not seen: two tables, a row each.
 
     Pairs go by the columns name and class, stages by their labels. images: just the first so many.
-    Raises DataError for data that are not there.
     """
     data = datasets.load(trained.recipe.data, trained.recipe.test)
     weight = next(trained.model.parameters())
@@ -91,17 +89,16 @@ def measure(trained: Trained, batch_size: int = 8, images: int | None = None) ->
         inputs = torch.stack([datasets.preprocess(data.image(i), trained.size) for i in batch])
         traced = trace(trained.model, inputs.to(weight), data.labels[batch])
         pairs = [(batch[image], c) for image, c in traced.pairs.tolist()]
-        objects = [_object(data, i, c).to(weight.device) for i, c in pairs]
+        masks = {i: torch.from_numpy(data.mask(i)).to(weight.device) for i in batch}
+        objects = [(masks[i] == c + 1).float().where(masks[i] != VOID, torch.nan) for i, c in pairs]
         for rows, part_of in zip(found, (signs(traced, objects), stages(traced)), strict=True):
             for pair, stage, *numbers in part_of:
                 i, c = pairs[pair]
                 rows.append([data.entries[i].name, c, stage, *numbers])
     keys = ["name", "class", "stage"]
-    signs_found = pd.DataFrame(found[0], columns=[*keys, "positive", "negative", "weight"]).sort_values(keys, ignore_index=True)
+    signs_found = pd.DataFrame(found[0], columns=[*keys, "positive", "negative", "weight"])
     stages_found = pd.DataFrame(found[1], columns=[*keys, "delta", "energy", "half", "kept"])
-    return signs_found, stages_found.sort_values([*keys, "delta"], ignore_index=True, na_position="first")
-
-
-def _object(data: Segmentation, index: int, c: int) -> Tensor:
-    mask = torch.from_numpy(data.mask(index))
-    return (mask == c + 1).float().where(mask != VOID, torch.nan)
+    return (
+        signs_found.sort_values(keys, ignore_index=True),
+        stages_found.sort_values([*keys, "delta"], ignore_index=True, na_position="first"),
+    )

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from ltcam.data import Segmentation
-from ltcam.experiment.evaluation import Config, configurations
-from ltcam.experiment.intervals import DRAWS, VERDICTS, draws, interval, verdict
+from ltcam.experiment.configs import Config, configurations
+from ltcam.experiment.intervals import DRAWS, VERDICTS, draws, ends, verdict
 
 QUANTILES = 5
 AMOUNTS = {"area": "{:.2g} to {:.2g}%", "overlap": "{:.2g} to {:.2g}"}  # grouped by fifths, named by their range
@@ -19,15 +18,11 @@ Gain = tuple[Config, Config]  # with and without
 
 
 def pairs(data: Segmentation) -> pd.DataFrame:
-    """Every scored (image, class) pair with what it can be grouped by: one row each.
-
-    Columns name, class (its number), kind (the class's name, or the defect's type), area (percent of the image that it covers,
-    void not counted), classes (how many the image has).
-    """
+    """A row a scored (image, class) pair: name, class (its number), kind (the class's name, or the defect's type), area
+    (percent of the image that it covers), classes (how many the image has)."""
     rows = []
     for i in data.scored:
-        mask, entry = data.mask(i), data.entries[i]
-        present = [int(c) for c in data.labels[i].nonzero().flatten()]
+        mask, entry, present = data.mask(i), data.entries[i], data.labels[i].nonzero().flatten().tolist()
         for c in present:
             area = 100 * float((mask == c + 1).mean())
             rows.append([entry.name, c, entry.kind or data.classes[c], area, len(present)])
@@ -69,10 +64,10 @@ def table(
             scores = draws(counts.merge(chosen[["name", "class"]]), "IoU", number=number)
             about = {"by": by, "group": group, "images": chosen["name"].nunique(), "area": chosen["area"].median()}
             for name, config in configs.items():
-                rows.append(about | {"row": name} | _ends(scores[config]))
+                rows.append(about | {"row": name} | ends(scores[config]))
             for name, (with_it, without) in gains.items():
                 margin = scores[with_it] - scores[without]
-                rows.append(about | {"row": name} | _ends(margin) | {"verdict": VERDICTS[verdict(margin)]})
+                rows.append(about | {"row": name} | ends(margin) | {"verdict": VERDICTS[verdict(margin)]})
     return pd.DataFrame(rows)
 
 
@@ -80,13 +75,12 @@ def each(counts: pd.DataFrame, pairs: pd.DataFrame, gains: Mapping[str, Gain]) -
     """What every gain is worth on every single pair, in points of its IoU, averaged over trainings: `pairs` with a column a
     gain."""
     iou = 100 * counts["tp"] / (counts["tp"] + counts["fp"] + counts["fn"]).clip(lower=1)
-    config, where = pd.Series(configurations(counts), counts.index), pd.MultiIndex.from_frame(pairs[["name", "class"]])
-
-    def of(wanted: Config) -> NDArray[np.float64]:
-        rows = counts.assign(iou=iou)[config == wanted]
-        return rows.groupby(["name", "class"])["iou"].mean().loc[where].to_numpy()
-
-    return pairs.assign(**{name: of(a) - of(b) for name, (a, b) in gains.items()})
+    where, config = pd.MultiIndex.from_frame(pairs[["name", "class"]]), pd.Series(configurations(counts), counts.index)
+    means = {
+        wanted: iou[config == wanted].groupby([counts["name"], counts["class"]]).mean().loc[where].to_numpy()
+        for wanted in {config for gain in gains.values() for config in gain}
+    }
+    return pairs.assign(**{name: means[a] - means[b] for name, (a, b) in gains.items()})
 
 
 def correlations(each: pd.DataFrame, gains: Sequence[str], number: int = DRAWS, seed: int = 0) -> pd.DataFrame:
@@ -105,12 +99,8 @@ def correlations(each: pd.DataFrame, gains: Sequence[str], number: int = DRAWS, 
     for g, gain in enumerate(gains):
         for a, amount in enumerate(amounts, len(gains)):
             said = {"better": "rises", "worse": "falls", "tie": "tie"}[VERDICTS[verdict(both[:, g, a])]]
-            found.append({"gain": gain, "amount": amount, "images": len(rows)} | _ends(both[:, g, a]) | {"verdict": said})
+            found.append({"gain": gain, "amount": amount, "images": len(rows)} | ends(both[:, g, a]) | {"verdict": said})
     return pd.DataFrame(found)
-
-
-def _ends(values: NDArray[np.float64]) -> dict[str, float]:
-    return dict(zip(("value", "ci_low", "ci_high"), interval(values), strict=True))
 
 
 def shown(grouped: pd.DataFrame, rows: Sequence[str]) -> pd.DataFrame:

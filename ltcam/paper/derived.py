@@ -25,7 +25,7 @@ from ltcam.experiment import provenance
 from ltcam.experiment.locks import alone
 from ltcam.experiment.study import Role, known
 from ltcam.files import atomic, sha256
-from ltcam.paper import ablations, claims, findings
+from ltcam.paper import ablations, findings, judging
 from ltcam.paper import sweep as over_delta
 from ltcam.paper import tables as paper
 from ltcam.paper.kept import Kept, counted
@@ -66,7 +66,7 @@ def delta_choice(kept: Kept) -> pd.DataFrame:
 
 def comparison(kept: Kept) -> pd.DataFrame:
     """Every number the paper prints, and ours: notebook 06. Made of the tables, as all that follows a table is."""
-    tables = claims.read(kept.tables, kept.data)
+    tables = judging.read(kept.tables, kept.data)
     ours = [paper.tidy(number, tables[f"table{number}"]) for number in paper.TABLES if f"table{number}" in tables]
     if not ours:
         raise MissingError(f"no table of the paper is in {kept.tables}: expected table1.csv. Run notebook 02 first")
@@ -75,7 +75,7 @@ def comparison(kept: Kept) -> pd.DataFrame:
 
 def judged(kept: Kept) -> pd.DataFrame:
     """The paper's claims: notebook 06."""
-    return claims.judge(claims.read(kept.tables, kept.data), kept.data, claims.resample(kept.folder, kept.data))
+    return judging.judge(judging.read(kept.tables, kept.data), kept.data, judging.resample(kept.folder, kept.data))
 
 
 def measured(kept: Kept) -> dict[ablations.Run, pd.DataFrame]:
@@ -133,7 +133,7 @@ def found(kept: Kept) -> pd.DataFrame:
 def about(kept: Kept, name: str) -> dict[str, Any]:
     """What the table in file `name` was made of, as its .json says it."""
     if name in ("comparison.csv", "claims.csv"):
-        files = [f"{table}.csv" for table in claims.read(kept.tables, kept.data)]
+        files = [f"{table}.csv" for table in judging.read(kept.tables, kept.data)]
         return {"data": kept.title, "sources": {file: sha256(kept.tables / file) for file in files}}
     return kept.about | ({"metric": over_delta.headline(kept.data)} if name == "delta_choice.csv" else {})
 

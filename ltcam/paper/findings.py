@@ -125,8 +125,9 @@ def _cross(table: pd.DataFrame) -> Iterator[Finding]:
     plain = table[(table["normalize"] == "none") & table["delta"].notna()]
     for per in plain["per"].unique():
         best = max(_records(plain[plain["per"] == per]), key=lambda row: float(row["value"]))
-        sentence = f"The best δ of LTGrad-CAM with percentiles per {per}, {best['delta']:g}, differs from no truncation by"
-        yield _change(sentence, best)
+        yield _change(
+            f"The best δ of LTGrad-CAM with percentiles per {per}, {best['delta']:g}, differs from no truncation by", best
+        )
 
 
 def _breakdown(table: pd.DataFrame) -> Iterator[Finding]:
@@ -137,26 +138,23 @@ def _breakdown(table: pd.DataFrame) -> Iterator[Finding]:
         "overlap": "objects where the negative gradients' map is, against the positive ones', {} times as much on the object",
     }
     for row in _records(table[table["row"] == "truncation at S5"]):
-        sentence = f"On {where[row['by']].format(row['group'])}, truncation at S5 changes Grad-CAM by"
-        yield Finding(sentence, row["value"], row["ci_low"], row["ci_high"], "points", row["verdict"])
+        yield _found(f"On {where[row['by']].format(row['group'])}, truncation at S5 changes Grad-CAM by", row, "points")
 
 
 def _correlations(table: pd.DataFrame) -> Iterator[Finding]:
     for row in _records(table[table["gain"] == "truncation at S5"]):
-        sentence = f"What truncation at S5 gains on an object goes with {AMOUNTS[row['amount']]} by a rank correlation of"
-        yield Finding(sentence, row["value"], row["ci_low"], row["ci_high"], "", row["verdict"])
+        yield _found(
+            f"What truncation at S5 gains on an object goes with {AMOUNTS[row['amount']]} by a rank correlation of", row
+        )
 
 
 def _readings(table: pd.DataFrame) -> Iterator[Finding]:
-    changed = table[~table["factor"].isin(["defaults", "training"])]
-    sentences = (
-        (table[table["factor"] == "defaults"], "By the defaults the order of the seven methods agrees with the paper's by"),
-        (changed.head(1), "Of all that was changed, {factor} = {level} comes nearest to that order, by"),
-    )
-    for rows, sentence in sentences:
-        for row in _records(rows):
-            stated = f"{sentence.format(**row)} a rank correlation of"
-            yield Finding(stated, row["tau"], row["ci_low"], row["ci_high"], "", "")
+    changed = table[~table["factor"].isin(["defaults", "training"])].head(1)
+    for row in _records(pd.concat([table[table["factor"] == "defaults"], changed])):
+        sentence = f"Of all that was changed, {row['factor']} = {row['level']} comes nearest to that order, by"
+        if row["factor"] == "defaults":
+            sentence = "By the defaults the order of the seven methods agrees with the paper's by"
+        yield Finding(f"{sentence} a rank correlation of", row["tau"], row["ci_low"], row["ci_high"], "", "")
 
 
 def _signs(table: pd.DataFrame) -> Iterator[Finding]:
@@ -169,11 +167,8 @@ def _signs(table: pd.DataFrame) -> Iterator[Finding]:
 
 def _stages(table: pd.DataFrame) -> Iterator[Finding]:
     deepest = table[table["stage"] == table["stage"].max()]
-    for name, rows in (
-        ("without truncation", deepest[deepest["delta"].isna()]),
-        ("at δ=20", deepest[deepest["delta"] == 20]),
-    ):
-        energy = interval(median(rows["energy"].to_numpy()))
+    for name, chosen in {"without truncation": deepest["delta"].isna(), "at δ=20": deepest["delta"] == 20}.items():
+        energy = interval(median(deepest.loc[chosen, "energy"].to_numpy()))
         yield Finding(f"S5's share of the fused sum {name} is", *energy, "percent", "")
 
 
@@ -187,6 +182,10 @@ def _delta_choice(table: pd.DataFrame) -> Iterator[Finding]:
 def _beyond(table: pd.DataFrame) -> Iterator[Finding]:
     for row in _records(table[table["row"] != "chosen"]):
         yield _change(f"The configuration that the training part chooses differs from {row['row']} by", row)
+
+
+def _found(sentence: str, row: Mapping[str, Any], unit: str = "") -> Finding:
+    return Finding(sentence, row["value"], row["ci_low"], row["ci_high"], unit, row["verdict"])
 
 
 def _change(sentence: str, row: Mapping[str, Any]) -> Finding:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from ltcam.errors import InputError, MissingError
 from ltcam.experiment import metrics
-from ltcam.experiment.evaluation import Config, configurations
+from ltcam.experiment.configs import Config, configurations
 from ltcam.experiment.study import Role, known
 
 # What a checkpoint tells `Study.about`.

@@ -54,17 +54,14 @@ def reproduce(
 ) -> list[Path]:
     """Execute the series for every data set of profile `name`; returns the executed notebooks.
 
-    only    run the notebooks whose names start with this ("04"); data: just this data set of the profile
-    recipe  overrides of the training recipe
-    start   begin at the first notebook whose name starts with this, and go on to the end
+    only, start  run the notebooks whose names start with this ("04"); begin at the first whose name does
+    data    just this data set of the profile
+    recipe, seeds  overrides of the training recipe; in place of the profile's
     force   run notebooks also where nothing changed; finished training and counts are kept all the same
-    seeds   instead of the profile's
 
-    A notebook without a `profile` parameter reads no results of one, and runs with the demo alone. Every data set is opened
-    first: a data set that is not there is passed over with a line, but DataError is raised, before anything has run, where it
-    was named by `data` or nothing is left. A notebook that fails stops the run with UnavailableError, naming the
-    failing cell's error and where the partial notebook is; a good copy is never replaced by it. Another run that writes the
-    same results is one too. An interrupted run goes on with the notebook that it was in.
+    A notebook without a `profile` parameter reads no results of one, and runs with the demo alone. A data set that is not there
+    is passed over with a line, but DataError is raised, before anything has run, where it was named by `data` or nothing is
+    left. A notebook that fails stops the run with UnavailableError; a good copy is never replaced by it.
     """
     logging.getLogger("papermill").addFilter(_said)
     runs = [run for run in profile(name) if data in ("", run["data"])]
@@ -93,11 +90,11 @@ def reproduce(
             digest = steps.digest(cells=cells, parameters=values, read=read[run["data"]])
             record = steps.Steps(name, run["data"], [path.stem for path in series])
             done.append(files.results(name) / "notebooks" / f"{notebook.stem}.{run['data']}.ipynb")
-            current = record.current(notebook.stem, digest) and not force
-            if not current:
+            said = "unchanged, skipped"
+            if force or not record.current(notebook.stem, digest):
                 with record.running(notebook.stem, digest):
                     _execute(notebook, values, done[-1])
-            said = "unchanged, skipped" if current else f"{time.time() - started:.0f} s"
+                said = f"{time.time() - started:.0f} s"
             log.info("[%d/%d] %s %s: %s", number, len(runs) * len(chosen), notebook.stem, run["data"], said)
     return done
 

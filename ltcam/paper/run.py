@@ -14,10 +14,10 @@ import torch
 from IPython.display import Markdown
 
 from ltcam.experiment import provenance
-from ltcam.experiment.evaluation import Protocol
+from ltcam.experiment.configs import Protocol
 from ltcam.experiment.study import Study, Training
 from ltcam.files import sha256
-from ltcam.paper import claims, golden, sentences, sweep, tables
+from ltcam.paper import golden, judging, sentences, sweep, tables
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
@@ -108,18 +108,18 @@ class Run(Study):
     def claims(self) -> pd.DataFrame:
         """The paper's claims, judged on what earlier notebooks left; kept as claims.csv."""
         return self._read(
-            "claims", claims.judge(claims.read(self.out, self.data), self.data, claims.resample(self.out, self.data))
+            "claims", judging.judge(judging.read(self.out, self.data), self.data, judging.resample(self.out, self.data))
         )
 
     @cached_property
     def left(self) -> dict[int, pd.DataFrame]:
         """The tables of the paper, by number, that earlier notebooks left."""
-        found = claims.read(self.out, self.data)
+        found = judging.read(self.out, self.data)
         return {number: found[f"table{number}"] for number in tables.TABLES if f"table{number}" in found}
 
     def _read(self, name: str, table: pd.DataFrame) -> pd.DataFrame:
         """Keep what was read off other tables, with their sums."""
-        sources = {f"{source}.csv": sha256(self.out / f"{source}.csv") for source in claims.read(self.out, self.data)}
+        sources = {f"{source}.csv": sha256(self.out / f"{source}.csv") for source in judging.read(self.out, self.data)}
         provenance.save(table, self.out / f"{name}.csv", self.started, data=self.title, sources=sources)
         self.made[name] = table
         return table

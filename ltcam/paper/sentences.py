@@ -105,7 +105,7 @@ def sweep(made: Tables, metric: str) -> str:
 
 
 def claims(judged: pd.DataFrame) -> str:
-    """judged: of `claims.judge`."""
+    """judged: of `judging.judge`."""
     verdicts = ("holds", "tie", "does not hold", "not measured")
     names = {verdict: judged.loc[judged["verdict"] == verdict, "claim"].to_list() for verdict in verdicts}
     both = ((judged["verdict"] == judged["paper"]) & (judged["verdict"] != "not measured")).sum()

@@ -58,20 +58,17 @@ class Steps:
         self.folders = files.results(profile, data), files.figures(profile, data)
         self.notebooks = (files.results(profile) / "notebooks", f"*.{data}.ipynb")
         self.path = self.folders[0] / "steps.json"
-        kept = {}
+        self.steps: dict[str, dict[str, Any]] = {name: {"digest": OUTDATED, "files": {}} for name in names}
         with suppress(FileNotFoundError, ValueError):  # cut off, as when power fails
-            kept = json.loads(self.path.read_text())
-        self.steps = {name: kept.get(name, {"digest": OUTDATED, "files": {}}) for name in names}
+            self.steps |= {name: kept for name, kept in json.loads(self.path.read_text()).items() if name in names}
         for step in self.steps.values():
             if step["digest"] == UNDER_WAY:  # it was cut off: what is newer than the record is its work
                 step["files"] |= self._hashes(self._written())
 
     def current(self, name: str, digest: str) -> bool:
         """Whether step `name` ran from what `digest` stands for, and all its files are there as they were left."""
-        left: dict[str, str] = {}
-        for step in self.steps.values():
-            left |= step["files"] if step["digest"] != OUTDATED else {}
-        files = self.steps[name]["files"]
+        ran = [step["files"].items() for step in self.steps.values() if step["digest"] != OUTDATED]
+        left, files = dict(file for files in ran for file in files), self.steps[name]["files"]
         return self.steps[name]["digest"] == digest and self._hashes(files) == {file: left[file] for file in files}
 
     @contextmanager
@@ -90,10 +87,8 @@ class Steps:
         """Files that are newer than the record."""
         folder, pattern = self.notebooks
         files = [file for parent in self.folders for file in parent.rglob("*") if file.is_file()] + list(folder.glob(pattern))
-        since = self.path.stat().st_mtime_ns
-        left = (".partial", ".lock")  # by a run that was killed
-        fresh = [f for f in files if f.stat().st_mtime_ns > since and not any(word in f.name for word in left)]
-        return [file.relative_to(self.root).as_posix() for file in fresh]
+        whole = [f for f in files if ".partial" not in f.name and ".lock" not in f.name]  # else a killed run left it
+        return [f.relative_to(self.root).as_posix() for f in whole if f.stat().st_mtime_ns > self.path.stat().st_mtime_ns]
 
     def _hashes(self, files: Iterable[str]) -> dict[str, str]:
         """SHA-256 of those that are there."""

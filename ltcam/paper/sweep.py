@@ -12,7 +12,7 @@ from typing import get_args
 import pandas as pd
 
 from ltcam.experiment import metrics
-from ltcam.experiment.evaluation import Config, Protocol
+from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.study import Role, Study
 from ltcam.paper import tables as paper
 
@@ -63,8 +63,7 @@ def chosen(table: pd.DataFrame, metric: str) -> pd.DataFrame:
         test, best = curve["test"][delta], curve["test"][best_delta]
         rank = curve.corr(method="spearman").loc["train", "test"]
         rows.append([method, delta, none[method], test, best_delta, best, best - test, rank])
-    columns = ["method", "delta", "none", "test", "best_delta", "best", "regret", "rank_correlation"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["method", "delta", "none", "test", "best_delta", "best", "regret", "rank_correlation"])
 
 
 def shape(curve: pd.Series[float]) -> str:

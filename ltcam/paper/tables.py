@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ltcam.experiment import metrics
-from ltcam.experiment.evaluation import Config, configurations
+from ltcam.experiment.configs import Config, configurations
 from ltcam.files import ROOT
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from ltcam.engine.cam import Options
 from ltcam.engine.tracing import trace
 from ltcam.engine.tricks import layerize
 from ltcam.experiment import metrics
+from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.segmentation import otsu_masks
-from ltcam.experiment.training import Trained
 from ltcam.paper import sweep
 from ltcam.show import plotting
 

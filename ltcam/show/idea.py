@@ -7,9 +7,9 @@ from ltcam import data as datasets
 from ltcam.data.base import VOID, Sample
 from ltcam.engine.cam import explain
 from ltcam.engine.tracing import trace
+from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.segmentation import otsu_masks
-from ltcam.experiment.training import Trained
-from ltcam.show.plotting import _outline, _panel, _thumbnailed
+from ltcam.show.plotting import _outline, _panel, _thumbnail
 
 
 def idea_figure(trained: Trained, sample: Sample, target: int, delta: float = 20) -> Figure:
@@ -20,7 +20,7 @@ def idea_figure(trained: Trained, sample: Sample, target: int, delta: float = 20
     inputs = datasets.preprocess(sample.image, trained.size)[None].to(next(trained.model.parameters()).device)
     traced = trace(trained.model, inputs, target)
     rows: dict[str, float | None] = {"all gradients": None, f"truncated,\nEq. 9 (δ={delta:g})": delta}
-    thumbnail, truth = _thumbnailed(sample.image), sample.mask == target + 1
+    thumbnail, truth = _thumbnail(sample.image), sample.mask == target + 1
     height, width = thumbnail.shape[:2]
     figure, axes = plt.subplots(2, 8, figsize=(11, 2 * 1.3 * height / width + 0.9), layout="constrained")
     for line, (label, kept) in zip(axes, rows.items(), strict=True):

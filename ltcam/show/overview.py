@@ -22,7 +22,7 @@ from ltcam.engine.tracing import trace
 from ltcam.engine.tricks import whole
 from ltcam.errors import InputError
 from ltcam.experiment import provenance
-from ltcam.experiment.training import _Labelled
+from ltcam.experiment.features import Labelled
 from ltcam.experiment.vgg16 import vgg16
 from ltcam.show import plotting
 
@@ -31,10 +31,7 @@ if TYPE_CHECKING:
 
 
 def areas(data: Segmentation) -> pd.DataFrame:
-    """A row a scored image and class that its label names: name, class, kind, area in percent of its non-void pixels, 0 to 100.
-
-    0 where the mask has none of a class that the label names. Raises DataError for a mask that cannot be read.
-    """
+    """A row a scored image and class that its label names: name, class, kind, area in percent of its non-void pixels."""
     rows = []
     for i in data.scored:
         pixels, entry = np.bincount(data.mask(i).ravel(), minlength=VOID + 1), data.entries[i]
@@ -102,8 +99,7 @@ def against_cell(data: Segmentation) -> dict[str, float]:
 def samples_figure(data: Segmentation, count: int = 8) -> Figure:
     """`count` images, a column each: plain, and with the mask of one class outlined; its name (or kind) and area as title.
 
-    Of the classes in turn, evenly spread over each one's areas; of an image's classes one at random.
-    Raises InputError where there is nothing to show.
+    Of the classes in turn, evenly spread over each one's areas. Raises InputError where there is nothing to show.
     """
     table = areas(data).sample(frac=1, random_state=0).drop_duplicates("name")
     groups = [t.sort_values(["area", "name"]) for t in by_class(table).values()]
@@ -126,18 +122,17 @@ def areas_figure(tables: Mapping[str, pd.DataFrame]) -> Figure:
 
 def bench(name: str, part: str, workers: int = os.cpu_count() or 1, batch: int = 8) -> pd.DataFrame:
     """Images/s of loading and preprocessing alone, here and in `workers` processes, against those of VGG16's `trace` of a class
-    an image at the data set's input size, on a GPU where there is one: step, images/s, ratio to the last.
-
-    Everything runs once before it is timed: files are in the system's cache. Raises DataError, and InputError for batch < 1.
-    """
+    an image at the data set's input size, on a GPU where there is one; all with files in the system's cache."""
     whole("batch", batch)
     data, device = datasets.load(name, part), "cuda" if torch.cuda.is_available() else "cpu"
-    labelled, network = _Labelled(data, data.size), vgg16(len(data.classes), weights=None).to(device)
+    labelled, network = Labelled(data, data.size), vgg16(len(data.classes), weights=None).to(device)
     alone, apart = (DataLoader(labelled, batch, num_workers=n, persistent_workers=n > 0) for n in (0, workers))
     images = torch.stack([labelled[i % len(data)][0] for i in range(batch)]).to(device)
-    rates = {"loading, this process": len(data) / _seconds(lambda: [None for _ in alone])}
-    rates[f"loading, {workers} processes"] = len(data) / _seconds(lambda: [None for _ in apart])
-    rates[f"VGG16, {device}"] = batch / _seconds(lambda: trace(network, images, [0] * batch).logits.sum().item())
+    rates = {
+        "loading, this process": len(data) / _seconds(lambda: [None for _ in alone]),
+        f"loading, {workers} processes": len(data) / _seconds(lambda: [None for _ in apart]),
+        f"VGG16, {device}": batch / _seconds(lambda: trace(network, images, [0] * batch).logits.sum().item()),
+    }
     table = pd.DataFrame(rates.items(), columns=["step", "images/s"])
     return table.assign(ratio=table["images/s"] / table["images/s"].iloc[-1])
 

@@ -12,7 +12,9 @@ from ltcam.data.base import read
 from ltcam.engine.cam import explain
 from ltcam.engine.tracing import trace
 from ltcam.errors import InputError, UnavailableError
-from ltcam.experiment import training, weights
+from ltcam.experiment import checkpoints, weights
+from ltcam.files import atomic
+from ltcam.show import plotting
 
 Classifier = tuple[nn.Module, Sequence[str], tuple[int, int]]  # in eval mode, its classes, (height, width) of its input
 
@@ -20,8 +22,7 @@ Classifier = tuple[nn.Module, Sequence[str], tuple[int, int]]  # in eval mode, i
 def classifier(name: str, checkpoint: Path | None) -> Classifier:
     """A checkpoint of `ltcam train`, a state dict of the torchvision model `name`, or (None) torchvision's own weights.
 
-    Classes of a state dict are "0", "1", ... Raises InputError for an unknown name or a checkpoint that does not fit, and
-    UnavailableError where torchvision's weights cannot be downloaded.
+    Classes of a state dict are "0", "1", ...
     """
     if name not in list_models(module=None):
         raise InputError(f"model {name!r} is not in torchvision: expected one of torchvision.models.list_models()")
@@ -33,7 +34,7 @@ def classifier(name: str, checkpoint: Path | None) -> Classifier:
             raise UnavailableError(f"{pretrained.url} is out of reach ({error}): fetch it and pass --checkpoint") from error
     state = weights.load(checkpoint)
     if {"model", "record"} <= state.keys():
-        trained = training.load_checkpoint(checkpoint, "cpu")
+        trained = checkpoints.load_checkpoint(checkpoint, "cpu")
         return trained.model, trained.classes, trained.size
     try:
         count = len(list(state.values())[-1])  # the last bias
@@ -44,13 +45,25 @@ def classifier(name: str, checkpoint: Path | None) -> Classifier:
     return model.eval(), [str(c) for c in range(count)], (224, 224)
 
 
+def draw(
+    image: Path, out: Path, name: str, checkpoint: Path | None, target: str, method: str, layers: str | None,
+    delta: float | None, per_stage: bool,
+) -> str:  # fmt: skip
+    """The picture of `heatmaps` at `out`; gives the class. Raises InputError, too, for a name that is no picture's."""
+    if out.suffix not in (".png", ".jpg", ".pdf", ".svg"):
+        raise InputError(f"--out {out} is no picture: expected a name that ends in .png, .jpg, .pdf or .svg")
+    pixels, chosen, maps = heatmaps(image, classifier(name, checkpoint), target, method, layers, delta, per_stage)
+    with atomic(out) as temporary:
+        plotting.overlay_figure(pixels, maps, chosen).savefig(temporary, dpi=150)
+    return chosen
+
+
 def heatmaps(
     image: Path, model: Classifier, target: str, method: str, layers: str | None, delta: float | None, per_stage: bool = False
 ) -> tuple[Tensor, str, dict[str, Tensor]]:
     """The image (3, H, W) uint8, the class explained, and {title: heatmap (H, W)}: the fused one, before it each stage's own.
 
-    target: a class by name or index, or "" for the one of the largest logit. Raises DataError for an image that cannot be read
-    and InputError for a class that the model does not have, or as `ltcam.explain` does.
+    target: a class by name or index, or "" for the one of the largest logit.
     """
     network, classes, size = model
     if target and target not in classes and not target.isdecimal():
@@ -63,6 +76,6 @@ def heatmaps(
     own = (pixels.shape[1], pixels.shape[2])
     stages = [label for label, name in traced.stages.items() if per_stage and name in traced.select(layers)]
     fused = ", ".join([method, layers or "all stages", *([] if delta is None else [f"δ={delta:g}"])])
-    selections = {**{label: label for label in stages}, fused: layers}
-    maps = {title: explain(traced, method, selected, delta, own)[0].cpu() for title, selected in selections.items()}
+    selected = [*zip(stages, stages, strict=True), (fused, layers)]
+    maps = {title: explain(traced, method, which, delta, own)[0].cpu() for title, which in selected}
     return pixels, classes[int(traced.pairs[0, 1])], maps

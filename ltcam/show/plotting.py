@@ -21,8 +21,8 @@ from ltcam.data import Segmentation
 from ltcam.engine.cam import explain
 from ltcam.engine.tracing import trace
 from ltcam.engine.tricks import truncate
-from ltcam.experiment.evaluation import FLOATS, Config
-from ltcam.experiment.training import Trained
+from ltcam.experiment.checkpoints import Trained
+from ltcam.experiment.configs import FLOATS, Config
 from ltcam.files import atomic
 
 THUMBNAIL = 160  # pixels of the longer side: photographs appear at figure size only
@@ -44,18 +44,16 @@ def examples(data: Segmentation, count: int = 5, seed: int = 0) -> list[tuple[in
         for c in data.labels[i].nonzero().flatten().tolist():
             areas.setdefault((c, data.entries[i].kind), []).append((float((mask == c + 1).mean()), i))
     rng, queues = random.Random(seed), []
-    order = sorted(areas.items())
-    for (c, _), found in rng.sample(order, len(order)):
+    for (c, _), found in rng.sample(sorted(areas.items()), len(areas)):
         largest = sorted(found, reverse=True)[: (len(found) + 1) // 2]
         queues.append([(i, c) for _, i in rng.sample(largest, len(largest))])
     return [pair for turn in zip_longest(*queues) for pair in turn if pair][:count]
 
 
 def worst(counts: pd.DataFrame, data: Segmentation, config: Config, count: int = 4) -> dict[tuple[int, int], float]:
-    """{(image index, class): IoU in percent} of the `count` pairs that `config` segments worst, worst first.
+    """{(image index, class): IoU in percent} of the `count` pairs of `data` that `config` segments worst, worst first.
 
-    counts as `evaluate` gives them; those of other images than `data`'s are passed over. Equal ones are in
-    order of name and class. A pair without a true pixel is left out: that is its mask's failure.
+    counts as `evaluate` gives them. A pair without a true pixel is left out: that is its mask's failure.
     """
     index = {entry.name: i for i, entry in enumerate(data.entries)}
     rows = counts.merge(pd.DataFrame([config]).astype(FLOATS))
@@ -77,11 +75,9 @@ def heatmap_figure(
     chosen: (image index, class) a row, with its IoU to be shown if a mapping. A heatmap is shown from 0 to its own maximum.
     """
     samples = [data[i] for i, _ in chosen]
-    images = torch.stack([datasets.preprocess(s.image, trained.size) for s in samples])
-    device = next(trained.model.parameters()).device
-    traced = trace(
-        trained.model, images.to(device), [c for _, c in chosen], fullgrad=any(c.method == "fullgrad" for c in configs.values())
-    )
+    images = torch.stack([datasets.preprocess(s.image, trained.size) for s in samples]).to(next(trained.model.parameters()))
+    full = any(c.method == "fullgrad" for c in configs.values())
+    traced = trace(trained.model, images, [c for _, c in chosen], fullgrad=full)
     columns = {title: explain(traced, c.method, c.selection, c.delta, per=c.per).cpu().unbind() for title, c in configs.items()}
     rows = [data.entries[i].kind or data.classes[c] for i, c in chosen]
     if isinstance(chosen, Mapping):
@@ -97,11 +93,10 @@ def grid(
     masks: Sequence[Tensor] | None = None,
 ) -> Figure:
     """A row an image (3, H, W) uint8, with the outline of its mask (H, W) where given, and a column of heatmaps a title."""
-    thumbnails = [_thumbnailed(image) for image in images]
+    thumbnails = [_thumbnail(image) for image in images]
     heights = [min(t.shape[0] / t.shape[1], 1.5) for t in thumbnails]
-    width = 1.35
     figure, axes = plt.subplots(
-        len(images), 1 + len(columns), figsize=(width * (1 + len(columns)), width * sum(heights) + 0.15 * len(images) + 0.4),
+        len(images), 1 + len(columns), figsize=(1.35 * (1 + len(columns)), 1.35 * sum(heights) + 0.15 * len(images) + 0.4),
         gridspec_kw={"height_ratios": heights}, squeeze=False, layout="constrained",
     )  # fmt: skip
     for column, (title, maps) in enumerate({"image": [None] * len(images), **columns}.items()):
@@ -117,7 +112,7 @@ def grid(
 
 def strip(images: Sequence[Tensor], titles: Sequence[str], masks: Sequence[Tensor]) -> Figure:
     """A column an image (3, H, W) uint8, all of one height: plain, and below with the outline of its mask (H, W) bool."""
-    thumbnails = [_thumbnailed(image) for image in images]
+    thumbnails = [_thumbnail(image) for image in images]
     widths = [max(t.shape[1] / t.shape[0], 0.5) for t in thumbnails]  # narrower ones would not hold a title
     height = min(2.4, 11 / sum(widths))
     figure, axes = plt.subplots(
@@ -135,9 +130,8 @@ def strip(images: Sequence[Tensor], titles: Sequence[str], masks: Sequence[Tenso
 def overlay_figure(image: Tensor, maps: dict[str, Tensor], title: str = "") -> Figure:
     """The image (3, H, W) uint8, then each heatmap (H, W) over it, from 0 to its own maximum."""
     pixels = image.permute(1, 2, 0).numpy()
-    width = 3.2
     figure, axes = plt.subplots(
-        1, 1 + len(maps), figsize=(width * (1 + len(maps)), width * pixels.shape[0] / pixels.shape[1] + 0.4),
+        1, 1 + len(maps), figsize=(3.2 * (1 + len(maps)), 3.2 * pixels.shape[0] / pixels.shape[1] + 0.4),
         squeeze=False, layout="constrained",
     )  # fmt: skip
     for panel, (name, heatmap) in zip(axes[0], {title: None, **maps}.items(), strict=True):
@@ -170,7 +164,7 @@ def gradients(image: Tensor, mask: Tensor, rows: Mapping[str, Tensor], deltas: S
     image (3, H, W) uint8, mask (H, W) bool, rows {title: gradient (K, h, w)}. Each panel is symmetric around 0, up to its own
     largest absolute value; above it is the share of the layer's gradients that is left.
     """
-    thumbnail = _thumbnailed(image)
+    thumbnail = _thumbnail(image)
     height, width = thumbnail.shape[:2]
     side = min(1.6, 2.6 * width / height)
     figure, axes = plt.subplots(
@@ -221,7 +215,7 @@ def _panel(axes: Axes, image: NDArray[np.uint8], heatmap: Tensor | None) -> None
     axes.set(xticks=[], yticks=[])
     axes.imshow(image)
     if heatmap is not None:
-        fitted = _fit(heatmap, image)
+        fitted = F.resize(heatmap[None], list(image.shape[:2]), antialias=True)[0].numpy()
         axes.imshow(fitted, cmap="jet", alpha=0.55, vmin=0, vmax=max(float(fitted.max()), 1e-30))
 
 
@@ -235,14 +229,6 @@ def _outline(axes: Axes, mask: Tensor, size: Sequence[int]) -> None:
     axes.set(**limits)
 
 
-def _fit(heatmap: Tensor, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    fitted: NDArray[np.float32] = F.resize(heatmap[None], list(image.shape[:2]), antialias=True)[0].numpy()
-    return fitted
-
-
-def _thumbnailed(image: Tensor) -> NDArray[np.uint8]:
-    """(3, H, W) uint8 -> (h, w, 3), its longer side THUMBNAIL pixels."""
-    scale = THUMBNAIL / max(image.shape)
-    size = [max(1, round(side * scale)) for side in image.shape[1:]]
-    small: NDArray[np.uint8] = F.resize(image, size, antialias=True).permute(1, 2, 0).numpy()
-    return small
+def _thumbnail(image: Tensor) -> NDArray[np.uint8]:
+    size = [max(1, round(side * THUMBNAIL / max(image.shape[1:]))) for side in image.shape[1:]]
+    return np.asarray(F.resize(image, size, antialias=True).permute(1, 2, 0))

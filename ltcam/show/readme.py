@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from ltcam.errors import InputError
-from ltcam.experiment.training import Recipe
+from ltcam.experiment.recipe import Recipe
 from ltcam.files import ROOT, atomic
 from ltcam.paper import findings
 from ltcam.paper import tables as paper

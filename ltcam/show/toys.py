@@ -16,7 +16,7 @@ from torchvision.models.convnext import CNBlockConfig
 
 from ltcam import data as datasets
 from ltcam import files
-from ltcam.engine.tracing import Trace
+from ltcam.engine.traces import Trace
 from ltcam.experiment import metrics, provenance, training
 from ltcam.experiment.segmentation import otsu_masks
 from ltcam.paper import golden

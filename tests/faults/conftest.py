@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from ltcam import __main__ as command_line
-from ltcam.experiment.training import Recipe, load_checkpoint, train
+from ltcam.experiment.checkpoints import load_checkpoint
+from ltcam.experiment.recipe import Recipe
+from ltcam.experiment.training import train
 from ltcam.experiment.weights import load
 from tests import lookalikes
 from tests.faults.report import PAGE, rows

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from ltcam.__main__ import app
-from ltcam.data import checks, fetch
+from ltcam.data import fetch, presence
 from ltcam.experiment import training
 from ltcam.paper import reproduce
 
@@ -33,7 +33,7 @@ def evaluate(checkpoint, out):
 
 def get(root, source):
     """ "data get ksdd2" of a tiny archive, in many small pieces."""
-    fetch.SOURCES["ksdd2"], fetch.CHUNK, checks.KSDD2 = source, 64, {"train": (6, 6), "test": (4, 4)}
+    fetch.SOURCES["ksdd2"], fetch.CHUNK, presence.KSDD2 = source, 64, {"train": (6, 6), "test": (4, 4)}
     fetch.get("ksdd2", Path(root))
 
 

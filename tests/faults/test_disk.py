@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from ltcam.data import fetch
-from ltcam.experiment import evaluation, provenance, training
-from ltcam.experiment.evaluation import Config
+from ltcam.experiment import configs, evaluation, provenance, training
+from ltcam.experiment.configs import Config
 from ltcam.show import plotting
 from tests.faults.conftest import contents, run_of
 
@@ -60,7 +60,7 @@ def test_the_counts_of_a_batch(trained, fault, tmp_path):
 
     def crowded():
         with room(300):
-            evaluation.evaluate(trained, "val", CONFIGS, out, evaluation.Protocol())
+            evaluation.evaluate(trained, "val", CONFIGS, out, configs.Protocol())
 
     before = contents(out)
     said = seen.attempt(crowded, lambda: before.items() <= contents(out).items())

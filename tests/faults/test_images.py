@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 from ltcam import data as datasets
-from ltcam.experiment.evaluation import Config, evaluate
-from ltcam.experiment.training import load_checkpoint, train
+from ltcam.experiment.checkpoints import load_checkpoint
+from ltcam.experiment.configs import Config
+from ltcam.experiment.evaluation import evaluate
+from ltcam.experiment.training import train
 from ltcam.show import picture
 from tests.faults.conftest import contents
 

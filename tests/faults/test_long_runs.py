@@ -7,7 +7,8 @@ import psutil
 import pytest
 import torch
 
-from ltcam.experiment.evaluation import Config, evaluate
+from ltcam.experiment.configs import Config
+from ltcam.experiment.evaluation import evaluate
 from ltcam.experiment.training import train
 from tests.faults.conftest import run_of
 from tests.faults.kills import TIMES

@@ -15,8 +15,9 @@ from PIL import Image
 
 from ltcam import data as datasets
 from ltcam import files
-from ltcam.experiment import evaluation, locks, parallel, seeds, training
-from ltcam.experiment.evaluation import Config, Protocol, evaluate
+from ltcam.experiment import checkpoints, evaluation, features, locks, parallel, seeds, training
+from ltcam.experiment.configs import Config, Protocol
+from ltcam.experiment.evaluation import evaluate
 from ltcam.experiment.training import train
 from ltcam.paper import reproduce
 from tests import lookalikes
@@ -90,7 +91,7 @@ def test_where_nothing_can_be_locked_runs_go_on(tmp_path, monkeypatch, caplog):
     def flock(file, how):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    monkeypatch.setattr("fcntl.flock", flock)
     with locks.alone(tmp_path, "run"):
         pass
     assert "cannot be locked (No locks available): let no other run write there" in caplog.text
@@ -99,7 +100,7 @@ def test_where_nothing_can_be_locked_runs_go_on(tmp_path, monkeypatch, caplog):
 def test_a_loss_that_is_no_number(voc, fault, tmp_path, monkeypatch):
     """One image of the second epoch makes it so: its batch is named, and what the first epoch left is kept and gone on with."""
     train(voc, tmp_path / "whole")
-    fit, item, served, epochs = training._fit_epoch, training._Labelled.__getitem__, [], []
+    fit, item, served, epochs = training._fit_epoch, features.Labelled.__getitem__, [], []
 
     def epoch(*arguments):
         epochs.append(contents(tmp_path / "run", ".pt"))
@@ -114,7 +115,7 @@ def test_a_loss_that_is_no_number(voc, fault, tmp_path, monkeypatch):
     seen = fault("a loss that is no number")
     with monkeypatch.context() as patch:
         patch.setattr(training, "_fit_epoch", epoch)
-        patch.setattr(training._Labelled, "__getitem__", poisoned)
+        patch.setattr(features.Labelled, "__getitem__", poisoned)
         said = seen.attempt(lambda: train(voc, tmp_path / "run"), lambda: contents(tmp_path / "run", ".pt") == epochs[1] != {})
     number = served.index("2007_000005") // 4
     names = ", ".join(served[4 * number : 4 * number + 4])
@@ -202,7 +203,7 @@ def test_loader_processes(name, voc, trained, fault, tmp_path, monkeypatch):
     def loader(data, device, **settings):
         return parallel._Loader(_Worker(data, flag, what), num_workers=2, **settings)
 
-    for module in (training, evaluation):
+    for module in (training, features, evaluation):
         monkeypatch.setattr(module, "loader", loader)
     (flag := tmp_path / "undisturbed").touch()
     train(voc, tmp_path / "whole")
@@ -222,7 +223,7 @@ def test_loader_processes(name, voc, trained, fault, tmp_path, monkeypatch):
 
 def test_other_data_than_the_trainings(voc, fault, tmp_path):
     """An image of the part trained on; another part is none of its business."""
-    trained = training.load_checkpoint(train(replace(voc, epochs=1), tmp_path / "run"))
+    trained = checkpoints.load_checkpoint(train(replace(voc, epochs=1), tmp_path / "run"))
     seen = fault("data that changed between training and evaluation")
     path = next((tmp_path / "data").rglob("JPEGImages/2007_000001.jpg"))
     content = path.read_bytes()

@@ -1,0 +1,79 @@
+"""A trained model, from and to its file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.models import VGG
+
+from ltcam import data as datasets
+from ltcam.data import DataError, Segmentation
+from ltcam.errors import InputError
+from ltcam.experiment.recipe import Recipe
+from ltcam.experiment.vgg16 import vgg16
+from ltcam.experiment.weights import load
+from ltcam.files import atomic, sha256
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model with what is needed to use it."""
+
+    model: VGG
+    recipe: Recipe
+    classes: tuple[str, ...]
+    size: tuple[int, int]
+    record: dict[str, Any]  # its last epoch, the source of the weights, the fingerprint of the data trained on
+    sha256: str = ""  # of the checkpoint
+
+    def load(self, part: str) -> Segmentation:
+        """Part `part` of its data set. Raises DataError where the files trained on have changed since then."""
+        data, before = datasets.load(self.recipe.data, part), self.record.get("fingerprint")
+        if before and part == self.recipe.train and data.fingerprint != before:
+            raise DataError(
+                f"{data.title}, part {part}: its files have changed since the training (fingerprint {before[:12]}... then, "
+                f"{data.fingerprint[:12]}... now): bring the former back, or train again; ltcam data check finds damage"
+            )
+        return data
+
+    def about(self, data: Segmentation) -> dict[str, Any]:
+        """Provenance of what is measured with this model on `data`."""
+        return {
+            "data": data.title, "part": data.part, "fingerprint": data.fingerprint,
+            "images": {"part": len(data), "scored": len(data.scored)}, "tf32": False,
+            "recipe": asdict(self.recipe), "source": self.record["source"], "trained": self.record["last"],
+        }  # fmt: skip
+
+
+def load_checkpoint(path: Path, device: str | torch.device | None = None) -> Trained:
+    """The model that `train` left at `path`, in eval mode. Raises MissingError or InputError for another file."""
+    state = load(path)
+    try:
+        record, weights = state["record"], state["model"]
+        recipe, classes, size = Recipe(**record["recipe"]), tuple(record["classes"]), (record["size"][0], record["size"][1])
+        hidden = None if recipe.head == "gap" else weights["classifier.0.bias"].numel()
+        model = vgg16(len(classes), recipe.head, None, hidden, recipe.width)
+        model.load_state_dict(weights)
+    except (AttributeError, KeyError, IndexError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path} is no checkpoint of ltcam train ({error}): expected its checkpoint.pt") from error
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    return Trained(model, recipe, classes, size, record, sha256(path))
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    with atomic(path) as temporary, temporary.open("wb") as file:  # given a path, torch would write that into the file
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # about a position in the file: why is in what came before
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def begun_by(identity: dict[str, Any]) -> tuple[Recipe, str] | None:
+    """The recipe and the data of a run; None where another version of this code began it."""
+    try:
+        return Recipe(**identity["recipe"]), identity["fingerprint"]
+    except (KeyError, TypeError):
+        return None

@@ -1,0 +1,84 @@
+"""What is measured and how: one way to make a mask (`Config`), and how a data set is run (`Protocol`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import pandas as pd
+
+from ltcam.engine.cam import Options
+from ltcam.engine.stages import Outputs
+from ltcam.engine.tricks import Compare, Fuse, Normalize, Scope, one_of, whole
+from ltcam.errors import InputError
+from ltcam.experiment import metrics
+
+Labels = Literal["true", "predicted"]
+FLOATS = {"delta": float, "fraction": float}  # where an empty field is None
+
+
+class Config(NamedTuple):
+    """One way to make a mask: a method, the layers it fuses (a stage label, a range, or "all"), the options of `ltcam.explain`,
+    and where the heatmap is cut: above `fraction` of its maximum, or by Otsu (None)."""
+
+    method: str
+    layers: str = "S5"
+    delta: float | None = None
+    per: Scope = "layer"
+    compare: Compare = "ge"
+    fuse: Fuse = "sum"
+    normalize: Normalize = "none"
+    fraction: float | None = None
+
+    @property
+    def options(self) -> Options:
+        if self.fraction is not None and not 0 <= self.fraction < 1:
+            raise InputError(f"fraction={self.fraction} of the maximum cuts nothing: expected None (Otsu) or one in [0, 1)")
+        return Options(self.method, self.delta, self.per, self.compare, self.fuse, self.normalize)
+
+    @property
+    def selection(self) -> str | None:
+        return None if self.layers == "all" else self.layers
+
+    @classmethod
+    def parse(cls, text: str) -> Config:
+        """ "METHOD[:LAYERS[:DELTA]]". Raises InputError for anything else."""
+        parts = text.split(":")
+        try:
+            name, layers, delta = (*parts, *("", "S5", "")[len(parts) :])
+            if not name or not layers:
+                raise InputError("an empty part")
+            return cls(name, layers, float(delta) if delta else None)
+        except ValueError as error:
+            raise InputError(
+                f"{text!r} is no configuration: expected METHOD[:LAYERS[:DELTA]], e.g. gradcam:S1-S5:20"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a data set is run, whatever is made of the trace; each field is kept with the counts.
+
+    labels    heatmaps of the classes truly present, or of the predicted ones (logit above 0, or the largest), where a class
+              that is not there has only false positives, and one that is missed only false negatives
+    outputs   where the stages S1 to S5 are read, as in `ltcam.engine.stages.stages`
+    size      (height, width) of the input; None: what the model was trained at
+    bfloat16  autocast of the forward and the backward, channels last; the maps are summed in float32 all the same
+    """
+
+    batch_size: int = 8
+    labels: Labels = "true"
+    outputs: Outputs = "pool"
+    size: tuple[int, int] | None = None
+    bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        whole("batch_size", self.batch_size)
+        one_of("labels", self.labels, Labels)
+        one_of("outputs", self.outputs, Outputs)
+
+
+def configurations(table: pd.DataFrame) -> list[Config]:
+    """The configuration of each row of a table with the columns `ltcam.experiment.metrics.CONFIG`."""
+    rows = zip(*(table[name] for name in metrics.CONFIG), strict=True)
+    return [Config._make(None if pd.isna(value) else value for value in row) for row in rows]

@@ -1,0 +1,124 @@
+"""What the network is trained on: images, or what its frozen stages make of them, computed once and kept image by image."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, Dataset, Subset
+from torchvision.models import VGG
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from ltcam import data as datasets
+from ltcam.data import Segmentation
+from ltcam.engine.stages import stages
+from ltcam.experiment.parallel import gather_object, loader, processes
+from ltcam.experiment.recipe import Augment, Recipe
+
+log = logging.getLogger(__name__)
+_KEPT: dict[str, dict[str, Tensor]] = {}  # features of images, by what computes them
+
+
+@torch.no_grad()
+def predict(model: nn.Module, data: Inputs, batch_size: int, device: torch.device) -> Tensor:
+    """Logits (N, C) on the CPU of a data set of (input, label) pairs; several processes share the batches, each returns all."""
+    model.eval()
+    with processes().split_between_processes(list(BatchSampler(range(len(data)), batch_size, False))) as batches:
+        shown = tqdm(loader(data, device, batch_sampler=batches), disable=None, leave=False)
+        logits = [model(inputs.to(device)).float().cpu() for inputs, _ in shown]
+    return torch.cat(gather_object(logits))
+
+
+def prepare(
+    model: VGG, fit: Segmentation, size: tuple[int, int], recipe: Recipe, device: torch.device
+) -> tuple[Inputs, nn.Module]:
+    """What is trained on, and the module that maps it to logits: all of `model`, or what is behind its frozen stages."""
+    boundary = int(list(stages(model).values())[recipe.frozen - 1].split(".")[1]) + 1 if recipe.frozen else 0
+    frozen, free = model.features[:boundary].requires_grad_(False), model.features[boundary:]
+    if recipe.augment not in ("none", "flips"):
+        return Labelled(fit, size, augmentation(fit, recipe.augment)), model
+    features = _computed(frozen, fit, size, recipe, device)
+    trainable = nn.Sequential(free, model.avgpool, nn.Flatten(), model.classifier)
+    return _Features(features, fit.labels), trainable
+
+
+def _computed(
+    frozen: nn.Module, fit: Segmentation, size: tuple[int, int], recipe: Recipe, device: torch.device
+) -> list[Tensor]:
+    """Of every image (mirrors, ...): what the frozen stages make of it and its mirror images. Each image is computed by itself
+    and kept, so other seeds, folds and hold-outs find the same."""
+    flips = [(), (-1,)] if fit.upright else [(), (-1,), (-2,), (-2, -1)]
+    mirrored = Labelled(fit, size, partial(_mirrors, flips[:1] if recipe.augment == "none" else flips))
+    key = json.dumps([str(device), *map(_digest, frozen.parameters())])
+    if key not in _KEPT:
+        _KEPT.clear()
+    kept = _KEPT.setdefault(key, {})
+    images = [_digest(mirrored[i][0]) for i in range(len(mirrored))]
+    if missing := list({image: i for i, image in enumerate(images) if image not in kept}.values()):
+        log.info("%s: %d frozen stages' features of %d images, computed once", recipe.data, recipe.frozen, len(missing))
+        each = nn.Sequential(nn.Flatten(0, 1), frozen)  # a batch of one image is one of its mirror images
+        found = predict(each, Subset(mirrored, missing), 1, device)
+        found = found.view(len(missing), -1, *found.shape[1:])
+        kept.update(zip((images[i] for i in missing), found, strict=True))
+    return [kept[image] for image in images]
+
+
+def _mirrors(flips: Sequence[tuple[int, ...]], image: Tensor) -> Tensor:
+    """(3, H, W) -> (mirrors, 3, H, W)."""
+    return torch.stack([image.flip(dims) for dims in flips])
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def augmentation(data: Segmentation, augment: Augment = "light") -> v2.Transform:
+    flips = [v2.RandomHorizontalFlip()] if data.upright else [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
+    turn, shift, light = (10, (0.05, 0.05), [v2.Lambda(_lit)]) if augment == "strong" else (0, None, [])
+    moved = v2.RandomAffine(turn, shift, data.jitter, interpolation=v2.InterpolationMode.BILINEAR)
+    return v2.Compose([*flips, *light, moved])
+
+
+def _lit(image: Tensor) -> Tensor:
+    """Another contrast and brightness; 1 is a standard deviation of ImageNet's pixels."""
+    contrast, brightness = torch.empty(2).uniform_(-0.3, 0.3)
+    lit: Tensor = image * (1 + contrast) + brightness
+    return lit
+
+
+class Labelled(Dataset[tuple[Tensor, Tensor]]):
+    """(network input, multi-hot label) of a data set, optionally augmented."""
+
+    def __init__(self, data: Segmentation, size: tuple[int, int], augment: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.data, self.size, self.augment = data, size, augment
+        self.labels = data.labels  # read here once, not in every loader process
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = datasets.preprocess(self.data.image(index), self.size)
+        return (self.augment(image) if self.augment else image), self.labels[index]
+
+
+class _Features(Dataset[tuple[Tensor, Tensor]]):
+    """(features of an image or of one of its mirror images, drawn at random, its label)."""
+
+    def __init__(self, features: Sequence[Tensor], labels: Tensor) -> None:
+        self.features, self.labels = features, labels
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        mirrors = self.features[index]
+        return mirrors[int(torch.randint(len(mirrors), ())) if len(mirrors) > 1 else 0], self.labels[index]
+
+
+Inputs = Labelled | _Features | Subset[tuple[Tensor, Tensor]]

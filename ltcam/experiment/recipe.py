@@ -1,0 +1,82 @@
+"""The settings of a training that the paper omits, and how they were chosen."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import yaml
+
+from ltcam.engine.tricks import one_of, whole
+from ltcam.errors import InputError
+from ltcam.experiment import provenance
+from ltcam.experiment.vgg16 import Head
+
+Augment = Literal["none", "flips", "light", "strong"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a training run. Equal recipes on equal data, weights and machines give equal checkpoints."""
+
+    data: str = "demo"
+    train: str = "train"  # the part trained on
+    test: str = "test"  # the held-out part
+    head: Head = "fc"
+    hidden: int | None = None
+    width: int = 1
+    weights: str | None = "imagenet"
+    size: tuple[int, int] | None = None  # (height, width) of the input; None: the data set's own
+    frozen: int = 2  # stages kept as they are
+    epochs: int = 4
+    batch_size: int = 16
+    lr: float = 3e-4  # of the head
+    slow: float = 0.1  # times that: the rate of the convolutions
+    weight_decay: float = 1e-4
+    # "flips", "light" (and scales) or "strong" (and turns, shifts, contrast, brightness). Without scales the features of the
+    # frozen stages are computed once, for each image and its mirror images: training is several times faster.
+    augment: Augment = "light"
+    balance: bool = False  # weigh the images of a class by how rare they are
+    bfloat16: bool = False  # autocast in training: about twice as fast on CPUs that compute in it, 18 times slower on others
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        whole("epochs", self.epochs)
+        whole("batch_size", self.batch_size)
+        one_of("augment", self.augment, Augment)
+        if not 0 <= self.frozen <= 5:
+            raise InputError(f"frozen={self.frozen}: VGG16 has 5 stages, expected 0 to 5")
+        if self.size is not None:
+            object.__setattr__(self, "size", tuple(self.size))
+
+
+def settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Fields of a recipe from "NAME=VALUE", the values as in a profile's file. Raises InputError for another name."""
+    found = dict(text.partition("=")[::2] for text in texts)
+    known = [field.name for field in fields(Recipe)]
+    if unknown := [name for name in found if name not in known]:
+        raise InputError(f"{unknown[0]!r} is no setting of a recipe: expected NAME=VALUE with a name of {', '.join(known)}")
+    return {name: yaml.safe_load(value) for name, value in found.items()}
+
+
+def tuning(recipe: Recipe) -> Recipe:
+    """`recipe` on nine tenths of its training part, its labels scored on the rest: what recipes are chosen by."""
+    return replace(recipe, train=f"{recipe.train}/fit", test=f"{recipe.train}/tune")
+
+
+def tried(folder: Path, out: Path) -> pd.DataFrame:
+    """`out/tries.csv`: a row a finished run of a recipe of `tuning` below `folder`, its settings and what it scored."""
+    started, rows = time.time(), []
+    for path in sorted(folder.rglob("labels.csv")):
+        record = json.loads(path.with_suffix(".json").read_text())
+        if record["recipe"]["test"].endswith("/tune"):
+            scores = {"mAP": pd.read_csv(path)["AP"].mean(), "loss": record["last"]["loss"], "minutes": record["seconds"] / 60}
+            rows.append({"try": path.parent.name, **record["recipe"], **scores})
+    table = pd.DataFrame(rows)
+    provenance.save(table, out / "tries.csv", started)
+    return table

@@ -1,0 +1,73 @@
+"""What `ltcam train` and `ltcam evaluate` do: each yields what it has to say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from ltcam import files
+from ltcam.errors import InputError
+from ltcam.experiment import evaluation, metrics, provenance, recipe, training
+from ltcam.experiment.checkpoints import load_checkpoint
+from ltcam.experiment.configs import Config, Protocol
+from ltcam.experiment.locks import alone
+from ltcam.experiment.parallel import processes
+from ltcam.paper import reproduce
+from ltcam.paper import tables as paper
+
+
+def train(
+    data: str, profile: str, seed: int | None, fold: int | None, settings: Sequence[str], tune: bool, out: Path | None
+) -> Iterator[str]:
+    """Train what a profile names of `data`, one by one."""
+    runs = [run for name in ([profile] if profile else ["demo", "real", "paper"]) for run in reproduce.profile(name)]
+    run = next((run for run in runs if run["data"] == data), None)
+    if run is None:
+        raise InputError(f"no recipe for data set {data!r}: expected one of {sorted({run['data'] for run in runs})}")
+    run["recipe"] |= recipe.settings(settings)
+    run["seeds"] = run.get("seeds", []) if seed is None else [seed]
+    chosen = [t for t in reproduce.trainings(run) if fold is None or t.fold == f"fold{fold}"][: 1 if tune else None]
+    if not chosen or (out and len(chosen) > 1):
+        raise InputError(
+            f"--seed {seed} --fold {fold} --out {out} name {len(chosen)} trainings of {data}: "
+            "expected at least one, and just one with --out"
+        )
+    home, first = files.runs(run["profile"], data), processes().is_main_process
+    for each in chosen:
+        folder = out or home / (f"tries/{', '.join(settings) or 'profile'}" if tune else each.name)
+        with alone(folder, "run"):
+            path = training.train(recipe.tuning(each.recipe) if tune else each.recipe, folder)
+        if first:
+            yield str(path)
+    if tune and first:
+        tried = recipe.tried(home / "tries", files.results(run["profile"], data))[["try", "mAP", "loss"]]
+        yield tried.to_string(index=False)
+
+
+def evaluate(
+    checkpoint: Path, part: str, numbers: Sequence[int], texts: Sequence[str], out: Path | None, batch_size: int, bfloat16: bool
+) -> Iterator[str]:
+    """Measure tables of the paper and single configurations; all tables where nothing is asked."""
+    started = time.time()
+    asked = [Config.parse(text) for text in texts]
+    numbers = numbers or ([] if asked else list(paper.TABLES))
+    if unknown := set(numbers) - set(paper.TABLES):
+        raise InputError(f"table {min(unknown)} is not in the paper: expected one of {list(paper.TABLES)}")
+    trained, protocol = load_checkpoint(checkpoint), Protocol(batch_size, bfloat16=bfloat16)
+    folder, part = out or checkpoint.parent / part, part or trained.recipe.test
+    data = trained.load(part)
+    wanted: dict[str, tuple[list[Config], Callable[[pd.DataFrame], pd.DataFrame]]] = {
+        f"table{n}": (list(paper.TABLES[n].values()), partial(paper.table, n)) for n in numbers
+    }
+    wanted |= {"scores": (asked, metrics.scores)} if asked else {}
+    with alone(folder, "run"):
+        evaluation.evaluate(trained, part, [c for configs, _ in wanted.values() for c in configs], folder, protocol)
+        for name, (configs, cut) in wanted.items():
+            scores = cut(evaluation.evaluate(trained, part, configs, folder, protocol))
+            if processes().is_main_process:
+                provenance.save(scores, folder / f"{name}.csv", started, **trained.about(data))
+                yield f"{name} on {data.title}, part {part}\n{scores.round(2).to_string(index=False)}\n"
