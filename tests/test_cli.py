@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from ltcam.__main__ import app, main
 from ltcam.errors import InputError, UnavailableError
 from tests import lookalikes
-from tests.test_training import TINY
+from tests.experiment.test_training import TINY
 
 
 def run(*arguments, **environment):

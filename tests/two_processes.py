@@ -9,7 +9,7 @@ import torch
 
 from ltcam.experiment import features, training
 from ltcam.experiment.parallel import processes
-from tests.test_training import quiet_recipes
+from tests.experiment.test_training import quiet_recipes
 
 
 def main(out: Path) -> None:

@@ -18,7 +18,7 @@ from ltcam.data.base import DataError, Entry, Segmentation, read, require
 
 TWINS = {26: 1, 34: 27}
 # Drawn once with seed 0 for as many defective images in each (17, 17, 18; of 128, 136, 135). Written down, so that knowing the
-# split opens no mask that is held out; tests/test_datasets.py draws it again.
+# split opens no mask that is held out; tests/data/test_datasets.py draws it again.
 FOLDS = (
     (3, 6, 10, 11, 13, 22, 23, 27, 31, 33, 34, 37, 39, 44, 46, 47),
     (1, 5, 8, 14, 19, 24, 26, 28, 29, 32, 35, 36, 41, 43, 45, 48, 50),

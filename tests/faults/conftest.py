@@ -17,9 +17,9 @@ from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.training import train
 from ltcam.experiment.weights import load
 from tests import lookalikes
+from tests.data.test_fetch import ksdd2, offer, root, server  # noqa: F401 - fixtures
+from tests.experiment.test_training import TINY
 from tests.faults.report import PAGE, rows
-from tests.test_fetch import ksdd2, offer, root, server  # noqa: F401 - fixtures
-from tests.test_training import TINY
 
 
 class Fault:

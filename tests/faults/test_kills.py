@@ -14,7 +14,7 @@ from ltcam.paper import reproduce
 from tests import lookalikes
 from tests.faults import kills
 from tests.faults.conftest import contents, run_of
-from tests.test_reproduce import RECIPE, tables_and_figures
+from tests.paper.test_reproduce import RECIPE, tables_and_figures
 
 
 def killed(fault, work, arguments, again, whole, folder, before=None):

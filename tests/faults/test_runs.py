@@ -23,7 +23,7 @@ from ltcam.paper import reproduce
 from tests import lookalikes
 from tests.faults import kills
 from tests.faults.conftest import contents, run_of
-from tests.test_reproduce import RECIPE
+from tests.paper.test_reproduce import RECIPE
 
 CONFIGS = [Config("gradcam"), Config("layercam", "S1-S5", 20.0)]
 

@@ -11,7 +11,7 @@ from ltcam.experiment.configs import FLOATS, Config, configurations
 from ltcam.paper import claims, judging
 from ltcam.paper import tables as paper
 from ltcam.paper.sweep import CONFIGS
-from tests.test_paper import text  # noqa: F401
+from tests.paper.test_tables import text  # noqa: F401
 
 BY_NAME = {claim.statement: claim for claim in claims.CLAIMS}
 

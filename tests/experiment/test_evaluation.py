@@ -26,7 +26,7 @@ from ltcam.experiment.study import Study
 from ltcam.experiment.training import train
 from ltcam.paper import tables as paper
 from tests import lookalikes
-from tests.test_training import TINY
+from tests.experiment.test_training import TINY
 
 CONFIGS = [
     Config("gradcam"),

@@ -13,7 +13,7 @@ from ltcam.experiment.training import train
 from ltcam.paper import ablations, sweep
 from ltcam.paper import tables as paper
 from ltcam.paper.ablations import DEFAULTS, ROWS
-from tests.test_evaluation import checkpoint, folder, study  # noqa: F401 - fixtures
+from tests.experiment.test_evaluation import checkpoint, folder, study  # noqa: F401 - fixtures
 
 LT = ROWS["LTGrad-CAM"]
 

@@ -11,7 +11,7 @@ from ltcam import data as datasets
 from ltcam import explain, trace
 from ltcam.engine.traces import Trace
 from ltcam.paper import anatomy
-from tests.test_evaluation import checkpoint, folder, run  # noqa: F401 - fixtures
+from tests.experiment.test_evaluation import checkpoint, folder, run  # noqa: F401 - fixtures
 
 
 def traced(activations: list[Tensor], gradients: list[Tensor]) -> Trace:

@@ -10,7 +10,7 @@ from ltcam.experiment import metrics
 from ltcam.experiment.configs import Config
 from ltcam.experiment.evaluation import evaluate
 from ltcam.paper import breakdown
-from tests.test_evaluation import checkpoint, defects, folder, run  # noqa: F401 - fixtures
+from tests.experiment.test_evaluation import checkpoint, defects, folder, run  # noqa: F401 - fixtures
 
 A, B = Config("gradcam"), Config("gradcam", "S5", 0.0)
 

@@ -8,7 +8,7 @@ from ltcam.experiment import metrics
 from ltcam.experiment.configs import Protocol
 from ltcam.experiment.evaluation import evaluate
 from ltcam.paper import sweep
-from tests.test_evaluation import checkpoint, folder, run, study  # noqa: F401 - fixtures
+from tests.experiment.test_evaluation import checkpoint, folder, run, study  # noqa: F401 - fixtures
 
 CURVES = {  # method: (train, test) at delta 0, 20, 60, 90
     "gradcam": ([10, 14, 13, 5], [20, 30, 26, 8]),  # the same order: the choice carries over

@@ -21,7 +21,7 @@ from ltcam.data import DataError
 from ltcam.paper import reproduce
 from ltcam.paper import tables as paper
 from tests import lookalikes
-from tests.test_training import TINY
+from tests.experiment.test_training import TINY
 
 RECIPE = {**TINY, "size": [64, 64], "epochs": 1}
 SERIES = [path.stem for path in sorted(files.NOTEBOOKS.glob("[0-9]*.ipynb")) if '"profile = ' in path.read_text()]

@@ -12,7 +12,7 @@ from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.study import Study, known, planned
 from ltcam.paper import tables as paper
 from tests import lookalikes
-from tests.test_training import TINY
+from tests.experiment.test_training import TINY
 
 CONFIGS = [Config("gradcam"), Config("gradcam", "S1-S5", 20.0)]
 

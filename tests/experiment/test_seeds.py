@@ -20,7 +20,7 @@ from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.seeds import export
 from ltcam.experiment.training import train
 from tests import lookalikes
-from tests.test_training import TINY
+from tests.experiment.test_training import TINY
 
 CONFIG = Config.parse("gradcam:S1-S5:20")
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from ltcam import METHODS, explain, layerize, trace, truncate
 from ltcam.engine.methods import layercam
-from tests.test_tracing import Biased
+from tests.engine.test_tracing import Biased
 
 seeds = st.integers(0, 2**31 - 1)
 sizes = st.integers(1, 6)

@@ -11,7 +11,7 @@ from ltcam.data import preprocess
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.training import train
 from ltcam.show import picture
-from tests.test_training import TINY
+from tests.experiment.test_training import TINY
 
 
 @pytest.fixture
