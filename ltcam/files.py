@@ -58,6 +58,11 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write(path: Path, text: str) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(text)
+
+
 def clear(folder: Path) -> None:
     """Remove what runs that were killed left half-written in `folder`, where no other run writes."""
     for leftover in folder.glob(".*.partial*"):

@@ -30,7 +30,7 @@ FAMILY = {
 ALLOWED = {
     "_MirrorError": "fetch.py tries the next mirror and tells of all in an UnavailableError",
     "type(error)": "parallel.py passes on what a loader process raised, as it was raised there",
-    "error.__context__ if isinstance(error.__context__, OSError) else error": "training.py: why torch.save could not write",
+    "error.__context__ if isinstance(error.__context__, OSError) else error": "checkpoints.py: why torch.save could not write",
     "typer.Exit": "an exit code, no error",
     "typer.BadParameter": "typer shows it with the usage",
 }

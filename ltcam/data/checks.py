@@ -49,14 +49,14 @@ def check(name: str, root: Path | None = None) -> Report:
 
 def _voc(folder: Path) -> Report:
     lists = presence.lists_in(folder)
-    full = presence.is_official(lists)
+    full, listed = presence.is_official(lists), set().union(*lists.values())
     report = Report("PASCAL VOC 2012" if full else "PASCAL VOC 2012 subset", pd.DataFrame())
     for part in sorted({"train", "val"} - set(lists)):
         path = folder / "ImageSets" / "Segmentation" / f"{part}.txt"
         report.findings.append(f"{path} is missing: expected the list of part {part!r}; fetch the data set again")
     sums = {folder / path: digest for path, digest in presence.checksums("voc2012").items()}
-    pairs = _decode([presence.files_of(folder, name) for name in sorted(set().union(*lists.values()))], None, sums)
-    good, differ = set(), []
+    pairs = _decode([presence.files_of(folder, name) for name in sorted(listed)], None, sums)
+    differ = []
     for (image, mask), (wrong, seen) in pairs.items():
         name = image.stem
         where = f" (listed in {', '.join(part for part, names in lists.items() if name in names)})"
@@ -70,8 +70,7 @@ def _voc(folder: Path) -> Report:
             except DataError as error:
                 wrong.append(str(error))
         report.findings += [w + where for w in wrong]
-        if not wrong:
-            good.add(name)
+    good = {image.stem for (image, _), (wrong, _) in pairs.items() if not wrong}
     official = {**voc.OFFICIAL, "trainval": sum(voc.OFFICIAL.values())}
     rows = [(part, len(names), str(official.get(part, "-")), len(good & set(names))) for part, names in lists.items()]
     report.table = pd.DataFrame(rows, columns=["part", "images", "official", "good"])
@@ -81,7 +80,6 @@ def _voc(folder: Path) -> Report:
         )
     if differ:
         report.notes.append(f"annotation and mask name different classes in {len(differ)}: {', '.join(differ[:5])}")
-    listed = set().union(*lists.values())
     if others := sum(path.stem not in listed for path in folder.glob("JPEGImages/*.jpg")):
         report.notes.append(f"{others} more images in JPEGImages are in no segmentation list: not used, not opened")
     return report

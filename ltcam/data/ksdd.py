@@ -43,8 +43,8 @@ class KSDD(Segmentation):
         if part not in PARTS:
             raise DataError(f"part {part!r} of ksdd is unknown: expected one of {list(PARTS)}")
         folder = require(root / "KolektorSDD", "KolektorSDD")
-        there = [entry for entry in entries(folder, ALL) if entry.image.is_file()]
-        self.title = "KolektorSDD" if len(there) == len(entries(folder, ALL)) else "KolektorSDD subset"
+        whole = all(entry.image.is_file() for entry in entries(folder, ALL))
+        self.title = "KolektorSDD" if whole else "KolektorSDD subset"
         self.entries = [entry for entry in entries(folder, PARTS[part]) if entry.image.is_file()]
         if not self.entries:
             raise DataError(f"no images of part {part!r} in {folder}: expected kosNN/PartK.jpg, see data/README.md")

@@ -59,7 +59,6 @@ class VOC2012(Segmentation):
 
 def _objects(path: Path) -> list[int]:
     try:
-        objects = ElementTree.parse(path).getroot().findall("object/name")
-        return sorted({CLASSES.index(str(o.text)) for o in objects})
+        return sorted({CLASSES.index(str(o.text)) for o in ElementTree.parse(path).getroot().findall("object/name")})
     except (FileNotFoundError, ElementTree.ParseError, ValueError) as error:
         raise DataError(f"{path} is missing or damaged ({error}): fetch the data set again") from error

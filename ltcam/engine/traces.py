@@ -59,8 +59,8 @@ class Trace:
         """FullGrad's bias terms that have a place, of the layers that `select` gives; None: all."""
         if self.inputs is None:
             raise InputError("method 'fullgrad' needs the gradients at the biases: trace(..., fullgrad=True)")
-        chosen = self.select(layers)
-        return [t for t in self.biases if t.gradient.ndim == 4 and (layers is None or t.stage in chosen)]
+        stages = {t.stage for t in self.biases} if layers is None else self.select(layers)
+        return [t for t in self.biases if t.gradient.ndim == 4 and t.stage in stages]
 
     def _known(self, name: str) -> str:
         if not isinstance(name, str) or name not in self._activations:

@@ -43,9 +43,8 @@ def prepare(
     frozen, free = model.features[:boundary].requires_grad_(False), model.features[boundary:]
     if recipe.augment not in ("none", "flips"):
         return Labelled(fit, size, augmentation(fit, recipe.augment)), model
-    features = _computed(frozen, fit, size, recipe, device)
-    trainable = nn.Sequential(free, model.avgpool, nn.Flatten(), model.classifier)
-    return _Features(features, fit.labels), trainable
+    features = _Features(_computed(frozen, fit, size, recipe, device), fit.labels)
+    return features, nn.Sequential(free, model.avgpool, nn.Flatten(), model.classifier)
 
 
 def _computed(

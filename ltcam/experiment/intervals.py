@@ -92,7 +92,6 @@ def _rates(counts: pd.DataFrame, metric: str, weights: pd.DataFrame) -> dict[Con
 
 def median(values: NDArray[np.float64], number: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
     """An entry of `draws` for the median of `values`, one an image, NaN left out: of all of them, then of each draw."""
-    kept = np.asarray(values, dtype=float)
-    kept = kept[~np.isnan(kept)]
+    kept = values[~np.isnan(values)]
     drawn = kept[np.random.default_rng(seed).integers(len(kept), size=(number, len(kept)))]
     return np.concatenate([[np.median(kept)], np.median(drawn, axis=1)])

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ltcam.files import PACKAGE, ROOT, atomic, sha256
+from ltcam.files import PACKAGE, ROOT, atomic, sha256, write
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-image", "scikit-learn", "matplotlib", "pillow")
 
@@ -37,8 +37,7 @@ def save(table: pd.DataFrame, path: Path, started: float, **parameters: Any) -> 
         temporary.write_bytes(gzip.compress(text, 6, mtime=0) if packed else text)  # pandas would put the temporary name inside
     seconds = round(time.time() - started, 1)
     record = {"rows": len(table), "sha256": sha256(path), **environment(), **parameters, "seconds": seconds}
-    with atomic(path.with_name(path.name.split(".")[0] + ".json")) as temporary:
-        temporary.write_text(json.dumps(record, indent=2, default=str) + "\n")
+    write(path.with_name(path.name.split(".")[0] + ".json"), json.dumps(record, indent=2, default=str) + "\n")
 
 
 def environment() -> dict[str, Any]:

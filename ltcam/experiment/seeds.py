@@ -37,7 +37,7 @@ from ltcam.experiment import provenance
 from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.evaluation import _loader
-from ltcam.files import atomic
+from ltcam.files import atomic, write
 
 STRIDE = 4  # of "cam"
 
@@ -59,13 +59,14 @@ def export(trained: Trained, part: str, config: Config, out: Path, batch_size: i
     batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
     missing = [batch for batch in batches if not all((out / f"{data.entries[i].name}.npy").is_file() for i in batch)]
     if missing or "finished" not in known:
-        _write(record, settings)
+        write(record, json.dumps(settings, indent=2) + "\n")
         loaded = _loader(data, trained, protocol, missing)
         for samples in tqdm(loaded, f"{data.title} {part}", disable=None, leave=False):
             for name, seeds in _seeds(trained, samples, config):
                 with atomic(out / f"{name}.npy") as temporary:
                     np.save(temporary, np.array(seeds, dtype=object), allow_pickle=True)
-        _write(record, {**trained.about(data), **provenance.environment(), **settings, "files": len(images)})
+        about = {**trained.about(data), **provenance.environment(), **settings, "files": len(images)}
+        write(record, json.dumps(about, indent=2) + "\n")
     return len(images)
 
 
@@ -92,8 +93,3 @@ def _known(record: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if others and any(record.parent.rglob("*.npy")):
         raise InputError(f"{record.parent} has .npy files of another {', '.join(others)}: pass another --out, or delete it")
     return known
-
-
-def _write(record: Path, about: dict[str, Any]) -> None:
-    with atomic(record) as temporary:
-        temporary.write_text(json.dumps(about, indent=2) + "\n")

@@ -98,7 +98,7 @@ def correlations(each: pd.DataFrame, gains: Sequence[str], number: int = DRAWS, 
     found = []
     for g, gain in enumerate(gains):
         for a, amount in enumerate(amounts, len(gains)):
-            said = {"better": "rises", "worse": "falls", "tie": "tie"}[VERDICTS[verdict(both[:, g, a])]]
+            said = {"holds": "rises", "does not hold": "falls", "tie": "tie"}[verdict(both[:, g, a])]
             found.append({"gain": gain, "amount": amount, "images": len(rows)} | ends(both[:, g, a]) | {"verdict": said})
     return pd.DataFrame(found)
 

@@ -54,8 +54,7 @@ def _over(*pairs: tuple[str, Side, Side], low: float = 0.0, high: float = inf) -
 
 
 def _sum(side: Side, scores: Mapping[Config, float]) -> float:
-    weights = {side: 1.0} if isinstance(side, Config) else side
-    return sum(weight * scores[config] for config, weight in weights.items())
+    return scores[side] if isinstance(side, Config) else sum(weight * scores[config] for config, weight in side.items())
 
 
 def _curve(method: str, scores: Mapping[Config, float]) -> pd.Series[float]:

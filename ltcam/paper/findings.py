@@ -60,8 +60,8 @@ class Finding(NamedTuple):
         """ "+8.45 points (+6.12 to +10.80)", or "1.20 times (...)" """
         signed = "+" if self.unit in ("points", "") else ""
         between = "" if pd.isna(self.ci_low) else f" ({self.ci_low:{signed}.2f} to {self.ci_high:{signed}.2f})"
-        unit = f" {self.unit}" if self.unit else ""
-        return f"{self.value:{signed}.2f}{unit}{between}{', a tie' if self.verdict == 'tie' else ''}"
+        value = f"{self.value:{signed}.2f} {self.unit}".strip()
+        return f"{value}{between}{', a tie' if self.verdict == 'tie' else ''}"
 
 
 def read(folder: Path) -> dict[str, pd.DataFrame]:

@@ -95,8 +95,7 @@ class Steps:
         return {file: sha256(self.root / file) for file in sorted(files) if (self.root / file).is_file()}
 
     def _write(self) -> None:
-        with files.atomic(self.path) as temporary:
-            temporary.write_text(json.dumps(self.steps, indent=1) + "\n")
+        files.write(self.path, json.dumps(self.steps, indent=1) + "\n")
 
 
 def _print(data: Segmentation) -> dict[str, str]:

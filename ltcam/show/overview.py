@@ -47,8 +47,8 @@ def by_class(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def summary(data: Segmentation) -> pd.DataFrame:
     """A row a class (or kind), and one of all: class, images that have it, 10%, median, 90% of `areas` in percent."""
-    groups = {**by_class(table := areas(data)), "all": table}.items()
-    rows = [(c, t["name"].nunique(), *t["area"].quantile([0.1, 0.5, 0.9])) for c, t in groups]
+    groups = {**by_class(table := areas(data)), "all": table}
+    rows = [(c, t["name"].nunique(), *t["area"].quantile([0.1, 0.5, 0.9])) for c, t in groups.items()]
     return pd.DataFrame(rows, columns=["class", "images", "10%", "median", "90%"])
 
 

@@ -71,11 +71,13 @@ def heatmaps(
     chosen = None if not target else list(classes).index(target) if target in classes else int(target)
     pixels = torch.from_numpy(read(image, "RGB", upright=True)).permute(2, 0, 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    prepared = datasets.preprocess(pixels, size)[None].to(device)
-    traced = trace(network.to(device), prepared, chosen, fullgrad=method == "fullgrad")
-    own = (pixels.shape[1], pixels.shape[2])
+    traced = trace(
+        network.to(device), datasets.preprocess(pixels, size)[None].to(device), chosen, fullgrad=method == "fullgrad"
+    )
     stages = [label for label, name in traced.stages.items() if per_stage and name in traced.select(layers)]
     fused = ", ".join([method, layers or "all stages", *([] if delta is None else [f"δ={delta:g}"])])
     selected = [*zip(stages, stages, strict=True), (fused, layers)]
-    maps = {title: explain(traced, method, which, delta, own)[0].cpu() for title, which in selected}
+    maps = {
+        title: explain(traced, method, which, delta, (pixels.shape[1], pixels.shape[2]))[0].cpu() for title, which in selected
+    }
     return pixels, classes[int(traced.pairs[0, 1])], maps
