@@ -4,7 +4,9 @@ Open `base.py` first: what every data set gives. Then each data set has a file. 
 `ltcam data get`. May import `engine`.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from ltcam.data.base import DataError, Sample, Segmentation, preprocess
 from ltcam.data.demo import Demo
@@ -17,7 +19,14 @@ from ltcam.files import data_root
 
 __all__ = ["NAMES", "DataError", "Sample", "Segmentation", "load", "preprocess"]
 
-NAMES = ("demo", "voc2012", "magnetic_tile", "ksdd", "ksdd2")
+_SETS: dict[str, Callable[[str, Path], Segmentation]] = {
+    "demo": lambda part, root: Demo(part),
+    "voc2012": VOC2012,
+    "magnetic_tile": MagneticTile,
+    "ksdd": KSDD,
+    "ksdd2": KSDD2,
+}
+NAMES = tuple(_SETS)
 
 
 def load(name: str, part: str, annotations: bool = False) -> Segmentation:
@@ -26,10 +35,12 @@ def load(name: str, part: str, annotations: bool = False) -> Segmentation:
 
     annotations: image labels from the XML of voc2012, not from its masks. Raises DataError for what is not there.
     """
+    if name not in _SETS:
+        raise DataError(f"data set {name!r} is unknown: expected one of {', '.join(NAMES)}")
     if annotations and name != "voc2012":
         raise DataError(f"data set {name!r} has no annotations: expected 'voc2012', or annotations=False")
     whole, slash, side = part.partition("/")
-    data = _load(name, whole, annotations)
+    data = VOC2012(whole, data_root(), annotations) if annotations else _SETS[name](whole, data_root())
     return side_of(data, side) if slash else data
 
 
@@ -40,18 +51,3 @@ def present() -> dict[str, Segmentation]:
         with suppress(DataError):
             found.append(load(name, {"voc2012": "val", "ksdd": "test0"}.get(name, "test")))
     return {data.title: data for data in found}
-
-
-def _load(name: str, part: str, annotations: bool) -> Segmentation:
-    match name:
-        case "demo":
-            return Demo(part)
-        case "voc2012":
-            return VOC2012(part, data_root(), annotations)
-        case "magnetic_tile":
-            return MagneticTile(part, data_root())
-        case "ksdd":
-            return KSDD(part, data_root())
-        case "ksdd2":
-            return KSDD2(part, data_root())
-    raise DataError(f"data set {name!r} is unknown: expected one of {', '.join(NAMES)}")

@@ -22,7 +22,7 @@ VERDICTS = {"holds": "better", "does not hold": "worse", "tie": "tie"}  # of a m
 Draws = Mapping[Config, NDArray[np.float64]]  # (1 + DRAWS, trainings): the score of all images, then of each draw
 
 
-def draws(counts: pd.DataFrame, metric: str, number: int = DRAWS, seed: int = 0) -> Draws:
+def draws(counts: pd.DataFrame, metric: str, number: int = DRAWS) -> Draws:
     """`metric` in percent of every configuration in `counts`: on all images, then on `number` draws of their groups.
 
     metric: "IoU" or "F1" of all pixels, or with an m before it ("mIoU") their mean over classes. counts as in `metrics`; a
@@ -32,7 +32,7 @@ def draws(counts: pd.DataFrame, metric: str, number: int = DRAWS, seed: int = 0)
         raise InputError(f"metric={metric!r} has no interval: expected IoU or F1, or mIoU or mF1")
     groups = counts.get("group", counts["name"]).groupby(counts["name"], sort=False).first()
     order = groups.unique()
-    drawn = np.random.default_rng(seed).multinomial(len(order), np.full(len(order), 1 / len(order)), number)
+    drawn = np.random.default_rng(0).multinomial(len(order), np.full(len(order), 1 / len(order)), number)
     drawn = np.vstack([np.ones(len(order), dtype=drawn.dtype), drawn]).astype(float)
     weights = pd.DataFrame(drawn[:, pd.Index(order).get_indexer(groups)], columns=groups.index)
     trainings = []
@@ -90,8 +90,8 @@ def _rates(counts: pd.DataFrame, metric: str, weights: pd.DataFrame) -> dict[Con
     return found
 
 
-def median(values: NDArray[np.float64], number: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
+def median(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """An entry of `draws` for the median of `values`, one an image, NaN left out: of all of them, then of each draw."""
     kept = values[~np.isnan(values)]
-    drawn = kept[np.random.default_rng(seed).integers(len(kept), size=(number, len(kept)))]
+    drawn = kept[np.random.default_rng(0).integers(len(kept), size=(DRAWS, len(kept)))]
     return np.concatenate([[np.median(kept)], np.median(drawn, axis=1)])

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ltcam.data.base import VOID
 from ltcam.engine.targets import describe
 from ltcam.errors import InputError
 
@@ -20,16 +21,16 @@ SCORES = ["mIoU", "mPrecision", "mRecall", "mF1", "IoU", "Precision", "Recall", 
 CONFIG = ["method", "layers", "delta", "per", "compare", "fuse", "normalize", "fraction"]
 
 
-def count(predicted: Tensor, mask: Tensor, c: int, void: int = 255) -> Tensor:
+def count(predicted: Tensor, mask: Tensor, c: int) -> Tensor:
     """(tp, fp, fn) in pixels of predicted masks (M, H, W) of class c: (M, 3); mask (H, W), c + 1 where class c is."""
-    if predicted.dtype != torch.bool or predicted.shape[1:] != mask.shape or c + 1 == void:
+    if predicted.dtype != torch.bool or predicted.shape[1:] != mask.shape or c + 1 == VOID:
         raise InputError(
             f"class {c} of a mask {tuple(mask.shape)} predicted as {describe(predicted)}: "
-            f"expected bool (M, H, W), the mask (H, W), and a class other than void's, {void - 1}"
+            f"expected bool (M, H, W), the mask (H, W), and a class other than void's, {VOID - 1}"
         )
     truth = mask == c + 1
     tp = (predicted & truth).flatten(1).sum(dim=1)
-    claimed = (predicted & (mask != void)).flatten(1).sum(dim=1)
+    claimed = (predicted & (mask != VOID)).flatten(1).sum(dim=1)
     return torch.stack([tp, claimed - tp, truth.sum() - tp], dim=1)
 
 

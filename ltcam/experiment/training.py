@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 _REMEDY = "train with a smaller lr; what earlier epochs left is kept"
 
 
-def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -> Path:
+def train(recipe: Recipe, out: Path) -> Path:
     """Train by `recipe`, or go on where an interrupted run of the same recipe stopped; returns the checkpoint's path.
 
     Writes `checkpoint.pt` (the last epoch), `train.csv` (loss per epoch) and `labels.csv` (AP per class on the held-out part)
@@ -54,12 +54,12 @@ def train(recipe: Recipe, out: Path, device: str | torch.device | None = None) -
     Raises UnavailableError where another run writes into `out`.
     """
     with alone(out, "write"):
-        return _train(recipe, out, device)
+        return _train(recipe, out)
 
 
-def _train(recipe: Recipe, out: Path, device: str | torch.device | None) -> Path:
+def _train(recipe: Recipe, out: Path) -> Path:
     started, workers = time.time(), processes()
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     fit = datasets.load(recipe.data, recipe.train)
     kept, last = out / "checkpoint.pt", out / "last.pt"
     identity = {"recipe": asdict(recipe), "fingerprint": fit.fingerprint}

@@ -83,7 +83,7 @@ def each(counts: pd.DataFrame, pairs: pd.DataFrame, gains: Mapping[str, Gain]) -
     return pairs.assign(**{name: means[a] - means[b] for name, (a, b) in gains.items()})
 
 
-def correlations(each: pd.DataFrame, gains: Sequence[str], number: int = DRAWS, seed: int = 0) -> pd.DataFrame:
+def correlations(each: pd.DataFrame, gains: Sequence[str], number: int = DRAWS) -> pd.DataFrame:
     """What the gains on single pairs go with: Spearman's rank correlation with every amount that is not the same for all.
 
     each: of the function of that name. Columns gain, amount ("area", "overlap", "classes"), images, value in [-1, 1], ci_low,
@@ -92,7 +92,7 @@ def correlations(each: pd.DataFrame, gains: Sequence[str], number: int = DRAWS, 
     amounts = [name for name in (*AMOUNTS, "classes") if name in each and each[name].nunique() > 1]
     known = each.dropna(subset=amounts).reset_index(drop=True)
     rows = [np.asarray(index) for index in known.groupby("name", sort=False).groups.values()]
-    drawn = np.random.default_rng(seed).integers(max(len(rows), 1), size=(number, len(rows)))
+    drawn = np.random.default_rng(0).integers(max(len(rows), 1), size=(number, len(rows)))
     picks = [np.arange(len(known)), *(np.concatenate([[], *(rows[i] for i in draw)]).astype(int) for draw in drawn)]
     both = np.array([known.loc[pick, [*gains, *amounts]].corr(method="spearman").to_numpy() for pick in picks])
     found = []
