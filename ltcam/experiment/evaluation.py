@@ -37,8 +37,6 @@ from ltcam.experiment.parallel import PartialState, loader, processes
 from ltcam.experiment.segmentation import CHUNK, above, otsu_masks
 from ltcam.files import sha256, writing
 
-__all__ = ["Config", "configurations", "evaluate"]
-
 log = logging.getLogger(__name__)
 
 

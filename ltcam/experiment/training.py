@@ -30,7 +30,7 @@ from tqdm import tqdm
 from ltcam import data as datasets
 from ltcam.errors import DivergedError, InputError
 from ltcam.experiment import provenance
-from ltcam.experiment.checkpoints import Trained, begun_by, load_checkpoint, save
+from ltcam.experiment.checkpoints import begun_by, save
 from ltcam.experiment.features import Inputs, Labelled, augmentation, predict, prepare
 from ltcam.experiment.locks import alone
 from ltcam.experiment.parallel import loader, processes, reduce
@@ -38,8 +38,6 @@ from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.vgg16 import vgg16
 from ltcam.experiment.weights import load
 from ltcam.files import sha256
-
-__all__ = ["Recipe", "Trained", "fit", "label_scores", "load_checkpoint", "train"]
 
 log = logging.getLogger(__name__)
 _REMEDY = "train with a smaller lr; what earlier epochs left is kept"

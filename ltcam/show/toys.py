@@ -18,6 +18,7 @@ from ltcam import data as datasets
 from ltcam import files
 from ltcam.engine.traces import Trace
 from ltcam.experiment import metrics, provenance, training
+from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.segmentation import otsu_masks
 from ltcam.paper import golden
 from ltcam.show import plotting
@@ -42,7 +43,7 @@ class Scene:
 
     def __init__(self, data: str, schedule: Mapping[str, Any]) -> None:
         self.started, self.data, self.schedule = time.time(), data, dict(schedule)
-        self.recipe = training.Recipe(data=data, **schedule)
+        self.recipe = Recipe(data=data, **schedule)
         self.test = datasets.load(data, self.recipe.test)
         self.samples = [self.test[i] for i in self.test.scored]
         assert self.recipe.size
