@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from skimage.filters import threshold_otsu
+from torchvision.transforms.v2.functional import resize
 
 from ltcam import data as datasets
 from ltcam import explain, trace
@@ -168,6 +169,7 @@ def test_the_idea_is_the_sum_of_the_stages_and_its_mask_with_and_without_truncat
         mask = torch.from_numpy(fused[0].numpy() > threshold_otsu(fused[0].numpy()))
         iou = 100 * (mask & truth).sum() / ((mask | truth) & known).sum()
         assert [a.get_title() for a in row] == ["image", *stages, "Eq. 8: sum", f"Otsu's mask, IoU {iou:.0f}%"]
-        assert np.allclose(row[6].images[1].get_array(), plotting._fit(fused[0], row[6].images[0].get_array()))
+        shown = row[6].images[1].get_array()
+        assert np.allclose(shown, resize(fused, list(shown.shape), antialias=True)[0])
     assert "δ=40" in figure.axes[8].get_ylabel()
     plt.close("all")
