@@ -104,8 +104,8 @@ def sweep(made: Tables, metric: str) -> str:
     return " ".join(lines)
 
 
-def claims(judged: pd.DataFrame) -> str:
-    """judged: of `judging.judge`."""
+def claims(made: Tables) -> str:
+    judged = made["claims"]
     verdicts = ("holds", "tie", "does not hold", "not measured")
     names = {verdict: judged.loc[judged["verdict"] == verdict, "claim"].to_list() for verdict in verdicts}
     both = ((judged["verdict"] == judged["paper"]) & (judged["verdict"] != "not measured")).sum()

@@ -69,7 +69,7 @@ def test_claims_are_counted_and_listed():
         [("a", "holds", "holds"), ("b", "tie", "holds"), ("c", "not measured", "holds"), ("d", "holds", "no numbers")],
         columns=["claim", "verdict", "paper"],
     )
-    assert sentences.claims(judged) == (
+    assert sentences.claims({"claims": judged}) == (
         "3 of the paper's 4 claims are measured here.\n\n- **2 hold:** a; d.\n- **1 tie:** b.\n- **0 do not hold:** none.\n\n"
         "For 1 claims the verdict is the one that the paper's own numbers give."
     )
