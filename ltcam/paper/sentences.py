@@ -128,10 +128,10 @@ def plug_in(scores: pd.DataFrame) -> str:
     """scores: pooled IoU, a row a model, a column a way."""
     gains = [f"{gain:+.1f} points ({name})" for name, gain in (scores["LT"] - scores["last layer"]).items()]
     return (
-        f"**Found.** LT changed the pooled IoU of Grad-CAM by {', '.join(gains)}. Fusing sharpens what is coarse, and the CNNs end "
-        "at 3 x 3 cells. The transformer's last layer is as fine as its first, so there fusing adds little but noise. These are toy "
-        "models, trained from nothing on a handful of generated images. The numbers say that the tricks run on any backbone, not "
-        "how well."
+        f"**Found.** LT changed the pooled IoU of Grad-CAM by {', '.join(gains)}. Fusing sharpens what is coarse, and the CNNs "
+        "end at 3 x 3 cells. The transformer's last layer is as fine as its first, so fusing cannot sharpen it. These are toy "
+        "models, trained from nothing on a handful of generated images. The numbers say that the tricks run on any backbone, "
+        "not how well."
     )
 
 
