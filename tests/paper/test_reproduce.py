@@ -129,7 +129,8 @@ Segmentation.__getitem__, provenance.save = stalling_get, stalling_save
 def stop(folder, at, how):
     """Run the series of VOC until notebook 04 is `at`, then stop the runner, and for SIGKILL the kernel with it."""
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # also where a background job ignores it
-    code = f"{heard}; from ltcam.paper import reproduce; reproduce.reproduce('paper', data='voc2012', recipe={RECIPE}, seeds=[0])"
+    call = f"reproduce.reproduce('paper', data='voc2012', recipe={RECIPE}, seeds=[0])"
+    code = f"{heard}; from ltcam.paper import reproduce; {call}"
     runner = subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, "STALL_IN": str(folder), "STALL_AT": at}, cwd=files.ROOT,
         start_new_session=True, stderr=subprocess.PIPE, text=True,
