@@ -53,6 +53,12 @@ class Run(Study):
         records = (json.loads(path.read_text()) for path in sorted(self.out.glob("*.json")))
         return next((record["data"] for record in records if isinstance(record.get("data"), str)), "") or self.test.title
 
+    @property
+    def described(self) -> str:
+        """The data set, its held-out part, how many images are scored, and the classes: one line."""
+        images, classes = len(self.test.scored), ", ".join(self.trained.classes)
+        return f"{self.title}, part {self.test.part}: {images} images to score, classes: {classes}"
+
     @cached_property
     def device(self) -> torch.device:
         """Where the model is."""
