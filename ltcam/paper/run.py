@@ -14,8 +14,8 @@ import torch
 from IPython.display import Markdown
 
 from ltcam.experiment import provenance
-from ltcam.experiment.configs import Protocol
-from ltcam.experiment.study import Study, Training
+from ltcam.experiment.configs import Config, Protocol
+from ltcam.experiment.study import Role, Study, Training
 from ltcam.files import sha256
 from ltcam.paper import golden, judging, sentences, sweep, tables
 
@@ -44,7 +44,7 @@ class Run(Study):
 
     def __init__(self, profile: str, data: str, batch_size: int = 8) -> None:
         super().__init__(profile, data)
-        self.started, self.batch_size = time.time(), batch_size
+        self.started, self.protocol = time.time(), Protocol(batch_size)
         self.made: dict[str, pd.DataFrame] = {}
 
     @cached_property
@@ -85,14 +85,20 @@ class Run(Study):
         """The tables of the paper that this data set is the counterpart of: 3 for photographs, 4 for defects."""
         return tables.COMPARED[self.data]
 
+    def counts(
+        self, configs: Sequence[Config], protocol: Protocol | None = None, role: Role = "test", below: str = ""
+    ) -> pd.DataFrame:
+        """As `Study.counts`, but by the run's own protocol where none is given: all its counts belong together."""
+        return super().counts(configs, protocol or self.protocol, role, below)
+
     def table(self, number: int) -> pd.DataFrame:
         """Our table `number`, measured where it is not there, and kept as table<number>.csv."""
-        counts = self.counts(list(tables.TABLES[number].values()), Protocol(self.batch_size))
+        counts = self.counts(list(tables.TABLES[number].values()))
         return self.keep(f"table{number}", tables.table(number, counts))
 
     def sweep(self) -> pd.DataFrame:
         """The scores of every delta on both parts, kept as sweep.csv."""
-        return self.keep("sweep", sweep.sweep(self, Protocol(self.batch_size)))
+        return self.keep("sweep", sweep.sweep(self))
 
     def keep(self, name: str, table: pd.DataFrame, packed: bool = False, **about: Any) -> pd.DataFrame:
         """`table`, once it is saved as <name>.csv with what it was made of; packed: as <name>.csv.gz."""
