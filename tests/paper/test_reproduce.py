@@ -42,8 +42,8 @@ def looks(tmp_path_factory):
     """A data root, the output of an undisturbed run, what it said, and its output when notebook 04 of VOC began."""
     root = tmp_path_factory.mktemp("undisturbed")
     data, output, middle = lookalikes.ksdd2(lookalikes.voc(root / "data")), root / "output", root / "middle"
-    lines, handler, execute = [], logging.Handler(), reproduce._execute
-    handler.emit = lambda record: lines.append(record.getMessage())
+    lines, log, execute = [], logging.Logger("series", logging.INFO), reproduce._execute
+    log.addFilter(lambda record: lines.append(record.getMessage()))
 
     def copying(notebook, parameters, target):
         if target.name == "04_comparison.voc2012.ipynb":
@@ -54,8 +54,7 @@ def looks(tmp_path_factory):
         patch.setenv("LTCAM_DATA", str(data))
         patch.setenv("LTCAM_OUTPUT", str(output))
         patch.setattr(reproduce, "_execute", copying)
-        patch.setattr(reproduce.log, "handlers", [handler])
-        patch.setattr(reproduce.log, "level", logging.INFO)
+        patch.setattr(reproduce, "log", log)
         done = reproduce.reproduce("paper", recipe=RECIPE, seeds=[0])
     return data, output, middle, lines, done
 
