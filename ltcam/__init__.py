@@ -2,11 +2,15 @@
 
 from ltcam.engine.cam import CAM, explain
 from ltcam.engine.methods import METHODS
+from ltcam.engine.shapes import channels_last, tokens_to_map
 from ltcam.engine.stages import stages
 from ltcam.engine.traces import Trace
 from ltcam.engine.tracing import trace
 from ltcam.engine.tricks import layerize, truncate
 from ltcam.errors import LtcamError
 
-__all__ = ["CAM", "METHODS", "LtcamError", "Trace", "explain", "layerize", "stages", "trace", "truncate"]
+__all__ = [
+    "CAM", "METHODS", "LtcamError", "Trace", "channels_last", "explain", "layerize", "stages", "tokens_to_map", "trace",
+    "truncate",
+]  # fmt: skip
 __version__ = "0.1.0"

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ltcam.engine.methods import constant_in_space, fullgrad, method
+from ltcam.engine.shapes import Reshape
 from ltcam.engine.targets import Score
 from ltcam.engine.traces import Trace
-from ltcam.engine.tracing import Layers, Reshape, trace
+from ltcam.engine.tracing import Layers, trace
 from ltcam.engine.tricks import Compare, Fuse, Normalize, Scope, check, layerize, normalized, one_of, truncate
 from ltcam.errors import InputError
 

@@ -1,8 +1,8 @@
 """What to explain: the (image, class) pairs that a user's targets name, and their scores."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import index
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from ltcam.errors import InputError
 
 Score = Callable[[Tensor], Tensor]
-Targets = int | np.ndarray[Any, Any] | Sequence[int] | Sequence[Sequence[int]] | Tensor | Sequence[Score] | None
+Targets = int | np.ndarray[Any, Any] | Sequence[int] | Sequence[Sequence[int]] | Tensor | Score | Sequence[Score] | None
 
 
 def to_pairs(targets: Targets, logits: Tensor) -> Tensor:
@@ -19,15 +19,16 @@ def to_pairs(targets: Targets, logits: Tensor) -> Tensor:
 
     The class is -1 where the target is a function; then the logits may have any shape that begins with N, else (N, C).
     """
-    if functions := _functions(targets):
+    targets = _plain(targets)
+    if functions := _functions(targets, logits):
         if not isinstance(logits, Tensor) or len(functions) != len(logits):
             raise InputError(f"{len(functions)} functions as targets of {describe(logits)}: expected one for each image")
         return torch.tensor([(i, -1) for i in range(len(functions))], device=logits.device)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise InputError(f"the model gives {describe(logits)}: expected logits (N, C)")
+    if isinstance(targets, Iterable) and not isinstance(targets, Sequence | Tensor):
+        raise InputError(f"targets are {describe(targets)}, where none is surely the first: pass a list or a tensor")
     count, classes = logits.shape
-    if isinstance(targets, np.ndarray):
-        targets = torch.as_tensor(targets) if targets.dtype.kind in "biuf" else targets.tolist()
     if targets is None:
         per_image = [[c] for c in logits.argmax(dim=1).tolist()]
     elif isinstance(targets, Tensor) and targets.ndim == 2:
@@ -40,7 +41,7 @@ def to_pairs(targets: Targets, logits: Tensor) -> Tensor:
         if len(listed) != count:
             raise InputError(f"targets for {len(listed)} images: expected {count}, one entry (an int or ints) an image")
         try:
-            per_image = [sorted({index(c) for c in (t if isinstance(t, Collection) else [t])}) for t in listed]
+            per_image = _multi_hot(listed, classes) or [_classes(_plain(t)) for t in listed]
         except TypeError as error:
             raise InputError(f"targets {targets!r}: expected an int or ints for each image") from error
     if not any(per_image):
@@ -50,9 +51,42 @@ def to_pairs(targets: Targets, logits: Tensor) -> Tensor:
     return torch.tensor([(i, c) for i, row in enumerate(per_image) for c in row], device=logits.device)
 
 
+def _plain(targets: Any) -> Any:
+    """Arrays, series and frames as tensors, or as lists where a tensor cannot hold them; anything else as it is."""
+    if not isinstance(targets, Tensor) and hasattr(targets, "__array__"):
+        array = np.asarray(targets)
+        targets = torch.tensor(array) if array.dtype.kind in "biuf" else array.tolist()
+    return targets.item() if isinstance(targets, Tensor) and not targets.ndim else targets
+
+
+def _multi_hot(listed: list[Any], classes: int) -> list[list[int]]:
+    """The classes of rows of 0 and 1, one a logit; empty where the entries are not that. Raises InputError where in doubt."""
+    rows = [_plain(row) for row in listed]
+    if not all((isinstance(row, Tensor) and row.ndim) or isinstance(row, list | tuple) for row in rows):
+        return []
+    values = [row.tolist() if isinstance(row, Tensor) else row for row in rows]
+    hot = [len(row) == classes and all(isinstance(v, SupportsFloat) and v in (0, 1) for v in row) for row in values]
+    # Two entries 0 and 1 of two classes may also be a list of both.
+    sure = classes > 2 or any(isinstance(v, bool | float) for row in values for v in row)
+    if all(hot) and (sure or any(isinstance(row, Tensor) for row in rows)):
+        if not sure:
+            raise InputError(f"targets {listed!r} are classes or rows of 0 and 1: pass lists of ints, or one (N, C) tensor")
+        return [[c for c, v in enumerate(row) if v] for row in values]
+    if any(isinstance(v, bool) for row in values for v in row) or (classes > 2 and any(hot)):
+        raise InputError(f"targets {listed!r}: expected for each image ints, or a row of {classes} times 0 or 1")
+    return []
+
+
+def _classes(target: Any) -> list[int]:
+    """One image's classes, sorted, from an int or ints."""
+    if isinstance(target, Mapping):
+        raise TypeError("whose keys are no classes")
+    return sorted({index(c) for c in (target if isinstance(target, Collection) else [target])})
+
+
 def scores(targets: Targets, logits: Tensor, pairs: Tensor) -> Tensor:
     """(P,): what is differentiated for each pair, its logit or its function of the image's logits."""
-    if not (functions := _functions(targets)):
+    if not (functions := _functions(_plain(targets), logits)):
         return logits[pairs[:, 0], pairs[:, 1]]
     values = [function(row) for function, row in zip(functions, logits, strict=True)]
     if wrong := [value for value in values if not isinstance(value, Tensor) or value.numel() != 1]:
@@ -60,8 +94,16 @@ def scores(targets: Targets, logits: Tensor, pairs: Tensor) -> Tensor:
     return torch.stack([value.reshape(()) for value in values])
 
 
-def _functions(targets: Targets) -> list[Score]:
-    """The targets, where they are functions of an image's logits."""
+def is_functions(targets: Any) -> bool:
+    """Whether targets are functions of an image's logits, or one for all."""
+    targets = _plain(targets)
+    return callable(targets) or (isinstance(targets, Sequence) and len(targets) > 0 and all(map(callable, targets)))
+
+
+def _functions(targets: Any, logits: Any) -> list[Score]:
+    """The targets, where they are functions of an image's logits; one is for all images."""
+    if callable(targets) and isinstance(logits, Tensor) and logits.ndim:
+        return [targets] * len(logits)
     listed: list[Any] = list(targets) if isinstance(targets, Sequence) else []
     return listed if all(map(callable, listed)) else []
 

@@ -5,7 +5,7 @@ both for every (image, class) pair, and nothing is ever run again. Images of a b
 so one backward serves all images at once: the first of their classes, then the second of those that have two, and so on.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ltcam.engine.biases import Bias, Hook, Mark, bias_hooks
-from ltcam.engine.stages import borrowed, stages, unwrap
+from ltcam.engine.shapes import Reshape, to_map
+from ltcam.engine.lending import borrowed
+from ltcam.engine.stages import stages, unwrap
 from ltcam.engine.targets import Targets, describe, scores, to_pairs
 from ltcam.engine.traces import Trace, labels_in, per_pair
 from ltcam.errors import InputError, of_loader
 
 Layers = Sequence[str | nn.Module] | Mapping[str, str] | None
-Reshape = Callable[[Tensor], Tensor]
 
 
 def trace(
@@ -39,7 +40,7 @@ def trace(
              functions that make one number of an image's logits
     layers   module names, modules or stage labels ("S5", "S3-S5"), or {label: module name}; None: `ltcam.stages(model)`
     fullgrad also keep the gradient at every biased convolution, batch norm and linear layer, and at the input (Eq. 6)
-    reshape  turns a layer's output into (N, K, h, w) where it is not: the tokens of a vision transformer
+    reshape  turns a layer's output into (N, K, h, w) where it is not: `ltcam.tokens_to_map`, `ltcam.channels_last`, your own
     create_graph  keep the graph, so that a loss of the maps reaches the weights (and the images, if they require grad)
 
     The model runs in eval mode and is left exactly as it was, also after an exception: modes, requires_grad, .grad, no hooks.
@@ -60,7 +61,10 @@ def trace(
         ExitStack() as hooks,
     ):
         stops = {name: model.get_submodule(name) for name in labels.values()} | modules
-        for module, hook in [*(bias_hooks(model, stops, marks) if fullgrad else ()), *_layer_hooks(modules, kept, reshape)]:
+        for module, hook in [
+            *(bias_hooks(model, stops, marks) if fullgrad else ()),
+            *_layer_hooks(modules, kept, reshape, images),
+        ]:
             hooks.callback(module.register_forward_hook(hook).remove)
         logits = _forward(model, images)
         pairs = to_pairs(targets, logits)
@@ -98,17 +102,14 @@ def _forward(model: nn.Module, images: Tensor) -> Tensor:
         raise InputError(f"the model does not run on {describe(images)} ({error}): expected images that fit it") from error
 
 
-def _layer_hooks(modules: dict[str, nn.Module], kept: dict[str, Tensor], reshape: Reshape | None) -> Iterator[Hook]:
+def _layer_hooks(
+    modules: dict[str, nn.Module], kept: dict[str, Tensor], reshape: Reshape | None, images: Tensor
+) -> Iterator[Hook]:
     """Keep each traced layer's output."""
     for name, module in modules.items():
 
         def keep(module: nn.Module, arguments: Any, output: Any, name: str = name) -> Tensor:
-            shaped = reshape(output) if reshape and isinstance(output, Tensor) else output
-            if not isinstance(shaped, Tensor) or shaped.ndim != 4 or len(shaped) != len(output):
-                raise InputError(
-                    f"layer {name!r} gives {describe(shaped)}: expected one tensor (N, K, h, w); for tokens pass "
-                    + ("reshape=" if reshape is None else "another reshape=")
-                )
+            to_map(name, module, output, reshape, images)
             if name in kept:
                 raise InputError(f"layer {name!r} runs more than once in a forward pass: choose a module that runs once")
             # Below the first traced layer nothing needs a gradient, so the graph starts here.

@@ -118,9 +118,11 @@ def test_vision_transformer_through_reshape(images):
 
 
 def test_vision_transformer_without_reshape(images):
-    with pytest.raises(ValueError, match=r"tensor \(3, 17, 8\): expected one tensor \(N, K, h, w\); for tokens pass reshape="):
+    with pytest.raises(
+        ValueError, match=r"tensor \(3, 17, 8\): expected one tensor \(N, K, h, w\) of the 3 images; for tokens pass reshape="
+    ):
         trace(vit(), images, 0, ["encoder.layers.encoder_layer_0"])
-    with pytest.raises(ValueError, match=r"tensor \(3, 17\).* for tokens pass another reshape="):
+    with pytest.raises(ValueError, match=r"tensor \(3, 17\).*; pass another reshape="):
         trace(vit(), images, 0, ["encoder.layers.encoder_layer_0"], reshape=lambda tokens: tokens[:, :, 0])
     with pytest.raises(ValueError, match="VisionTransformer does not run on 160 x 160 pixels"):
         trace(vit(), images, 0)
