@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.hub import tqdm  # type: ignore[attr-defined]  # the real one where it is installed, and a quiet one where not
 from torch.nn import functional as F
 
+from ltcam.engine.lending import borrowed
 from ltcam.engine.methods import _weighted
-from ltcam.engine.stages import borrowed, stages, unwrap
+from ltcam.engine.stages import stages, unwrap
 from ltcam.engine.targets import Targets
 from ltcam.engine.traces import Trace
 from ltcam.engine.tracing import trace

@@ -1,74 +1,171 @@
-"""What FullGrad adds to a trace (Eq. 6): the bias every module adds, and an edge of the graph at which its gradient is read.
+"""What FullGrad adds to a trace (Eq. 6): every bias that the network adds, and an edge of the graph where its gradient is read.
 
-With them, input.grad + sum(bias.grad) is the logit where the network is piecewise linear; a GELU or a layer norm breaks that.
+They are found where they act, in the calls of torch's functions, whoever makes them: `x * scale + shift` is a bias as much as
+`nn.Conv2d`'s. A normalisation by the input's own statistics is replaced by its tangent, J x + b (Srinivas and Fleuret's
+implicit bias). So input.grad + sum(bias.grad) is the logit where all else is piecewise linear; `completeness.py` measures it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
-from ltcam.errors import InputError
+from ltcam.engine.lending import Ours
+from ltcam.engine.shapes import is_channels_last, is_map
+from ltcam.engine.traces import Bias, per_pair
 
-Hook = tuple[nn.Module, Callable[..., Any]]
-WithBias = nn.Conv2d | _BatchNorm | nn.Linear
-
-
-@dataclass(frozen=True)
-class Bias:
-    """A module's additive bias (K,), the gradient (P, K[, h, w]) at its output, and the stage or traced layer it led to."""
-
-    name: str
-    stage: str
-    bias: Tensor
-    gradient: Tensor
-
-    @property
-    def value(self) -> Tensor:
-        """(1, K, 1, 1): the bias as it meets its gradient."""
-        return self.bias.view(1, -1, 1, 1)
+ARGUMENT = {"linear": 2} | {f"conv{t}{n}d": 2 for n in (1, 2, 3) for t in ("", "_transpose")}  # where the bias is
+SUMS: dict[str, Any] = {
+    "add": torch.add, "__add__": torch.add, "__radd__": torch.add, "add_": torch.add, "__iadd__": torch.add,
+    "sub": torch.sub, "__sub__": torch.sub, "sub_": torch.sub, "__isub__": torch.sub, "subtract": torch.sub,
+    "rsub": torch.rsub, "__rsub__": torch.rsub,
+}  # fmt: skip
+AFFINE = {"addmm", "baddbmm", "addcmul", "cat", "concat", "stack", "where", "pad"}
+LAYER_NORMS = {"layer_norm", "rms_norm"}
+NORMS = LAYER_NORMS | {"group_norm", "instance_norm", "batch_norm"}
 
 
 @dataclass
 class Mark:
-    """A bias whose gradient is still to come."""
+    """A bias whose gradient is still to come: (K,), or a tensor like the output it is added to.
+
+    The output is (N, K, ...), or (N, ..., K) if `last`; unless `placed` it is no map.
+    """
 
     name: str
     bias: Tensor
     edge: GradientEdge
+    last: bool
+    placed: bool
     stage: str = ""
 
-
-def bias_hooks(model: nn.Module, stops: dict[str, nn.Module], marks: list[Mark]) -> Iterator[Hook]:
-    """Mark the output of each biased module; the next of `stops` to finish says which stage it belongs to."""
-    for name, module in model.named_modules():
-        if isinstance(module, WithBias) and (bias := _bias(name, module)) is not None:
-
-            def mark(module: nn.Module, arguments: Any, output: Tensor, name: str = name, bias: Tensor = bias) -> None:
-                times = sum(m.name.split("#")[0] == name for m in marks)
-                # The edge, not the tensor: an in-place ReLU after it must not mask the gradient away.
-                marks.append(Mark(f"{name}#{times + 1}" if times else name, bias, get_gradient_edge(output)))
-
-            yield module, mark
-        if name in stops:
-
-            def stop(module: nn.Module, arguments: Any, output: Any, name: str = name) -> None:
-                for m in marks:
-                    m.stage = m.stage or name
-
-            yield module, stop
+    def term(self, gradient: Tensor, pairs: Tensor) -> Bias:
+        """The bias with its gradient (P, ...), channels first; both (P, n) where it is no map."""
+        bias = self.bias if self.bias.ndim == 1 else per_pair(self.bias, pairs)
+        if self.last:
+            gradient, bias = gradient.movedim(-1, 1), bias if bias.ndim == 1 else bias.movedim(-1, 1)
+        if not self.placed:
+            gradient, bias = gradient.flatten(1), bias.flatten(1)
+        return Bias(self.name, self.stage, bias, gradient)
 
 
-def _bias(name: str, module: WithBias) -> Tensor | None:
-    """The constant a module adds in eval mode: (K,), or None where it adds none."""
-    if not isinstance(module, _BatchNorm):
-        return None if module.bias is None else module.bias.detach().clone()
-    if type(module).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
-        raise InputError(f"fullgrad cannot see inside {name!r}, a {type(module).__name__} that does more than batch norm")
-    if module.running_mean is None or module.running_var is None:
-        return None
-    scale = (module.running_var + module.eps).rsqrt() * (1 if module.weight is None else module.weight.detach())
-    return (0 if module.bias is None else module.bias.detach()) - module.running_mean * scale
+class Biases(TorchFunctionMode):
+    """Marks every bias of a forward pass of `model` on `images` (N, 3, H, W), in the order in which they act.
+
+    The hooks say in which module that is; the next of `stops` to finish says to which stage it belongs.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor, stops: Collection[str], ours: Ours, frozen: bool) -> None:
+        super().__init__()
+        self.marks: list[Mark] = []
+        self.images, self.stops, self.ours, self.frozen = images, stops, ours, frozen
+        self.root, self.inside = get_gradient_edge(images).node, [""]
+        self.names = {module: name for name, module in model.named_modules()}
+
+    def hooks(self) -> Iterator[Any]:
+        """Handles of the hooks on every module."""
+        for module in self.names:
+            yield module.register_forward_pre_hook(self._enter)
+            yield module.register_forward_hook(self._leave)
+
+    def _enter(self, module: nn.Module, arguments: Any) -> None:
+        if self.ours:
+            self.inside.append(self.names[module])
+
+    def _leave(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        if self.ours and (name := self.inside.pop()) in self.stops:
+            for mark in self.marks:
+                mark.stage = mark.stage or name
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        found = None
+        if name in ARGUMENT or name in SUMS or name in AFFINE or name in NORMS:
+            found = self._bias(func, name, args, kwargs)  # before an in-place sum changes what it is made of
+        output = func(*args, **kwargs)
+        if found is not None and isinstance(output, Tensor) and output.requires_grad and found.any():
+            normed = kwargs.get("normalized_shape", args[1] if len(args) > 1 else ()) if name in LAYER_NORMS else ()
+            self._mark(name, found, output, len(normed))
+        return output
+
+    def _bias(self, func: Any, name: str, args: Any, kwargs: Any) -> Tensor | None:
+        """What `func` adds to a linear function of the input: (K,), or a tensor that broadcasts to its output."""
+        with torch.no_grad():
+            if name in ARGUMENT:
+                bias = kwargs.get("bias", args[2] if len(args) > 2 else None)
+                return (
+                    bias.detach().clone() if self._varies(args[0] if args else kwargs["input"]) and bias is not None else None
+                )
+            if name in NORMS:
+                return self._of_norm(func, args, kwargs)
+            operands = [*args[0]] if args and isinstance(args[0], list | tuple) else [*args]
+            varies = [self._varies(a) for a in operands]
+            if not any(varies) or (all(varies) and "alpha" not in kwargs):
+                return None
+            if name in SUMS:
+                zeroed = [a.new_zeros(()) if v else a for a, v in zip(operands[:2], varies[:2], strict=True)]
+                return SUMS[name](*zeroed, **kwargs).detach().clone()  # type: ignore[no-any-return]
+            if name == "pad" and not (kwargs.get("value") or (len(args) > 3 and args[3])):
+                return None
+            if not any(isinstance(a, Tensor) and not v for a, v in zip(operands, varies, strict=True)) and name != "pad":
+                return None
+            zeroed = [torch.zeros_like(a) if v else a for a, v in zip(operands, varies, strict=True)]
+            found = func(zeroed, *args[1:], **kwargs) if isinstance(args[0], list | tuple) else func(*zeroed, **kwargs)
+            return found.detach()  # type: ignore[no-any-return]
+
+    def _of_norm(self, func: Any, args: Any, kwargs: Any) -> Tensor | None:
+        """Of a batch norm by running statistics (K,), of any other normalisation y - J x: like the input."""
+        x = args[0] if args else kwargs["input"]
+        if not self._varies(x):
+            return None
+        if func is F.batch_norm:
+            given = signature(func).bind(*args, **kwargs)
+            given.apply_defaults()
+            mean, var, weight, bias, training, _, eps = [*given.arguments.values()][1:8]
+            if not training and mean is not None:
+                scale = (var + eps).rsqrt() * (1 if weight is None else weight.detach())
+                return (0 if bias is None else bias.detach()) - mean * scale  # type: ignore[no-any-return]
+        jvp: Any = torch.autograd.functional.jvp
+        y, moved = jvp(lambda x: func(x, *args[1:], **kwargs), x.detach(), x.detach())
+        return (y - moved).detach()  # type: ignore[no-any-return]
+
+    def _varies(self, value: Any) -> bool:
+        """Whether a value depends on the images: with weights that ask for gradients too, only the graph knows."""
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            return False
+        return self.frozen or any(node is self.root for node in ancestors(get_gradient_edge(value).node))
+
+    def _mark(self, function: str, bias: Tensor, output: Tensor, normed: int) -> None:
+        if output.ndim < 2 or len(output) != len(self.images):
+            return  # the rows are not the images: windows, crops
+        name = self.inside[-1] or function
+        times = sum(m.name.split("#")[0] == name for m in self.marks)
+        by_channel = function in ARGUMENT or (function == "batch_norm" and bias.ndim == 1)
+        sums = output.ndim == 4 and not by_channel and function not in NORMS
+        last = (function == "linear" and output.ndim > 2) or normed == 1
+        last = last or (sums and is_channels_last(output.shape, self.images.shape[2:]))
+        if not by_channel and bias.shape[-3:] == (output.shape[1], 1, 1) and bias.numel() == output.shape[1]:
+            bias = bias.flatten()
+        elif not by_channel:
+            bias = bias.expand(output.shape)
+        placed = not sums or last or is_map(output.shape, self.images.shape[2:])
+        # The edge, not the tensor: an in-place ReLU after it must not mask the gradient away.
+        self.marks.append(Mark(f"{name}#{times + 1}" if times else name, bias, get_gradient_edge(output), last, placed))
+
+
+def ancestors(node: Any) -> Iterator[Any]:
+    """The nodes of a graph from the last to the first, each once."""
+    seen, nodes = set(), [node]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            nodes += [below for below, _ in node.next_functions]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ltcam.engine.methods import constant_in_space, fullgrad, method
+from ltcam.engine.outputs import Output
 from ltcam.engine.shapes import Reshape
 from ltcam.engine.targets import Score
 from ltcam.engine.traces import Trace
@@ -129,7 +130,7 @@ class CAM:
     """The engine as an object, as users of pytorch-grad-cam know it: `CAM(model, [model.layer4])(images, targets)`.
 
     target_layers  modules, names or stage labels, as `trace` takes layers; None: all stages, fused
-    method, delta and the other options  as in `Options`; reshape and create_graph as in `trace`
+    method, delta and the other options  as in `Options`; reshape, output and create_graph as in `trace`
 
     Hooks live only inside a call, so that the context manager is just a habit kept. Raises InputError as `Options` does.
     """
@@ -144,13 +145,14 @@ class CAM:
         delta: float | None = None,
         *,
         reshape: Reshape | None = None,
+        output: Output | None = None,
         create_graph: bool = False,
         **options: Any,
     ) -> None:
         self.model, self.target_layers, self.options = model, target_layers, Options(method, delta, **options)
-        self.reshape, self.create_graph = reshape, create_graph
+        self.reshape, self.output, self.create_graph = reshape, output, create_graph
 
-    def __call__(self, input_tensor: Tensor, targets: int | Sequence[int] | Sequence[Score] | None = None) -> Tensor:
+    def __call__(self, input_tensor: Tensor, targets: int | Sequence[int] | Score | Sequence[Score] | None = None) -> Tensor:
         """(N, H, W) in [0, 1] on the images' device: each map over its maximum; an image without evidence is all zero.
 
         targets: one an image: a class, or a function of the image's logits, such as that library's target objects; None is the
@@ -158,7 +160,7 @@ class CAM:
         """
         traced = trace(
             self.model, input_tensor, targets, self.target_layers, self.options.method == "fullgrad",
-            reshape=self.reshape, create_graph=self.create_graph,
+            reshape=self.reshape, output=self.output, create_graph=self.create_graph,
         )  # fmt: skip
         if traced.pairs[:, 0].tolist() != list(range(len(input_tensor))):
             raise InputError(

@@ -7,8 +7,25 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ltcam.engine.biases import Bias
 from ltcam.errors import InputError
+
+
+@dataclass(frozen=True)
+class Bias:
+    """An additive bias, the gradient (P, K[, h, w]) where it is added, and the stage or traced layer it led to.
+
+    bias (K,), or like the gradient where it varies in space or by image. Terms of other shapes than these have no place.
+    """
+
+    name: str
+    stage: str
+    bias: Tensor
+    gradient: Tensor
+
+    @property
+    def value(self) -> Tensor:
+        """(1, K, 1, 1), or (P, K, h, w): the bias as it meets its gradient."""
+        return self.bias.view(1, -1, 1, 1) if self.bias.ndim == 1 else self.bias
 
 
 @dataclass(frozen=True)
@@ -21,6 +38,7 @@ class Trace:
     stages {"S1": layer name, ...} for the layers traced as stages
     size   (H, W) of the images
     biases, inputs  only with `fullgrad=True`: the bias terms, and (image, gradient) at the input, each (P, 3, H, W)
+    residual  (P,) float64, too: what input and bias terms together lack of the score, over the sum of their absolute values
     """
 
     pairs: Tensor
@@ -30,6 +48,7 @@ class Trace:
     size: tuple[int, int]
     biases: list[Bias] = field(default_factory=list)
     inputs: tuple[Tensor, Tensor] | None = None
+    residual: Tensor | None = None
     _activations: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _gradients: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
