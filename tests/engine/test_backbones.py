@@ -124,7 +124,7 @@ def test_vision_transformer_without_reshape(images):
         trace(vit(), images, 0, ["encoder.layers.encoder_layer_0"])
     with pytest.raises(ValueError, match=r"tensor \(3, 17\).*; pass another reshape="):
         trace(vit(), images, 0, ["encoder.layers.encoder_layer_0"], reshape=lambda tokens: tokens[:, :, 0])
-    with pytest.raises(ValueError, match="VisionTransformer does not run on 160 x 160 pixels"):
+    with pytest.raises(ValueError, match="VisionTransformer has no stages of falling resolution"):
         trace(vit(), images, 0)
 
 
@@ -217,6 +217,7 @@ def test_autocast_on_cuda(dtype):
     assert np.corrcoef(found.cpu().flatten(), expected.cpu().flatten())[0, 1] > 0.98
 
 
-def test_fullgrad_refuses_a_batch_norm_that_does_more(images):
-    with pytest.raises(ValueError, match=r"fullgrad cannot see inside 'bn1', a BatchNormAct2d that does more than batch norm"):
-        trace(build("timm/mobilenetv4_conv_small"), images, 0, fullgrad=True)
+def test_fullgrad_sees_inside_a_batch_norm_that_does_more(images):
+    """timm's is its activation too."""
+    traced = trace(build("timm/mobilenetv4_conv_small"), images, 0, fullgrad=True)
+    assert "bn1" in [term.name for term in traced.biases] and traced.residual.abs().max() < 1e-4
