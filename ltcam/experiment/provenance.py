@@ -20,7 +20,10 @@ from ltcam.files import PACKAGE, ROOT, atomic, sha256, write
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-image", "scikit-learn", "matplotlib", "pillow")
 
 MEASURING = (
-    *(f"engine/{name}" for name in ("tracing", "traces", "biases", "targets", "stages", "methods", "tricks", "cam", "bins")),
+    *(
+        f"engine/{name}"
+        for name in ("tracing", "traces", "biases", "targets", "stages", "methods", "percentiles", "tricks", "cam", "bins")
+    ),
     *(f"data/{name}" for name in ("__init__", "base", "demo", "holdout", "ksdd", "ksdd2", "magnetic_tile", "voc")),
     *(f"experiment/{name}" for name in ("vgg16", "segmentation", "metrics", "configs", "journals", "evaluation")),
 )
