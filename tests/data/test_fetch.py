@@ -408,7 +408,7 @@ def test_nothing_is_overwritten(ksdd2, server, root):
     fetch.get("ksdd2", root)
     (root / "KolektorSDD2" / "train" / "10003_GT.png").unlink()
     with pytest.raises(
-        DataError, match=r"KolektorSDD2 is incomplete \(`ltcam data check ksdd2`.* not overwritten: move it away"
+        DataError, match=r"KolektorSDD2 is incomplete \(see `ltcam data check ksdd2`.* not overwritten: move it away"
     ):
         fetch.get("ksdd2", root)
     lookalikes.voc(root)
