@@ -58,7 +58,7 @@ def _selected(bits: Tensor, ranks: Tensor) -> Tensor:
 
 
 def _select(row: Tensor, ranks: Tensor) -> Tensor:
-    parts = row.split(CHUNK)
+    parts = torch.split(row, CHUNK)
     counts = torch.stack([torch.bincount(_top(part), minlength=BUCKETS) for part in parts]).sum(dim=0)
     buckets = torch.searchsorted(counts.cumsum(0), ranks, right=True)
     holds = torch.zeros(BUCKETS, dtype=torch.bool, device=row.device)

@@ -1,4 +1,4 @@
-"""From heatmaps to masks: Otsu's threshold (Sec. 3.1), of a stack of maps at once; scikit-image is the oracle."""
+"""From heatmaps to masks: Otsu's threshold (Sec. 3.1) for a stack of maps at once. Tests compare it with scikit-image."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ CHUNK = {"cpu": 2**18, "cuda": 2**26}  # pixels at a time
 def otsu_masks(heatmaps: Tensor) -> Tensor:
     """The pixels of non-negative heatmaps (M, H, W) above Otsu's threshold (256 bins of each map's range): (M, H, W) bool.
 
-    None where a map is constant, up to the rounding that resizing a constant leaves.
+    A constant map has none. Small differences, such as resizing a constant leaves, count as constant.
     """
     if heatmaps.ndim != 3 or not heatmaps.is_floating_point() or not heatmaps.numel():
         raise InputError(f"heatmaps are {describe(heatmaps)}: expected floats (M, H, W)")
@@ -31,10 +31,10 @@ def _over_otsu(heatmaps: Tensor) -> Tensor:
     values = heatmaps.flatten(1).double()  # float32 cannot tell 256 bins apart in a nearly constant map
     low, high = values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)
     constant = high - low <= 8 * FLOAT32.eps * high
-    # Outside of float32's range the bins' width, or the variance of their parts, is no number in float64 either.
+    # Outside float32's range, the bins' width or the variance of the parts overflows or vanishes even in float64.
     if not ((low >= 0) & (high <= FLOAT32.max) & (constant | (high - low >= 2.0**-149))).all():
         raise InputError(
-            "heatmaps hold NaN, infinity, negative values or what float32 cannot hold: expected what ltcam.explain gives"
+            "heatmaps hold NaN, infinity, negative values or values outside float32's range: expected those of ltcam.explain"
         )
     edges = low + (high - low) / BINS * torch.arange(BINS + 1, device=values.device)
     edges[:, -1:] = high
@@ -44,11 +44,11 @@ def _over_otsu(heatmaps: Tensor) -> Tensor:
 
 
 def _histogram(values: Tensor, edges: Tensor, constant: Tensor) -> Tensor:
-    """How many of `values` (M, n) are in each bin, (M, 256): exactly as numpy counts; the last bin has both its edges."""
+    """How many of `values` (M, n) are in each bin, (M, 256), exactly as numpy counts. The last bin includes both edges."""
     low, high = edges[:, :1], edges[:, -1:]
     place = (values - low) * (BINS / torch.where(constant, torch.inf, high - low))
     bins = place.long()
-    # Rounding may put a value that lies on an edge on its wrong side.
+    # Rounding may put a value at an edge into the wrong bin.
     row, column = torch.nonzero((place - place.round()).abs() < 1e-9, as_tuple=True)
     nearest = place[row, column].round().long()
     bins[row, column] = nearest - (values[row, column] < edges[row, nearest]).long()
@@ -57,7 +57,7 @@ def _histogram(values: Tensor, edges: Tensor, constant: Tensor) -> Tensor:
 
 
 def _threshold(counts: Tensor, centers: Tensor) -> Tensor:
-    """The bin center that parts each histogram (M, 256) with the largest variance between the two parts: (M, 1)."""
+    """The bin center that splits each histogram (M, 256) with the largest variance between the two parts: (M, 1)."""
     counts = counts.float()  # as scikit-image computes, so that equal histograms give equal thresholds
     below, above = counts.cumsum(1), counts.flip(1).cumsum(1).flip(1)
     mass = counts * centers

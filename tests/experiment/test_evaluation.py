@@ -262,7 +262,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved(run, tmp_path, monkeypatch,
     monkeypatch.setattr(evaluation, "_count_batch", small)
     room = 1
     pd.testing.assert_frame_equal(evaluate(run, "val", CONFIGS[:1], tmp_path / "halves", Protocol(4)), whole)
-    assert set(sizes) == {1} and "going on with 1" in caplog.text
+    assert set(sizes) == {1} and "trying 1" in caplog.text
     room = 0
     with pytest.raises(UnavailableError, match="GPU memory does not hold one image"):
         evaluate(run, "val", CONFIGS[:1], tmp_path / "none", Protocol(4))
@@ -381,7 +381,7 @@ def test_checkpoint_that_is_missing_is_named():
 
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
     torch.save({"features.0.weight": torch.ones(1)}, tmp_path / "vgg.pth")
-    with pytest.raises(ValueError, match=r"vgg.pth is no checkpoint of ltcam train"):
+    with pytest.raises(ValueError, match=r"vgg.pth is not a checkpoint of ltcam train"):
         load_checkpoint(tmp_path / "vgg.pth")
 
 

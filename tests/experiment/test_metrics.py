@@ -62,7 +62,7 @@ def test_folds_of_a_training_part_are_scored_alone_and_held_out_ones_pooled():
 )
 def test_what_does_not_fit_is_refused(predicted, mask, c, said):
     masks = torch.zeros(predicted, dtype=torch.float32 if "float" in said else torch.bool)
-    rest = ": expected bool (M, H, W), the mask (H, W), and a class other than void's, 254"
+    rest = ": expected bool (M, H, W), a mask (H, W), and a class other than 254, which is void"
     with pytest.raises(InputError, match=f"^{said}{re.escape(rest)}$"):
         metrics.count(masks, torch.zeros(mask, dtype=torch.uint8), c)
     assert metrics.count(torch.ones(1, 2, 2, dtype=torch.bool), torch.full((2, 2), 254), 253).tolist() == [[4, 0, 0]]

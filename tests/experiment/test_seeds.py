@@ -156,7 +156,7 @@ def test_the_record_says_what_seeds_are_made_of(run, tmp_path):
 def test_seeds_of_other_settings_are_refused(run, tmp_path, monkeypatch, change):
     trained, part, config = run, "train", CONFIG
     export(trained, part, config, tmp_path)
-    message = rf"has \.npy files of another {change}: pass another --out, or delete it"
+    message = rf"has \.npy files of another {change}: pass another --out, or delete them"
     if change == "part":
         part, message = "val", "of another part, fingerprint: pass"
     elif change == "method, delta":
@@ -215,5 +215,5 @@ def test_the_command(checkpoint, tmp_path):
     assert (record["part"], record["method"], record["layers"], record["delta"]) == ("train", "gradcam", "S1-S5", 20)
     asked = [*command[:-1], str(tmp_path / "val"), "--part", "val", "--config", "layercam", "--batch-size", "4"]
     assert CliRunner().invoke(app, asked, catch_exceptions=False).output == f"{tmp_path / 'val'}: 6 images\n"
-    with pytest.raises(ValueError, match="is no configuration"):
+    with pytest.raises(ValueError, match="is not a configuration"):
         CliRunner().invoke(app, [*command, "--config", "gradcam:S5:x"], catch_exceptions=False)

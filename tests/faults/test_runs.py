@@ -56,7 +56,7 @@ def test_a_second_run_is_refused(command, voc, checkpoint, fault, tmp_path, monk
     finally:
         first.kill()
         first.join()
-    pattern = rf"{out} is being written by process {first.pid} on \S+, for 0:00:\d\d now: let it end or stop it"
+    pattern = rf"{out} is being written by process {first.pid} on \S+, for 0:00:\d\d now: wait for it, stop it"
     assert re.search(pattern, said) and list(out.glob(".*.lock"))
     calls[command]()
     assert not list(out.glob(".*.lock"))
@@ -132,7 +132,7 @@ def test_weights_that_are_no_numbers(voc, fault, tmp_path):
     said = fault("weights that are no numbers").attempt(
         lambda: train(replace(voc, lr=1e30, batch_size=8), tmp_path / "run"), lambda: not contents(tmp_path / "run", ".pt")
     )
-    assert said.startswith("after epoch 1 the logits are no numbers at lr=1e+30: train with a smaller lr")
+    assert said.startswith("after epoch 1 the logits are not finite at lr=1e+30: train with a smaller lr")
 
 
 def test_memory_of_a_gpu(trained, fault, tmp_path, monkeypatch):
@@ -253,7 +253,7 @@ def test_held_out_data_that_changed_are_measured_anew(trained, tmp_path, caplog)
         now = datasets.load("voc2012", "val").fingerprint
     finally:
         path.write_bytes(content)
-    assert "the counts are of another checkpoint, other data, protocol or code; measuring anew" in caplog.text
+    assert "the counts are of another checkpoint, data set, protocol or code: measuring again" in caplog.text
     assert json.loads((tmp_path / "counts.json").read_text())["fingerprint"] == now != before
 
 

@@ -273,8 +273,8 @@ def test_a_set_that_is_missing_is_passed_over_unless_it_was_named(toys, tmp_path
     files.results("demo", "demo").mkdir(parents=True, exist_ok=True)
     done = reproduce.reproduce("paper")
     assert [path.name for path in done] == ["00_a.ksdd2.ipynb", "03_c.ksdd2.ipynb"]
-    (line,) = [message for message in said(caplog) if message.startswith("passed over")]
-    assert line.startswith("passed over: PASCAL VOC 2012 is not at ") and line.endswith("fetch it: ltcam data get voc2012")
+    (line,) = [message for message in said(caplog) if message.startswith("skipped")]
+    assert line.startswith("skipped: PASCAL VOC 2012 is not at ") and line.endswith("fetch it: ltcam data get voc2012")
     with pytest.raises(DataError, match=r"PASCAL VOC 2012 is not at .* ltcam data get voc2012"):
         reproduce.reproduce("paper", data="voc2012")
 
