@@ -141,7 +141,7 @@ def _scaled(sums: Tensor, size: Tensor, gradient: Tensor, limits: Tensor) -> Ten
     """FullGrad's normalization of Eq. 7; size (K,): |b|. What is kept is positive, so that in a channel the largest and the
     least |G b| are those of G."""
     limits = limits.view(len(sums), -1, sums.shape[1]).movedim(-1, 1)  # (p, D, 1 or K)
-    least, most = (extreme[:, None] for extreme in gradient.flatten(2).aminmax(dim=2))
+    least, most = gradient.amin(dim=(2, 3))[:, None], gradient.amax(dim=(2, 3))[:, None]
     high = torch.where(most >= limits, most * size, 0).amax(dim=2)
     low = torch.where((least >= limits).all(dim=2), (least * size).amin(dim=2), 0)  # what is dropped would be a zero
     span = torch.where(high > low, high - low, torch.inf)

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from ltcam import data as datasets
 from ltcam.data import Sample, Segmentation
 from ltcam.engine.bins import heatmaps, maps_of
+from ltcam.engine.cam import Options
 from ltcam.engine.stages import stages
 from ltcam.engine.tracing import trace
 from ltcam.errors import UnavailableError
@@ -34,7 +35,7 @@ from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.configs import FLOATS, Config, Protocol, configurations
 from ltcam.experiment.locks import alone
 from ltcam.experiment.parallel import PartialState, loader, processes
-from ltcam.experiment.segmentation import CHUNK, above, otsu_masks
+from ltcam.experiment.segmentation import CHUNK, above, otsu_counts
 from ltcam.files import sha256, writing
 
 log = logging.getLogger(__name__)
@@ -144,15 +145,16 @@ def _count_batch(trained: Trained, samples: list[Sample], configs: Sequence[Conf
     masks = [s.mask.to(device) for s in samples]
     pairs = traced.pairs.tolist()
     counts = torch.zeros(len(pairs), len(configs), 3, dtype=torch.long, device=device)
-    for options, fraction in dict.fromkeys((c.options, c.fraction) for c in configs):
-        chosen = [i for i, c in enumerate(configs) if (c.options, c.fraction) == (options, fraction)]
-        layers = [maps[options, configs[i].selection] for i in chosen]
-        for part, size in _of_one_size(masks, pairs):
-            heat = heatmaps(layers, part, size, options.fuse, options.normalize).flatten(0, 1)
-            found = (otsu_masks(heat) if fraction is None else above(heat, fraction)).view(len(chosen), len(part), *size)
-            for i, pair in enumerate(part):
-                image, c = pairs[pair]
-                counts[pair, chosen] = metrics.count(found[:, i], masks[image], c)
+    numbers: dict[tuple[Options, float | None], list[int]] = {}
+    for i, c in enumerate(configs):
+        numbers.setdefault((c.options, c.fraction), []).append(i)
+    for part, size in _of_one_size(masks, pairs):
+        regions = torch.stack([metrics.regions(masks[image], c) for image, c in (pairs[pair] for pair in part)])
+        for (options, fraction), chosen in numbers.items():
+            layers = [maps[options, configs[i].selection] for i in chosen]
+            heat = heatmaps(layers, part, size, options.fuse, options.normalize)
+            found = otsu_counts(heat, regions) if fraction is None else metrics.count(above(heat, fraction), regions)
+            counts[torch.tensor(part)[:, None], chosen] = found.transpose(0, 1)
     missed = [
         ([image, c], [[0, 0, int((samples[image].mask == c + 1).sum())]] * len(configs))
         for image, c in torch.nonzero(truth.bool() & ~labels.bool()).tolist()

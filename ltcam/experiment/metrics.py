@@ -18,20 +18,25 @@ from ltcam.engine.targets import describe
 from ltcam.errors import InputError
 
 SCORES = ["mIoU", "mPrecision", "mRecall", "mF1", "IoU", "Precision", "Recall", "F1"]
+OTHER, CLASS = 1, 2
 CONFIG = ["method", "layers", "delta", "per", "compare", "fuse", "normalize", "fraction"]
 
 
-def count(predicted: Tensor, mask: Tensor, c: int) -> Tensor:
-    """(tp, fp, fn) in pixels of predicted masks (M, H, W) of class c: (M, 3); mask (H, W), c + 1 where class c is."""
-    if predicted.dtype != torch.bool or predicted.shape[1:] != mask.shape or c + 1 == VOID:
+def count(predicted: Tensor, region: Tensor) -> Tensor:
+    """(tp, fp, fn) in pixels of predicted masks (..., H, W): (..., 3); region (H, W) or (P, H, W) from `regions`."""
+    if predicted.dtype != torch.bool or region.ndim < 2 or predicted.shape[-region.ndim :] != region.shape:
         raise InputError(
-            f"class {c} of a mask {tuple(mask.shape)} predicted as {describe(predicted)}: "
-            f"expected bool (M, H, W), a mask (H, W), and a class other than {VOID - 1}, which is void"
+            f"a mask {tuple(region.shape)} predicted as {describe(predicted)}: expected bool, and equal heights and widths"
         )
-    truth = mask == c + 1
-    tp = (predicted & truth).flatten(1).sum(dim=1)
-    claimed = (predicted & (mask != VOID)).flatten(1).sum(dim=1)
-    return torch.stack([tp, claimed - tp, truth.sum() - tp], dim=1)
+    tp, fp = ((predicted & (region == value)).flatten(-2).sum(dim=-1) for value in (CLASS, OTHER))
+    return torch.stack([tp, fp, (region == CLASS).flatten(-2).sum(dim=-1) - tp], dim=-1)
+
+
+def regions(mask: Tensor, c: int) -> Tensor:
+    """What each pixel of a mask (H, W) is for class c: (H, W) int32. 0 is void, `OTHER` or `CLASS`."""
+    if c + 1 == VOID:
+        raise InputError(f"class {c} is void in a mask: expected another class than {VOID - 1}")
+    return (mask != VOID).int() + (mask == c + 1).int()
 
 
 def scores(counts: pd.DataFrame) -> pd.DataFrame:

@@ -66,7 +66,7 @@ def pictures(trained: Trained, data: Segmentation, count: int) -> list[dict[str,
 def _view(heatmaps: Tensor, mask: Tensor, c: int) -> dict[str, Any]:
     """The sprite of heatmaps (M, H, W), and their IoUs with class c of the mask (H, W)."""
     predicted = otsu_masks(heatmaps)
-    tp, fp, fn = metrics.count(predicted, mask, c).T
+    tp, fp, fn = metrics.count(predicted, metrics.regions(mask, c)).T
     small = F.resize(heatmaps, _fit(heatmaps.shape[1:], SIDE), antialias=True)
     grey = (127 * small / small.amax(dim=(1, 2), keepdim=True).clamp(min=1e-30)).round().byte()
     iou = (100 * tp.double() / (tp + fp + fn)).round(decimals=2)

@@ -94,6 +94,6 @@ class Scene:
 
     def _iou(self, traced: Trace, heatmaps: Tensor) -> float:
         pairs = zip(otsu_masks(heatmaps), traced.pairs.tolist(), strict=True)
-        counts = [metrics.count(mask[None], self.samples[i].mask, c)[0] for mask, (i, c) in pairs]
+        counts = [metrics.count(mask, metrics.regions(self.samples[i].mask, c)) for mask, (i, c) in pairs]
         tp, fp, fn = torch.stack(counts).sum(dim=0).tolist()
         return float(100 * tp / (tp + fp + fn))
