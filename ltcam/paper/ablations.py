@@ -78,6 +78,13 @@ def cross(deltas: Sequence[float] = DELTAS) -> list[Config]:
     return whole + [config._replace(per=per, delta=delta) for per in get_args(Scope) for config in whole for delta in deltas]
 
 
+def configs(deltas: Sequence[float], varied: Sequence[str]) -> list[Config]:
+    """All that `measure` reads under the default protocol."""
+    rows = [*ROWS.values(), *paper.SEVEN.values()]
+    changed = [c for row in (*(ROWS[name] for name in varied), *paper.SEVEN.values()) for _, c in variants(row)]
+    return list(dict.fromkeys([*rows, *changed, *cross(deltas)]))
+
+
 def measure(
     study: Study,
     deltas: Sequence[float] = DELTAS,
@@ -96,8 +103,7 @@ def measure(
         raise InputError(f"{unknown[0]!r} cannot be changed: expected protocols of {PROTOCOLS} and rows of {tuple(ROWS)}")
     rows, protocol = list(dict.fromkeys([*ROWS.values(), *paper.SEVEN.values()])), Protocol(batch_size)
     levels = _levels(study.data)
-    changed = [c for row in (*(ROWS[name] for name in varied), *paper.SEVEN.values()) for _, c in variants(row)]
-    found = {DEFAULTS: study.counts(list(dict.fromkeys([*rows, *changed, *cross(deltas)])), protocol)}
+    found = {DEFAULTS: study.counts(configs(deltas, varied), protocol)}
     for factor in protocols:
         other = replace(protocol, **{factor: levels[factor]})
         found[changed_by(factor, study.data)] = study.counts(rows, other, below=f"ablations/{factor}")

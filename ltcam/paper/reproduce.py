@@ -8,6 +8,7 @@ and figures themselves. A notebook that is up to date is skipped, see `ltcam.pap
 import json
 import logging
 import time
+from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -74,9 +75,17 @@ def reproduce(
         raise InputError(
             f"nothing to run: profile {name!r} has no data set {data!r}, or no notebook from {start!r} on starts with {only!r}"
         )
+    varied = {
+        name: literal_eval(about["default"])
+        for expected in parameters.values()
+        for name, about in expected.items()
+        if name in ("deltas", "varied")
+    }
     for run in runs:
         run["recipe"] = {**run["recipe"], **(recipe or {})}
         run["seeds"] = list(seeds or run.get("seeds", ()))
+        if len(chosen) > 1:
+            run["series"] = {name: run.get(name, value) for name, value in varied.items()}
     read = _inputs(name, runs, named=bool(data))
     runs = [run for run in runs if run["data"] in read]
     done = []
@@ -88,7 +97,8 @@ def reproduce(
             started = time.time()
             values = {key: value for key, value in run.items() if key in parameters[notebook]}
             cells = [(cell["cell_type"], cell["source"]) for cell in json.loads(notebook.read_text())["cells"]]
-            digest = steps.digest(cells=cells, parameters=values, read=read[run["data"]])
+            lasting = {key: value for key, value in values.items() if key != "series"}  # which changes no result
+            digest = steps.digest(cells=cells, parameters=lasting, read=read[run["data"]])
             record = steps.Steps(name, run["data"], [path.stem for path in series])
             done.append(files.results(name) / "notebooks" / f"{notebook.stem}.{run['data']}.ipynb")
             said = "unchanged, skipped"

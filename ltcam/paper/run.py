@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +17,22 @@ from ltcam.experiment import provenance
 from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.study import Role, Study, Training
 from ltcam.files import sha256
-from ltcam.paper import golden, judging, sentences, sweep, tables
+from ltcam.paper import ablations, golden, judging, sentences, sweep, tables
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 
-def open(profile: str, data: str, batch_size: int = 8) -> Run:
+def open(profile: str, data: str, batch_size: int = 8, series: Mapping[str, Any] | None = None) -> Run:
     """The trainings of data set `data` that notebook 01 left for `profile`. Measurements are logged on stderr.
+
+    series: what notebook 08 varies, {"deltas": [...], "varied": [...]}. With it, the first notebook that scores a part measures
+    what the whole series reads there, in one pass over the images. Without it, each notebook measures its own.
 
     Raises MissingError if there are none.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    return Run(profile, data, batch_size)
+    return Run(profile, data, batch_size, series)
 
 
 def train(profile: str, data: str, trainings: Sequence[Training]) -> Run:
@@ -39,12 +42,21 @@ def train(profile: str, data: str, trainings: Sequence[Training]) -> Run:
     return Run(profile, data)
 
 
+def wanted(data: str, role: Role, deltas: Sequence[float], varied: Sequence[str]) -> list[Config]:
+    """All configurations that the notebooks read on a part of `data` under the default protocol."""
+    if role == "train":
+        return sweep.CONFIGS
+    rows = [config for number in {1, 2, *tables.COMPARED[data]} for config in tables.TABLES[number].values()]
+    return list(dict.fromkeys([*rows, *sweep.CONFIGS, *ablations.configs(deltas, varied)]))
+
+
 class Run(Study):
     """A `Study` with its tables of the paper, their golden values, and the sentences about them."""
 
-    def __init__(self, profile: str, data: str, batch_size: int = 8) -> None:
+    def __init__(self, profile: str, data: str, batch_size: int = 8, series: Mapping[str, Any] | None = None) -> None:
         super().__init__(profile, data)
-        self.started, self.protocol = time.time(), Protocol(batch_size)
+        self.started, self.protocol, self.series = time.time(), Protocol(batch_size), series
+        self.passed: set[Role] = set()  # the parts on which the whole series is measured
         self.made: dict[str, pd.DataFrame] = {}
 
     @cached_property
@@ -89,7 +101,11 @@ class Run(Study):
         self, configs: Sequence[Config], protocol: Protocol | None = None, role: Role = "test", below: str = ""
     ) -> pd.DataFrame:
         """As `Study.counts`, with the run's own protocol by default, so that all its counts belong together."""
-        return super().counts(configs, protocol or self.protocol, role, below)
+        protocol = protocol or self.protocol
+        if self.series and role not in self.passed and (protocol, below) == (self.protocol, ""):
+            self.passed.add(role)
+            super().counts(wanted(self.data, role, **self.series), protocol, role)
+        return super().counts(configs, protocol, role, below)
 
     def table(self, number: int) -> pd.DataFrame:
         """Our table `number`, kept as table<number>.csv. What is missing is measured first."""
