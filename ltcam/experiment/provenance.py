@@ -1,13 +1,11 @@
 """A result is an `X.csv`. Its `X.json` says what made it: commit, parameters, versions, device, data, weights, time."""
 
 import gzip
-import hashlib
 import json
 import os
 import platform
 import subprocess
 import time
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,18 +13,9 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ltcam.files import PACKAGE, ROOT, atomic, sha256, write
+from ltcam.files import ROOT, atomic, sha256, write
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-image", "scikit-learn", "matplotlib", "pillow")
-
-MEASURING = (
-    *(
-        f"engine/{name}"
-        for name in ("tracing", "traces", "biases", "targets", "stages", "methods", "percentiles", "tricks", "cam", "bins")
-    ),
-    *(f"data/{name}" for name in ("__init__", "base", "demo", "holdout", "ksdd", "ksdd2", "magnetic_tile", "voc")),
-    *(f"experiment/{name}" for name in ("vgg16", "segmentation", "metrics", "configs", "journals", "evaluation")),
-)
 
 
 def save(table: pd.DataFrame, path: Path, started: float, **parameters: Any) -> None:
@@ -59,16 +48,6 @@ def environment() -> dict[str, Any]:
         "tf32": cuda and torch.backends.cudnn.allow_tf32,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-@cache
-def code() -> str:
-    """SHA-256 over the modules that a pixel count depends on."""
-    digest = hashlib.sha256()
-    for name in MEASURING:
-        for path in sorted(PACKAGE.glob(f"{name}.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _git(*arguments: str) -> str | None:

@@ -37,6 +37,7 @@ from ltcam.experiment import provenance
 from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.evaluation import _loader
+from ltcam.experiment.probe import behaviour
 from ltcam.files import atomic, write
 
 STRIDE = 4  # of "cam"
@@ -51,7 +52,7 @@ def export(trained: Trained, part: str, config: Config, out: Path, batch_size: i
     data, protocol = trained.load(part), Protocol(batch_size)
     settings = {
         "data": data.title, "part": part, "fingerprint": data.fingerprint, "size": trained.size, "layers": config.selection,
-        **asdict(config.options), "checkpoint": trained.sha256, "code": provenance.code(),
+        **asdict(config.options), "checkpoint": trained.sha256, "probe": behaviour(),
     }  # fmt: skip
     record = out / "seeds.json"
     known = _known(record, settings)

@@ -149,10 +149,10 @@ def test_the_record_says_what_seeds_are_made_of(run, tmp_path):
     record = json.loads((tmp_path / "seeds.json").read_text())
     assert record["files"] == 8 and record["data"] == "PASCAL VOC 2012 subset" and record["part"] == "train"
     assert (record["method"], record["layers"], record["delta"]) == ("gradcam", "S1-S5", 20)
-    assert {"fingerprint", "checkpoint", "code", "commit", "dirty", "versions", "recipe", "finished"} <= record.keys()
+    assert {"fingerprint", "checkpoint", "probe", "commit", "dirty", "versions", "recipe", "finished"} <= record.keys()
 
 
-@pytest.mark.parametrize("change", ["part", "method, delta", "checkpoint", "code", "record"])
+@pytest.mark.parametrize("change", ["part", "method, delta", "checkpoint", "probe", "record"])
 def test_seeds_of_other_settings_are_refused(run, tmp_path, monkeypatch, change):
     trained, part, config = run, "train", CONFIG
     export(trained, part, config, tmp_path)
@@ -163,8 +163,8 @@ def test_seeds_of_other_settings_are_refused(run, tmp_path, monkeypatch, change)
         config = Config.parse("layercam:S1-S5:40")
     elif change == "checkpoint":
         trained = dataclasses.replace(trained, sha256="another")
-    elif change == "code":
-        monkeypatch.setattr("ltcam.experiment.provenance.code", lambda: "another")
+    elif change == "probe":
+        monkeypatch.setattr(seeds, "behaviour", lambda: "another")
     else:
         (tmp_path / "seeds.json").unlink()
         message = "files of another data, part"

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ltcam import data as datasets
 from ltcam import files
-from ltcam.experiment import checkpoints, evaluation, features, locks, parallel, seeds, training
+from ltcam.experiment import checkpoints, counting, evaluation, features, locks, parallel, seeds, training
 from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.evaluation import evaluate
 from ltcam.experiment.training import train
@@ -69,7 +69,7 @@ def _stopped(pid):
 
 def test_a_lock_is_held_while_it_matters(voc, trained, tmp_path, monkeypatch):
     """In training and in evaluation, also without a command; a folder that is done is free."""
-    tried, fit, count = [], training._fit_epoch, evaluation._count
+    tried, fit, count = [], training._fit_epoch, evaluation.count
 
     def second(work, out):
         def working(*arguments):
@@ -81,7 +81,7 @@ def test_a_lock_is_held_while_it_matters(voc, trained, tmp_path, monkeypatch):
         return working
 
     monkeypatch.setattr(training, "_fit_epoch", second(fit, tmp_path / "a"))
-    monkeypatch.setattr(evaluation, "_count", second(count, tmp_path / "b"))
+    monkeypatch.setattr(evaluation, "count", second(count, tmp_path / "b"))
     evaluate(trained, "val", CONFIGS, tmp_path / "b")
     train(replace(voc, epochs=1), tmp_path / "a")
     assert set(tried) == {tmp_path / "a", tmp_path / "b"} and not list(tmp_path.rglob("*.lock"))
@@ -94,7 +94,7 @@ def test_where_nothing_can_be_locked_runs_go_on(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("fcntl.flock", flock)
     with locks.alone(tmp_path, "run"):
         pass
-    assert "cannot be locked (No locks available): let no other run write there" in caplog.text
+    assert "cannot be locked (No locks available): make sure that no other run writes there" in caplog.text
 
 
 def test_a_loss_that_is_no_number(voc, fault, tmp_path, monkeypatch):
@@ -138,7 +138,7 @@ def test_weights_that_are_no_numbers(voc, fault, tmp_path):
 def test_memory_of_a_gpu(trained, fault, tmp_path, monkeypatch):
     """Twice: it holds one image at a time, then none."""
     whole = evaluate(trained, "val", CONFIGS, tmp_path / "whole", Protocol(4))
-    count, counts = evaluation._count_batch, []
+    count, counts = counting._count_batch, []
 
     def small(trained, samples, *rest):
         if len(samples) > holds:
@@ -147,12 +147,12 @@ def test_memory_of_a_gpu(trained, fault, tmp_path, monkeypatch):
 
     seen, out = fault("CUDA out of memory"), tmp_path / "run"
     call = lambda: counts.append(evaluate(trained, "val", CONFIGS, out / str(holds), Protocol(4)))  # noqa: E731
-    monkeypatch.setattr(evaluation, "_count_batch", small)
+    monkeypatch.setattr(counting, "_count_batch", small)
     holds = 1
     assert not seen.attempt(call, lambda: counts[0].equals(whole))
     holds = 0
     said = seen.attempt(call, lambda: not (out / "0" / "counts.csv.gz").exists())
-    assert re.match(r"GPU memory does not hold one image \(2007_\d+, mask \(45, 60\)\): free some", said)
+    assert re.match(r"GPU memory does not hold one image \(2007_\d+, mask \(45, 60\)\): free memory", said)
     holds = 9
     pd.testing.assert_frame_equal(evaluate(trained, "val", CONFIGS, out / "0", Protocol(4)), whole)
 

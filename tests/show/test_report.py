@@ -127,7 +127,9 @@ def text(element):
 def test_the_first_screen_says_what_is_claimed_and_what_came_of_it(site):
     main = parsed(site / "index.html").main
     claimed, outcome = main.select(".lead > p:not(.note)")
-    assert text(claimed).startswith("The claim. Class activation maps segment better when")
+    assert text(claimed).startswith(
+        "The claim. The paper (arXiv 2308.02118) says that class activation maps segment better with"
+    )
     assert text(outcome) == "What came of it. On demo (generated), 2 of the 4 claims that we measured held."
     assert [text(li) for li in main.select(".counts li")] == ["demo (generated) 2 held 1 tied 1 failed"]
     canvas, tabs = main.find("canvas"), main.select_one(".tabs")
