@@ -31,7 +31,8 @@ from ltcam.experiment import provenance
 from ltcam.experiment import vgg16 as models
 from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.configs import Config, Protocol
-from ltcam.experiment.evaluation import _batches, _count, _loader
+from ltcam.experiment.counting import count
+from ltcam.experiment.evaluation import _batches, _loader
 from ltcam.experiment.recipe import Recipe
 from ltcam.paper.sweep import DELTAS
 
@@ -53,7 +54,7 @@ def end_to_end(trained: Trained, part: str, batches: int, rounds: int) -> dict[s
 
     def ours() -> None:
         for samples in _loader(data, trained, Protocol(), chosen):
-            _count(trained, samples, FORTY, Protocol())
+            count(trained, samples, FORTY, Protocol())
 
     def floor() -> None:
         for batch, some in zip(images, classes, strict=True):

@@ -1,4 +1,4 @@
-"""Class activation maps sharp enough to segment with: layerization and truncation (arXiv 2308.02118)."""
+"""Class activation maps that are sharp enough for segmentation: layerization and truncation (arXiv 2308.02118)."""
 
 from ltcam.engine.cam import CAM, explain
 from ltcam.engine.methods import METHODS

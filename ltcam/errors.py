@@ -1,14 +1,14 @@
-"""What ltcam raises: one family, so that a caller can tell its refusals from a bug. Each is the builtin of its kind as well."""
+"""What ltcam raises. All errors share one root, so a caller can tell them from a bug. Each is also the builtin of its kind."""
 
 from importlib.util import find_spec
 
 
 class LtcamError(Exception):
-    """The root. The message names the value, what was expected and the way out; the command line prints it as one line."""
+    """The root. A message names the value, what was expected and the way out. The command line prints it as one line."""
 
 
 class InputError(LtcamError, ValueError):
-    """An argument, an option or the content of a file does not fit."""
+    """An argument, an option or the content of a file is not what was expected."""
 
 
 class MissingError(LtcamError, FileNotFoundError):
@@ -16,7 +16,7 @@ class MissingError(LtcamError, FileNotFoundError):
 
 
 class UnavailableError(LtcamError, RuntimeError):
-    """The machine lacks something, or it failed: weights that no source gave, a notebook that stopped."""
+    """The machine lacks something or something failed, e.g. no source gives the weights, or a notebook stopped."""
 
 
 class PackageError(LtcamError, ImportError):
@@ -28,7 +28,7 @@ class DivergedError(LtcamError, FloatingPointError):
 
 
 def of_loader(error: RuntimeError) -> bool:
-    """Whether a loader process died: torch's signal handler raises that in the main process, wherever that is."""
+    """Whether a loader process died: torch's signal handler raises this in the main process, at any line."""
     return str(error).startswith("DataLoader worker")
 
 

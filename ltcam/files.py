@@ -1,10 +1,10 @@
 """Where things live. Nothing here depends on the working directory of a notebook or a command.
 
-Relative values of these are taken from the checkout.
+Three environment variables set the places. A relative value starts at the checkout.
 
 `LTCAM_DATA`   the data root, laid out as the data sets' authors ship them (default: `data/` of the checkout)
 `LTCAM_OUTPUT` where `results/` and `figures/` are written (default: the checkout)
-`LTCAM_RUNS`   where trainings leave their checkpoints, a folder a data set (default: beside their results)
+`LTCAM_RUNS`   where trainings leave their checkpoints, one folder per data set (default: beside their results)
 """
 
 import errno
@@ -44,7 +44,7 @@ def _output(kind: str, profile: str, data: str) -> Path:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it when the block ends well and removed when it does not.
+    """A temporary file beside `path`. It is renamed to `path` if the block ends well, and removed if not.
 
     Raises UnavailableError as `writing` does.
     """
@@ -64,7 +64,7 @@ def write(path: Path, text: str) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what runs that were killed left half-written in `folder`, where no other run writes."""
+    """Remove the half-written files that killed runs left in `folder`. No other run may be writing there."""
     for leftover in folder.glob(".*.partial*"):
         if leftover.is_file():
             leftover.unlink(missing_ok=True)
@@ -72,14 +72,14 @@ def clear(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raises UnavailableError, naming `path`, where the disk, a quota or a limit on a file's size is full."""
+    """Raises UnavailableError, naming `path`, if the disk or a quota is full or a file would be too large."""
     try:
         yield
     except OSError as error:
         if error.errno not in FULL:
             raise
         raise UnavailableError(
-            f"{path} cannot be written ({error.strerror}): make room and run again; what was whole before is kept"
+            f"{path} cannot be written ({error.strerror}): make room and run again; complete files are kept"
         ) from error
 
 

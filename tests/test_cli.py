@@ -54,7 +54,7 @@ def test_train_and_evaluate(tmp_path, monkeypatch):
     assert (tmp_path / "run" / "counts.csv.gz").read_bytes() == before
     for wrong, message in (
         (["--table", "9"], "table 9 is not in the paper"),
-        (["--config", "gradcam:S5:x"], "is no configuration"),
+        (["--config", "gradcam:S5:x"], "is not a configuration"),
     ):
         with pytest.raises(ValueError, match=message):
             CliRunner().invoke(app, [*command, *wrong], catch_exceptions=False)
@@ -80,7 +80,7 @@ def test_train_names_its_folders_by_seed_and_fold(tmp_path, monkeypatch):
     assert folders() == ["seed0/fold0", "seed0/fold1", "seed1/fold0", "seed1/fold1"]
     assert folders("--fold", "1", "--seed", "0") == ["seed0/fold1"]
     assert (asked[0][1].train, asked[0][1].test) == ("train1", "val1")
-    with pytest.raises(InputError, match=r"name 4 trainings of voc2012: expected at least one, and just one with --out"):
+    with pytest.raises(InputError, match=r"name 4 trainings of voc2012: expected at least one, and exactly one with --out"):
         folders("--out", "x")
     with pytest.raises(InputError, match=r"--fold 5 .* name 0 trainings"):
         folders("--fold", "5")
@@ -147,7 +147,7 @@ def test_an_interrupt_says_that_the_command_goes_on(listing, capsys):
     with pytest.raises(SystemExit) as end:
         listing(KeyboardInterrupt())
     assert end.value.code == 130
-    assert capsys.readouterr().err == "ltcam: interrupted; the same command goes on where it stopped\n"
+    assert capsys.readouterr().err == "ltcam: interrupted; run the same command again to go on from here\n"
 
 
 @pytest.fixture

@@ -137,7 +137,7 @@ def test_a_checkpoint_runs_nothing(number, tmp_path, monkeypatch):
 )  # fmt: skip
 def test_a_checkpoint_of_something_else_is_refused(content, tmp_path):
     torch.save(content, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other.pt (holds a|is no checkpoint)"):
+    with pytest.raises(ValueError, match=r"other.pt (holds a|is not a checkpoint)"):
         checkpoints.load_checkpoint(tmp_path / "other.pt", "cpu")
 
 

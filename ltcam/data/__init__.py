@@ -1,7 +1,7 @@
-"""The data sets by name. All give (image, multi-hot label, mask, name).
+"""The data sets by name. Each gives (image, multi-hot label, mask, name).
 
-Open `base.py` first: what every data set gives. Then each data set has a file. `checks.py` is `ltcam data check`, `fetch.py` is
-`ltcam data get`. May import `engine`.
+Open `base.py` first: it says what every data set gives. Each data set has its own file. `checks.py` is `ltcam data check`, and
+`fetch.py` is `ltcam data get`. This wing may import `engine`.
 """
 
 from collections.abc import Callable
@@ -30,10 +30,11 @@ NAMES = tuple(_SETS)
 
 
 def load(name: str, part: str, annotations: bool = False) -> Segmentation:
-    """Part `part` of the data set `name` under `LTCAM_DATA`: "train" or "test"; for voc2012 the name of its list, for ksdd one
-    of `ltcam.data.ksdd.PARTS`. `<part>/fit` and `<part>/tune` are the two sides of a hold-out of it.
+    """Part `part` of the data set `name` under `LTCAM_DATA`.
 
-    annotations: image labels from the XML of voc2012, not from its masks. Raises DataError for what is not there.
+    part is "train" or "test". For voc2012 it is the name of a list, for ksdd one of `ltcam.data.ksdd.PARTS`. `<part>/fit` and
+    `<part>/tune` are the two sides of a hold-out of it. annotations: take the image labels of voc2012 from its XML files, not
+    from its masks. Raises DataError if the data set or the part is not there.
     """
     if name not in _SETS:
         raise DataError(f"data set {name!r} is unknown: expected one of {', '.join(NAMES)}")
@@ -45,7 +46,7 @@ def load(name: str, part: str, annotations: bool = False) -> Segmentation:
 
 
 def present() -> dict[str, Segmentation]:
-    """The held-out part, on which heatmaps are scored, of every data set under `LTCAM_DATA`, by title; the demo always."""
+    """The held-out part of every data set under `LTCAM_DATA`, and of the demo, by title. Heatmaps are scored on it."""
     found = []
     for name in NAMES:
         with suppress(DataError):

@@ -1,7 +1,7 @@
-"""An archive from a stranger: verified file by file, and unpacked whole or not at all.
+"""An archive that is not trusted: it is verified file by file, and unpacked completely or not at all.
 
-keep is a pattern of the members to take, its group their path in the target; size, in bytes, is about what they come to; sums
-are the SHA-256 of the files by path, empty where they are not known.
+keep is a pattern of the members to take; its group is their path in the target. size is roughly their total in bytes. sums has
+the SHA-256 of the files by path; it is empty if they are not known.
 """
 
 import hashlib
@@ -22,18 +22,18 @@ from tqdm import tqdm
 from ltcam.data import DataError
 
 Opener = Callable[[], IO[bytes]]
-FAR_MORE = 2  # times the stated size that an archive may be, or unpack to
+FAR_MORE = 2  # an archive may be, or unpack to, so many times the stated size
 
 
 def fault(archive: Path, keep: str, size: int, sums: Mapping[str, str]) -> str:
-    """What is wrong with the files in an archive, in words; empty where nothing is. Raises DataError as `_contents` does."""
+    """What is wrong with the files in an archive, in words; empty if nothing is. Raises DataError as `_contents` does."""
     with _contents(archive, keep, size, sums) as files:
         bad = [path for path, digest in sums.items() if path not in files or not _is(digest, files[path])]
-    return f"lacks, or has damaged, {len(bad)} of {len(sums)} files, the first {bad[0]}" if bad else ""
+    return f"has {len(bad)} of {len(sums)} files missing or damaged, the first {bad[0]}" if bad else ""
 
 
 def unpack(archive: Path, keep: str, size: int, sums: Mapping[str, str], target: Path, temporary: Path) -> None:
-    """Into `temporary`, which becomes `target` when all is there, else is removed. Raises DataError as `_contents` does."""
+    """Unpack into `temporary`, and rename that to `target` when all is there. Raises DataError as `_contents` does."""
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with _contents(archive, keep, size, sums) as files:

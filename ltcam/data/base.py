@@ -1,4 +1,4 @@
-"""What every data set gives: (image, multi-hot label, mask, name), in its native size, and how an image enters the network."""
+"""What every data set gives, (image, multi-hot label, mask, name) at native size, and how an image enters the network."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -25,7 +25,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class DataError(InputError):
-    """A data set is missing, incomplete or damaged; the message says which file and what to do."""
+    """A data set is missing, incomplete or damaged. The message names the file and says what to do."""
 
 
 class Sample(NamedTuple):
@@ -37,26 +37,26 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of a data set: its files, where it has any, and a finer label kept for analysis (a defect's type)."""
+    """One image of a data set: its files, if it has any, and a finer label for analysis (e.g. the type of a defect)."""
 
     name: str
     image: Path = Path()
     mask: Path = Path()
     kind: str = ""
-    group: str = ""  # images that show one thing (a tile, a commutator) share it: they stay on one side of a split
+    group: str = ""  # images of the same tile or commutator share it, and stay on one side of a split
 
 
 class Segmentation(Dataset[Sample], ABC):
     """A data set with image labels to train on and masks to score against.
 
-    A subclass sets `entries` (its files in a fixed order) and says how a mask file is read.
+    A subclass sets `entries` (its files in a fixed order) and reads a mask file.
     """
 
-    title: str  # what results are shown as: a subset says that it is one
+    title: str  # the name in results; that of a subset says so
     classes: tuple[str, ...]
     size: tuple[int, int] = (224, 224)  # (height, width) of the network's input
     jitter: tuple[float, float] = (0.8, 1.25)  # range of the scale jitter in training
-    upright: bool = True  # False: flipping upside down keeps the meaning
+    upright: bool = True  # False: an image may be flipped upside down
     entries: Sequence[Entry]
 
     def __init__(self, part: str) -> None:
@@ -67,14 +67,14 @@ class Segmentation(Dataset[Sample], ABC):
 
     @property
     def groups(self) -> list[str]:
-        """What each image stands or falls with when images are drawn: its entry's group, or else itself."""
+        """The group of each image, which a bootstrap draws as a whole: its entry's group, or the image alone."""
         return [entry.group or entry.name for entry in self.entries]
 
     def __getitem__(self, index: int) -> Sample:
         image, mask, name = self.image(index), torch.from_numpy(self.mask(index)), self.entries[index].name
         if image.shape[1:] != mask.shape:
             sizes = [f"{height} x {width}" for height, width in (mask.shape, image.shape[1:])]
-            raise DataError(f"{name}: the mask is {sizes[0]}, the image {sizes[1]}: expected the same; fetch both again")
+            raise DataError(f"{name}: the mask is {sizes[0]}, the image {sizes[1]}: expected the same size; fetch both again")
         return Sample(image, self.labels[index], mask, name)
 
     def image(self, index: int) -> Tensor:
@@ -96,7 +96,7 @@ class Segmentation(Dataset[Sample], ABC):
 
     @cached_property
     def labels(self) -> Tensor:
-        """(N, C) float: the classes present in each image, read off the masks unless a subclass knows better."""
+        """(N, C) float: the classes present in each image, read from the masks unless a subclass has labels of its own."""
         present = [np.unique(self.mask(i)) for i in range(len(self))]
         return torch.stack([self.multi_hot(p[(p > 0) & (p < VOID)].astype(int) - 1) for p in present])
 
@@ -122,10 +122,10 @@ class Segmentation(Dataset[Sample], ABC):
 
 
 def read(path: Path, mode: str | None = None, upright: bool = False) -> NDArray[np.uint8]:
-    """An image file as an array, converted to `mode`: "RGB" (16 bits become 8, alpha is left out), "L", or None: its indices.
+    """An image file as an array, converted to `mode`: "RGB" (16 bits become 8, alpha is left out), "L", or None for indices.
 
-    upright: turned as its EXIF orientation says; if not, as it is stored, which is how masks are drawn. Raises DataError for
-    a file that is missing, damaged, too large to be safe or of too many bits.
+    upright: turn the image as its EXIF orientation says. Without it the image stays as stored, which is how masks are drawn.
+    Raises DataError if the file is missing, damaged, too large to be safe or has too many bits.
     """
     with _opened(path) as image:
         good = (
@@ -133,10 +133,10 @@ def read(path: Path, mode: str | None = None, upright: bool = False) -> NDArray[
         )
         if not good:
             expected = "one label of 8 bits a pixel" if mode is None else "8 or 16 bits" if mode == "RGB" else "8 bits"
-            raise DataError(f"{path} has PIL's mode {image.mode}: expected {expected}; save it as that")
+            raise DataError(f"{path} has PIL's mode {image.mode}: expected {expected}; convert it")
         if upright:
             image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits: PIL would take all above 255 for white
+        if image.mode.startswith("I"):  # 16 bits: PIL would make all above 255 white
             image = Image.fromarray((np.asarray(image).astype(int) >> 8).clip(0, 255).astype(np.uint8))
         return np.array(image.convert(mode) if mode else image, dtype=np.uint8)
 
@@ -162,7 +162,7 @@ def _content(path: Path) -> bytes:
 
 
 def require(folder: Path, name: str) -> Path:
-    """`folder`, or DataError saying where data set `name` was expected."""
+    """`folder`. Raises DataError if it is not there, and says where data set `name` was expected."""
     if not folder.is_dir():
         raise DataError(f"{name} is not at {folder}: set LTCAM_DATA to the folder that holds {folder.name}, see data/README.md")
     return folder
@@ -182,7 +182,7 @@ def preprocess(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One image is too little work to share: threads that wait for one another made loading 15 times slower."""
+    """One image is too little work for several threads: waiting for each other made them 15 times slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,7 +1,7 @@
-"""`ltcam data check`: whether a data set is whole and undamaged, and where not, which file.
+"""`ltcam data check`: whether a data set is complete and undamaged, and if not, which files are at fault.
 
-Every image and mask that a data set uses is decoded to its end. Masks of VOC hold 0..20 and 255; those of the others are left
-as their authors drew them (smoothed, some empty). Files that data/checksums lists are compared with it, in a subset too.
+Every image and mask that a data set uses is decoded to its end. Masks of VOC must hold 0..20 and 255. Masks of the other sets
+are accepted as their authors drew them (smoothed, some empty). Files in data/checksums are compared with it, in a subset too.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from ltcam.files import data_root
 
 NEARLY = 10  # a mask of fewer pixels is nearly empty: the smallest real defect of Magnetic tile has 26
 COLUMNS = ["part", "images", "defective", "free", "official", "good"]
-Result = tuple[list[str], NDArray[np.int_]]  # what is wrong with an image and its mask, and how often the mask holds each value
+Result = tuple[list[str], NDArray[np.int_]]  # faults of an image and its mask, and how often the mask holds each value
 
 
 @dataclass
@@ -33,11 +33,11 @@ class Report:
     title: str
     table: pd.DataFrame
     findings: list[str] = field(default_factory=list)  # what is wrong, each with its file and what to do
-    notes: list[str] = field(default_factory=list)  # what is odd and as the authors ship it
+    notes: list[str] = field(default_factory=list)  # what is unusual but shipped so by the authors
 
 
 def check(name: str, root: Path | None = None) -> Report:
-    """What data set `name` under `root` (`LTCAM_DATA` if None) holds and what is wrong; DataError where it is not there."""
+    """What data set `name` under `root` (None: `LTCAM_DATA`) holds and what is wrong. Raises DataError if it is not there."""
     root = data_root() if root is None else root
     if presence.known(name) == "demo":
         parts = [datasets.load("demo", part) for part in ("train", "test")]
@@ -155,7 +155,7 @@ def _tally(results: Sequence[Result]) -> tuple[tuple[int, int], int]:
 def _decode(
     pairs: Sequence[tuple[Path, Path]], mode: str | None = None, sums: Mapping[Path, str] | None = None
 ) -> dict[tuple[Path, Path], Result]:
-    """By (image, mask); a mask that cannot be read holds nothing."""
+    """The result of each (image, mask). A mask that cannot be read counts as empty."""
 
     def one(pair: tuple[Path, Path]) -> Result:
         arrays, wrong = {}, []
@@ -177,9 +177,9 @@ def _pixels(path: Path, mode: str | None, digest: str | None) -> NDArray[np.uint
     pixels = read(path, mode)
     try:
         with Image.open(path) as image:
-            image.verify()  # a PNG's check sums, which decoding passes over
+            image.verify()  # a PNG's checksums, which decoding ignores
     except (OSError, SyntaxError) as error:
         raise DataError(f"{path} is damaged ({error}): fetch it again") from error
     if digest and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-        raise DataError(f"{path} is not the file of the data set (its SHA-256 is another): fetch it again")
+        raise DataError(f"{path} is not the file of the data set (its SHA-256 differs): fetch it again")
     return pixels

@@ -1,8 +1,8 @@
 """A data set that needs no download: 200 images of 160 x 160 made on the fly, always the same.
 
-Textures that scikit-image ships (brick, grass, gravel) with rendered scratches, spots, stains and cracks of varied size,
-contrast and place: one or two classes in an image, none in about a third. Every defect is drawn from a signed distance, so
-its mask is exact: the pixels whose centre lies inside.
+The backgrounds are textures that scikit-image ships (brick, grass, gravel). Scratches, spots, stains and cracks of varied size,
+contrast and place are drawn on them: one or two classes in an image, none in about a third. Every defect is drawn from a signed
+distance, so its mask is exact: it has the pixels whose centre lies inside.
 """
 
 import hashlib

@@ -1,7 +1,8 @@
-"""`ltcam data get`: the archive of a data set fetched, verified and unpacked, whole or not at all.
+"""`ltcam data get`: fetch, verify and unpack the archive of a data set, completely or not at all.
 
-It comes as `<file>.partial` under the data root, which the next call or mirror goes on with; it is verified, unpacked beside
-its place, renamed into it and removed. Where no mirror can be reached, put the archive under the data root and ask again.
+The download is kept as `<file>.partial` under the data root, so the next call or mirror goes on with it. The archive is
+verified, unpacked beside its place and renamed into it; then it is removed. If no mirror can be reached, put the archive under
+the data root and run the command again.
 """
 
 import logging
@@ -31,8 +32,8 @@ TILES, COMMIT = "abin24/Magnetic-tile-defect-datasets.", "cc4eb530b57b9cb7225bf7
 class Source(NamedTuple):
     title: str
     file: str  # the archive's name
-    size: int  # of the archive in bytes, and the room to unpack in: photographs do not shrink in an archive
-    sha256: str  # of the archive; "" where none is known or the host packs it anew each time: data/checksums has every file's
+    size: int  # of the archive in bytes; unpacking needs as much again, since photographs do not compress
+    sha256: str  # of the archive; "" if unknown or if the host packs it anew each time: then data/checksums decides
     mirrors: tuple[str, ...]
     folder: str  # where it belongs under the data root
     keep: str  # the members to take; the group is the path in `folder`
@@ -65,14 +66,14 @@ SOURCES = {
 
 
 class _MirrorError(Exception):
-    """This mirror does not give the file; another may."""
+    """This mirror does not give the file. Another one may."""
 
 
 def get(name: str, root: Path | None = None) -> Path:
-    """The folder of data set `name` under `root` (`LTCAM_DATA` if None), fetched unless it is complete there.
+    """The folder of data set `name` under `root` (None: `LTCAM_DATA`). It is fetched unless it is complete.
 
-    Raises DataError for a folder that is not whole and an archive, put there by hand, that is damaged or unsafe;
-    UnavailableError where no mirror gives the archive, room is short or the folder cannot be written.
+    Raises DataError if the folder is incomplete, or if an archive put there by hand is damaged or unsafe. Raises
+    UnavailableError if no mirror gives the archive, the disk is too full or the folder cannot be written.
     """
     root = data_root() if root is None else root
     if known(name) == "demo":
@@ -85,7 +86,7 @@ def get(name: str, root: Path | None = None) -> Path:
         return target
     if found != "absent":
         raise DataError(
-            f"{target} is {found} (`ltcam data check {name}` says more) and is not overwritten: move it away to fetch the whole"
+            f"{target} is {found} (see `ltcam data check {name}`) and is not overwritten: move it away to fetch it anew"
         )
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -98,13 +99,13 @@ def get(name: str, root: Path | None = None) -> Path:
         archive.unlink()
     except OSError as error:
         raise UnavailableError(
-            f"{root} cannot be written ({error}): what has come of {source.file} is kept; mend that and run again"
+            f"{root} cannot be written ({error}): fix this and run again; the part of {source.file} fetched so far is kept"
         ) from error
     return target
 
 
 def listing(root: Path | None = None) -> pd.DataFrame:
-    """Every data set: whether it is there and where, what its download weighs, its terms."""
+    """Every data set: whether it is there and where, the size of its download, its terms."""
     root = data_root() if root is None else root
     rows = [("demo", "demo (generated)", state("demo", root), "made on the fly", "-", "-")]
     for name, s in SOURCES.items():
@@ -118,7 +119,7 @@ def _download(archive: Path, name: str) -> Path:
     source, file = SOURCES[name], archive.with_name(f"{archive.name}.partial")
     mirrors, reasons = list(source.mirrors), []
     for url in mirrors:
-        if not source.sha256:  # two mirrors' bytes may differ: never gone on with
+        if not source.sha256:  # two mirrors' bytes may differ, so start again
             file.unlink(missing_ok=True)
         have = file.stat().st_size if file.is_file() else 0
         _room(archive.parent, 2 * source.size - have)
@@ -133,7 +134,7 @@ def _download(archive: Path, name: str) -> Path:
         except DataError as error:
             reasons.append(f"{url}: {error}")
             file.unlink()
-            if have:  # the part it went on with may be what is wrong: once more from zero, after the others
+            if have:  # the earlier part may be the fault: try once more from zero, after the others
                 mirrors.append(url)
     if not source.sha256:
         file.unlink(missing_ok=True)
@@ -145,10 +146,12 @@ def _download(archive: Path, name: str) -> Path:
 
 
 def _stream(url: str, file: Path, have: int, source: Source) -> None:
-    """Add to `file` from byte `have` on, or write it from zero where the server cannot: urllib, for pooch and torchvision do
-    not resume."""
+    """Append to `file` from byte `have` on, or write it from zero if the server cannot resume.
+
+    This uses urllib, since pooch and torchvision do not resume.
+    """
     request = Request(url, headers={"User-Agent": "ltcam"} | ({"Range": f"bytes={have}-"} if have else {}))
-    # An address of SOURCES, and what it sends is verified.
+    # The address is one of SOURCES, and what it sends is verified.
     with _network(lambda: urlopen(request, timeout=TIMEOUT)) as response:  # nosec B310
         sent = response.headers.get("Content-Range", "nothing")
         if response.status == 206 and not sent.startswith(f"bytes {have}-"):
@@ -169,7 +172,7 @@ def _stream(url: str, file: Path, have: int, source: Source) -> None:
 
 
 def _network(call: Callable[[], Any]) -> Any:
-    """`call()`, with the faults of a mirror told from those of the disk."""
+    """`call()`. Errors of the mirror become _MirrorError, so they are not mistaken for errors of the disk."""
     try:
         return call()
     except HTTPError as error:
@@ -180,7 +183,7 @@ def _network(call: Callable[[], Any]) -> Any:
 
 
 def _verify(archive: Path, name: str) -> None:
-    """Raises DataError where the archive (or, where that has no SHA-256, a file in it) is not as published, or is unsafe."""
+    """Raises DataError if the archive is unsafe or not as published. Without an SHA-256 of its own, each file is compared."""
     source = SOURCES[name]
     if source.sha256 and (size := archive.stat().st_size) != source.size:
         fault = f"has {size:,} bytes, expected {source.size:,}"
@@ -193,7 +196,7 @@ def _verify(archive: Path, name: str) -> None:
 
 
 def _sums(name: str) -> dict[str, str]:
-    """Of the files to take, where they decide; an archive that has its own SHA-256 is unpacked whole."""
+    """The SHA-256 of the files to take, or none for an archive with an SHA-256 of its own: that is unpacked whole."""
     return {} if SOURCES[name].sha256 else checksums(name)
 
 

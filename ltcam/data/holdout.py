@@ -1,4 +1,4 @@
-"""A hold-out of the training part, to choose a recipe by: `<part>/tune` is a tenth of its groups, `<part>/fit` the rest."""
+"""A hold-out of the training part, for choosing a recipe. `<part>/tune` is a tenth of its groups, `<part>/fit` is the rest."""
 
 import random
 from typing import Literal, get_args
@@ -10,9 +10,11 @@ SHARE, SEED = 0.1, 0
 
 
 def side_of(data: Segmentation, side: str) -> Segmentation:
-    """`data` cut down to one side, in place. Groups stay whole. Raises DataError for another side."""
+    """Reduce `data` to one side, in place. Groups stay whole. Raises DataError if there is no such side."""
     if side not in get_args(Side):
-        raise DataError(f"part '{data.part}/{side}' is unknown: expected '{data.part}', or with /fit or /tune behind it")
+        raise DataError(
+            f"part '{data.part}/{side}' is unknown: expected '{data.part}', '{data.part}/fit' or '{data.part}/tune'"
+        )
     groups = sorted(set(data.groups))
     random.Random(SEED).shuffle(groups)
     tune = set(groups[: max(1, round(SHARE * len(groups)))])

@@ -1,12 +1,12 @@
 """KolektorSDD (Tabernik et al., J. Intelligent Manufacturing 2019; CC BY-NC-SA 4.0): cracks in commutators, one class.
 
 `LTCAM_DATA/KolektorSDD/kosNN/PartK.jpg` with `PartK_label.bmp`: 50 commutators, 399 grey images of about 500 x 1,260 (width x
-height), 52 of them defective. A mask's pixel is a defect where it is above 0 (kos20/Part4 has 2, the others 1). Images enter
-the network at 232 x 640 and are scored at their own size. A folder with some of the commutators is a subset, and called one.
+height), 52 of them defective. A pixel of a mask is a defect if it is above 0 (kos20/Part4 has 2, the others 1). Images enter
+the network at 232 x 640 and are scored at their own size. A folder with only some of the commutators is called a subset.
 
-Parts `train0`/`test0` to `train2`/`test2` are three folds over commutators: an image is in one test part, and in the training
-parts of the other two. The images of kos01 and kos26 are the same bytes, those of kos27 and kos34 too, with masks drawn twice:
-twins share a group and a fold. `all` is every image.
+Parts `train0`/`test0` to `train2`/`test2` are three folds over commutators. Each image is in one test part, and in the training
+parts of the other two folds. The images of kos01 and kos26 are the same bytes, and so are those of kos27 and kos34. Their masks
+were drawn twice. Such twins share a group and a fold. `all` is every image.
 """
 
 from pathlib import Path
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from ltcam.data.base import DataError, Entry, Segmentation, read, require
 
 TWINS = {26: 1, 34: 27}
-# Drawn once with seed 0 for as many defective images in each (17, 17, 18; of 128, 136, 135). Written down, so that knowing the
-# split opens no mask that is held out; tests/data/test_datasets.py draws it again.
+# Drawn once with seed 0, so that each fold has about as many defective images (17, 17, 18; of 128, 136, 135). The folds are
+# written down so that no held-out mask has to be opened to know them. tests/data/test_datasets.py draws them again.
 FOLDS = (
     (3, 6, 10, 11, 13, 22, 23, 27, 31, 33, 34, 37, 39, 44, 46, 47),
     (1, 5, 8, 14, 19, 24, 26, 28, 29, 32, 35, 36, 41, 43, 45, 48, 50),
@@ -54,7 +54,7 @@ class KSDD(Segmentation):
 
 
 def entries(folder: Path, commutators: tuple[int, ...]) -> list[Entry]:
-    """The images of `commutators` by name, there or not: eight each, of kos21 seven."""
+    """The images of `commutators` by name, whether they are there or not: eight each, seven of kos21."""
     return [
         Entry(f"{kos}/Part{k}", folder / kos / f"Part{k}.jpg", folder / kos / f"Part{k}_label.bmp", group=f"kos{twin:02}")
         for n in commutators

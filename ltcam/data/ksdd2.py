@@ -1,8 +1,8 @@
 """KolektorSDD2 (Bozic, Tabernik, Skocaj, Computers in Industry 2021; CC BY-NC-SA 4.0): surface defects, one class.
 
-`LTCAM_DATA/KolektorSDD2/{train,test}/NNNNN.png` with `NNNNN_GT.png`; the two "(copy)" files of the training part are
-duplicates and left out, which gives the official 2331 + 1004 images. An image is defective where its mask is not empty.
-Images (about 230 x 630) enter the network at 232 x 640 (width x height) and are scored at their own size.
+`LTCAM_DATA/KolektorSDD2/{train,test}/NNNNN.png` with `NNNNN_GT.png`. The two "(copy)" files of the training part are duplicates
+and left out, which gives the official 2331 + 1004 images. An image is defective if its mask is not empty. Images
+(about 230 x 630) enter the network at 232 x 640 (width x height) and are scored at their own size.
 """
 
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""Magnetic-tile surface defects (Huang, Qiu, Yuan, The Visual Computer 2020): an industrial set of KSDD2's kind.
+"""Magnetic-tile surface defects (Huang, Qiu, Yuan, The Visual Computer 2020): an industrial data set like KSDD2.
 
-`LTCAM_DATA/magnetic_tile/MT_{Blowhole,Break,Crack,Fray,Uneven,Free}/Imgs/expK_num_N.{jpg,png}`, the png being the mask, whose
-edges are smoothed: foreground is > 127. The label is binary (defective or free); the folder's defect type is kept as `kind`.
+`LTCAM_DATA/magnetic_tile/MT_{Blowhole,Break,Crack,Fray,Uneven,Free}/Imgs/expK_num_N.{jpg,png}`. The png is the mask. Its edges
+are smoothed, so foreground is > 127. The label is binary (defective or free). The folder's defect type is kept as `kind`.
 
-Up to six images (exposures K = 1..6) of neighbouring N show the same tile, so a random split would leak. Images whose sorted N
-lie within 100 of each other are one group, whatever their folders, named by the smallest N; 30% of the groups of each kind are
-the test part. Four Uneven images have empty masks: they are defective, and never scored.
+Up to six images (exposures K = 1..6) with neighbouring N show the same tile, so a random split would leak. Sorted by N, images
+within 100 of each other form a group, whatever their folders. The smallest N names it. The test part is 30% of the groups of
+each kind. Four Uneven images have empty masks. They are defective, but never scored.
 """
 
 import random
@@ -31,7 +31,7 @@ SAME_TILE = 100
 class MagneticTile(Segmentation):
     title = "Magnetic tile"
     classes = ("defect",)
-    jitter = (0.8, 1.0)  # never magnified: defects at the border would leave the picture
+    jitter = (0.8, 1.0)  # never enlarged: defects at the border would leave the image
     upright = False
 
     def __init__(self, part: str, root: Path) -> None:
@@ -64,7 +64,7 @@ class MagneticTile(Segmentation):
 
 
 def groups(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """Entries of the same tile together, in the order of their numbers."""
+    """The entries of each tile, in the order of their numbers."""
     ordered = sorted(entries, key=lambda entry: (_number(entry), entry.name))
     result = [ordered[:1]]
     for previous, entry in pairwise(ordered):
@@ -75,7 +75,7 @@ def groups(entries: Sequence[Entry]) -> list[list[Entry]]:
 
 
 def test_groups(tiles: Sequence[Sequence[Entry]]) -> set[Entry]:
-    """The entries of 30% of the tiles of each kind; a tile's kind is the first of KINDS that it shows."""
+    """The entries of 30% of the tiles of each kind. A tile's kind is the first of KINDS that it shows."""
     rng = random.Random(0)
     test: set[Entry] = set()
     for kind in KINDS:

@@ -1,4 +1,4 @@
-"""What is there of a data set, judged by names alone; `checks.py` opens the files."""
+"""What is there of a data set, judged by file names alone. `checks.py` opens the files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ KSDD2 = {"train": (246, 2085), "test": (110, 894)}  # defective, free
 
 
 def state(name: str, root: Path) -> str:
-    """present, subset, incomplete or absent. Raises DataError where data/checksums is needed and not there."""
+    """present, subset, incomplete or absent. Raises DataError if data/checksums is needed but missing."""
     if name == "demo":
         return "present"
     folder = root / FOLDERS[name]
@@ -31,7 +31,7 @@ def state(name: str, root: Path) -> str:
         wanted = sum(map(sum, KSDD2.values()))
     else:
         files = [folder / path for path in checksums(name)]
-    if name == "ksdd":  # a subset is of whole commutators
+    if name == "ksdd":  # a subset has whole commutators
         full = all(path.parent.is_dir() for path in files)
         files = [path for path in files if path.parent.is_dir()]
     if len(files) < wanted or not all(path.is_file() for path in files):
@@ -46,7 +46,7 @@ def known(name: str) -> str:
 
 
 def checksums(name: str) -> dict[str, str]:
-    """SHA-256 of its images and masks by path in its folder, none of ksdd2. Raises DataError if the list is not there."""
+    """SHA-256 of its images and masks by path in its folder; none for ksdd2. Raises DataError if the list is not there."""
     if name == "ksdd2":
         return {}
     path = CHECKSUMS / f"{name}.sha256"

@@ -1,8 +1,8 @@
 """PASCAL VOC 2012 segmentation (Everingham et al., IJCV 2015), or a subset of it in the same layout.
 
-`LTCAM_DATA/VOCdevkit/VOC2012`, parts `train`, `val`, `trainval` and, where the list is there, `train_aug` (train plus images
-with masks of SBD). Test masks are not public, so the paper's "test" is `val` here. Image labels come from the masks, or, asked
-for, from the XML annotations (every object, the difficult ones too), which differ from them in two images.
+`LTCAM_DATA/VOCdevkit/VOC2012`, parts `train`, `val`, `trainval` and, if its list is there, `train_aug` (train plus images with
+masks from SBD). Test masks are not public, so the paper's "test" is `val` here. Image labels come from the masks. On request
+they come from the XML annotations (every object, difficult ones too). The two differ in two images.
 """
 
 from functools import cached_property
@@ -36,7 +36,7 @@ class VOC2012(Segmentation):
             )
         names = (lists / f"{part}.txt").read_text().split()
         if not names:
-            raise DataError(f"{lists / part}.txt is empty: expected a name a line; fetch the data set again")
+            raise DataError(f"{lists / part}.txt is empty: expected one name per line; fetch the data set again")
         self.entries = [Entry(n, folder / "JPEGImages" / f"{n}.jpg", folder / "SegmentationClass" / f"{n}.png") for n in names]
         self.annotations = folder / "Annotations" if annotations else None
         parts = {path.stem: path.read_text().split() for path in lists.glob("*.txt")}

@@ -1,4 +1,4 @@
-"""Every delta of every method from one sort: how `ltcam evaluate` reads a trace.
+"""Every delta of every method from one count of the gradients: how `ltcam evaluate` reads a trace.
 
 The thresholds of all deltas cut the gradients of a layer into bins. Each method is a sum over G (see `methods`), so it is
 summed once in each bin, and what a delta keeps are the bins from the largest down to its own. The maps are those that
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ltcam.engine.cam import Options, Selection, input_map, layer_maps, wide
 from ltcam.engine.methods import MAPS, WEIGHTS
+from ltcam.engine.percentiles import places, thresholds
 from ltcam.engine.traces import Trace
-from ltcam.engine.tricks import Fuse, Normalize, Scope, layerize, thresholds
+from ltcam.engine.tricks import Fuse, Normalize, Scope, layerize
 
 CHUNK = {"cpu": 2**20, "cuda": 2**26}  # values cut at a time: few enough for the caches, or to leave memory alone
 
@@ -100,34 +101,51 @@ def _all_at_once(trace: Trace, needed: dict[Options, set[str]]) -> dict[Options,
 def _cut(value: Tensor, gradient: Tensor, chosen: Sequence[Options]) -> list[Tensor]:
     """The maps (p, h, w) of each of `chosen`, which share a scope, from A (p, K, h, w), or FullGrad's bias, and G."""
     deltas = sorted({o.delta or 0.0 for o in chosen})
-    rows = gradient.flatten(1 if chosen[0].per == "layer" else 2)
-    limits = thresholds(rows, deltas).view(len(gradient), -1, 1, 1, len(deltas))
-    bins = torch.zeros_like(gradient, dtype=torch.uint8)
-    for d in range(len(deltas)):  # ties are in one bin
-        bins += gradient >= limits[..., d]
-    index = bins.long()
-    maps = {m: _maps(m, value, gradient, index, len(deltas)).float() for m in dict.fromkeys(o.method for o in chosen)}
-    return [maps[o.method][:, deltas.index(o.delta or 0.0)] for o in chosen]
+    by_layer = chosen[0].per == "layer"
+    limits = thresholds(gradient.flatten(1 if by_layer else 2), deltas)
+    pairs, channels, *place = gradient.shape
+    size = {m: (channels, len(deltas) + 1) if m in WEIGHTS else (len(deltas) + 1, *place) for m in (o.method for o in chosen)}
+    sums = {m: gradient.new_zeros(pairs, *shape) for m, shape in size.items()}
+    step = max(1, CHUNK.get(gradient.device.type, CHUNK["cuda"]) // gradient[:, 0].numel())
+    for part in (slice(start, start + step) for start in range(0, channels, step)):
+        some = gradient[:, part]
+        rows = some.flatten(1 if by_layer else 2)
+        index = places(rows, limits if by_layer else limits[:, part]).view_as(some)  # ties are in one bin
+        for m, total in sums.items():
+            _add(m, total[:, part] if m in WEIGHTS else total, value[:, part], some, index)
+    kept = {m: _kept(m, total, value, gradient, limits).float() for m, total in sums.items()}
+    return [kept[o.method][:, deltas.index(o.delta or 0.0)] for o in chosen]
 
 
-def _maps(method: str, value: Tensor, gradient: Tensor, index: Tensor, count: int) -> Tensor:
-    """The maps of one method at all `count` deltas, (p, D, h, w); index (p, K, h, w): how many thresholds G is not below."""
-    pairs, channels, height, width = gradient.shape
+def _add(method: str, total: Tensor, value: Tensor, gradient: Tensor, index: Tensor) -> None:
+    """Add the terms of some channels to their bins; index (p, k, h, w): how many thresholds G is not below.
+
+    total (p, k, D + 1), of sums over positions, or (p, D + 1, h, w), over channels.
+    """
     if method in WEIGHTS:
-        sums = gradient.new_zeros(pairs, channels, height, count + 1).scatter_add_(3, index, WEIGHTS[method](value, gradient))
-        weights = _from_largest(sums.sum(dim=2).movedim(-1, 1))
-        return torch.einsum("pdk,pkhw->pdhw", weights, value).relu()
-    empty = gradient.new_zeros(pairs, count + 1, height, width)
-    if method in MAPS:
-        return _from_largest(empty.scatter_add_(1, index, MAPS[method](value, gradient))).relu()
-    product = (gradient * value).abs()
-    sums = _from_largest(empty.scatter_add(1, index, product))
-    largest = empty.scatter_reduce(1, index, product, "amax").amax(dim=(2, 3))
-    high = largest.flip(1).cummax(dim=1).values.flip(1)[:, 1:]
-    whole = index.amin(dim=(1, 2, 3))[:, None] > torch.arange(count, device=index.device)  # what is dropped would be a zero
-    low = torch.where(whole, product.amin(dim=(1, 2, 3))[:, None], 0)
+        empty = gradient.new_zeros(*gradient.shape[:3], total.shape[2])
+        total += empty.scatter_add_(3, index, WEIGHTS[method](value, gradient)).sum(dim=2)
+    else:
+        total.scatter_add_(1, index, MAPS[method](value, gradient) if method in MAPS else gradient * value.abs())
+
+
+def _kept(method: str, total: Tensor, value: Tensor, gradient: Tensor, limits: Tensor) -> Tensor:
+    """(p, D, h, w): the maps of what each threshold keeps; limits (p[, K], D)."""
+    if method in WEIGHTS:
+        return torch.einsum("pdk,pkhw->pdhw", _from_largest(total.movedim(-1, 1)), value).relu()
+    sums = _from_largest(total)
+    return sums.relu() if method in MAPS else _scaled(sums, value.abs().flatten(), gradient, limits)
+
+
+def _scaled(sums: Tensor, size: Tensor, gradient: Tensor, limits: Tensor) -> Tensor:
+    """FullGrad's normalization of Eq. 7; size (K,): |b|. What is kept is positive, so that in a channel the largest and the
+    least |G b| are those of G."""
+    limits = limits.view(len(sums), -1, sums.shape[1]).movedim(-1, 1)  # (p, D, 1 or K)
+    least, most = gradient.amin(dim=(2, 3))[:, None], gradient.amax(dim=(2, 3))[:, None]
+    high = torch.where(most >= limits, most * size, 0).amax(dim=2)
+    low = torch.where((least >= limits).all(dim=2), (least * size).amin(dim=2), 0)  # what is dropped would be a zero
     span = torch.where(high > low, high - low, torch.inf)
-    return (sums - channels * low[..., None, None]) / span[..., None, None]
+    return (sums - gradient.shape[1] * low[..., None, None]) / span[..., None, None]
 
 
 def _from_largest(bins: Tensor) -> Tensor:

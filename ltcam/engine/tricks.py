@@ -1,7 +1,6 @@
 """The paper's two plug-ins: truncation of the gradient (Eq. 9) and layerization of the maps (Eq. 8)."""
 
 from collections.abc import Sequence
-from fractions import Fraction
 from functools import reduce
 from math import inf
 from numbers import Real
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ltcam.engine.percentiles import thresholds
 from ltcam.engine.targets import describe
 from ltcam.errors import InputError
 
@@ -39,24 +39,6 @@ def truncate(gradient: Tensor, delta: float | None, per: Scope = "layer", compar
     rows = gradient.flatten(1 if per == "layer" else 2)
     threshold = thresholds(rows, [delta])
     return torch.where(rows >= threshold if compare == "ge" else rows > threshold, rows, 0).view_as(gradient)
-
-
-def thresholds(rows: Tensor, deltas: Sequence[float]) -> Tensor:
-    """The delta-th percentiles of each row's positive values, as `truncate` reads them: (..., n) -> (..., len(deltas)).
-
-    Infinity where nothing is positive. One sort serves all deltas, of the values' bits: those of positive floats are in the
-    floats' order, and whole numbers sort ten times as fast on a CPU, a row at a time.
-    """
-    bits = rows.clamp(min=0).view({4: torch.int32, 8: torch.int64}[rows.element_size()])
-    by_row = bits.ndim == 2 and bits.device.type == "cpu"
-    ordered = torch.stack([row.sort().values for row in bits]) if by_row else bits.sort(dim=-1).values
-    positive = (rows > 0).sum(dim=-1, keepdim=True)
-    # Whole numbers: 0.07 * 100 is not 7 in floating point.
-    shares = [Fraction(str(delta)).limit_denominator(10**6) / 100 for delta in deltas]
-    ranks = torch.cat([-(-(positive - 1).clamp(min=0) * s.numerator // s.denominator) for s in shares], dim=-1)
-    start = rows.shape[-1] - positive
-    found = ordered.gather(-1, (start + ranks).clamp(max=rows.shape[-1] - 1)).view(rows.dtype)
-    return torch.where(positive > 0, found, torch.inf)
 
 
 def layerize(maps: Sequence[Tensor], size: tuple[int, int], fuse: Fuse = "sum", normalize: Normalize = "none") -> Tensor:

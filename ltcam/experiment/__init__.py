@@ -1,7 +1,8 @@
-"""From a recipe to scores: train, evaluate, count pixels, score, and say how sure a score is.
+"""From a recipe to scores: train, count pixels, score, and say how certain a score is.
 
-Open `study.py` first: all trainings of a data set, measured alike. `training.py` makes a checkpoint by a `recipe.py`,
-`evaluation.py` counts pixels with it, `metrics.py` and `intervals.py` make scores of these. May import `data` and `engine`.
+Open `study.py` first: it measures all trainings of a data set alike. `training.py` makes a checkpoint from a `recipe.py`.
+`evaluation.py` counts pixels with it. `metrics.py` and `intervals.py` turn the counts into scores. This wing may import `data`
+and `engine`.
 """
 
 from ltcam.errors import companion

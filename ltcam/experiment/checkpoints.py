@@ -1,4 +1,4 @@
-"""A trained model, from and to its file."""
+"""A trained model: load it from its file and save it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ltcam.files import atomic, sha256
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model with what is needed to use it."""
+    """A trained model with everything needed to use it."""
 
     model: VGG
     recipe: Recipe
@@ -30,17 +30,17 @@ class Trained:
     sha256: str = ""  # of the checkpoint
 
     def load(self, part: str) -> Segmentation:
-        """Part `part` of its data set. Raises DataError where the files trained on have changed since then."""
+        """Part `part` of its data set. Raises DataError if the files it was trained on have changed since."""
         data, before = datasets.load(self.recipe.data, part), self.record.get("fingerprint")
         if before and part == self.recipe.train and data.fingerprint != before:
             raise DataError(
                 f"{data.title}, part {part}: its files have changed since the training (fingerprint {before[:12]}... then, "
-                f"{data.fingerprint[:12]}... now): bring the former back, or train again; ltcam data check finds damage"
+                f"{data.fingerprint[:12]}... now): restore them, or train again; `ltcam data check` finds damage"
             )
         return data
 
     def about(self, data: Segmentation) -> dict[str, Any]:
-        """Provenance of what is measured with this model on `data`."""
+        """Provenance of a measurement with this model on `data`."""
         return {
             "data": data.title, "part": data.part, "fingerprint": data.fingerprint,
             "images": {"part": len(data), "scored": len(data.scored)}, "tf32": False,
@@ -49,7 +49,7 @@ class Trained:
 
 
 def load_checkpoint(path: Path, device: str | torch.device | None = None) -> Trained:
-    """The model that `train` left at `path`, in eval mode. Raises MissingError or InputError for another file."""
+    """The model that `train` left at `path`, in eval mode. Raises MissingError or InputError if there is none."""
     state = load(path)
     try:
         record, weights = state["record"], state["model"]
@@ -58,21 +58,21 @@ def load_checkpoint(path: Path, device: str | torch.device | None = None) -> Tra
         model = vgg16(len(classes), recipe.head, None, hidden, recipe.width)
         model.load_state_dict(weights)
     except (AttributeError, KeyError, IndexError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path} is no checkpoint of ltcam train ({error}): expected its checkpoint.pt") from error
+        raise InputError(f"{path} is not a checkpoint of ltcam train ({error}): expected its checkpoint.pt") from error
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     return Trained(model, recipe, classes, size, record, sha256(path))
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    with atomic(path) as temporary, temporary.open("wb") as file:  # given a path, torch would write that into the file
+    with atomic(path) as temporary, temporary.open("wb") as file:  # torch would write a path into the file
         try:
             torch.save(state, file)
-        except RuntimeError as error:  # about a position in the file: why is in what came before
+        except RuntimeError as error:  # it names a position in the file; its context has the cause
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def begun_by(identity: dict[str, Any]) -> tuple[Recipe, str] | None:
-    """The recipe and the data of a run; None where another version of this code began it."""
+    """The recipe and the data of a run; None if another version of this code began it."""
     try:
         return Recipe(**identity["recipe"]), identity["fingerprint"]
     except (KeyError, TypeError):

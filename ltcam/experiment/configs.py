@@ -1,4 +1,4 @@
-"""What is measured and how: one way to make a mask (`Config`), and how a data set is run (`Protocol`)."""
+"""What is measured and how: a way to make a mask (`Config`), and a way to run a data set (`Protocol`)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ltcam.errors import InputError
 from ltcam.experiment import metrics
 
 Labels = Literal["true", "predicted"]
-FLOATS = {"delta": float, "fraction": float}  # where an empty field is None
+FLOATS = {"delta": float, "fraction": float}  # an empty field is None
 
 
 class Config(NamedTuple):
     """One way to make a mask: a method, the layers it fuses (a stage label, a range, or "all"), the options of `ltcam.explain`,
-    and where the heatmap is cut: above `fraction` of its maximum, or by Otsu (None)."""
+    and the cut of the heatmap: above `fraction` of its maximum, or at Otsu's threshold (None)."""
 
     method: str
     layers: str = "S5"
@@ -33,7 +33,7 @@ class Config(NamedTuple):
     @property
     def options(self) -> Options:
         if self.fraction is not None and not 0 <= self.fraction < 1:
-            raise InputError(f"fraction={self.fraction} of the maximum cuts nothing: expected None (Otsu) or one in [0, 1)")
+            raise InputError(f"fraction={self.fraction} is no part of the maximum: expected None (Otsu) or a number in [0, 1)")
         return Options(self.method, self.delta, self.per, self.compare, self.fuse, self.normalize)
 
     @property
@@ -51,19 +51,19 @@ class Config(NamedTuple):
             return cls(name, layers, float(delta) if delta else None)
         except ValueError as error:
             raise InputError(
-                f"{text!r} is no configuration: expected METHOD[:LAYERS[:DELTA]], e.g. gradcam:S1-S5:20"
+                f"{text!r} is not a configuration: expected METHOD[:LAYERS[:DELTA]], e.g. gradcam:S1-S5:20"
             ) from error
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a data set is run, whatever is made of the trace; each field is kept with the counts.
+    """How a data set is run, for every configuration alike. Each field is kept with the counts.
 
-    labels    heatmaps of the classes truly present, or of the predicted ones (logit above 0, or the largest), where a class
-              that is not there has only false positives, and one that is missed only false negatives
+    labels    "true": heatmaps of the classes that are present. "predicted": of the classes with a logit above 0, or else of
+              the largest logit. A predicted class that is absent has only false positives, a missed one only false negatives
     outputs   where the stages S1 to S5 are read, as in `ltcam.engine.stages.stages`
-    size      (height, width) of the input; None: what the model was trained at
-    bfloat16  autocast of the forward and the backward, channels last; the maps are summed in float32 all the same
+    size      (height, width) of the input; None: the size that the model was trained at
+    bfloat16  autocast of the forward and the backward, channels last; the maps are still summed in float32
     """
 
     batch_size: int = 8

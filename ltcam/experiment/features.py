@@ -1,4 +1,4 @@
-"""What the network is trained on: images, or what its frozen stages make of them, computed once and kept image by image."""
+"""What the network is trained on: images, or the features of its frozen stages, computed once and kept image by image."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ltcam.experiment.parallel import gather_object, loader, processes
 from ltcam.experiment.recipe import Augment, Recipe
 
 log = logging.getLogger(__name__)
-_KEPT: dict[str, dict[str, Tensor]] = {}  # features of images, by what computes them
+_KEPT: dict[str, dict[str, Tensor]] = {}  # the device and weights that computed them -> image -> features
 
 
 @torch.no_grad()
 def predict(model: nn.Module, data: Inputs, batch_size: int, device: torch.device) -> Tensor:
-    """Logits (N, C) on the CPU of a data set of (input, label) pairs; several processes share the batches, each returns all."""
+    """Logits (N, C), on the CPU, of a data set of (input, label) pairs. Processes share the batches; each returns all."""
     model.eval()
     with processes().split_between_processes(list(BatchSampler(range(len(data)), batch_size, False))) as batches:
         shown = tqdm(loader(data, device, batch_sampler=batches), disable=None, leave=False)
@@ -38,7 +38,7 @@ def predict(model: nn.Module, data: Inputs, batch_size: int, device: torch.devic
 def prepare(
     model: VGG, fit: Segmentation, size: tuple[int, int], recipe: Recipe, device: torch.device
 ) -> tuple[Inputs, nn.Module]:
-    """What is trained on, and the module that maps it to logits: all of `model`, or what is behind its frozen stages."""
+    """The inputs of the training, and the module that maps them to logits: `model`, or its part behind the frozen stages."""
     boundary = int(list(stages(model).values())[recipe.frozen - 1].split(".")[1]) + 1 if recipe.frozen else 0
     frozen, free = model.features[:boundary].requires_grad_(False), model.features[boundary:]
     if recipe.augment not in ("none", "flips"):
@@ -50,8 +50,8 @@ def prepare(
 def _computed(
     frozen: nn.Module, fit: Segmentation, size: tuple[int, int], recipe: Recipe, device: torch.device
 ) -> list[Tensor]:
-    """Of every image (mirrors, ...): what the frozen stages make of it and its mirror images. Each image is computed by itself
-    and kept, so other seeds, folds and hold-outs find the same."""
+    """The frozen stages' features (mirrors, ...) of every image and its mirror images. Each image is computed alone and kept,
+    so other seeds, folds and hold-outs use the same features."""
     flips = [(), (-1,)] if fit.upright else [(), (-1,), (-2,), (-2, -1)]
     mirrored = Labelled(fit, size, partial(_mirrors, flips[:1] if recipe.augment == "none" else flips))
     key = json.dumps([str(device), *map(_digest, frozen.parameters())])
@@ -85,7 +85,7 @@ def augmentation(data: Segmentation, augment: Augment = "light") -> v2.Transform
 
 
 def _lit(image: Tensor) -> Tensor:
-    """Another contrast and brightness; 1 is a standard deviation of ImageNet's pixels."""
+    """Change contrast and brightness. 1 is a standard deviation of ImageNet's pixels."""
     contrast, brightness = torch.empty(2).uniform_(-0.3, 0.3)
     lit: Tensor = image * (1 + contrast) + brightness
     return lit

@@ -1,8 +1,9 @@
-"""How sure a score is: bootstrap over groups of images, from the counts that are kept anyway.
+"""How certain a score is: a bootstrap over groups of images, from the kept counts.
 
-A draw takes as many groups as were scored, with replacement: images on VOC, tiles, commutators. Every configuration of every
-training is scored on the same draws, so two of them are compared image by image. The interval is of the mean over trainings.
-Three trainings are too few to resample, so they are shown one by one, and a verdict needs the same sign in each.
+A draw takes as many groups as were scored, with replacement. A group is an image on VOC, a tile or a commutator elsewhere.
+Every configuration of every training is scored on the same draws, so two of them are compared image by image. The interval is
+that of the mean over trainings. Three trainings are too few to resample. So they are shown one by one, and a verdict needs the
+same sign in each.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from ltcam.experiment.metrics import split
 
 DRAWS = 1000
 LEVEL = 95  # percent
-VERDICTS = {"holds": "better", "does not hold": "worse", "tie": "tie"}  # of a margin that is a change
+VERDICTS = {"holds": "better", "does not hold": "worse", "tie": "tie"}  # for a margin that is a change
 
 Draws = Mapping[Config, NDArray[np.float64]]  # (1 + DRAWS, trainings): the score of all images, then of each draw
 
@@ -25,8 +26,8 @@ Draws = Mapping[Config, NDArray[np.float64]]  # (1 + DRAWS, trainings): the scor
 def draws(counts: pd.DataFrame, metric: str, number: int = DRAWS) -> Draws:
     """`metric` in percent of every configuration in `counts`: on all images, then on `number` draws of their groups.
 
-    metric: "IoU" or "F1" of all pixels, or with an m before it ("mIoU") their mean over classes. counts as in `metrics`; a
-    column `group` says which images are drawn together. A class that is in none of a draw's images is left out of its mean.
+    metric: "IoU" or "F1" of all pixels; with an m before it ("mIoU"), the mean over classes. counts as in `metrics`; a column
+    `group` says which images are drawn together. A class that no image of a draw has is left out of that draw's mean.
     """
     if metric.removeprefix("m") not in ("IoU", "F1"):
         raise InputError(f"metric={metric!r} has no interval: expected IoU or F1, or mIoU or mF1")
@@ -44,7 +45,7 @@ def draws(counts: pd.DataFrame, metric: str, number: int = DRAWS) -> Draws:
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    """The mean over trainings on all images and the ends of its interval, of an entry of `draws` or what is made of several."""
+    """The mean over trainings on all images, and the ends of its interval. values: an entry of `draws`, or made of several."""
     mean = _trainings(values).mean(axis=1)
     low, high = np.percentile(mean[1:], [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
     return float(mean[0]), float(low), float(high)
@@ -56,14 +57,14 @@ def ends(values: NDArray[np.float64], first: str = "value", low: str = "ci_low",
 
 
 def verdict(values: NDArray[np.float64]) -> str:
-    """Of a margin: it "holds" where its interval and its value in every training are above zero, "does not hold" where all are
-    below, else it is a "tie"."""
+    """The verdict on a margin. It "holds" if its interval and its value in every training are above zero. It "does not hold" if
+    all are below. Otherwise it is a "tie"."""
     (_, low, high), each = interval(values), _trainings(values)[0]
     return "holds" if low > 0 and (each > 0).all() else "does not hold" if high < 0 and (each < 0).all() else "tie"
 
 
 def agreement(values: NDArray[np.float64]) -> str:
-    """In how many trainings a margin is above zero: "2 of 3"."""
+    """The number of trainings in which a margin is above zero, e.g. "2 of 3"."""
     each = _trainings(values)[0]
     return f"{(each > 0).sum()} of {len(each)}"
 
@@ -73,7 +74,7 @@ def _trainings(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _rates(counts: pd.DataFrame, metric: str, weights: pd.DataFrame) -> dict[Config, NDArray[np.float64]]:
-    """(1 + DRAWS,) by configuration, of one training; weights (1 + DRAWS, images): how often each draw has an image."""
+    """The scores (1 + DRAWS,) of each configuration in one training. weights (1 + DRAWS, images): images in a draw."""
     twice, names, found = 2 if metric.endswith("F1") else 1, counts["name"].unique(), {}
     drawn = weights[names].to_numpy()
     for config, rows in counts.groupby(pd.Series(configurations(counts), counts.index), sort=False):
@@ -91,7 +92,7 @@ def _rates(counts: pd.DataFrame, metric: str, weights: pd.DataFrame) -> dict[Con
 
 
 def median(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """An entry of `draws` for the median of `values`, one an image, NaN left out: of all of them, then of each draw."""
+    """The median of `values`, one per image, as an entry of `draws`: of all values, then of each draw. NaN is left out."""
     kept = values[~np.isnan(values)]
     drawn = kept[np.random.default_rng(0).integers(len(kept), size=(DRAWS, len(kept)))]
     return np.concatenate([[np.median(kept)], np.median(drawn, axis=1)])

@@ -1,8 +1,8 @@
-"""One run at a time in a folder of results: a second one is refused, with the first's process and age.
+"""One run at a time in a folder of results. A second run is refused; the error names the first one's process and age.
 
-Two kinds, both of a folder: `run`, for as long as a command (train, evaluate, reproduce) works there, and `write`, while
-`training.train` or `evaluation.evaluate` does, so that a notebook's own call is guarded too, also one whose runner was killed.
-The kernel of the system holds the lock, not the file: nothing is stale after `kill -9`.
+A folder has two locks. A command (train, evaluate, reproduce) holds `run` as long as it works there. `training.train` and
+`evaluation.evaluate` hold `write`, so a notebook's own call is guarded too, even if its runner was killed. The operating system
+holds the lock, not the file, so no lock is left after `kill -9`.
 """
 
 import json
@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def alone(folder: Path, kind: Literal["run", "write"]) -> Iterator[None]:
-    """Hold `folder`, cleared, while the block runs; its `.<kind>.lock` says who does, and is removed in the end.
+    """Clear `folder` of partial files and hold it while the block runs. Its `.<kind>.lock` names the holder meanwhile.
 
-    Of the processes of one `accelerate launch` the main one takes the lock, for all. Raises UnavailableError, in all of them,
-    where another run has it. Where files cannot be locked (or written at all) that is said and the block runs.
+    Under `accelerate launch` the main process takes the lock for all. Raises UnavailableError, in all processes, if another run
+    has the lock. If files cannot be locked or written there, a warning is logged and the block runs.
     """
     path, refusal = folder / f".{kind}.lock", [""]
     lock = FileLock(path, timeout=0)
@@ -41,23 +41,23 @@ def alone(folder: Path, kind: Literal["run", "write"]) -> Iterator[None]:
             path.write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "started": time.time()}))
             clear(folder)
         except Timeout:
-            refusal = [f"{folder} is being written by {_holder(path)}: let it end or stop it, or write to another folder"]
+            refusal = [f"{folder} is being written by {_holder(path)}: wait for it, stop it, or write to another folder"]
         except OSError as error:
-            log.warning("%s cannot be locked (%s): let no other run write there", folder, error.strerror)
-    if message := broadcast_object_list(refusal)[0]:  # no other process goes on before the main one has it
+            log.warning("%s cannot be locked (%s): make sure that no other run writes there", folder, error.strerror)
+    if message := broadcast_object_list(refusal)[0]:  # the other processes wait until the main one has it
         raise UnavailableError(message)
     try:
         yield
     finally:
         if lock.is_locked:
-            path.unlink(missing_ok=True)  # while it is held: who opened it before finds that it is gone
+            path.unlink(missing_ok=True)  # while it is held: a run that opened it before finds it gone
             lock.release()
 
 
 def _holder(path: Path) -> str:
     try:
         about = json.loads(path.read_text())
-    except (OSError, ValueError):  # it is just being written, or removed
+    except (OSError, ValueError):  # it is being written or removed right now
         return "another process"
     age = timedelta(seconds=round(time.time() - about["started"]))
     return f"process {about['pid']} on {about['host']}, for {age} now"

@@ -1,12 +1,12 @@
 """Scores from pixel counts, foreground only.
 
-`counts` is a table with one row an (image, class) pair and configuration: columns name, class, those of the configuration,
-and tp, fp, fn in pixels. Every score is a function of it, in percent. With a column `training` every training is scored alone
-and `scores` is their mean; with a column `fold` too, a training's score is the mean over its folds.
+`counts` is a table with one row per (image, class) pair and configuration. Its columns are name, class, those of the
+configuration, and tp, fp, fn in pixels. Every score is computed from it, in percent. With a column `training`, each training
+is scored alone and `scores` is their mean. With a column `fold` too, a training's score is the mean over its folds.
 
-Class means (mIoU, mPrecision, mRecall, mF1) sum the counts of a class over its images and average over classes; pooled scores
-(IoU, Precision, Recall, F1: "micro") sum over everything. Nothing predicted gives precision 0, nothing there recall 0. Void
-pixels are in no count; false positives of a class are counted in the images that have it.
+Class means (mIoU, mPrecision, mRecall, mF1) sum the counts of a class over its images and average over classes. Pooled scores
+(IoU, Precision, Recall, F1: "micro") sum over everything. Precision is 0 if nothing is predicted, recall is 0 if nothing is
+there. Void pixels are not counted. False positives of a class count only in images that have it.
 """
 
 import pandas as pd
@@ -18,26 +18,31 @@ from ltcam.engine.targets import describe
 from ltcam.errors import InputError
 
 SCORES = ["mIoU", "mPrecision", "mRecall", "mF1", "IoU", "Precision", "Recall", "F1"]
+OTHER, CLASS = 1, 2
 CONFIG = ["method", "layers", "delta", "per", "compare", "fuse", "normalize", "fraction"]
 
 
-def count(predicted: Tensor, mask: Tensor, c: int) -> Tensor:
-    """(tp, fp, fn) in pixels of predicted masks (M, H, W) of class c: (M, 3); mask (H, W), c + 1 where class c is."""
-    if predicted.dtype != torch.bool or predicted.shape[1:] != mask.shape or c + 1 == VOID:
+def count(predicted: Tensor, region: Tensor) -> Tensor:
+    """(tp, fp, fn) in pixels of predicted masks (..., H, W): (..., 3); region (H, W) or (P, H, W) from `regions`."""
+    if predicted.dtype != torch.bool or region.ndim < 2 or predicted.shape[-region.ndim :] != region.shape:
         raise InputError(
-            f"class {c} of a mask {tuple(mask.shape)} predicted as {describe(predicted)}: "
-            f"expected bool (M, H, W), the mask (H, W), and a class other than void's, {VOID - 1}"
+            f"a mask {tuple(region.shape)} predicted as {describe(predicted)}: expected bool, and equal heights and widths"
         )
-    truth = mask == c + 1
-    tp = (predicted & truth).flatten(1).sum(dim=1)
-    claimed = (predicted & (mask != VOID)).flatten(1).sum(dim=1)
-    return torch.stack([tp, claimed - tp, truth.sum() - tp], dim=1)
+    tp, fp = ((predicted & (region == value)).flatten(-2).sum(dim=-1) for value in (CLASS, OTHER))
+    return torch.stack([tp, fp, (region == CLASS).flatten(-2).sum(dim=-1) - tp], dim=-1)
+
+
+def regions(mask: Tensor, c: int) -> Tensor:
+    """What each pixel of a mask (H, W) is for class c: (H, W) int32. 0 is void, `OTHER` or `CLASS`."""
+    if c + 1 == VOID:
+        raise InputError(f"class {c} is void in a mask: expected another class than {VOID - 1}")
+    return (mask != VOID).int() + (mask == c + 1).int()
 
 
 def scores(counts: pd.DataFrame) -> pd.DataFrame:
-    """Class means and pooled scores of each configuration, one row each, in the order they appear.
+    """Class means and pooled scores, one row per configuration, in order of appearance.
 
-    Of several trainings their mean, and in columns that end in `_std` the standard deviation (of n - 1).
+    For several trainings this is their mean. Columns that end in `_std` have the standard deviation (with n - 1).
     """
     trainings = by_training(counts)
     groups = trainings.groupby(CONFIG, sort=False, dropna=False)[SCORES]
@@ -56,7 +61,7 @@ def by_training(counts: pd.DataFrame) -> pd.DataFrame:
 
 
 def split(counts: pd.DataFrame) -> list[tuple[str, list[pd.DataFrame]]]:
-    """(training, counts of each of its folds) of every training in `counts`, in the order they appear."""
+    """(training, counts of each of its folds) for every training in `counts`, in order of appearance."""
     if "training" not in counts or counts.empty:
         return [("", [counts])]
     trainings = [(str(name), rows) for name, rows in counts.groupby("training", sort=False)]
@@ -70,7 +75,7 @@ def _scores(counts: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_class(counts: pd.DataFrame) -> pd.DataFrame:
-    """IoU, Precision, Recall, F1 of each class and configuration, and in how many images (`images`) it was scored."""
+    """IoU, Precision, Recall, F1 of each class and configuration, and the number of images scored (`images`)."""
     groups = counts.groupby([*CONFIG, "class"], sort=False, dropna=False)
     return _rates(groups[["tp", "fp", "fn"]].sum()).assign(images=groups.size())
 

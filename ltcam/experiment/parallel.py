@@ -1,4 +1,4 @@
-"""This process among those that share a run, and the loader processes that it starts for itself."""
+"""The processes that share a run, and the loader processes that each of them starts."""
 
 import warnings
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-with warnings.catch_warnings():  # in a notebook, of progress bars that nobody here draws
+with warnings.catch_warnings():  # a warning in notebooks about progress bars that are not used here
     warnings.filterwarnings("ignore", "IProgress not found")
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list, gather_object, reduce
@@ -23,14 +23,14 @@ def processes() -> PartialState:
 def loader(data: Dataset[Any], device: torch.device, **settings: Any) -> DataLoader[Any]:
     """A DataLoader with `settings` for a network on `device`.
 
-    On a CPU the network is the bottleneck, so loader processes would only take cores from it; tensors need none anywhere.
+    On a CPU the network is the bottleneck, so loader processes would only take cores from it. Tensors never need any.
     """
     cuda = device.type == "cuda" and not isinstance(data, TensorDataset)
     return _Loader(data, num_workers=8 if cuda else 0, pin_memory=cuda, **settings)
 
 
 class _Loader(DataLoader[Any]):
-    """Raises what went wrong in a loader process as it was raised there: torch puts its traceback into the message."""
+    """Raises an error of a loader process as it was raised there. torch would put the traceback into the message."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:

@@ -1,13 +1,11 @@
-"""A result is `X.csv` beside `X.json`, which says what made it: commit, parameters, versions, device, data, weights, time."""
+"""A result is an `X.csv`. Its `X.json` says what made it: commit, parameters, versions, device, data, weights, time."""
 
 import gzip
-import hashlib
 import json
 import os
 import platform
 import subprocess
 import time
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,33 +13,27 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ltcam.files import PACKAGE, ROOT, atomic, sha256, write
+from ltcam.files import ROOT, atomic, sha256, write
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-image", "scikit-learn", "matplotlib", "pillow")
 
-MEASURING = (
-    *(f"engine/{name}" for name in ("tracing", "traces", "biases", "targets", "stages", "methods", "tricks", "cam", "bins")),
-    *(f"data/{name}" for name in ("__init__", "base", "demo", "holdout", "ksdd", "ksdd2", "magnetic_tile", "voc")),
-    *(f"experiment/{name}" for name in ("vgg16", "segmentation", "metrics", "configs", "journals", "evaluation")),
-)
-
 
 def save(table: pd.DataFrame, path: Path, started: float, **parameters: Any) -> None:
-    """Write `table` to `path` (.csv or .csv.gz) and its provenance to the .json beside it, each renamed into place when whole.
+    """Write `table` to `path` (.csv or .csv.gz) and its provenance to the .json beside it. No half-written file gets its name.
 
-    started: `time.time()` at the start of the work; parameters: whatever it depended on, as plain values.
+    started: `time.time()` at the start of the work; parameters: what the table depended on, as plain values.
     """
     with atomic(path) as temporary:
-        packed = path.suffix == ".gz"  # counts: read back and compared, so every digit of delta stays
+        packed = path.suffix == ".gz"  # counts are read back and compared, so delta keeps every digit
         text = table.to_csv(index=False, float_format=None if packed else "%.6g", lineterminator="\n").encode()
-        temporary.write_bytes(gzip.compress(text, 6, mtime=0) if packed else text)  # pandas would put the temporary name inside
+        temporary.write_bytes(gzip.compress(text, 6, mtime=0) if packed else text)  # pandas would store the temporary name
     seconds = round(time.time() - started, 1)
     record = {"rows": len(table), "sha256": sha256(path), **environment(), **parameters, "seconds": seconds}
     write(path.with_name(path.name.split(".")[0] + ".json"), json.dumps(record, indent=2, default=str) + "\n")
 
 
 def environment() -> dict[str, Any]:
-    """What of this machine and checkout a number may depend on."""
+    """The properties of this machine and checkout that a number may depend on."""
     cuda = torch.cuda.is_available()
     cpu = f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
     return {
@@ -58,16 +50,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-@cache
-def code() -> str:
-    """SHA-256 over the modules that a pixel count depends on."""
-    digest = hashlib.sha256()
-    for name in MEASURING:
-        for path in sorted(PACKAGE.glob(f"{name}.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -76,6 +58,6 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-# Read when the code is loaded: a long run is of the commit that it started from.
+# Read when the code is loaded, so a long run names the commit that it started from.
 COMMIT = _git("rev-parse", "HEAD")
 DIRTY = None if COMMIT is None else bool(_git("status", "--porcelain", "--", "ltcam", "notebooks/profiles"))

@@ -36,12 +36,12 @@ class Recipe:
     epochs: int = 4
     batch_size: int = 16
     lr: float = 3e-4  # of the head
-    slow: float = 0.1  # times that: the rate of the convolutions
+    slow: float = 0.1  # the convolutions learn at `slow` times `lr`
     weight_decay: float = 1e-4
-    # "flips", "light" (and scales) or "strong" (and turns, shifts, contrast, brightness). Without scales the features of the
-    # frozen stages are computed once, for each image and its mirror images: training is several times faster.
+    # "flips"; "light" adds scales; "strong" also adds turns, shifts, contrast and brightness. With "none" and "flips" the
+    # frozen stages' features are computed once for each image and its mirror images, so training is several times faster.
     augment: Augment = "light"
-    balance: bool = False  # weigh the images of a class by how rare they are
+    balance: bool = False  # give more weight to the images of rare classes
     bfloat16: bool = False  # autocast in training: about twice as fast on CPUs that compute in it, 18 times slower on others
     seed: int = 0
 
@@ -56,21 +56,21 @@ class Recipe:
 
 
 def settings(texts: Sequence[str]) -> dict[str, Any]:
-    """Fields of a recipe from "NAME=VALUE", the values as in a profile's file. Raises InputError for another name."""
+    """Fields of a recipe from "NAME=VALUE", with values as in a profile's file. Raises InputError for an unknown name."""
     found = dict(text.partition("=")[::2] for text in texts)
     known = [field.name for field in fields(Recipe)]
     if unknown := [name for name in found if name not in known]:
-        raise InputError(f"{unknown[0]!r} is no setting of a recipe: expected NAME=VALUE with a name of {', '.join(known)}")
+        raise InputError(f"{unknown[0]!r} is not a setting of a recipe: expected NAME=VALUE with a name of {', '.join(known)}")
     return {name: yaml.safe_load(value) for name, value in found.items()}
 
 
 def tuning(recipe: Recipe) -> Recipe:
-    """`recipe` on nine tenths of its training part, its labels scored on the rest: what recipes are chosen by."""
+    """`recipe` trained on nine tenths of its training part and scored on the rest. Recipes are chosen by this score."""
     return replace(recipe, train=f"{recipe.train}/fit", test=f"{recipe.train}/tune")
 
 
 def tried(folder: Path, out: Path) -> pd.DataFrame:
-    """`out/tries.csv`: a row a finished run of a recipe of `tuning` below `folder`, its settings and what it scored."""
+    """Write `out/tries.csv`: for each finished `tuning` run below `folder`, a row with its settings and scores."""
     started, rows = time.time(), []
     for path in sorted(folder.rglob("labels.csv")):
         record = json.loads(path.with_suffix(".json").read_text())

@@ -1,18 +1,18 @@
-"""CAM seeds as files that weakly-supervised segmentation starts from: `ltcam export-seeds --checkpoint PATH --out FOLDER`.
+"""CAM seeds, the files that weakly-supervised segmentation starts from: `ltcam export-seeds --checkpoint PATH --out FOLDER`.
 
-The layout is that of IRN (Ahn, Cho, Kwak, CVPR 2019): `<image name>.npy` is a dictionary of arrays, of the n classes that the
+The layout is that of IRN (Ahn, Cho, Kwak, CVPR 2019). `<image name>.npy` is a dictionary of arrays for the n classes that the
 image's labels name.
 
-keys      (n,) int64, ascending; from 0, background is no class
+keys      (n,) int64, ascending, from 0; background is not a class
 cam       (n, ceil(H/4), ceil(W/4)) float32 in [0, 1]
 high_res  (n, H, W) float32 in [0, 1]; (H, W) is the image's own size
 
-Each map is divided by its maximum (to which IRN adds 1e-5); one without evidence is all zero. An image without a class has no
-file: IRN's labelling divides by the number of classes.
+Each map is divided by its maximum (IRN adds 1e-5 to it). A map without evidence is all zero. An image without a class has no
+file, since IRN's labelling divides by the number of classes.
 
-Such a file is a pickle: `np.load(path, allow_pickle=True).item()` reads it, and would run whatever code a stranger put inside;
-load only your own. `cam` is an array here, a tensor in IRN: where that calls `.cuda()` on it, put `torch.from_numpy` before.
-Files written under numpy 2 need numpy 1.26 or later to be read.
+Such a file is a pickle. `np.load(path, allow_pickle=True).item()` reads it, and would run any code inside, so load only your
+own files. `cam` is an array here and a tensor in IRN. Where IRN calls `.cuda()` on it, call `torch.from_numpy` first. Files
+written under numpy 2 need numpy 1.26 or later to be read.
 """
 
 from __future__ import annotations
@@ -37,21 +37,22 @@ from ltcam.experiment import provenance
 from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.evaluation import _loader
+from ltcam.experiment.probe import behaviour
 from ltcam.files import atomic, write
 
 STRIDE = 4  # of "cam"
 
 
 def export(trained: Trained, part: str, config: Config, out: Path, batch_size: int = 8) -> int:
-    """Write the seeds of every image with a class in part `part` of the data the model was trained on; returns their number.
+    """Write the seeds of every image with a class in part `part` of the model's data set; returns the number of images.
 
-    `out/seeds.json` says what they are made of. A file has its name only when it is whole, so an interrupted call goes on with
-    the batches that lack one. Raises InputError for a folder with seeds of other settings.
+    `out/seeds.json` says how they were made. A file gets its name only when it is complete, so an interrupted call goes on with
+    the batches that lack a file. Raises InputError if the folder has seeds of other settings.
     """
     data, protocol = trained.load(part), Protocol(batch_size)
     settings = {
         "data": data.title, "part": part, "fingerprint": data.fingerprint, "size": trained.size, "layers": config.selection,
-        **asdict(config.options), "checkpoint": trained.sha256, "code": provenance.code(),
+        **asdict(config.options), "checkpoint": trained.sha256, "probe": behaviour(),
     }  # fmt: skip
     record = out / "seeds.json"
     known = _known(record, settings)
@@ -71,7 +72,7 @@ def export(trained: Trained, part: str, config: Config, out: Path, batch_size: i
 
 
 def _seeds(trained: Trained, samples: list[Sample], config: Config) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
-    """(name, dictionary) of each image of a batch, from one trace."""
+    """(name, dictionary) for each image of a batch, from one trace."""
     images = torch.stack([s.image for s in samples]).to(next(trained.model.parameters()))
     options = config.options
     with torch.backends.cudnn.flags(allow_tf32=False):
@@ -87,9 +88,9 @@ def _seeds(trained: Trained, samples: list[Sample], config: Config) -> Iterator[
 
 
 def _known(record: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """What `record` says of the seeds beside it. Raises InputError where there are seeds and they are not of `settings`."""
+    """What `record` says about the seeds beside it. Raises InputError if they were made with other settings."""
     known: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
     others = [name for name, value in json.loads(json.dumps(settings)).items() if name not in known or known[name] != value]
     if others and any(record.parent.rglob("*.npy")):
-        raise InputError(f"{record.parent} has .npy files of another {', '.join(others)}: pass another --out, or delete it")
+        raise InputError(f"{record.parent} has .npy files of another {', '.join(others)}: pass another --out, or delete them")
     return known

@@ -1,11 +1,11 @@
 """All trainings of one data set in a profile, measured alike.
 
-A profile names `seeds` and, for cross-validation, a number of `folds`. Results of a training are in
-`results/<profile>/<data>/seed<k>[/fold<f>]`, its checkpoint in the same place below `ltcam.files.runs`. A profile that names
-no seeds has one training, whose files are in `results/<profile>/<data>` itself.
+A profile names `seeds` and, for cross-validation, a number of `folds`. The results of a training are in
+`results/<profile>/<data>/seed<k>[/fold<f>]`. Its checkpoint is in the same place below `ltcam.files.runs`. A profile without
+seeds has one training, whose files are in `results/<profile>/<data>` itself.
 
-Counts of the held-out parts of a seed's folds are pooled: together they hold every image once. Scores on the parts trained on
-are computed fold by fold and averaged.
+The counts on the held-out parts of a seed's folds are pooled, since together these parts hold every image once. Scores on the
+training parts are computed fold by fold and averaged.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Role = Literal["test", "train"]
 
 
 class Training(NamedTuple):
-    """name: its folder below those of the study; seed: its name among trainings, which folds share."""
+    """name: its folder in those of the study; seed: the name of its training, which all folds share."""
 
     name: str
     seed: str
@@ -46,7 +46,7 @@ class Training(NamedTuple):
 
 
 def planned(data: str, recipe: Mapping[str, Any], seeds: Sequence[int] = (), folds: int = 0) -> list[Training]:
-    """Every training of a profile. recipe: fields of `Recipe`; fold f trains on part `train<f>` and holds out `test<f>`."""
+    """Every training of a profile. recipe: fields of `Recipe`. Fold f trains on `train<f>` and holds out `test<f>`."""
     base = Recipe(data=data, **recipe)
     if folds and not seeds:
         raise InputError(f"folds={folds} without seeds: expected seeds too, e.g. [0]")
@@ -61,13 +61,13 @@ def planned(data: str, recipe: Mapping[str, Any], seeds: Sequence[int] = (), fol
 
 
 def parts(trainings: Sequence[Training]) -> dict[str, Segmentation]:
-    """The part trained on and the held-out part of the first training, by name."""
+    """The training part and the held-out part of the first training, by name."""
     recipe = trainings[0].recipe
     return {part: load(recipe.data, part) for part in (recipe.train, recipe.test)}
 
 
 class Study:
-    """The trainings that notebook 01 has left of data set `data` in `profile`; MissingError where there are none."""
+    """The trainings that notebook 01 left for data set `data` in `profile`. Raises MissingError if there are none."""
 
     def __init__(self, profile: str, data: str) -> None:
         self.profile, self.data = profile, data
@@ -79,7 +79,7 @@ class Study:
 
     @classmethod
     def train(cls, profile: str, data: str, trainings: Sequence[Training]) -> Study:
-        """Train what is not trained yet, one by one; leaves `trainings.csv`, and of each its losses and label scores."""
+        """Train what is not trained yet, one by one. Writes `trainings.csv`, and losses and label scores of each training."""
         started, rows = time.time(), []
         out, runs = files.results(profile, data), files.runs(profile, data)
         for training in trainings:
@@ -97,7 +97,7 @@ class Study:
 
     @cached_property
     def trained(self) -> Trained:
-        """The first training: pictures are its, of images that it has not seen."""
+        """The first training. Figures show its heatmaps, on images that it has not seen."""
         return self.load(self.names[0])
 
     @cached_property
@@ -117,21 +117,21 @@ class Study:
         return load_checkpoint(self.runs / name / "checkpoint.pt")
 
     def read(self, file: str) -> pd.DataFrame:
-        """The table that every training has in its folder, one below the other; column `name` says whose."""
+        """The table `file` of every training, one below the other. Column `name` has the training."""
         tables = {name: pd.read_csv(self.out / name / file) for name in self.names}
         return pd.concat(tables, names=["name", None]).reset_index("name").reset_index(drop=True)
 
     def folds(self) -> Iterator[Trained]:
-        """The trainings of the first seed: together they hold out every image once."""
+        """The trainings of the first seed. Together they hold out every image once."""
         for name in self.trainings.loc[self.trainings["seed"] == self.seeds[0], "name"]:
             yield self.trained if name == self.names[0] else self.load(name)
 
     def counts(
         self, configs: Sequence[Config], protocol: Protocol | None = None, role: Role = "test", below: str = ""
     ) -> pd.DataFrame:
-        """Pixel counts of `configs` by every training, as `metrics` reads them, measured where they are not there.
+        """Pixel counts of `configs` for every training, as `metrics` reads them. Missing ones are measured.
 
-        role: its held-out part, or the part that it was trained on; below: the folder that keeps them, in the training's own.
+        role: count on the held-out part or on the training part; below: the folder for them, in that of the training.
         """
         found = []
         for row in self.trainings.itertuples(index=False):
@@ -141,11 +141,11 @@ class Study:
         return pd.concat(found, ignore_index=True)
 
     def known(self, role: Role = "test") -> pd.DataFrame:
-        """All counts that are kept, of the configurations that every training has."""
+        """All counts that are kept."""
         return known(self.out, role)
 
     def save(self, table: pd.DataFrame, name: str, started: float, **parameters: Any) -> None:
-        """`name` (.csv or .csv.gz) in the folder of the study, with what it was made of."""
+        """Save `table` as `name` (.csv or .csv.gz) in the folder of the study, with its provenance."""
         provenance.save(table, self.out / name, started, **{**self.about, **parameters})
 
     @cached_property
@@ -155,7 +155,7 @@ class Study:
 
 
 def known(folder: Path, role: Role = "test") -> pd.DataFrame:
-    """`Study.known` of the files in `folder` alone: neither data nor checkpoints are needed. Empty where there are none."""
+    """`Study.known` from the files in `folder` alone, without data or checkpoints. Empty if a training has no counts."""
     path, table, found = folder / "trainings.csv", pd.DataFrame({"name": [""], "seed": "", "fold": ""}), []
     if path.is_file():
         table = pd.read_csv(path, keep_default_na=False, dtype=str)
@@ -168,7 +168,7 @@ def known(folder: Path, role: Role = "test") -> pd.DataFrame:
 
 
 def _named(counts: pd.DataFrame, row: Any, role: Role) -> pd.DataFrame:
-    """Folds of a held-out part are pooled, so just the others are told apart."""
+    """Held-out parts of folds are pooled, so only training parts get a column `fold`."""
     return counts.assign(training=row.seed, **({"fold": row.fold} if role == "train" else {}))
 
 

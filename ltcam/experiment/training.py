@@ -1,12 +1,12 @@
 """Train a classifier on image-level labels only (Sec. 3.1): `ltcam train --data NAME`.
 
-The settings the paper omits are the fields of `Recipe`. Training reads from a mask only which classes it holds. The last epoch
-is kept, so nothing is chosen on the held-out part: its files are opened when the last epoch is saved, to score its labels. The
-recipes were fixed on a hold-out of the training part (`tuning`); every try is in `tries.csv` beside the results.
+The fields of `Recipe` are the settings that the paper omits. Training reads from a mask only which classes it holds. The last
+epoch is kept, so nothing is chosen on the held-out part. Its files are opened after the last epoch is saved, to score its
+labels. The recipes were fixed on a hold-out of the training part (`tuning`). `tries.csv` beside the results has every try.
 
-`accelerate launch -m ltcam train` and torchrun split each batch over several processes. `batch_size` stays that of the whole
-batch, the batches and their order stay those of one process, and gradients are averaged over the whole batch. Each process
-draws flips, scales and dropout of its own, so the weights are not, bit for bit, those of another number of processes.
+`accelerate launch -m ltcam train` and torchrun split each batch over several processes. `batch_size` is that of the whole
+batch. The batches and their order stay those of one process, and gradients are averaged over the whole batch. Each process
+draws its own flips, scales and dropout, so the weights depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from ltcam.experiment.weights import load
 from ltcam.files import sha256
 
 log = logging.getLogger(__name__)
-_REMEDY = "train with a smaller lr; what earlier epochs left is kept"
+_REMEDY = "train with a smaller lr; earlier epochs are kept"
 
 
 def train(recipe: Recipe, out: Path) -> Path:
-    """Train by `recipe`, or go on where an interrupted run of the same recipe stopped; returns the checkpoint's path.
+    """Train by `recipe`, or go on where an interrupted run of the same recipe stopped. Returns the path of the checkpoint.
 
     Writes `checkpoint.pt` (the last epoch), `train.csv` (loss per epoch) and `labels.csv` (AP per class on the held-out part)
-    into `out`. A finished run of the same recipe on the same data is returned as it is; a run of another recipe is replaced.
-    Of several processes all read `out`, the main one writes there, and all return; their number may change on the way.
-    Raises UnavailableError where another run writes into `out`.
+    into `out`. A finished run of the same recipe on the same data is returned as it is. A run of another recipe is replaced.
+    With several processes, all read `out` and only the main one writes there. Their number may change between calls. Raises
+    UnavailableError if another run writes into `out`.
     """
     with alone(out, "write"):
         return _train(recipe, out)
@@ -62,11 +62,11 @@ def _train(recipe: Recipe, out: Path) -> Path:
     kept, last = out / "checkpoint.pt", out / "last.pt"
     identity = {"recipe": asdict(recipe), "fingerprint": fit.fingerprint}
     state = load(last) if last.is_file() else {}
-    workers.wait_for_everyone()  # all have read what is there before one changes it
+    workers.wait_for_everyone()  # nobody changes the files before all have read them
     if state and begun_by(state["identity"]) != (recipe, fit.fingerprint):
         state = {}
         if workers.is_main_process:
-            log.warning("%s: another recipe or other data made the run in %s; training anew", recipe.data, out)
+            log.warning("%s: the run in %s used another recipe or other data: training from the start", recipe.data, out)
             kept.unlink(missing_ok=True)
             last.unlink()
     begun = state if "model" in state else {}
@@ -75,9 +75,9 @@ def _train(recipe: Recipe, out: Path) -> Path:
         return kept
 
     if recipe.bfloat16 and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
-        log.warning("this CPU does not compute in bfloat16 and is many times slower at imitating it: --set bfloat16=false")
+        log.warning("this CPU has no bfloat16 and emulates it many times slower than float32: use --set bfloat16=false")
     torch.manual_seed(recipe.seed)
-    with workers.local_main_process_first():  # which may download them
+    with workers.local_main_process_first():  # it may download the weights
         model = vgg16(len(fit.classes), recipe.head, recipe.weights, recipe.hidden, recipe.width)
     model.to(device, memory_format=torch.channels_last)
     size = recipe.size or fit.size
@@ -85,7 +85,7 @@ def _train(recipe: Recipe, out: Path) -> Path:
     optimizer, schedule = _optimizer(model, recipe, steps=-(-len(fit) // recipe.batch_size))
     source, parts = asdict(model.source), {"model": model, "optimizer": optimizer, "schedule": schedule}
     if begun and begun["source"] != source:
-        raise InputError(f"{last} began with {begun['source']['name']}, now the weights are {source['name']}: delete it")
+        raise InputError(f"{last} began with {begun['source']['name']}, but the weights are now {source['name']}: delete it")
     for name, part in parts.items() if begun else ():
         part.load_state_dict(begun[name])
     history: list[dict[str, float]] = begun.get("history", [])
@@ -94,12 +94,12 @@ def _train(recipe: Recipe, out: Path) -> Path:
     fitted = DistributedDataParallel(trainable) if workers.num_processes > 1 else trainable
     names, weights = [entry.name for entry in fit.entries], _rarity(fit.labels) if recipe.balance else None
     for epoch in range(len(history), recipe.epochs):
-        torch.manual_seed(recipe.seed * 1000 + epoch)  # an interrupted run draws what an undisturbed one draws
+        torch.manual_seed(recipe.seed * 1000 + epoch)  # an interrupted run draws the same numbers
         loss = _fit_epoch(fitted, train_set, optimizer, schedule, recipe, device, names, weights)
-        with torch.no_grad():  # the last step's weights have given no loss yet
+        with torch.no_grad():  # no loss has used the last step's weights yet
             logits = trainable.eval()(train_set[0][0][None].to(device))
         if not bool(logits.isfinite().all()):
-            raise DivergedError(f"after epoch {epoch + 1} the logits are no numbers at lr={recipe.lr}: {_REMEDY}")
+            raise DivergedError(f"after epoch {epoch + 1} the logits are not finite at lr={recipe.lr}: {_REMEDY}")
         history.append({"epoch": epoch + 1, "loss": loss})
         log.info("%s: epoch %d/%d, loss %.4f", recipe.data, epoch + 1, recipe.epochs, loss)
         if workers.is_main_process:
@@ -123,15 +123,15 @@ def _train(recipe: Recipe, out: Path) -> Path:
         }  # fmt: skip
         for name, table in {"train": pd.DataFrame(history), "labels": labels}.items():
             provenance.save(table, out / f"{name}.csv", started, **about)
-        save({"identity": identity, "history": history}, last)  # without the model: finished
+        save({"identity": identity, "history": history}, last)  # no model in it: the run is finished
     workers.wait_for_everyone()
     return kept
 
 
 def fit(model: nn.Module, recipe: Recipe) -> pd.Series[float]:
-    """Train any classifier, on its device and in memory, by `recipe` (but its model); AP of each class on the held-out part.
+    """Train any classifier by `recipe`, on its device and in memory. Returns the AP of each class on the held-out part.
 
-    Several processes fit a copy each, on whole batches.
+    The recipe's model is ignored. Each of several processes trains its own copy, on whole batches.
     """
     device = next(model.parameters()).device
     data, held_out = (datasets.load(recipe.data, part) for part in (recipe.train, recipe.test))
@@ -145,7 +145,7 @@ def fit(model: nn.Module, recipe: Recipe) -> pd.Series[float]:
 
 
 def label_scores(scores: Tensor, labels: Tensor) -> pd.Series[float]:
-    """Average precision per class that occurs; scores and labels (N, C), any monotone score."""
+    """Average precision of each class that occurs. scores and labels (N, C); any monotone score will do."""
     present = torch.nonzero(labels.any(dim=0)).flatten().tolist()
     return pd.Series({c: average_precision_score(labels[:, c].numpy(), scores[:, c].numpy()) for c in present})
 
@@ -160,7 +160,7 @@ def _fit_epoch(
     names: Sequence[str],
     rarity: Tensor | None = None,
 ) -> float:
-    """The mean loss. Raises DivergedError, with the names of the batch, before a step by one that is no number."""
+    """The mean loss. Raises DivergedError, naming the images of the batch, before a step with a loss that is not finite."""
     model.train()
     total = count = 0.0
     workers, drawn = processes(), torch.get_rng_state()
@@ -172,7 +172,7 @@ def _fit_epoch(
             loss = nn.functional.binary_cross_entropy_with_logits(logits, labels.to(device), pos_weight=weights)
         mine = loss.detach().double() * len(labels)
         summed, images = reduce(torch.stack([mine, torch.full_like(mine, len(labels))]), "sum").tolist()
-        if not math.isfinite(summed):  # in all processes at once
+        if not math.isfinite(summed):  # true in all processes at once
             torch.set_rng_state(drawn)
             batch = ", ".join(names[i] for i in _order(len(data), recipe.batch_size)[number])
             raise DivergedError(
@@ -180,7 +180,7 @@ def _fit_epoch(
                 f"look at these images, or {_REMEDY}"
             )
         optimizer.zero_grad()
-        (loss * (workers.num_processes * len(labels) / images)).backward()  # the mean over processes is that over images
+        (loss * (workers.num_processes * len(labels) / images)).backward()  # so the mean over processes is the mean over images
         optimizer.step()
         schedule.step()
         total, count = total + summed, count + images
@@ -188,13 +188,13 @@ def _fit_epoch(
 
 
 def _rarity(labels: Tensor) -> Tensor:
-    """(C,): how many images lack each class for one that has it, so that both weigh alike; 1 where none has it."""
+    """(C,): how many images lack a class for each image that has it, so that both weigh alike. 1 if no image has it."""
     present = labels.sum(dim=0)
     return torch.where(present > 0, (len(labels) - present) / present.clamp(min=1), 1.0)
 
 
 def _optimizer(model: nn.Module, recipe: Recipe, steps: int) -> tuple[torch.optim.Optimizer, Any]:
-    """AdamW and a one-cycle schedule: the head at `lr`, what is left free of the convolutions at `slow` times that."""
+    """AdamW and a one-cycle schedule. The head learns at `lr`, the convolutions that are not frozen at `slow` times `lr`."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     slow = [p for name, p in named if name.startswith("features.")]
     fast = [p for name, p in named if not name.startswith("features.")]
@@ -205,17 +205,17 @@ def _optimizer(model: nn.Module, recipe: Recipe, steps: int) -> tuple[torch.opti
 
 
 def _batches(model: nn.Module, data: Inputs, batch_size: int, device: torch.device) -> DataLoader[Any]:
-    """Shuffled batches, or of each the share of this process where it trains `model` with others."""
+    """Shuffled batches, or this process's share of each batch if several processes train `model`."""
     if not isinstance(model, DistributedDataParallel):
         return loader(data, device, batch_size=batch_size, shuffle=True)
     process, number = processes().process_index, processes().num_processes
     batches = _order(len(data), batch_size)
     torch.manual_seed(torch.initial_seed() + (process << 32))
-    # A last batch of fewer images than there are processes is repeated: each has to take the step.
+    # If the last batch has fewer images than there are processes, some repeat an image: each process has to take the step.
     shares = [batch[process::number] or [batch[process % len(batch)]] for batch in batches]
     return loader(data, device, batch_sampler=shares)
 
 
 def _order(images: int, batch_size: int) -> list[list[int]]:
-    """The numbers of the images in each batch, drawn as one process draws them."""
+    """The indices of the images in each batch, drawn as a single process draws them."""
     return [batch.tolist() for (batch,) in DataLoader(TensorDataset(torch.arange(images)), batch_size, shuffle=True)]

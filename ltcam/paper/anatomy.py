@@ -1,8 +1,9 @@
 """Why truncation and fusion do what they do: what the two signs of a gradient carry, and what each stage adds to the sum.
 
-Grad-CAM's map before its ReLU (Eq. 3) is a difference of two: of the channels' positive gradients, which delta = 0 leaves, and
-of the negative ones. What is subtracted helps where it lies beside the object and hurts where it lies on it, and the masks say
-where it lies: `signs`. `stages` says what each stage's map weighs in Eq. 8, and how much of it is left as delta rises.
+Before its ReLU (Eq. 3), Grad-CAM's map is a difference of two maps: that of the channels' positive gradients, which delta = 0
+keeps, and that of the negative ones. Subtracting the negative map helps where it lies beside the object and hurts where it lies
+on it. `signs` uses the masks to measure where it lies. `stages` measures what each stage's map weighs in Eq. 8, and how much of
+it is left as delta rises.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ DELTAS: tuple[float | None, ...] = (None, 0.0, 20.0, 60.0, 90.0)
 def signs(traced: Trace, objects: Sequence[Tensor]) -> Iterator[list[Any]]:
     """(pair, stage, positive, negative, weight): where the maps of the two signs lie, and what the negative one weighs.
 
-    objects: of each pair what its object covers, (H, W) float, NaN where void. positive, negative: the share of the map that
-    lies on the object over the share of the image that the object covers, so that 1 is blind; weight: the sum of the negative
-    map over that of the positive one. NaN of an empty map.
+    objects: for each pair the area of its object, (H, W) float, NaN where void. positive, negative: the share of the map on the
+    object, divided by the object's share of the image; 1 is chance. weight: the sum of the negative map divided by that of the
+    positive map. An empty map gives NaN.
     """
     for stage, layer in traced.stages.items():
         activation, gradient = wide(traced.activation(layer)), wide(traced.gradient(layer))
@@ -47,11 +48,10 @@ def signs(traced: Trace, objects: Sequence[Tensor]) -> Iterator[list[Any]]:
 
 
 def overlap(signs: pd.DataFrame) -> pd.DataFrame:
-    """Of every pair how much of what the subtraction takes away at the deepest stage lies on the object: the negative map's
-    place over the positive one's. At 1 both lie on it alike, below that the negative one lies beside it. Columns name, class,
-    overlap; NaN where one of the maps is empty or the positive one lies wholly beside the object.
+    """How much of the negative map lies on the object at the deepest stage, divided by the same for the positive map.
 
-    signs: of `measure`.
+    At 1 both lie on it alike; below 1 the negative map lies more beside it. Columns name, class, overlap. The overlap is NaN if
+    a map is empty or the positive one lies wholly beside the object. signs: from `measure`.
     """
     deepest = signs[signs["stage"] == signs["stage"].max()]
     ratio = deepest["negative"] / deepest["positive"].where(deepest["positive"] > 0)
@@ -59,10 +59,10 @@ def overlap(signs: pd.DataFrame) -> pd.DataFrame:
 
 
 def stages(traced: Trace, deltas: Sequence[float | None] = DELTAS) -> Iterator[list[Any]]:
-    """(pair, stage, delta, energy, half, kept), the last three in percent, of Grad-CAM's maps as Eq. 8 sums them.
+    """(pair, stage, delta, energy, half, kept), the last three in percent, for Grad-CAM's maps as Eq. 8 sums them.
 
-    energy: the mean of the stage's map over the sum of all stages' means; half: the smallest share of the map's pixels that
-    holds half of it; kept: the share of the gradients that is not zero. NaN of an empty map.
+    energy: the mean of the stage's map divided by the sum of all stages' means; half: the smallest share of the map's pixels
+    that holds half of it; kept: the share of the gradients that is not zero. An empty map gives NaN.
     """
     for delta in deltas:
         kept = {stage: truncate(wide(traced.gradient(layer)), delta) for stage, layer in traced.stages.items()}
@@ -77,9 +77,9 @@ def stages(traced: Trace, deltas: Sequence[float | None] = DELTAS) -> Iterator[l
 
 
 def measure(trained: Trained, batch_size: int = 8, images: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`signs` and `stages` of every scored pair of the part that `trained` has not seen: two tables, a row each.
+    """`signs` and `stages` for every scored pair of the held-out part: two tables.
 
-    Pairs go by the columns name and class, stages by their labels. images: just the first so many.
+    The columns name and class identify a pair, and labels identify stages. images: use only the first so many.
     """
     data = datasets.load(trained.recipe.data, trained.recipe.test)
     weight = next(trained.model.parameters())

@@ -1,5 +1,5 @@
-"""Where a score comes from: by class or defect type, by the object's share of the image, by how many classes an image has, by
-how far negative gradients lie on the object (`ltcam.paper.anatomy.overlap`)."""
+"""Where a score comes from: by class or defect type, by the object's share of the image, by the number of classes in an image,
+and by how far negative gradients lie on the object (`ltcam.paper.anatomy.overlap`)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ltcam.experiment.configs import Config, configurations
 from ltcam.experiment.intervals import DRAWS, VERDICTS, draws, ends, verdict
 
 QUANTILES = 5
-AMOUNTS = {"area": "{:.2g} to {:.2g}%", "overlap": "{:.2g} to {:.2g}"}  # grouped by fifths, named by their range
+AMOUNTS = {"area": "{:.2g} to {:.2g}%", "overlap": "{:.2g} to {:.2g}"}  # grouped into fifths, which are named by their range
 Gain = tuple[Config, Config]  # with and without
 
 
 def pairs(data: Segmentation) -> pd.DataFrame:
-    """A row a scored (image, class) pair: name, class (its number), kind (the class's name, or the defect's type), area
-    (percent of the image that it covers), classes (how many the image has)."""
+    """One row per scored (image, class) pair: name, class (its number), kind (the class's name or the type of defect), area
+    (the percentage of the image that it covers), classes (how many the image has)."""
     rows = []
     for i in data.scored:
         mask, entry, present = data.mask(i), data.entries[i], data.labels[i].nonzero().flatten().tolist()
@@ -30,7 +30,7 @@ def pairs(data: Segmentation) -> pd.DataFrame:
 
 
 def groups(pairs: pd.DataFrame) -> dict[str, pd.Series[str]]:
-    """{what it is grouped by: the group of each pair}: kind, fifths of each of `AMOUNTS` that is there, classes."""
+    """{grouping: the group of each pair}, for the groupings kind, fifths of each of `AMOUNTS` in `pairs`, and classes."""
     found = {"kind": pairs["kind"]}
     found |= {amount: fifths(pairs[amount], named) for amount, named in AMOUNTS.items() if amount in pairs}
     if pairs["classes"].nunique() > 1:
@@ -39,7 +39,7 @@ def groups(pairs: pd.DataFrame) -> dict[str, pd.Series[str]]:
 
 
 def fifths(amounts: pd.Series[float], named: str) -> pd.Series[str]:
-    """The fifth that each amount is in, called by its ends as `named` formats them; NaN is in none."""
+    """The fifth that each amount is in, named by its ends as `named` formats them. NaN is in none."""
     known = amounts.dropna()
     parts = known.groupby(pd.qcut(known.rank(method="first"), QUANTILES, labels=False))
     ends = zip(parts.transform("min"), parts.transform("max"), strict=True)
@@ -49,10 +49,10 @@ def fifths(amounts: pd.Series[float], named: str) -> pd.Series[str]:
 def table(
     counts: pd.DataFrame, pairs: pd.DataFrame, configs: Mapping[str, Config], gains: Mapping[str, Gain], number: int = DRAWS
 ) -> pd.DataFrame:
-    """Pooled IoU of every configuration and the points every gain is worth, group by group, with intervals over images.
+    """The pooled IoU of every configuration and the points of every gain, group by group, with intervals over images.
 
-    Columns by, group, images, area (the median of the group's pairs, in percent), row, value, ci_low, ci_high, and of gains
-    verdict ("better", "worse", "tie"). Kinds are in order of their median area, fifths in their own.
+    Columns by, group, images, area (the median of the group's pairs, in percent), row, value, ci_low, ci_high, and for gains
+    verdict ("better", "worse", "tie"). Kinds are ordered by median area, fifths from low to high.
     """
     wanted = {*configs.values(), *(config for gain in gains.values() for config in gain)}
     counts = counts[[config in wanted for config in configurations(counts)]]
@@ -72,8 +72,7 @@ def table(
 
 
 def each(counts: pd.DataFrame, pairs: pd.DataFrame, gains: Mapping[str, Gain]) -> pd.DataFrame:
-    """What every gain is worth on every single pair, in points of its IoU, averaged over trainings: `pairs` with a column a
-    gain."""
+    """`pairs` with a column for each gain: its value on the pair, in points of IoU, averaged over trainings."""
     iou = 100 * counts["tp"] / (counts["tp"] + counts["fp"] + counts["fn"]).clip(lower=1)
     where, config = pd.MultiIndex.from_frame(pairs[["name", "class"]]), pd.Series(configurations(counts), counts.index)
     means = {
@@ -84,10 +83,10 @@ def each(counts: pd.DataFrame, pairs: pd.DataFrame, gains: Mapping[str, Gain]) -
 
 
 def correlations(each: pd.DataFrame, gains: Sequence[str], number: int = DRAWS) -> pd.DataFrame:
-    """What the gains on single pairs go with: Spearman's rank correlation with every amount that is not the same for all.
+    """Spearman's rank correlation of the gains on single pairs with every amount that varies.
 
-    each: of the function of that name. Columns gain, amount ("area", "overlap", "classes"), images, value in [-1, 1], ci_low,
-    ci_high (bootstrap over images), verdict: it "rises" or "falls" with the amount, or "tie".
+    each: from the function `each`. Columns gain, amount ("area", "overlap", "classes"), images, value in [-1, 1], ci_low,
+    ci_high (bootstrap over images), and verdict: the gain "rises" or "falls" with the amount, or "tie".
     """
     amounts = [name for name in (*AMOUNTS, "classes") if name in each and each[name].nunique() > 1]
     known = each.dropna(subset=amounts).reset_index(drop=True)
@@ -104,7 +103,7 @@ def correlations(each: pd.DataFrame, gains: Sequence[str], number: int = DRAWS) 
 
 
 def shown(grouped: pd.DataFrame, rows: Sequence[str]) -> pd.DataFrame:
-    """The values of `table` for some of its rows, side by side: a row a group, in the order of `grouped`."""
+    """The values of some rows of `table`, side by side: one row per group, in the order of `grouped`."""
     chosen = grouped[grouped["row"].isin(rows)]
     wide = chosen.pivot(index=["by", "group"], columns="row", values="value")
     return wide.loc[list(dict.fromkeys(zip(chosen["by"], chosen["group"], strict=True)))]

@@ -1,6 +1,6 @@
-"""What the paper claims: each a function of the scores of named configurations that gives margins, in points.
+"""What the paper claims. Each claim is a function from the scores of named configurations to margins, in points.
 
-A claim holds when every margin is above zero; `judging.py` judges them.
+A claim holds when every margin is above zero. `judging.py` judges the claims.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ltcam.paper.sweep import DELTAS, METHODS
 from ltcam.paper.tables import SEVEN, TABLES
 
 Scores = Mapping[str, Mapping[Config, float]]  # part, "test" or "train" -> configuration -> percent
-Margins = Iterable[tuple[float, str]]  # how far on the right side, and the numbers that say so
+Margins = Iterable[tuple[float, str]]  # positive if the claim holds, and the numbers behind it
 Side = Config | Mapping[Config, float]  # a configuration, or a weighted sum of some
 NOT_MEASURED = "not measured"
 S1, S2, S3, S4, S5 = STAGES = tuple(Config("gradcam", f"S{i}") for i in range(1, 6))
@@ -27,7 +27,7 @@ LAYERCAM = SEVEN["Layer-CAM(l=5, δ=0)"]
 
 
 class Claim(NamedTuple):
-    """statement: ours; quote: the paper's words in section `section`; needs: the files it reads; metric: the paper's name."""
+    """statement: in our words; quote: the paper's words in `section`; needs: the files it reads; metric: the paper's name."""
 
     statement: str
     section: str
@@ -38,12 +38,12 @@ class Claim(NamedTuple):
 
     @property
     def table(self) -> int:
-        """3: the paper's numbers are of VOC 2012 and class means; 4: of KSDD2 and pooled."""
+        """3 if the paper's numbers are class means on VOC 2012, 4 if they are pooled scores on KSDD2."""
         return 4 if {"table4", "sweep"} & set(self.needs) else 3
 
 
 def _over(*pairs: tuple[str, Side, Side], low: float = 0.0, high: float = inf) -> Callable[[Scores], Margins]:
-    """Each pair (label, left, right): left less right is inside (low, high)."""
+    """For each (label, left, right), left minus right lies inside (low, high)."""
 
     def margins(scores: Scores) -> Margins:
         for label, left, right in pairs:
@@ -62,7 +62,7 @@ def _curve(method: str, scores: Mapping[Config, float]) -> pd.Series[float]:
 
 
 def _peaks(scores: Scores) -> Margins:
-    """The best score strictly inside 0..90 less the better end."""
+    """The best score strictly inside 0..90, minus the better of the two ends."""
     for method in METHODS:
         curve = _curve(method, scores["test"])
         top, end = (str(some.idxmax()) for some in (curve.iloc[1:-1], curve.iloc[[0, -1]]))
@@ -70,7 +70,7 @@ def _peaks(scores: Scores) -> Margins:
 
 
 def _agreement(scores: Scores) -> Margins:
-    """Spearman's rank correlation of the curves on both parts less 0.5; a flat curve agrees with none."""
+    """Spearman's rank correlation of the curves on both parts, minus 0.5. A flat curve agrees with none."""
     for method in METHODS:
         train, test = (_curve(method, scores[part]).rank() for part in ("train", "test"))
         rho = train.corr(test) if min(train.nunique(), test.nunique()) > 1 else 0.0

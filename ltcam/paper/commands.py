@@ -1,4 +1,4 @@
-"""What `ltcam train` and `ltcam evaluate` do: each yields what it has to say."""
+"""What `ltcam train` and `ltcam evaluate` do. Each yields the lines to print."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ltcam.paper import tables as paper
 def train(
     data: str, profile: str, seed: int | None, fold: int | None, settings: Sequence[str], tune: bool, out: Path | None
 ) -> Iterator[str]:
-    """Train what a profile names of `data`, one by one."""
+    """Run the profile's trainings on `data`, one by one."""
     runs = [run for name in ([profile] if profile else ["demo", "real", "paper"]) for run in reproduce.profile(name)]
     run = next((run for run in runs if run["data"] == data), None)
     if run is None:
@@ -34,7 +34,7 @@ def train(
     if not chosen or (out and len(chosen) > 1):
         raise InputError(
             f"--seed {seed} --fold {fold} --out {out} name {len(chosen)} trainings of {data}: "
-            "expected at least one, and just one with --out"
+            "expected at least one, and exactly one with --out"
         )
     home, first = files.runs(run["profile"], data), processes().is_main_process
     for each in chosen:
@@ -51,7 +51,7 @@ def train(
 def evaluate(
     checkpoint: Path, part: str, numbers: Sequence[int], texts: Sequence[str], out: Path | None, batch_size: int, bfloat16: bool
 ) -> Iterator[str]:
-    """Measure tables of the paper and single configurations; all tables where nothing is asked."""
+    """Measure tables of the paper and single configurations. If none are named, measure all tables."""
     started = time.time()
     asked = [Config.parse(text) for text in texts]
     numbers = numbers or ([] if asked else list(paper.TABLES))

@@ -1,9 +1,9 @@
-"""Every table that is made of counts alone, one function a table: `makers` lists them, `ltcam tables FOLDER` makes them anew.
+"""Every table that is made from counts alone, one function each. `makers` lists them; `ltcam tables FOLDER` makes them again.
 
-What a function gives is what notebooks 02 to 06 and 08 save, to the byte. A table whose counts are not there is left out, and
-the file that is there stands. What needs images keeps its file always: data.csv, train.csv, labels.csv, trainings.csv and
-tries.csv (of training), signs.csv.gz and stages.csv.gz (of gradients), breakdown.csv and correlations.csv (of masks: how much
-of an image an object covers). findings.csv is made anew from all of them.
+The functions give what notebooks 02 to 06 and 08 save, to the byte. A table whose counts are missing is skipped, and its file
+stays as it is. Files that need images always stay: data.csv, train.csv, labels.csv, trainings.csv and tries.csv (of training),
+signs.csv.gz and stages.csv.gz (of gradients), breakdown.csv and correlations.csv (of masks: how much of an image an object
+covers). findings.csv is made again from all of these.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from ltcam.paper import sweep as over_delta
 from ltcam.paper import tables as paper
 from ltcam.paper.kept import Kept, counted
 
-Maker = Callable[[Kept], pd.DataFrame]  # raises MissingError where what it is made of is not there
+Maker = Callable[[Kept], pd.DataFrame]  # raises MissingError if its sources are missing
 
 
 def makers(data: str) -> dict[str, Maker]:
-    """Every table of the data set `data` by its file, those that are made of others after them."""
+    """Every table of the data set `data` by its file. A table comes after the tables it is made from."""
     numbers = (1, 2, *paper.COMPARED[data])
     return {f"table{number}.csv": partial(table, number=number) for number in numbers} | {
         "sweep.csv": sweep,
@@ -65,7 +65,7 @@ def delta_choice(kept: Kept) -> pd.DataFrame:
 
 
 def comparison(kept: Kept) -> pd.DataFrame:
-    """Every number the paper prints, and ours: notebook 06. Made of the tables, as all that follows a table is."""
+    """Every number that the paper prints, and ours: notebook 06. It is made from the other tables."""
     tables = judging.read(kept.tables, kept.data)
     ours = [paper.tidy(number, tables[f"table{number}"]) for number in paper.TABLES if f"table{number}" in tables]
     if not ours:
@@ -79,13 +79,15 @@ def judged(kept: Kept) -> pd.DataFrame:
 
 
 def measured(kept: Kept) -> dict[ablations.Run, pd.DataFrame]:
-    """`ablations.measure` of what the folder keeps: every run that was measured in full, other trainings in order of their
-    folders. Raises MissingError where the defaults were not."""
+    """`ablations.measure` from the kept counts: every run that was measured in full, other trainings in order of their folders.
+
+    Raises MissingError if the defaults were not measured in full.
+    """
     rows = [*ablations.ROWS.values(), *paper.SEVEN.values()]
     kept.counts([*rows, *(config for row in paper.SEVEN.values() for _, config in ablations.variants(row))])
     found = {ablations.DEFAULTS: kept.test}
     for factor in ablations.PROTOCOLS:
-        below = cast(Role, f"ablations/{factor}")  # a folder in each training's, as those of roles are
+        below = cast(Role, f"ablations/{factor}")  # a subfolder of each training, like those of roles
         found[ablations.changed_by(factor, kept.data)] = known(kept.folder, below)
     paths = [path for pattern in ("*", "trainings/*") for path in kept.folder.glob(f"{pattern}/counts.csv.gz")]
     for folder in sorted(path.parent for path in paths):
@@ -100,13 +102,13 @@ def ablated(kept: Kept) -> pd.DataFrame:
 
 
 def readings(kept: Kept) -> pd.DataFrame:
-    """How near the paper's order of methods is under each of them: notebook 08."""
+    """How well each reading agrees with the paper's order of methods: notebook 08."""
     number, metric = paper.COMPARED[kept.data][-1], over_delta.headline(kept.data)
     return _labelled(kept, ablations.readings(measured(kept), number, metric))
 
 
 def crossed(kept: Kept) -> pd.DataFrame:
-    """Percentile scope, scale and delta, at every delta that was counted in full: notebook 08."""
+    """Percentile scope, scale and delta, for every delta that was counted in full: notebook 08."""
     kept.counts(ablations.cross([]))
     there = set(counted(kept.test))
     deltas = [
@@ -123,7 +125,7 @@ def beyond(kept: Kept) -> pd.DataFrame:
 
 
 def found(kept: Kept) -> pd.DataFrame:
-    """The findings, of the tables of notebooks 05 and 08: notebook 08."""
+    """The findings, from the tables of notebooks 05 and 08: notebook 08."""
     tables = findings.read(kept.tables)
     if "ablations.csv" not in tables:
         raise MissingError(f"ablations.csv is not in {kept.tables}. Run notebook 08 first")
@@ -131,7 +133,7 @@ def found(kept: Kept) -> pd.DataFrame:
 
 
 def about(kept: Kept, name: str) -> dict[str, Any]:
-    """What the table in file `name` was made of, as its .json says it."""
+    """What the table in file `name` was made from, in the form of its .json."""
     if name in ("comparison.csv", "claims.csv"):
         files = [f"{table}.csv" for table in judging.read(kept.tables, kept.data)]
         return {"data": kept.title, "sources": {file: sha256(kept.tables / file) for file in files}}
@@ -139,16 +141,16 @@ def about(kept: Kept, name: str) -> dict[str, Any]:
 
 
 def rebuild(folder: Path, check: bool = False) -> dict[str, bool]:
-    """Make every table of `folder` anew; {file: whether what is there differs, or is missing}.
+    """Make every table of `folder` again; returns {file: whether the present file differs or is missing}.
 
-    What differs is written, its .json with it, unless `check`. Where an older version left the folder, `check` compares the
-    columns that both know. Raises MissingError where there are no counts, InputError where their record cannot be read,
-    UnavailableError where another run writes there.
+    Unless `check`, a file that differs is written, with its .json. In a folder from an older version, `check` compares only the
+    columns that both versions have. Raises MissingError if there are no counts, InputError if their record cannot be read, and
+    UnavailableError if another run writes there.
     """
     Kept(folder)
     with TemporaryDirectory() as name, nullcontext() if check else alone(folder, "run"):
         new = Path(name)
-        for path in folder.iterdir():  # what is not made anew is read there too
+        for path in folder.iterdir():  # files that are not made again are read from there too
             if path.is_file() and not path.name.startswith("."):
                 (new / path.name).symlink_to(path.resolve())
         kept, made = Kept(folder, new), []
@@ -166,7 +168,7 @@ def rebuild(folder: Path, check: bool = False) -> dict[str, bool]:
 
 
 def _same(before: Path, after: Path, dated: bool) -> bool:
-    """Whether both have the same bytes; dated: or the same text in the columns of both, of which there must be some."""
+    """Whether both files have the same bytes. dated: the same text in the columns that both have will do too."""
     if not before.is_file():
         return False
     if before.read_bytes() == after.read_bytes() or not dated:
@@ -177,5 +179,5 @@ def _same(before: Path, after: Path, dated: bool) -> bool:
 
 
 def _labelled(kept: Kept, table: pd.DataFrame) -> pd.DataFrame:
-    """With the last columns of every table of notebook 08."""
+    """`table` with the columns that end every table of notebook 08."""
     return table.assign(data=kept.title, metric=over_delta.headline(kept.data))

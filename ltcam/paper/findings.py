@@ -1,6 +1,6 @@
-"""What the ablations found, a sentence each with its number, the interval and the table it is from: `collect(read(folder))`.
+"""What the ablations found: sentences, each with a number, its interval and its table: `collect(read(folder))`.
 
-A sentence says what was changed and leaves it to the number which way it went, so that it is true of whatever was measured.
+A sentence says only what was changed. The number says in which direction, so the sentence fits any result.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pandas as pd
 
 from ltcam.experiment.intervals import VERDICTS, interval, median, verdict
 
-SUMMARY = (  # what the README says
+SUMMARY = (  # what docs/results.md shows
     "Truncation alone (δ=0) changes Grad-CAM at S5 by",
     "With head = gap, truncation alone (δ=0) changes Grad-CAM at S5 by",
     "LTGrad-CAM (δ=20) differs from Grad-CAM by",
@@ -33,7 +33,7 @@ TRAININGS = {
     "head": "Another head ({})",
     "training": "The same training again",
 }
-TRICKS = {  # under another run
+TRICKS = {  # in another run
     "truncation at S5": "truncation alone (δ=0) changes Grad-CAM at S5 by",
     "LTGrad-CAM instead of Layer-CAM": "LTGrad-CAM (δ=20) differs from Layer-CAM (l=5) by",
 }
@@ -45,7 +45,7 @@ AMOUNTS = {
 
 
 class Finding(NamedTuple):
-    """value in `unit` ("points", "times", "percent"; "" of a correlation) with its interval, NaN where there is none."""
+    """value in `unit` ("points", "times", "percent", or "" for a correlation) with its interval; NaN if it has none."""
 
     finding: str
     value: float
@@ -65,13 +65,13 @@ class Finding(NamedTuple):
 
 
 def read(folder: Path) -> dict[str, pd.DataFrame]:
-    """The tables that findings are of, by their names in `folder` (results/<profile>/<data>)."""
+    """The tables that findings come from, by their names in `folder` (results/<profile>/<data>)."""
     there = [name for name in COLLECTORS if (folder / name).is_file()]
     return {name: pd.read_csv(folder / name, dtype={"level": str, "group": str}) for name in there}
 
 
 def collect(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Every finding that `tables` have the numbers of, a row each with the columns of `Finding`."""
+    """Every finding whose numbers are in `tables`: one row each, with the columns of `Finding`."""
     found = [
         finding._replace(table=path)
         for path, table in tables.items()
@@ -81,8 +81,8 @@ def collect(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def listed(table: pd.DataFrame) -> list[Finding]:
-    """The rows of what `collect` gave."""
-    texts = ["unit", "verdict"]  # which are read as no number where they are empty
+    """The rows of a table from `collect`."""
+    texts = ["unit", "verdict"]  # empty fields are read as NaN
     rows = table[[*Finding._fields]].astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))
     return [Finding(*row) for row in rows.itertuples(index=False)]
 

@@ -1,4 +1,4 @@
-"""Golden values of the demo profile: trained numbers differ a little across machines, so they are compared in a tolerance."""
+"""Golden values of the demo profile. Trained numbers differ a little between machines, so a tolerance is allowed."""
 
 import pandas as pd
 
@@ -8,10 +8,10 @@ TOLERANCE = 0.5
 
 
 def check(table: pd.DataFrame, name: str, profile: str, tolerance: float = TOLERANCE) -> str:
-    """ "within tolerance", or for a profile without golden values a word that says so.
+    """Returns "within tolerance", or says that the profile has no golden values.
 
     Compares the columns of `table` with those of `data/golden/<profile>/<name>.csv`: numbers within `tolerance` (points),
-    everything else exactly. Raises AssertionError saying what is off.
+    everything else exactly. Raises AssertionError that names what is off.
     """
     path = ROOT / "data" / "golden" / profile / f"{name}.csv"
     if not path.is_file():

@@ -1,9 +1,8 @@
-"""The paper's claims judged on measured tables: `judge(read(folder, data), data)`.
+"""The paper's claims, judged on measured tables: `judge(read(folder, data), data)`.
 
-With the counts at hand the smallest margin of a claim has an interval (`intervals`): where that spans zero, or the trainings do
-not agree in the sign, the verdict is a tie. What a claim says of PASCAL VOC in Tables 1 and 2, and of KSDD2 in Figs. 4 and 5,
-the paper says of the method, so these are judged on every data set; what Tables 3 and 4 compare is judged on objects and on
-defects alone.
+With the counts, the smallest margin of a claim has an interval (`intervals`). If it spans zero, or the trainings do not agree
+in the sign, the verdict is a tie. Tables 1 and 2 (PASCAL VOC) and Figs. 4 and 5 (KSDD2) are about the method, so claims on them
+are judged on every data set. Claims on Table 3 are judged on objects only, claims on Table 4 on defects only.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from ltcam.paper.tables import CLASS_MEANS, COMPARED, POOLED, TABLES, published
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
-USED = [*CONFIGS, *(config for table in TABLES.values() for config in table.values())]  # of what claims can be
+USED = [*CONFIGS, *(config for table in TABLES.values() for config in table.values())]  # by some claim
 TITLES = {
     "claim": "claim", "quote": "in the paper's words (Sec.)", "verdict": "ours", "interval": "least difference (95%)",
     "trainings": "in trainings", "numbers": "numbers", "paper": "paper", "paper_on": "on",
@@ -43,9 +42,9 @@ COLORS = {
 
 
 def read(folder: Path, data: str) -> dict[str, pd.DataFrame]:
-    """The tables of data set `data` in `folder` (results/<profile>/<data>): "table1" ... and "sweep", where they exist.
+    """The tables of data set `data` in `folder` (results/<profile>/<data>): "table1" ... and "sweep", if they exist.
 
-    Raises MissingError where there is none, InputError where two files give one configuration different scores.
+    Raises MissingError if there is none, and InputError if two files give one configuration different scores.
     """
     names = [f"table{number}" for number in (1, 2, *COMPARED[data])] + ["sweep"]
     there = [name for name in names if (folder / f"{name}.csv").is_file()]
@@ -58,7 +57,7 @@ def read(folder: Path, data: str) -> dict[str, pd.DataFrame]:
         if rows["mIoU"].max() - rows["mIoU"].min() > 0.01:
             raise InputError(
                 f"{', '.join(rows['file'])} in {folder} give {config} different mIoU ({', '.join(map(str, rows['mIoU']))}): "
-                "they are of different runs; run notebooks 02 to 05 again"
+                "they come from different runs; run notebooks 02 to 05 again"
             )
     return tables
 
@@ -73,12 +72,12 @@ def resample(folder: Path, data: str, number: int = DRAWS) -> dict[str, dict[str
 def judge(
     tables: Mapping[str, pd.DataFrame], data: str, resampled: Mapping[str, Mapping[str, Draws]] | None = None
 ) -> pd.DataFrame:
-    """Every claim on the tables (as `read` gives them) of data set `data`, one row each.
+    """Every claim, judged on the tables (from `read`) of data set `data`, one row each.
 
-    Columns: claim, section, quote, verdict ("holds", "does not hold", "tie" or "not measured"), numbers (those of ours and of
-    the paper that decide it, in percent), paper (the verdict on the paper's own numbers, or "no numbers"), paper_on (their
-    data), and with `resampled` (of `resample`) margin, ci_low, ci_high: the smallest margin in points, and its interval, and
-    trainings: in how many of them it is above zero ("2 of 3").
+    Columns: claim, section, quote, verdict ("holds", "does not hold", "tie" or "not measured"), numbers (ours and the paper's
+    that decide it, in percent), paper (the verdict on the paper's own numbers, or "no numbers"), paper_on (the paper's data
+    set). With `resampled` (from `resample`) also margin, ci_low, ci_high (the smallest margin and its interval, in points), and
+    trainings (in how many the margin is above zero, "2 of 3").
     """
     rows = []
     for claim in CLAIMS:
@@ -98,7 +97,7 @@ def judge(
 
 
 def _decide(claim: Claim, scores: Scores) -> tuple[str, str]:
-    """The verdict, and the numbers of the smallest margin; with several, how many are above zero."""
+    """The verdict and the numbers of the smallest margin. If there are several margins, also how many are above zero."""
     try:
         margins = list(claim.margins(scores))
     except KeyError:  # a configuration that nobody measured
@@ -109,7 +108,7 @@ def _decide(claim: Claim, scores: Scores) -> tuple[str, str]:
 
 def _measured(claim: Claim, tables: Mapping[str, pd.DataFrame], data: str) -> Scores:
     home, column = _place(claim, data)
-    everywhere = len(claim.needs) > 1  # a claim over several tables reads the data set's own comparison
+    everywhere = len(claim.needs) > 1  # a claim on several tables reads the data set's own table of seven
     files = [f"table{home}" if everywhere and name == "table3" else name for name in claim.needs]
     scores: dict[str, dict[Config, float]] = {"test": {}, "train": {}}
     for table in (tables[name] for name in files if name in tables):
@@ -119,13 +118,13 @@ def _measured(claim: Claim, tables: Mapping[str, pd.DataFrame], data: str) -> Sc
 
 
 def _place(claim: Claim, data: str) -> tuple[int, str]:
-    """The table of the seven methods that the claim is judged by, and the column."""
+    """The table of seven methods that decides the claim, and its column."""
     home = claim.table if claim.table in COMPARED[data] else COMPARED[data][0]
     return home, (POOLED if home == 4 else CLASS_MEANS)[claim.metric]
 
 
 def _spread(claim: Claim, resampled: Mapping[str, Mapping[str, Draws]], data: str) -> NDArray[np.float64] | None:
-    """The smallest margin (1 + DRAWS, trainings); None where the counts are not all there."""
+    """The smallest margin (1 + DRAWS, trainings); None if counts are missing."""
     found = {part: columns[_place(claim, data)[1]] for part, columns in resampled.items()}
     shape = next(iter(found["test"].values())).shape
 
@@ -146,7 +145,7 @@ def _published(claim: Claim) -> Scores:
 
 
 def styled(judged: pd.DataFrame, title: str) -> Styler:
-    """`judge` to look at, a row a claim. title: of the data set that it was judged on."""
+    """The table of `judge` for display, one row per claim. title: of the data set that it was judged on."""
     ends = [f"{low:+.2f} to {high:+.2f}" if high == high else "" for low, high in judged[["ci_low", "ci_high"]].to_numpy()]
     quote = '"' + judged["quote"] + '" (' + judged["section"] + ")"
     shown = judged.assign(quote=quote, interval=ends)[list(TITLES)].rename(columns=TITLES)

@@ -1,4 +1,4 @@
-"""What a folder of results keeps: the pixel counts of its trainings and what they are of. No data, no checkpoint is opened."""
+"""What a results folder keeps: the pixel counts of its trainings and their record. No data and no checkpoint are opened."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from ltcam.experiment import metrics
 from ltcam.experiment.configs import Config, configurations
 from ltcam.experiment.study import Role, known
 
-# What a checkpoint tells `Study.about`.
+# The fields of `Study.about` that come from a checkpoint.
 ABOUT = ("data", "part", "fingerprint", "images", "tf32", "recipe", "source", "trained")
 
 
 class Kept:
-    """The counts in `folder`: of each training in its trainings.csv, or where there is none of the one in the folder itself.
+    """The counts in `folder`, of each training in trainings.csv. Without that file the folder itself is the one training.
 
-    tables: where the tables that others are made of are read; the folder itself if not given
+    tables: the folder with the tables that other tables are made from; default: `folder`
     data, title: the data set's name, as in `ltcam.data.NAMES`, and its title
     about: what `Study.save` writes beside a table
 
-    Raises MissingError where a training has no counts, InputError where the record beside them cannot be read.
+    Raises MissingError if a training has no counts, and InputError if the record beside them cannot be read.
     """
 
     def __init__(self, folder: Path, tables: Path | None = None) -> None:
         self.folder, self.tables = folder, tables or folder
         path = folder / "trainings.csv"
-        self.dated = not path.is_file()  # of an older version, which left no trainings.csv
+        self.dated = not path.is_file()  # an older version left no trainings.csv
         listed = pd.DataFrame({"name": [""]}) if self.dated else pd.read_csv(path, keep_default_na=False, dtype={"name": str})
         if listed.empty:
             raise InputError(f"{path} names no training: expected a row for each. Restore it, or run ltcam reproduce")
@@ -59,11 +59,11 @@ class Kept:
 
     @cached_property
     def train(self) -> pd.DataFrame:
-        """All counts of parts trained on; empty where a training has none."""
+        """All counts of training parts; empty if a training has none."""
         return known(self.folder, "train")
 
     def counts(self, configs: Iterable[Config], role: Role = "test") -> pd.DataFrame:
-        """What `Study.counts` gives of `configs`. Raises MissingError where one of them was not counted."""
+        """What `Study.counts` gives for `configs`. Raises MissingError if one of them was not counted."""
         counts = self.test if role == "test" else self.train
         configs, there = list(configs), counted(counts)
         lacking = [config for config in configs if config not in there]
@@ -79,7 +79,7 @@ def counted(counts: pd.DataFrame) -> dict[Config, int]:
 
 
 def pick(counts: pd.DataFrame, configs: Iterable[Config]) -> pd.DataFrame:
-    """The rows of those of `configs` that were counted, in that order, as `ltcam.experiment.evaluation.evaluate` gives them."""
+    """The rows of the `configs` that were counted, in that order, as in `ltcam.experiment.evaluation.evaluate`."""
     if counts.empty:
         return counts
     numbers = counted(counts)

@@ -1,13 +1,14 @@
 """Run the notebook series: `ltcam reproduce --profile demo|real|paper`.
 
-A profile is one or more papermill files `notebooks/profiles/<profile>.<data>.yaml`; the series runs once for each, in order,
-every notebook in a fresh kernel. Executed copies go to `results/<profile>/notebooks`, tables and figures where the notebooks
-put them. A notebook that is up to date is skipped, see `ltcam.paper.steps`.
+A profile is one or more papermill files `notebooks/profiles/<profile>.<data>.yaml`. The series runs once for each file, in
+order, and every notebook gets a fresh kernel. Executed copies go to `results/<profile>/notebooks`. The notebooks write tables
+and figures themselves. A notebook that is up to date is skipped, see `ltcam.paper.steps`.
 """
 
 import json
 import logging
 import time
+from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -54,14 +55,15 @@ def reproduce(
 ) -> list[Path]:
     """Execute the series for every data set of profile `name`; returns the executed notebooks.
 
-    only, start  run the notebooks whose names start with this ("04"); begin at the first whose name does
-    data    just this data set of the profile
-    recipe, seeds  overrides of the training recipe; in place of the profile's
-    force   run notebooks also where nothing changed; finished training and counts are kept all the same
+    only    run only the notebooks whose names start with this ("04")
+    start   begin at the first notebook whose name starts with this
+    data    run only this data set of the profile
+    recipe, seeds  changes to the training recipe; seeds instead of the profile's
+    force   also run notebooks whose inputs have not changed; finished trainings and counts are still kept
 
-    A notebook without a `profile` parameter reads no results of one, and runs with the demo alone. A data set that is not there
-    is passed over with a line, but DataError is raised, before anything has run, where it was named by `data` or nothing is
-    left. A notebook that fails stops the run with UnavailableError; a good copy is never replaced by it.
+    A notebook without a `profile` parameter reads no results of a profile, and runs with the demo only. A data set that is not
+    there is skipped with a warning. If `data` named it, or no data set is left, DataError is raised before anything runs. A
+    notebook that fails stops the run with UnavailableError. It never replaces a good copy.
     """
     logging.getLogger("papermill").addFilter(_said)
     runs = [run for run in profile(name) if data in ("", run["data"])]
@@ -73,9 +75,17 @@ def reproduce(
         raise InputError(
             f"nothing to run: profile {name!r} has no data set {data!r}, or no notebook from {start!r} on starts with {only!r}"
         )
+    varied = {
+        name: literal_eval(about["default"])
+        for expected in parameters.values()
+        for name, about in expected.items()
+        if name in ("deltas", "varied")
+    }
     for run in runs:
         run["recipe"] = {**run["recipe"], **(recipe or {})}
         run["seeds"] = list(seeds or run.get("seeds", ()))
+        if len(chosen) > 1:
+            run["series"] = {name: run.get(name, value) for name, value in varied.items()}
     read = _inputs(name, runs, named=bool(data))
     runs = [run for run in runs if run["data"] in read]
     done = []
@@ -87,7 +97,8 @@ def reproduce(
             started = time.time()
             values = {key: value for key, value in run.items() if key in parameters[notebook]}
             cells = [(cell["cell_type"], cell["source"]) for cell in json.loads(notebook.read_text())["cells"]]
-            digest = steps.digest(cells=cells, parameters=values, read=read[run["data"]])
+            lasting = {key: value for key, value in values.items() if key != "series"}  # which changes no result
+            digest = steps.digest(cells=cells, parameters=lasting, read=read[run["data"]])
             record = steps.Steps(name, run["data"], [path.stem for path in series])
             done.append(files.results(name) / "notebooks" / f"{notebook.stem}.{run['data']}.ipynb")
             said = "unchanged, skipped"
@@ -100,7 +111,7 @@ def reproduce(
 
 
 def _inputs(name: str, runs: Sequence[Mapping[str, Any]], named: bool) -> dict[str, dict[str, Any]]:
-    """By data set that is there what its notebooks read. Raises DataError where none is, or one that was named."""
+    """{data set: what its notebooks read} for those that are there. Raises DataError if none is, or a named one is not."""
     read, missing = {}, []
     for run in runs:
         try:
@@ -110,19 +121,19 @@ def _inputs(name: str, runs: Sequence[Mapping[str, Any]], named: bool) -> dict[s
     if missing and (named or not read):
         raise DataError("\n".join(missing))
     for reason in missing:
-        log.warning("passed over: %s", reason)
+        log.warning("skipped: %s", reason)
     return read
 
 
 def _said(record: logging.LogRecord) -> bool:
-    """Of papermill's log just what the notebooks say on stderr, a line each."""
+    """Keep from papermill's log only what the notebooks print on stderr, one line each."""
     record.msg, record.args = record.getMessage().strip(), ()
     return record.levelno >= logging.WARNING and bool(record.msg)
 
 
 def _execute(notebook: Path, parameters: Mapping[str, Any], target: Path) -> None:
     failed = target.with_name(f"{target.stem}.failed.ipynb")
-    for leftover in target.parent.glob(f".{target.stem}.*.partial.ipynb"):  # of a run that was killed
+    for leftover in target.parent.glob(f".{target.stem}.*.partial.ipynb"):  # left by a run that was killed
         leftover.unlink()
     try:
         with files.atomic(target) as temporary:
@@ -141,5 +152,5 @@ def _execute(notebook: Path, parameters: Mapping[str, Any], target: Path) -> Non
             f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}. See {failed}"
         ) from error
     except DeadKernelError as error:
-        raise UnavailableError(f"{notebook.name}: its kernel died, as when memory runs out. See {failed}") from error
+        raise UnavailableError(f"{notebook.name}: its kernel died, as happens when memory runs out. See {failed}") from error
     failed.unlink(missing_ok=True)

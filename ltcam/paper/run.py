@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +17,22 @@ from ltcam.experiment import provenance
 from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.study import Role, Study, Training
 from ltcam.files import sha256
-from ltcam.paper import golden, judging, sentences, sweep, tables
+from ltcam.paper import ablations, golden, judging, sentences, sweep, tables
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 
-def open(profile: str, data: str, batch_size: int = 8) -> Run:
-    """The trainings of data set `data` that notebook 01 left for `profile`; says on stderr what is measured.
+def open(profile: str, data: str, batch_size: int = 8, series: Mapping[str, Any] | None = None) -> Run:
+    """The trainings of data set `data` that notebook 01 left for `profile`. Measurements are logged on stderr.
 
-    Raises MissingError where there are none.
+    series: what notebook 08 varies, {"deltas": [...], "varied": [...]}. With it, the first notebook that scores a part measures
+    what the whole series reads there, in one pass over the images. Without it, each notebook measures its own.
+
+    Raises MissingError if there are none.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    return Run(profile, data, batch_size)
+    return Run(profile, data, batch_size, series)
 
 
 def train(profile: str, data: str, trainings: Sequence[Training]) -> Run:
@@ -39,23 +42,32 @@ def train(profile: str, data: str, trainings: Sequence[Training]) -> Run:
     return Run(profile, data)
 
 
+def wanted(data: str, role: Role, deltas: Sequence[float], varied: Sequence[str]) -> list[Config]:
+    """All configurations that the notebooks read on a part of `data` under the default protocol."""
+    if role == "train":
+        return sweep.CONFIGS
+    rows = [config for number in {1, 2, *tables.COMPARED[data]} for config in tables.TABLES[number].values()]
+    return list(dict.fromkeys([*rows, *sweep.CONFIGS, *ablations.configs(deltas, varied)]))
+
+
 class Run(Study):
     """A `Study` with its tables of the paper, their golden values, and the sentences about them."""
 
-    def __init__(self, profile: str, data: str, batch_size: int = 8) -> None:
+    def __init__(self, profile: str, data: str, batch_size: int = 8, series: Mapping[str, Any] | None = None) -> None:
         super().__init__(profile, data)
-        self.started, self.protocol = time.time(), Protocol(batch_size)
+        self.started, self.protocol, self.series = time.time(), Protocol(batch_size), series
+        self.passed: set[Role] = set()  # the parts on which the whole series is measured
         self.made: dict[str, pd.DataFrame] = {}
 
     @cached_property
     def title(self) -> str:
-        """The data set's name, as a result says it: neither images nor a model are opened."""
+        """The data set's title, read from a result, so no image and no model is opened."""
         records = (json.loads(path.read_text()) for path in sorted(self.out.glob("*.json")))
         return next((record["data"] for record in records if isinstance(record.get("data"), str)), "") or self.test.title
 
     @property
     def described(self) -> str:
-        """The data set, its held-out part, how many images are scored, and the classes: one line."""
+        """One line: the data set, its held-out part, how many images are scored, and the classes."""
         images, classes = len(self.test.scored), ", ".join(self.trained.classes)
         return f"{self.title}, part {self.test.part}: {images} images to score, classes: {classes}"
 
@@ -67,17 +79,17 @@ class Run(Study):
 
     @property
     def labelled(self) -> dict[str, str]:
-        """The last columns of every table of notebook 08."""
+        """The columns that end every table of notebook 08."""
         return {"data": self.title, "metric": self.metric}
 
     @property
     def pooled(self) -> dict[str, str]:
-        """`labelled`, of a table of pooled scores."""
+        """`labelled` for a table of pooled scores."""
         return {**self.labelled, "metric": "IoU"}
 
     @property
     def metric(self) -> str:
-        """The score that counts here: "mIoU" (class means) or "IoU" (pooled)."""
+        """The headline score of this data set: "mIoU" (class means) or "IoU" (pooled)."""
         return sweep.headline(self.data)
 
     @property
@@ -88,11 +100,15 @@ class Run(Study):
     def counts(
         self, configs: Sequence[Config], protocol: Protocol | None = None, role: Role = "test", below: str = ""
     ) -> pd.DataFrame:
-        """As `Study.counts`, but by the run's own protocol where none is given: all its counts belong together."""
-        return super().counts(configs, protocol or self.protocol, role, below)
+        """As `Study.counts`, with the run's own protocol by default, so that all its counts belong together."""
+        protocol = protocol or self.protocol
+        if self.series and role not in self.passed and (protocol, below) == (self.protocol, ""):
+            self.passed.add(role)
+            super().counts(wanted(self.data, role, **self.series), protocol, role)
+        return super().counts(configs, protocol, role, below)
 
     def table(self, number: int) -> pd.DataFrame:
-        """Our table `number`, measured where it is not there, and kept as table<number>.csv."""
+        """Our table `number`, kept as table<number>.csv. What is missing is measured first."""
         counts = self.counts(list(tables.TABLES[number].values()))
         return self.keep(f"table{number}", tables.table(number, counts))
 
@@ -101,20 +117,20 @@ class Run(Study):
         return self.keep("sweep", sweep.sweep(self))
 
     def keep(self, name: str, table: pd.DataFrame, packed: bool = False, **about: Any) -> pd.DataFrame:
-        """`table`, once it is saved as <name>.csv with what it was made of; packed: as <name>.csv.gz."""
+        """Save `table` as <name>.csv (packed: <name>.csv.gz) with its provenance, and return it."""
         self.save(table, f"{name}.csv{'.gz' * packed}", self.started, **about)
         self.made[name] = table
         return table
 
     def beside(self, number: int) -> Styler:
-        """Table `number` to look at: the paper's columns beside ours, the best and the second best of each marked."""
+        """Table `number` for display: the paper's columns beside ours, with the best and second best of each marked."""
         both = tables.beside(number, self.made[f"table{number}"])
         printed_on = "KSDD2" if number == 4 else "VOC 2012"
         caption = f"Table {number}: the paper's on {printed_on}, ours on {self.title}"
         return both.style.format("{:.2f}").set_caption(caption).apply(tables.mark)
 
     def numbers(self) -> pd.DataFrame:
-        """Every number of the paper beside ours, of the tables that earlier notebooks left; kept as comparison.csv."""
+        """Every number of the paper beside ours, from the tables that earlier notebooks left; kept as comparison.csv."""
         return self._read("comparison", pd.concat([tables.tidy(n, table) for n, table in self.left.items()], ignore_index=True))
 
     def claims(self) -> pd.DataFrame:
@@ -130,14 +146,14 @@ class Run(Study):
         return {number: found[f"table{number}"] for number in tables.TABLES if f"table{number}" in found}
 
     def _read(self, name: str, table: pd.DataFrame) -> pd.DataFrame:
-        """Keep what was read off other tables, with their sums."""
+        """Keep a table that was made from other tables, with their checksums."""
         sources = {f"{source}.csv": sha256(self.out / f"{source}.csv") for source in judging.read(self.out, self.data)}
         provenance.save(table, self.out / f"{name}.csv", self.started, data=self.title, sources=sources)
         self.made[name] = table
         return table
 
     def check(self, name: str, columns: list[str] | None = None, tolerance: float = golden.TOLERANCE) -> str:
-        """Whether the table that was kept as `name` is within `tolerance` (points) of its golden values."""
+        """Whether the table kept as `name` is within `tolerance` (points) of its golden values."""
         table = self.made[name]
         return f"{name}: {golden.check(table[columns] if columns else table, name, self.profile, tolerance)}"
 

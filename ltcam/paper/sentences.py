@@ -1,4 +1,4 @@
-"""The paragraphs "Found" of the notebooks: a function a topic, of the tables that a run has kept. Numbers decide the words."""
+"""The paragraphs "Found" of the notebooks, one function per topic. The numbers in a run's tables decide the words."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SWEPT = {"gradcam": "LTGrad-CAM", "layercam": "LTLayer-CAM", "fullgrad": "LTFull
 
 
 def areas(cells: pd.DataFrame, medians: Mapping[str, float]) -> str:
-    """cells: of `overview.against_cell`, a row a data set; medians: area of each class of the data set shown, in percent."""
+    """cells: `overview.against_cell`, one row per data set; medians: the area of each class shown, in percent."""
     lines = [
         f"On {title} a class covers {row['median']:.2g}% of an image at the median. A cell of S5 covers {row['cell']:.2g}%. "
         f"{row['smaller']:.0f}% of the pairs are smaller than a cell. A segmentation of the median area that is exact but for "
@@ -119,13 +119,13 @@ def claims(made: Tables) -> str:
 
 
 def ablations(made: Tables, data: str) -> str:
-    """The findings, a line each, with links to their tables."""
+    """The findings, one line each, with links to their tables."""
     lines = [f"- {f.finding} **{f.number}** ([{f.table}](../{data}/{f.table}))" for f in findings.listed(made["findings"])]
     return "\n\n" + "\n".join(lines)
 
 
 def plug_in(scores: pd.DataFrame) -> str:
-    """scores: pooled IoU, a row a model, a column a way."""
+    """scores: pooled IoU, with a row for each model and a column for each way to make the maps."""
     gains = [f"{gain:+.1f} points ({name})" for name, gain in (scores["LT"] - scores["last layer"]).items()]
     return (
         f"**Found.** LT changed the pooled IoU of Grad-CAM by {', '.join(gains)}. Fusing sharpens what is coarse, and the CNNs "

@@ -1,8 +1,8 @@
-"""Which notebooks are up to date: `results/<profile>/<data>/steps.json` says what each ran from and what files it left.
+"""Which notebooks are up to date. `results/<profile>/<data>/steps.json` records the inputs of each, and the files it left.
 
-A notebook is up to date when all it reads is the same and its files are as the last notebook that wrote them left them (the
-counts grow from one to the next). One that runs makes those after it run again: they read what it writes. That costs little,
-since training runs and counts are kept as they are.
+A notebook is up to date if its inputs are the same and its files are as they were left by the last notebook that wrote them
+(counts grow from one notebook to the next). When a notebook runs, all later ones run again, since they read what it writes.
+This costs little, since trainings and counts are kept.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ UNDER_WAY, OUTDATED = "under way", "outdated"  # in place of a digest
 def inputs(profile: str, trainings: Sequence[Training]) -> dict[str, Any]:
     """What every notebook of a run reads: versions, the package's code, printed and golden values, fingerprints of the data.
 
-    Raises DataError where the run's own data are missing or damaged.
+    Raises DataError if the run's own data are missing or damaged.
     """
     prints: dict[str, str] = {}
     for data, part in dict.fromkeys((t.recipe.data, part) for t in trainings for part in (t.recipe.train, t.recipe.test)):
@@ -59,21 +59,21 @@ class Steps:
         self.notebooks = (files.results(profile) / "notebooks", f"*.{data}.ipynb")
         self.path = self.folders[0] / "steps.json"
         self.steps: dict[str, dict[str, Any]] = {name: {"digest": OUTDATED, "files": {}} for name in names}
-        with suppress(FileNotFoundError, ValueError):  # cut off, as when power fails
+        with suppress(FileNotFoundError, ValueError):  # cut off, e.g. by a power failure
             self.steps |= {name: kept for name, kept in json.loads(self.path.read_text()).items() if name in names}
         for step in self.steps.values():
-            if step["digest"] == UNDER_WAY:  # it was cut off: what is newer than the record is its work
+            if step["digest"] == UNDER_WAY:  # it was cut off: files newer than the record are its own
                 step["files"] |= self._hashes(self._written())
 
     def current(self, name: str, digest: str) -> bool:
-        """Whether step `name` ran from what `digest` stands for, and all its files are there as they were left."""
+        """Whether step `name` ran with the inputs of `digest`, and all its files are there unchanged."""
         ran = [step["files"].items() for step in self.steps.values() if step["digest"] != OUTDATED]
         left, files = dict(file for files in ran for file in files), self.steps[name]["files"]
         return self.steps[name]["digest"] == digest and self._hashes(files) == {file: left[file] for file in files}
 
     @contextmanager
     def running(self, name: str, digest: str) -> Iterator[None]:
-        """Around the run of step `name`: before it this and all later steps stop being current, after it `name` is."""
+        """Run step `name` in this block. Before it, this and all later steps become outdated. After it, `name` is current."""
         for later in self.names[self.names.index(name) :]:
             self.steps[later]["digest"] = OUTDATED
         step = self.steps[name]
@@ -87,11 +87,11 @@ class Steps:
         """Files that are newer than the record."""
         folder, pattern = self.notebooks
         files = [file for parent in self.folders for file in parent.rglob("*") if file.is_file()] + list(folder.glob(pattern))
-        whole = [f for f in files if ".partial" not in f.name and ".lock" not in f.name]  # else a killed run left it
+        whole = [f for f in files if ".partial" not in f.name and ".lock" not in f.name]  # the others were left by a killed run
         return [f.relative_to(self.root).as_posix() for f in whole if f.stat().st_mtime_ns > self.path.stat().st_mtime_ns]
 
     def _hashes(self, files: Iterable[str]) -> dict[str, str]:
-        """SHA-256 of those that are there."""
+        """SHA-256 of the `files` that are there."""
         return {file: sha256(self.root / file) for file in sorted(files) if (self.root / file).is_file()}
 
     def _write(self) -> None:
@@ -99,7 +99,7 @@ class Steps:
 
 
 def _print(data: Segmentation) -> dict[str, str]:
-    """The fingerprint under the name of the part; none of the demo, which is code."""
+    """The fingerprint under the name of the part. The demo has none, since it is code."""
     return {} if isinstance(data, Demo) else {f"{data.title}, {data.part}": data.fingerprint}
 
 

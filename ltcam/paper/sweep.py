@@ -1,7 +1,7 @@
-"""Sec. 3.5: three methods over the truncation delta, on the held-out part (Fig. 4) and on the one trained on (Fig. 5).
+"""Sec. 3.5: three methods over the truncation delta, on the held-out part (Fig. 4) and on the training part (Fig. 5).
 
-delta is the one number that the tricks ask for. The paper chooses it on the training part, so a choice is judged here by what
-it costs on the test part.
+delta is the only number that a user of the tricks has to choose. The paper chooses it on the training part. So the choice is
+judged here by what it costs on the test part.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ CONFIGS = [Config(method, layers, delta) for method, layers in METHODS.items() f
 
 
 def sweep(study: Study, protocol: Protocol | None = None) -> pd.DataFrame:
-    """Scores in percent of `CONFIGS`: column `part`, the role ("test", "train"), then those of `metrics.scores`.
+    """The scores of `CONFIGS` in percent: column `part` with the role ("test", "train"), then those of `metrics.scores`.
 
-    Raises DataError for a part that is not there.
+    Raises DataError if a part is not there.
     """
     return scores({role: study.counts(CONFIGS, protocol, role) for role in get_args(Role)})
 
 
 def scores(counts: Mapping[Role, pd.DataFrame]) -> pd.DataFrame:
-    """`sweep` of the counts of both roles."""
+    """`sweep` from the counts of both roles."""
     tables = {role: metrics.scores(found) for role, found in counts.items()}
     both: pd.DataFrame = pd.concat(tables, names=["part", None]).reset_index("part")
     return both.reset_index(drop=True)
 
 
 def headline(data: str) -> str:
-    """The score that counts on a data set: class means ("mIoU") on photographs, pooled "IoU" on defects and on the demo."""
+    """The headline score of a data set: class means ("mIoU") on photographs, pooled "IoU" on defects and on the demo."""
     return "IoU" if 4 in paper.COMPARED[data] else "mIoU"
 
 
 def curves(table: pd.DataFrame, metric: str) -> dict[str, pd.DataFrame]:
-    """Of each method in a sweep `table`, column `metric` by ascending delta: a column a part, without "no truncation"."""
+    """For each method in a sweep `table`, `metric` by ascending delta, with a column for each part; without "no truncation"."""
     truncated = table.dropna(subset="delta")
     return {m: truncated[truncated["method"] == m].pivot(index="delta", columns="part", values=metric) for m in METHODS}
 
 
 def chosen(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """What choosing delta by `metric` on the training part is worth on the test part: one row a method of the sweep `table`.
+    """What choosing delta by `metric` on the training part is worth on the test part: one row per method of the sweep `table`.
 
-    delta   the best one on the training part, the smallest of equals; "no truncation" is no candidate
+    delta   the best delta on the training part (the smallest of equals); "no truncation" cannot be chosen
     none    the test part's score without truncation; test: its score at delta
     best    its best score over all delta, at best_delta
     regret  best - test, in points
@@ -67,7 +67,7 @@ def chosen(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def shape(curve: pd.Series[float]) -> str:
-    """A curve over delta in words: "rises, then falls" if its maximum is above both ends, else the higher end, or flat."""
+    """A curve over delta in words: "rises, then falls" if its maximum is above both ends, else its higher end, or flat."""
     first, last, highest = curve.iloc[0], curve.iloc[-1], curve.max()
     if highest == curve.min():
         return "is flat"

@@ -1,7 +1,7 @@
-"""The paper's tables: which configuration each row is, and the numbers printed there (`data/paper_values.csv`), beside ours.
+"""The paper's tables: the configuration of each row, and the printed numbers (`data/paper_values.csv`) beside ours.
 
-Tables 1 to 3 are on PASCAL VOC 2012, Table 4 on KSDD2. Table 4's rows satisfy F1 = 2PR / (P + R) and IoU = F1 / (2 - F1), so
-its numbers are pooled over pixels; those of Tables 2 and 3 do not, so they are class means.
+Tables 1 to 3 are on PASCAL VOC 2012, Table 4 is on KSDD2. Table 4's rows satisfy F1 = 2PR / (P + R) and IoU = F1 / (2 - F1), so
+its numbers are pooled over pixels. The rows of Tables 2 and 3 do not, so their numbers are class means.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TABLES = {
     4: SEVEN,
 }
 CAPTIONS = {1: "Grad-CAM by stage", 2: "Truncation without layerization", 3: "Seven methods", 4: "Seven methods"}
-# The table(s) that a data set is the counterpart of.
+# The paper's table(s) that a data set is compared with.
 COMPARED = {"voc2012": [3], "ksdd2": [4], "ksdd": [4], "magnetic_tile": [4], "demo": [3, 4]}
 CLASS_MEANS = {"mIoU": "mIoU", "Precision": "mPrecision", "Recall": "mRecall", "Micro-F1": "mF1"}
 POOLED = {"mIoU": "IoU", "Precision": "Precision", "Recall": "Recall", "Micro-F1": "F1"}
@@ -52,9 +52,9 @@ CSS = {"bold": "font-weight: bold", "underline": "text-decoration: underline", "
 
 
 def table(number: int, counts: pd.DataFrame) -> pd.DataFrame:
-    """Our table `number`: column `row` as the paper names it, the configuration, class means and pooled scores in percent.
+    """Our table `number`: column `row` with the paper's name, the configuration, class means and pooled scores in percent.
 
-    counts of `TABLES[number]`; of several trainings, mean and standard deviation as in `ltcam.experiment.metrics.scores`.
+    counts: of `TABLES[number]`. Several trainings give mean and standard deviation, as in `ltcam.experiment.metrics.scores`.
     """
     names = {config: row for row, config in TABLES[number].items()}
     ours = metrics.scores(counts)
@@ -62,7 +62,7 @@ def table(number: int, counts: pd.DataFrame) -> pd.DataFrame:
 
 
 def published(number: int) -> pd.DataFrame:
-    """The paper's table `number` as printed: rows by the paper's names, one column a metric, in percent."""
+    """The paper's table `number` as printed: rows with the paper's names, one column per metric, in percent."""
     return _printed(number, "value")
 
 
@@ -72,7 +72,7 @@ def emphasis(number: int) -> pd.DataFrame:
 
 
 def beside(number: int, ours: pd.DataFrame) -> pd.DataFrame:
-    """Columns (metric, "paper" | "ours"), rows by the paper's names; ours are pooled scores for Table 4, else class means."""
+    """Columns (metric, "paper" | "ours"), rows with the paper's names. Ours are pooled for Table 4, else class means."""
     printed, names = published(number), POOLED if number == 4 else CLASS_MEANS
     scores = ours.set_index("row").loc[printed.index]
     columns: dict[tuple[str, str], pd.Series[float]] = {}
@@ -82,7 +82,7 @@ def beside(number: int, ours: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare(number: int, ours: pd.DataFrame) -> pd.DataFrame:
-    """`beside` with a third column a metric: (metric, "difference"), ours less the paper's, in points."""
+    """`beside` with a third column for each metric: (metric, "difference"), ours minus the paper's, in points."""
     both = beside(number, ours)
     columns: dict[tuple[str, str], pd.Series[float]] = {}
     for metric in map(str, published(number)):
@@ -92,7 +92,7 @@ def compare(number: int, ours: pd.DataFrame) -> pd.DataFrame:
 
 
 def tidy(number: int, ours: pd.DataFrame) -> pd.DataFrame:
-    """`compare` with a row for each number the paper prints: columns table, row, metric, paper, ours, difference."""
+    """`compare` with one row for each printed number: columns table, row, metric, paper, ours, difference."""
     wide = compare(number, ours).rename_axis(index="row")
     long: pd.DataFrame = pd.concat({metric: wide[metric] for metric in map(str, published(number))}, names=["metric"])
     long = long.reset_index().assign(table=number)
@@ -100,7 +100,7 @@ def tidy(number: int, ours: pd.DataFrame) -> pd.DataFrame:
 
 
 def styled(number: int, ours: pd.DataFrame, title: str) -> Styler:
-    """`compare` to look at: the paper's numbers bold and underlined as printed, ours by `mark`.
+    """`compare` for display. The paper's numbers are bold and underlined as printed, ours are marked by `mark`.
 
     title: of the data set that `ours` was measured on.
     """
@@ -119,10 +119,10 @@ def styled(number: int, ours: pd.DataFrame, title: str) -> Styler:
 def arithmetic(number: int) -> pd.DataFrame:
     """How far the printed metrics are from those of pooled pixels, where F1 = 2PR / (P + R) and IoU = F1 / (2 - F1).
 
-    Columns "F1 - 2PR/(P+R)" and "IoU - F1/(2-F1)" in points, and "pooled": both are zero within what was rounded in print.
+    Columns "F1 - 2PR/(P+R)" and "IoU - F1/(2-F1)" in points, and "pooled": whether rounding explains both differences.
     """
     p, r, f1, iou = (published(number)[metric] / 100 for metric in ("Precision", "Recall", "Micro-F1", "mIoU"))
-    half = 0.5e-4  # of the last digit printed; both formulas rise with what goes in
+    half = 0.5e-4  # half of the last digit printed; both formulas increase with their inputs
     pooled = _f1(p - half, r - half).le(f1 + half) & _f1(p + half, r + half).ge(f1 - half)
     pooled &= _iou(f1 - half).le(iou + half) & _iou(f1 + half).ge(iou - half)
     off = {"F1 - 2PR/(P+R)": f1 - _f1(p, r), "IoU - F1/(2-F1)": iou - _iou(f1)}
@@ -130,7 +130,7 @@ def arithmetic(number: int) -> pd.DataFrame:
 
 
 def underlined() -> list[str]:
-    """A sentence for each column of Tables 3 and 4 where the paper underlines another row than the second best."""
+    """A sentence for each column of Tables 3 and 4 in which the paper underlines a row other than the second best."""
     found = []
     for number in (3, 4):
         values, styles = published(number), emphasis(number)

@@ -1,7 +1,7 @@
-"""What one looks at: figures, the picture of `ltcam explain`, the site, and the generated parts of README and docs.
+"""Everything to look at: figures, the picture of `ltcam explain`, the site, and the generated parts of README and docs.
 
-Open `plotting.py` first: the paper's figures. `report.py` makes the site, `readme.py` the generated texts. May import
-every other wing; none imports this one.
+Open `plotting.py` first: it draws the paper's figures. `report.py` makes the site, and `readme.py` the generated texts. This
+wing may import every other wing. None imports this one.
 """
 
 from ltcam.errors import companion

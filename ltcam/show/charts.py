@@ -18,7 +18,7 @@ LABELS = {"area": "object, % of the image", "overlap": "negative map on the obje
 
 
 def changes(table: pd.DataFrame, rows: Sequence[str], title: str) -> Figure:
-    """What each change is worth in points, with its interval: a panel for each of `rows`, of `ltcam.paper.ablations.table`."""
+    """What each change is worth in points, with its interval: a panel for each of `rows` in `ltcam.paper.ablations.table`."""
     table = table[table["change"].notna() & (table["factor"] != "trick")]
     table = table.assign(change_of=table["factor"] + " = " + table["level"])
     labels = list(dict.fromkeys(table["change_of"]))
@@ -43,7 +43,7 @@ def changes(table: pd.DataFrame, rows: Sequence[str], title: str) -> Figure:
 
 
 def cross(table: pd.DataFrame, title: str) -> Figure:
-    """The score (percent) over delta, a row for each percentile scope and scale: of `ltcam.paper.ablations.crossed`."""
+    """The score (percent) over delta, with a row for each percentile scope and scale, from `ltcam.paper.ablations.crossed`."""
     scales = table["normalize"].unique()
     made = table["per"] + ", " + table["normalize"]
     wide = table.assign(made=made).dropna(subset="delta").pivot(index="made", columns="delta", values="value")
@@ -58,9 +58,9 @@ def cross(table: pd.DataFrame, title: str) -> Figure:
 
 
 def gains(each: pd.DataFrame, by_group: pd.DataFrame, names: Sequence[str], title: str, by: str = "area") -> Figure:
-    """Points gained over an amount in `LABELS`: every pair a dot, every fifth of them a mean with its interval.
+    """Points gained over an amount in `LABELS`: a dot for each pair, and a mean with its interval for each fifth of them.
 
-    each and by_group as of `ltcam.paper.breakdown`.
+    each and by_group: from `ltcam.paper.breakdown`.
     """
     figure, axes = plt.subplots(1, len(names), figsize=(3.3 * len(names), 3), sharey=True, squeeze=False, layout="constrained")
     lines, middles = by_group[by_group["by"] == by], each[by].groupby(fifths(each[by], breakdown.AMOUNTS[by])).median()
@@ -100,7 +100,7 @@ def signs(table: pd.DataFrame, title: str) -> Figure:
 
 
 def stages(table: pd.DataFrame, title: str) -> Figure:
-    """What each stage's map weighs in the sum, the share of its pixels that holds half of it, the gradients that are left."""
+    """Each stage's weight in the sum, the share of its pixels that holds half of its map, and the gradients that are left."""
     named = table.assign(delta=table["delta"].map(lambda delta: "none" if pd.isna(delta) else f"{delta:g}"))
     order = list(dict.fromkeys(named["delta"]))
     figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.1), layout="constrained")
@@ -123,7 +123,7 @@ def stages(table: pd.DataFrame, title: str) -> Figure:
 
 
 def _plain(axis: Axis) -> None:
-    """Plain numbers on a logarithmic axis: 1, 2 and 5 where there is room for them, else 1 alone."""
+    """Plain numbers on a logarithmic axis: 1, 2 and 5 if there is room for them, else only 1."""
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
     axis.set_major_formatter("{x:g}")
@@ -131,7 +131,7 @@ def _plain(axis: Axis) -> None:
 
 
 def losses(table: pd.DataFrame) -> Figure:
-    """The training loss over the epochs, a line a training. table: train.csv of each, with a column `name`."""
+    """The training loss over the epochs, one line per training. table: train.csv of each, with a column `name`."""
     figure, axes = plt.subplots(figsize=(5, 2.8), layout="constrained")
     for name, rows in table.groupby("name"):
         axes.plot(rows["epoch"], rows["loss"], marker="o", label=name)

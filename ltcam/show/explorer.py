@@ -1,4 +1,4 @@
-"""What the report's page with the sliders shows: heatmaps, Otsu masks and IoUs of a few images, made beforehand."""
+"""The contents of the page with the sliders: heatmaps, Otsu masks and IoUs of a few images, made in advance."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ SIDE = 112  # pixels of a heatmap's longer side
 def pictures(trained: Trained, data: Segmentation, count: int) -> list[dict[str, Any]]:
     """`count` images of `data`, each with one of its classes, as plain values for the page's script.
 
-    data, name, class; image, truth: data URLs, the true mask white; size: [width, height] of what follows.
-    views: {method: {layers: {"sprite": data URL, "iou": [percent, ...]}}} with a value and a frame a delta of `DELTAS`. A
-    sprite is grey, its frames one below the other: a pixel's low 7 bits are the heatmap, from 0 to its own maximum, the high
-    bit is Otsu's mask. IoU is of the masks at their own resolution.
+    data, name, class; image, truth: data URLs, the true mask is white; size: [width, height] of the views.
+    views: {method: {layers: {"sprite": data URL, "iou": [percent, ...]}}} with one value and one frame for each of `DELTAS`. A
+    sprite is grey, with its frames one below the other. The low 7 bits of a pixel are the heatmap, from 0 to its own maximum.
+    The high bit is Otsu's mask. IoU compares the masks at their own resolution.
     """
     chosen = plotting.examples(data, count)
     samples = [data[i] for i, _ in chosen]
@@ -66,7 +66,7 @@ def pictures(trained: Trained, data: Segmentation, count: int) -> list[dict[str,
 def _view(heatmaps: Tensor, mask: Tensor, c: int) -> dict[str, Any]:
     """The sprite of heatmaps (M, H, W), and their IoUs with class c of the mask (H, W)."""
     predicted = otsu_masks(heatmaps)
-    tp, fp, fn = metrics.count(predicted, mask, c).T
+    tp, fp, fn = metrics.count(predicted, metrics.regions(mask, c)).T
     small = F.resize(heatmaps, _fit(heatmaps.shape[1:], SIDE), antialias=True)
     grey = (127 * small / small.amax(dim=(1, 2), keepdim=True).clamp(min=1e-30)).round().byte()
     iou = (100 * tp.double() / (tp + fp + fn)).round(decimals=2)

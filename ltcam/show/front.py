@@ -1,6 +1,6 @@
-"""What the front page shows of one data set: claims, tables beside the paper's, figures, and what made each result.
+"""What the front page shows for one data set: claims, tables beside the paper's, figures, and what made each result.
 
-All of it is plain text for `templates/index.html`, which escapes it.
+It is all plain text. `templates/index.html` escapes it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image
 from ltcam import files
 from ltcam.paper import tables as paper
 
-VERDICTS = {"holds": "held", "tie": "tied", "does not hold": "failed"}  # of claims.csv: the word and the class of its chip
+VERDICTS = {"holds": "held", "tie": "tied", "does not hold": "failed"}  # in claims.csv: the word and the class of the chip
 CLAIM = ("claim", "section", "quote", "verdict", "numbers", "paper", "paper_on", "margin", "ci_low", "ci_high", "trainings")
 NUMBER = r"((?:gain )?-?\d+\.\d+.*)$"  # from the first number with decimals on
 HEADERS = {"ci_low": "95% from", "ci_high": "to"}
@@ -23,27 +23,27 @@ FIGURES = {
     "samples": "Samples, with one class outlined",
     "areas": "How much of an image a class covers",
     "fig1": "Fig. 1: Grad-CAM by stage",
-    "fig2": "Fig. 2: seven methods, counterpart of the paper's on PASCAL VOC",
-    "fig3": "Fig. 3: seven methods, counterpart of the paper's on KSDD2",
+    "fig2": "Fig. 2: seven methods; the paper's figure is on PASCAL VOC",
+    "fig3": "Fig. 3: seven methods; the paper's figure is on KSDD2",
     "fig4": "Fig. 4: scores over δ on the held-out part",
-    "fig5": "Fig. 5: scores over δ on the part trained on",
+    "fig5": "Fig. 5: scores over δ on the training part",
     "truncation": "Heatmaps without and with truncation",
     "failures": "Where the method fails",
     "ablations": "What each choice is worth, one at a time",
-    "cross": "Percentile scope, scale of the stages' maps, and δ",
-    "gain_by_area": "Points gained, over the size of the object",
-    "gain_by_overlap": "Points gained, over how far negative gradients lie on the object",
+    "cross": "Scores by percentile scope, scale of the stages' maps, and δ",
+    "gain_by_area": "Points gained, by the size of the object",
+    "gain_by_overlap": "Points gained, by how far negative gradients lie on the object",
     "signs": "Where positive and negative gradients lie",
-    "stages": "What each stage adds, and what δ leaves of it",
-    "plug_in": "Networks of other libraries, plugged in",
+    "stages": "What each stage adds to the sum, and how much δ leaves",
+    "plug_in": "The tricks on other kinds of networks",
 }
 MORE = {
     "findings": "What the ablations found",
     "sweep": "Every score over δ",
     "ablations": "What each choice is worth, one at a time",
-    "breakdown": "Scores by class or defect type, by the object's size, by the number of classes, by the overlap of the signs",
-    "correlations": "What the gains go with",
-    "readings": "Under which reading the paper's order of methods appears",
+    "breakdown": "Scores by class or defect type, object size, number of classes, and overlap of the signs",
+    "correlations": "What the gains correlate with",
+    "readings": "How well each reading agrees with the paper's order of methods",
 }
 
 
@@ -71,9 +71,9 @@ def section(profile: str, name: str, notebooks: list[dict[str, Any]]) -> dict[st
 
 
 def claims(path: Path) -> list[dict[str, str]]:
-    """A row a claim of claims.csv: `CLAIM`, "" where a file has none, and chip, ours, theirs, and of both the short form.
+    """One row per claim of claims.csv: `CLAIM` ("" for a missing column), chip, ours, theirs, and a short form of both.
 
-    ours, theirs: all that `numbers` says of either; ours_short, theirs_short: the two scores compared.
+    ours, theirs: all that `numbers` says about each; ours_short, theirs_short: only the two compared scores.
     """
     if not path.is_file():
         return []
@@ -89,7 +89,7 @@ def claims(path: Path) -> list[dict[str, str]]:
 
 
 def table(number: int, path: Path) -> dict[str, Any] | None:
-    """The paper's table `number` beside ours, two cells a metric: (text, "best", "second" or ""); None where no file is."""
+    """The paper's table `number` beside ours, two cells per metric: (text, "best", "second" or ""); None without a file."""
     if not path.is_file():
         return None
     both = paper.beside(number, pd.read_csv(path))
@@ -142,7 +142,7 @@ def _figure(path: Path, name: str) -> dict[str, Any]:
 
 
 def _provenance(path: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """A row: what made one result; files are links."""
+    """One row: what made a result. Its files are links."""
     recipe, beside = record.get("recipe", {}), (path.with_suffix(".csv"), path.with_suffix(".csv.gz"), path)
     return {
         "files": [f"results/{path.parent.name}/{file.name}" for file in beside if file.is_file()],

@@ -15,7 +15,7 @@ from ltcam.show.plotting import _outline, _panel, _thumbnail
 def idea_figure(trained: Trained, sample: Sample, target: int, delta: float = 20) -> Figure:
     """Grad-CAM of class `target` at each stage, the sum over stages (Eq. 8) and its Otsu mask.
 
-    The upper row has all gradients, the lower one those that truncation at `delta` keeps (Eq. 9). The true mask is outlined.
+    The upper row uses all gradients, the lower row those that truncation at `delta` keeps (Eq. 9). The true mask is outlined.
     """
     inputs = datasets.preprocess(sample.image, trained.size)[None].to(next(trained.model.parameters()).device)
     traced = trace(trained.model, inputs, target)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def areas(data: Segmentation) -> pd.DataFrame:
-    """A row a scored image and class that its label names: name, class, kind, area in percent of its non-void pixels."""
+    """One row per scored image and class in its label: name, class, kind, area in percent of the non-void pixels."""
     rows = []
     for i in data.scored:
         pixels, entry = np.bincount(data.mask(i).ravel(), minlength=VOID + 1), data.entries[i]
@@ -41,19 +41,19 @@ def areas(data: Segmentation) -> pd.DataFrame:
 
 
 def by_class(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The rows of `areas` of each class, or of each kind where there are kinds."""
+    """The rows of `areas` for each class, or for each kind if there are kinds."""
     return {str(c): t for c, t in table.groupby(table["kind"].where(table["kind"] != "", table["class"]))}
 
 
 def summary(data: Segmentation) -> pd.DataFrame:
-    """A row a class (or kind), and one of all: class, images that have it, 10%, median, 90% of `areas` in percent."""
+    """One row per class (or kind) and one for all: class, images that have it, 10%, median, 90% of `areas` in percent."""
     groups = {**by_class(table := areas(data)), "all": table}
     rows = [(c, t["name"].nunique(), *t["area"].quantile([0.1, 0.5, 0.9])) for c, t in groups.items()]
     return pd.DataFrame(rows, columns=["class", "images", "10%", "median", "90%"])
 
 
 def classes(parts: Mapping[str, Segmentation]) -> pd.DataFrame:
-    """Images of each part, those without a class, and those of each class that occurs; a column a part."""
+    """The number of images, of those without a class, and of those with each class that occurs; one column per part."""
     counts = {part: [len(d), int((~d.labels.any(dim=1)).sum()), *_images(d)] for part, d in parts.items()}
     first = next(iter(parts.values()))
     table = pd.DataFrame(counts, index=["images", "without a class", *first.classes])
@@ -61,7 +61,7 @@ def classes(parts: Mapping[str, Segmentation]) -> pd.DataFrame:
 
 
 def summaries(parts: Mapping[str, Segmentation]) -> pd.DataFrame:
-    """`summary` of each part, one below the other, with a column `part`."""
+    """The `summary` of each part, one below the other, with a column `part`."""
     return pd.concat([summary(data).assign(part=part) for part, data in parts.items()], ignore_index=True)
 
 
@@ -73,33 +73,33 @@ def keep(table: pd.DataFrame, parts: Mapping[str, Segmentation], profile: str, d
 
 
 def found(text: str) -> Markdown:
-    """A paragraph of `ltcam.paper.sentences`, to look at."""
+    """A paragraph of `ltcam.paper.sentences`, for display."""
     return Markdown(text)  # type: ignore[no-untyped-call]
 
 
 def side_by_side(table: pd.DataFrame) -> Styler:
-    """`summaries` to look at: a row a class, all of them last, and the columns of each part beside one another."""
+    """`summaries` for display: one row per class, "all" last, and the columns of the parts side by side."""
     wide = table.astype({"images": "Int64"}).pivot(index="class", columns="part").swaplevel(axis=1)
     wide = wide[list(dict.fromkeys(table["part"]))].sort_index(key=lambda c: c == "all", kind="stable")
     return wide.style.format(precision=2, na_rep="")
 
 
 def against_cells(sets: Mapping[str, Segmentation]) -> pd.DataFrame:
-    """`against_cell`, a row a data set."""
+    """`against_cell`, one row per data set."""
     return pd.DataFrame({title: against_cell(data) for title, data in sets.items()}).T
 
 
 def against_cell(data: Segmentation) -> dict[str, float]:
-    """Percent: median of `areas`, area of a cell of VGG16's S5, share of areas smaller, IoU of the median plus a cell."""
+    """In percent: median of `areas`, area of a cell of VGG16's S5, share of smaller areas, IoU of the median plus a cell."""
     area, cell = areas(data)["area"], 100 / ((data.size[0] // 32) * (data.size[1] // 32))
     median = area.median()
     return {"median": median, "cell": cell, "smaller": 100 * (area < cell).mean(), "IoU": 100 * median / (median + cell)}
 
 
 def samples_figure(data: Segmentation, count: int = 8) -> Figure:
-    """`count` images, a column each: plain, and with the mask of one class outlined; its name (or kind) and area as title.
+    """`count` images, one per column: plain, and with the mask of one class outlined. Titles: its name (or kind) and area.
 
-    Of the classes in turn, evenly spread over each one's areas. Raises InputError where there is nothing to show.
+    The classes take turns, and samples are spread evenly over the areas of each. Raises InputError if there is nothing to show.
     """
     table = areas(data).sample(frac=1, random_state=0).drop_duplicates("name")
     groups = [t.sort_values(["area", "name"]) for t in by_class(table).values()]
@@ -115,14 +115,17 @@ def samples_figure(data: Segmentation, count: int = 8) -> Figure:
 
 
 def areas_figure(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """The distribution of the areas of each {title: areas}, a row each, on a log scale; areas of 0 are not drawn."""
+    """The distribution of the areas in each {title: areas}, one row each, on a log scale. Areas of 0 are not drawn."""
     rows = {f"{title} ({len(t)})": t.loc[t["area"] > 0, "area"].to_numpy() for title, t in tables.items()}
     return plotting.distributions(rows, "area of a class, % of the image")
 
 
 def bench(name: str, part: str, workers: int = os.cpu_count() or 1, batch: int = 8) -> pd.DataFrame:
-    """Images/s of loading and preprocessing alone, here and in `workers` processes, against those of VGG16's `trace` of a class
-    an image at the data set's input size, on a GPU where there is one; all with files in the system's cache."""
+    """Images/s of loading and preprocessing, here and in `workers` processes, beside those of VGG16's `trace`.
+
+    `trace` explains one class per image at the data set's input size, on a GPU if there is one. The files are in the system's
+    cache.
+    """
     whole("batch", batch)
     data, device = datasets.load(name, part), "cuda" if torch.cuda.is_available() else "cpu"
     labelled, network = Labelled(data, data.size), vgg16(len(data.classes), weights=None).to(device)

@@ -1,8 +1,8 @@
-"""An executed notebook as HTML: outputs cleaned of what runs, Markdown escaped, equations as MathML.
+"""An executed notebook as HTML: outputs without anything that runs, Markdown escaped, equations as MathML.
 
-nbconvert itself renders it. What builds on nbconvert needs more than it gives here: jupyter-book 2 and quarto-cli fetch parts
-from hosts outside the package index; mkdocs-jupyter 0.26 works, but brings 0.7 MB of styles into each page, the addresses of a
-CDN, and a theme whose end of life is announced.
+nbconvert renders it. Tools that build on nbconvert cost more than they give here. jupyter-book 2 and quarto-cli fetch parts
+from hosts outside the package index. mkdocs-jupyter 0.26 works, but it adds 0.7 MB of styles and addresses of a CDN to each
+page, and the end of life of its theme is announced.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors.sanitize import SanitizeHTML
 from pygments.formatters import HtmlFormatter
 
-_CLEAN = SanitizeHTML(  # type: ignore[no-untyped-call] # for outputs in HTML: what pandas writes, and nothing that runs
+_CLEAN = SanitizeHTML(  # type: ignore[no-untyped-call] # HTML outputs may hold what pandas writes, and nothing that runs
     tags=["a", "b", "br", "caption", "div", "em", "h3", "h4", "i", "p", "span", "strong", "style", "table", "tbody", "td", "th",
           "thead", "tr"],
     attributes={"*": ["class", "colspan", "id", "rowspan", "style"]},
@@ -28,7 +28,7 @@ _CLEAN = SanitizeHTML(  # type: ignore[no-untyped-call] # for outputs in HTML: w
 )  # fmt: skip
 
 
-logging.getLogger("traitlets").setLevel(logging.ERROR)  # nbconvert tells of every output it cleans
+logging.getLogger("traitlets").setLevel(logging.ERROR)  # nbconvert warns of every output it cleans
 
 
 def notebook(path: Path) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class _Renderer(IPythonRenderer):
 
 
 def _markdown(source: str) -> str:
-    """HTML of Markdown; HTML in it is shown as text."""
+    """Markdown as HTML. HTML inside it is shown as text."""
     renderer = _Renderer(escape=True, allow_harmful_protocols=False, exclude_anchor_links=True)
     return str(MarkdownWithMath(renderer=renderer).render(source))
 

@@ -16,13 +16,13 @@ from ltcam.experiment import checkpoints, weights
 from ltcam.files import atomic
 from ltcam.show import plotting
 
-Classifier = tuple[nn.Module, Sequence[str], tuple[int, int]]  # in eval mode, its classes, (height, width) of its input
+Classifier = tuple[nn.Module, Sequence[str], tuple[int, int]]  # in eval mode, its classes, its input (height, width)
 
 
 def classifier(name: str, checkpoint: Path | None) -> Classifier:
-    """A checkpoint of `ltcam train`, a state dict of the torchvision model `name`, or (None) torchvision's own weights.
+    """A checkpoint of `ltcam train`, a state dict of the torchvision model `name`, or torchvision's own weights (None).
 
-    Classes of a state dict are "0", "1", ...
+    The classes of a state dict are named "0", "1", ...
     """
     if name not in list_models(module=None):
         raise InputError(f"model {name!r} is not in torchvision: expected one of torchvision.models.list_models()")
@@ -49,9 +49,9 @@ def draw(
     image: Path, out: Path, name: str, checkpoint: Path | None, target: str, method: str, layers: str | None,
     delta: float | None, per_stage: bool,
 ) -> str:  # fmt: skip
-    """The picture of `heatmaps` at `out`; gives the class. Raises InputError, too, for a name that is no picture's."""
+    """Draw `heatmaps` to `out`; returns the class. Raises InputError if `out` is not the name of a picture."""
     if out.suffix not in (".png", ".jpg", ".pdf", ".svg"):
-        raise InputError(f"--out {out} is no picture: expected a name that ends in .png, .jpg, .pdf or .svg")
+        raise InputError(f"--out {out} is not a picture: expected a name that ends in .png, .jpg, .pdf or .svg")
     pixels, chosen, maps = heatmaps(image, classifier(name, checkpoint), target, method, layers, delta, per_stage)
     with atomic(out) as temporary:
         plotting.overlay_figure(pixels, maps, chosen).savefig(temporary, dpi=150)
@@ -61,9 +61,10 @@ def draw(
 def heatmaps(
     image: Path, model: Classifier, target: str, method: str, layers: str | None, delta: float | None, per_stage: bool = False
 ) -> tuple[Tensor, str, dict[str, Tensor]]:
-    """The image (3, H, W) uint8, the class explained, and {title: heatmap (H, W)}: the fused one, before it each stage's own.
+    """The image (3, H, W) uint8, the class explained, and {title: heatmap (H, W)}.
 
-    target: a class by name or index, or "" for the one of the largest logit.
+    The fused heatmap comes last; with per_stage, those of the stages come before it. target: a class by name or index, or ""
+    for the class with the largest logit.
     """
     network, classes, size = model
     if target and target not in classes and not target.isdecimal():

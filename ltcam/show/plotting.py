@@ -1,4 +1,4 @@
-"""The paper's figures: heatmaps over images, one row an image, one column a way to make them."""
+"""The paper's figures: heatmaps over images, with a row for each image and a column for each way to make them."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.configs import FLOATS, Config
 from ltcam.files import atomic
 
-THUMBNAIL = 160  # pixels of the longer side: photographs appear at figure size only
+THUMBNAIL = 160  # pixels of the longer side: figures show photographs small
 SWEPT = {  # the paper's colors in Figs. 4 and 5
     "gradcam": ("Grad-CAM", "tab:blue"),
     "fullgrad": ("FullGrad", "tab:orange"),
@@ -34,9 +34,9 @@ SWEPT = {  # the paper's colors in Figs. 4 and 5
 
 
 def examples(data: Segmentation, count: int = 5, seed: int = 0) -> list[tuple[int, int]]:
-    """(image index, class) of `count` images drawn at random, in turn from each class (or each defect type).
+    """(image index, class) of `count` random images, taken in turn from each class (or each defect type).
 
-    Drawn from the half of a class's images in which it covers most, so that there is something to see.
+    They come from the half of a class's images in which it covers most, so that there is something to see.
     """
     areas: dict[tuple[int, str], list[tuple[float, int]]] = {}
     for i in data.scored:
@@ -53,7 +53,7 @@ def examples(data: Segmentation, count: int = 5, seed: int = 0) -> list[tuple[in
 def worst(counts: pd.DataFrame, data: Segmentation, config: Config, count: int = 4) -> dict[tuple[int, int], float]:
     """{(image index, class): IoU in percent} of the `count` pairs of `data` that `config` segments worst, worst first.
 
-    counts as `evaluate` gives them. A pair without a true pixel is left out: that is its mask's failure.
+    counts: from `evaluate`. A pair without a true pixel is left out, since there its mask fails and not the method.
     """
     index = {entry.name: i for i, entry in enumerate(data.entries)}
     rows = counts.merge(pd.DataFrame([config]).astype(FLOATS))
@@ -72,7 +72,7 @@ def heatmap_figure(
 ) -> Figure:
     """A grid: the image (with its mask outlined if `truth`), then the heatmap of each configuration over it.
 
-    chosen: (image index, class) a row, with its IoU to be shown if a mapping. A heatmap is shown from 0 to its own maximum.
+    chosen: (image index, class) for each row; a mapping adds the IoU to show. A heatmap is shown from 0 to its own maximum.
     """
     samples = [data[i] for i, _ in chosen]
     images = torch.stack([datasets.preprocess(s.image, trained.size) for s in samples]).to(next(trained.model.parameters()))
@@ -92,7 +92,7 @@ def grid(
     rows: Sequence[str],
     masks: Sequence[Tensor] | None = None,
 ) -> Figure:
-    """A row an image (3, H, W) uint8, with the outline of its mask (H, W) where given, and a column of heatmaps a title."""
+    """A row for each image (3, H, W) uint8, with the outline of its mask (H, W) if given, and a column for each title."""
     thumbnails = [_thumbnail(image) for image in images]
     heights = [min(t.shape[0] / t.shape[1], 1.5) for t in thumbnails]
     figure, axes = plt.subplots(
@@ -111,9 +111,9 @@ def grid(
 
 
 def strip(images: Sequence[Tensor], titles: Sequence[str], masks: Sequence[Tensor]) -> Figure:
-    """A column an image (3, H, W) uint8, all of one height: plain, and below with the outline of its mask (H, W) bool."""
+    """A column for each image (3, H, W) uint8, at one height: plain, and below with its mask (H, W) bool outlined."""
     thumbnails = [_thumbnail(image) for image in images]
-    widths = [max(t.shape[1] / t.shape[0], 0.5) for t in thumbnails]  # narrower ones would not hold a title
+    widths = [max(t.shape[1] / t.shape[0], 0.5) for t in thumbnails]  # a narrower one has no room for a title
     height = min(2.4, 11 / sum(widths))
     figure, axes = plt.subplots(
         2, len(images), figsize=(height * sum(widths), 2 * height + 0.5),
@@ -141,7 +141,7 @@ def overlay_figure(image: Tensor, maps: dict[str, Tensor], title: str = "") -> F
 
 
 def distributions(rows: Mapping[str, NDArray[np.float64]], label: str) -> Figure:
-    """A row for each title: points, and a box of the quartiles with whiskers at 10% and 90%, on a log scale."""
+    """A row for each title, on a log scale: points, and a box of the quartiles with whiskers at 10% and 90%."""
     figure, axes = plt.subplots(figsize=(7, 0.9 + 0.32 * len(rows)), layout="constrained")
     rng = np.random.default_rng(0)
     for y, row in enumerate(rows.values()):
@@ -159,10 +159,10 @@ def distributions(rows: Mapping[str, NDArray[np.float64]], label: str) -> Figure
 
 
 def gradients(image: Tensor, mask: Tensor, rows: Mapping[str, Tensor], deltas: Sequence[float | None]) -> Figure:
-    """Eq. 9 at work on one (image, class): a row a layer, a column a delta, each the truncated gradient summed over channels.
+    """Eq. 9 on one (image, class): the truncated gradient summed over channels, a row for each layer, a column for each delta.
 
-    image (3, H, W) uint8, mask (H, W) bool, rows {title: gradient (K, h, w)}. Each panel is symmetric around 0, up to its own
-    largest absolute value; above it is the share of the layer's gradients that is left.
+    image (3, H, W) uint8, mask (H, W) bool, rows {title: gradient (K, h, w)}. The colors of a panel are symmetric around 0, up
+    to its own largest absolute value. Its title has the share of the layer's gradients that is left.
     """
     thumbnail = _thumbnail(image)
     height, width = thumbnail.shape[:2]
@@ -188,7 +188,7 @@ def gradients(image: Tensor, mask: Tensor, rows: Mapping[str, Tensor], deltas: S
 
 
 def sweep_figure(table: pd.DataFrame, metric: str, label: str, title: str) -> Figure:
-    """`metric` (percent) over delta, a line a method; dashed the score without truncation. Rows of one part of a sweep."""
+    """`metric` (percent) over delta, one line per method; dashed lines are without truncation. table: one part of a sweep."""
     figure, axes = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
     for method, (name, color) in SWEPT.items():
         curve = table[table["method"] == method].set_index("delta")[metric].sort_index()
@@ -198,14 +198,14 @@ def sweep_figure(table: pd.DataFrame, metric: str, label: str, title: str) -> Fi
     axes.plot([], [], color="grey", linestyle="--", linewidth=1, label="no truncation")
     axes.set(xlabel="δ (percentile of the positive gradients)", ylabel=label, title=title, xticks=truncated.index)
     axes.margins(x=0.02)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))  # beside the curves: they may go anywhere
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))  # beside the curves, which may go anywhere
     return figure
 
 
 def save(figure: Figure, path: Path) -> None:
     """`path` + .png (200 dpi) and .pdf, the same bytes on every run of one machine."""
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once: each drawing would move things a little
+    figure.set_layout_engine("none")  # laid out once, since each drawing moves things a little
     for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None, "Producer": None, "Creator": None})):
         with atomic(path.with_name(path.name + suffix)) as temporary:
             figure.savefig(temporary, dpi=200, metadata=metadata)
@@ -220,7 +220,7 @@ def _panel(axes: Axes, image: NDArray[np.uint8], heatmap: Tensor | None) -> None
 
 
 def _outline(axes: Axes, mask: Tensor, size: Sequence[int]) -> None:
-    """Of a mask (H, W) bool at its own resolution, over an image of (height, width) `size`: resized, thin things would go."""
+    """Outline a mask (H, W) bool, at its own resolution so that thin things stay, over an image of (height, width) `size`."""
     if not mask.any():
         return
     y, x = ((np.arange(-1, n + 1) + 0.5) * m / n - 0.5 for n, m in zip(mask.shape, size, strict=True))

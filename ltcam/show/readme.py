@@ -1,6 +1,7 @@
-"""What README.md and docs/ compute from committed files: `ltcam readme` writes it, `ltcam readme --check` names what is stale.
+"""The sections of README.md and docs/ that are computed from committed files.
 
-A section stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; the rest of a page is written by hand.
+`ltcam readme` writes them, and `ltcam readme --check` names the stale ones. A section stands between `<!-- begin NAME -->` and
+`<!-- end NAME -->`. The rest of a page is written by hand.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ltcam.paper.reproduce import profile, trainings
 HOMES = {"voc2012": "paper", "ksdd": "real", "magnetic_tile": "real"}  # the profile that a data set's committed results are of
 TITLES = {"voc2012": "PASCAL VOC 2012", "ksdd": "KolektorSDD", "magnetic_tile": "Magnetic tile"}
 ALL, PHOTOS, DEFECTS = list(TITLES), ["voc2012"], ["ksdd", "magnetic_tile"]
-SOURCES = {  # of what the paper shows and says: our notebook, its files, and our data sets, the counterpart first
+SOURCES = {  # of the paper -> our notebook, its files, and our data sets, with the counterpart first
     "Table 1": ("02_layer_cams", ["table1.csv"], ALL),
     "Table 2": ("03_truncation", ["table2.csv"], ALL),
     "Table 3": ("04_comparison", ["table3.csv"], PHOTOS),
@@ -59,7 +60,7 @@ SETTINGS: dict[str, Callable[[Recipe], str]] = {
 
 
 def tables() -> str:
-    """The paper's tables beside ours, in percent. Bold and underlined: as printed, and of ours the best two of a column."""
+    """The paper's tables beside ours, in percent. The paper's are marked as printed, ours by the best two of a column."""
     return "\n\n".join(_beside(number, data) for number, shown in SHOWN.items() for data in shown)
 
 
@@ -74,7 +75,7 @@ def outputs() -> str:
 
 
 def claims() -> str:
-    """Every claim of the paper: whether its own numbers bear it out, and ours, from `claims.csv` of each data set."""
+    """Every claim of the paper, with the verdicts of its own numbers and of ours, from `claims.csv` of each data set."""
     judged = _judged()
     if not judged:
         return NOT_YET
@@ -85,7 +86,7 @@ def claims() -> str:
 
 
 def found() -> str:
-    """What the ablations found, of `ltcam.paper.findings.SUMMARY`: a row each, a number with its table a data set."""
+    """`ltcam.paper.findings.SUMMARY`: one row per finding, and for each data set its number with a link to the table."""
     columns = {}
     for data, title in TITLES.items():
         path = _results(data) / "findings.csv"
@@ -102,7 +103,7 @@ def found() -> str:
 
 
 def settings() -> str:
-    """The training recipe of every profile, a column a file of `notebooks/profiles`."""
+    """The training recipe of every profile, one column per file of `notebooks/profiles`."""
     runs = [run for name in ("demo", "real", "paper") for run in profile(name)]
     recipes = [Recipe(data=run["data"], **run["recipe"]) for run in runs]
     rows = [[name, *map(value, recipes)] for name, value in SETTINGS.items()]
@@ -111,19 +112,19 @@ def settings() -> str:
 
 
 def summary() -> str:
-    """Two small tables of mIoU: Grad-CAM by stage, and the seven methods; the paper's numbers and ours, a column a data set."""
+    """Two small tables of mIoU, Grad-CAM by stage and the seven methods: the paper's numbers and ours, by data set."""
     return "\n\n".join(_small(title, numbers) for title, numbers in SMALL.items())
 
 
 def verdicts() -> str:
-    """How many of the paper's claims hold, tie and fail: a row a data set."""
+    """How many of the paper's claims hold, tie and fail: one row per data set."""
     judged = {title: table["verdict"].value_counts() for title, table in _judged().items()}
     rows = [[title, *(str(counts.get(verdict, 0)) for verdict in VERDICTS)] for title, counts in judged.items()]
     return _table(["claims of the paper that", "hold", "tie", "fail", "are not measured"], rows) if rows else NOT_YET
 
 
 def replication() -> str:
-    """A row a claim: whether the paper's own numbers bear it out, and the verdict on each data set."""
+    """One row per claim: the verdict of the paper's own numbers, and the verdict on each data set."""
     judged = _judged()
     if not judged:
         return NOT_YET
@@ -140,14 +141,14 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
 
 
 def files(item: str) -> list[str]:
-    """The committed files of a table or figure that are there, relative to the checkout."""
+    """The committed files of a table or figure, relative to the checkout."""
     _, names, data = SOURCES[item]
     planned = [f"{'figures' if n.startswith('fig') else 'results'}/{HOMES[d]}/{d}/{n}" for d in data for n in names]
     return [file for file in planned if (ROOT / file).is_file()]
 
 
 def stale() -> list[tuple[str, str]]:
-    """(page, section) of what is not as the committed files give it. Raises InputError as `sections` does."""
+    """(page, section) for each section that differs from the committed files. Raises InputError as `sections` does."""
     found = []
     for page in PAGES:
         written = sections(page, (ROOT / page).read_text(encoding="utf-8"))
@@ -156,7 +157,7 @@ def stale() -> list[tuple[str, str]]:
 
 
 def write() -> list[tuple[str, str]]:
-    """Write the stale sections anew; returns their pages and names. Raises InputError as `sections` does."""
+    """Write the stale sections again; returns their pages and names. Raises InputError as `sections` does."""
     changed = stale()
     for page, name in changed:
         before, rest = (ROOT / page).read_text(encoding="utf-8").split(f"<!-- begin {name} -->")
@@ -168,7 +169,7 @@ def write() -> list[tuple[str, str]]:
 
 
 def sections(page: str, text: str) -> dict[str, str]:
-    """What stands between the markers of each section. Raises InputError for one that is unknown, missing or not closed."""
+    """The text between the markers of each section. Raises InputError if one is unknown, missing or not closed."""
     blocks = dict(re.findall(r"<!-- begin (\S+) -->(.*?)<!-- end \1 -->", text, re.DOTALL))
     marks = re.findall(r"<!-- (?:begin|end) (\S+) -->", text)
     for name in [*PAGES[page], *marks]:
@@ -187,7 +188,7 @@ def _section(page: str, name: str) -> str:
 
 
 def _small(title: str, numbers: Mapping[int, str]) -> str:
-    """mIoU of the first number's rows: the paper's printed column and ours for each table, where it is measured."""
+    """mIoU: the paper's printed column and ours for each measured table, with the rows of the first table."""
     columns: dict[str, pd.Series[Any]] = {}
     for number, printed_on in numbers.items():
         columns[f"paper, {printed_on}"] = paper.published(number)["mIoU"].map("{:.2f}".format)

@@ -1,8 +1,8 @@
 """A static site of one profile's results: `ltcam report --profile demo --out site`.
 
-A front page (what the paper claims and what came of it, with a picture to move delta and the stages on; `front.py`,
-`explorer.py`), the same picture on a page of its own, and the executed notebooks (`pages.py`). No notebook is executed,
-nothing is fetched: the pages work from file://.
+The front page says what the paper claims and what came of it, and has a picture with sliders for delta and the stages
+(`front.py`, `explorer.py`). The picture also has a page of its own. The executed notebooks follow (`pages.py`). No notebook is
+executed and nothing is fetched. The pages work from file://.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ltcam.paper import tables as paper
 from ltcam.show import explorer, front, pages
 
 PICTURES = 4  # with sliders
-MARK = ".ltcam-report"  # a file that tells a site of ours from any other folder
+MARK = ".ltcam-report"  # a file that marks a folder as a site of ltcam
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("ltcam.show", "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
     trim_blocks=True, lstrip_blocks=True,
@@ -36,8 +36,8 @@ TEMPLATES = jinja2.Environment(
 def report(profile: str, out: Path) -> Path:
     """Write the site of `profile` to the folder `out`; returns its front page.
 
-    A site that is there is replaced when the new one is whole. Raises MissingError where there is nothing to report, and
-    InputError where `out` holds anything but a site of ours.
+    An existing site is replaced when the new one is complete. Raises MissingError if there is nothing to report, and InputError
+    if `out` holds anything but a site of ltcam.
     """
     out = out.resolve()
     names = _data(profile)
@@ -45,7 +45,7 @@ def report(profile: str, out: Path) -> Path:
     if not names and not notebooks:
         raise MissingError(f"nothing to report in {files.results(profile)}: run `ltcam reproduce --profile {profile}` first")
     if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is there and no site of ltcam: expected a new or empty folder; choose another --out")
+        raise InputError(f"{out} exists and is not a site of ltcam: expected a new or empty folder; choose another --out")
     with _whole(out) as site:
         (site / MARK).touch()
         for name in names:
@@ -67,7 +67,7 @@ def report(profile: str, out: Path) -> Path:
 
 
 def _order(name: str) -> tuple[int, str]:
-    """Photographs before defects, as in the paper; what the project does not know comes last."""
+    """Photographs come before defects, as in the paper. Unknown data sets come last."""
     known = list(paper.COMPARED)
     return (known.index(name) if name in known else len(known), name)
 
@@ -78,7 +78,7 @@ def _data(profile: str) -> list[str]:
 
 
 def _notebooks(profile: str) -> list[dict[str, Any]]:
-    """The executed notebooks, a series a data set."""
+    """The executed notebooks, one series per data set."""
     found = [path for path in (files.results(profile) / "notebooks").glob("[0-9]*.ipynb") if ".failed" not in path.suffixes]
     made = [pages.notebook(path) for path in found]
     return sorted(made, key=lambda notebook: (_order(notebook["data"]), notebook["page"]))
@@ -97,7 +97,7 @@ def _copy(profile: str, name: str, site: Path) -> None:
 
 
 def _pictures(profile: str, names: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """With sliders, and a sentence for each data set that has none."""
+    """The pictures with sliders, and a sentence for each data set that has none."""
     made: list[dict[str, Any]] = []
     skipped: list[str] = []
     for name in names:
@@ -113,7 +113,7 @@ def _pictures(profile: str, names: list[str]) -> tuple[list[dict[str, Any]], lis
 
 @contextmanager
 def _whole(out: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `out` when the block ends well, and is removed when it does not."""
+    """A temporary folder. It replaces `out` if the block ends well, and is removed if not."""
     temporary, old = (out.with_name(f".{out.name}.{os.getpid()}.{state}.partial") for state in ("new", "old"))
     temporary.mkdir(parents=True)
     try:

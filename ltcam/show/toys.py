@@ -1,4 +1,4 @@
-"""What notebook 07 plugs the tricks into: three small models of other kinds, trained for a minute on generated images."""
+"""The models of notebook 07: three small networks of other kinds, trained for a minute on generated images."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def models(classes: int, size: int) -> dict[str, nn.Module]:
 
 
 class Scene:
-    """The images of data set `data` to score, as inputs of the models. schedule: fields of `Recipe` but its model."""
+    """The images of data set `data` to score, as inputs of the models. schedule: fields of `Recipe`, its model ignored."""
 
     def __init__(self, data: str, schedule: Mapping[str, Any]) -> None:
         self.started, self.data, self.schedule = time.time(), data, dict(schedule)
@@ -53,12 +53,12 @@ class Scene:
         self.figures: Path = files.figures("demo", data)
 
     def fit(self, networks: Mapping[str, nn.Module]) -> pd.DataFrame:
-        """Train each; its average precision on the held-out part, a row a class."""
+        """Train each network. Returns the average precision on the held-out part, one row per class."""
         scores = pd.DataFrame({name: training.fit(network, self.recipe) for name, network in networks.items()})
         return scores.set_axis(self.test.classes)
 
     def layers(self, traces: Mapping[str, Trace]) -> pd.DataFrame:
-        """What was traced: a row a layer with the shape of its gradient, kept as plug_in.csv."""
+        """What was traced: one row per layer with the shape of its gradient, kept as plug_in.csv."""
         rows = [(name, layer, *t.gradient(layer).shape[1:]) for name, t in traces.items() for layer in t.layers]
         table = pd.DataFrame(rows, columns=["model", "layer", "channels", "height", "width"])
         provenance.save(table, files.results("demo", self.data) / "plug_in.csv", self.started, recipe=self.schedule)
@@ -68,7 +68,7 @@ class Scene:
         return golden.check(table, "plug_in", self.data)
 
     def figure(self, traces: Mapping[str, Trace], maps: Maps, precision: pd.DataFrame) -> Figure:
-        """Two images of the class that each model tells best, those where it is largest, and a column a way."""
+        """For each model the two images where its best class is largest, with a column for each way to make the maps."""
         best = {name: int(precision[name].to_numpy().argmax()) for name in traces}
         rows = [(name, pair) for name, t in traces.items() for pair in self._largest(t, best[name])]
         pictured = [(self.samples[i], c) for i, c in (traces[name].pairs[pair].tolist() for name, pair in rows)]
@@ -80,7 +80,7 @@ class Scene:
         )
 
     def scores(self, traces: Mapping[str, Trace], maps: Maps) -> pd.DataFrame:
-        """Pooled IoU of Otsu's masks over all pairs, in percent: a row a model, a column a way."""
+        """Pooled IoU of Otsu's masks over all pairs, in percent: a row for each model, a column for each way to make maps."""
         found = {name: {way: self._iou(traces[name], m) for way, m in ways.items()} for name, ways in maps.items()}
         return pd.DataFrame(found).T
 
@@ -94,6 +94,6 @@ class Scene:
 
     def _iou(self, traced: Trace, heatmaps: Tensor) -> float:
         pairs = zip(otsu_masks(heatmaps), traced.pairs.tolist(), strict=True)
-        counts = [metrics.count(mask[None], self.samples[i].mask, c)[0] for mask, (i, c) in pairs]
+        counts = [metrics.count(mask, metrics.regions(self.samples[i].mask, c)) for mask, (i, c) in pairs]
         tp, fp, fn = torch.stack(counts).sum(dim=0).tolist()
         return float(100 * tp / (tp + fp + fn))

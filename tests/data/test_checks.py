@@ -120,7 +120,7 @@ def test_a_changed_byte_of_voc_is_named_in_a_subset_and_in_the_whole(voc, listed
         monkeypatch.setattr(checks.voc, "OFFICIAL", official)
         found = checks.check("voc2012", tmp_path).findings
         assert [re.search(r"\w+\.(png|jpg)", f)[0] for f in found] == ["2007_000004.jpg", "2007_000010.png", "2007_000012.png"]
-        other = "is not the file of the data set (its SHA-256 is another): fetch it again (listed in "
+        other = "is not the file of the data set (its SHA-256 differs): fetch it again (listed in "
         assert other in found[0] and other in found[1] and "is missing" in found[2]
     (voc / "ImageSets" / "Segmentation" / "val.txt").write_text("2007_000008\n")
     report = checks.check("voc2012", tmp_path)
@@ -229,7 +229,7 @@ def test_magnetic_tile_faults_are_named(tiles):
     expected = [
         "exp3_num_1.png is not one of the data set's files: remove it",
         r"exp1_num_1000.png is missing: .*fetch",
-        r"exp2_num_1015.jpg is not the file of the data set \(its SHA-256 is another\): fetch it again",
+        r"exp2_num_1015.jpg is not the file of the data set \(its SHA-256 differs\): fetch it again",
     ]
     for found, what in zip(report.findings, expected, strict=True):
         assert re.search(what, found)

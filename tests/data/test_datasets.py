@@ -322,7 +322,7 @@ def test_a_mask_of_16_bits_is_refused_where_pixels_are_compared(root):
     lookalikes.ksdd2(root)
     path = root / "KolektorSDD2" / "test" / "10001_GT.png"
     Image.fromarray(np.ones((63, 23), np.uint16)).save(path)
-    with pytest.raises(DataError, match=r"10001_GT.png has PIL's mode I;16: expected 8 bits; save it as that"):
+    with pytest.raises(DataError, match=r"10001_GT.png has PIL's mode I;16: expected 8 bits; convert it"):
         datasets.load("ksdd2", "test").mask(1)
 
 

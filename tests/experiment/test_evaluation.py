@@ -17,7 +17,7 @@ from skimage.filters import threshold_otsu
 from ltcam import data as datasets
 from ltcam import explain, files, trace
 from ltcam.errors import UnavailableError
-from ltcam.experiment import configs, evaluation, metrics, provenance
+from ltcam.experiment import configs, counting, evaluation, metrics, provenance
 from ltcam.experiment.checkpoints import load_checkpoint
 from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.evaluation import evaluate
@@ -197,7 +197,7 @@ def test_files_are_the_same_bytes_whatever_the_order(run, tmp_path):
 def test_an_interrupted_evaluation_goes_on(run, tmp_path, monkeypatch):
     trained = run
     whole = evaluate(trained, "val", CONFIGS, tmp_path / "whole", Protocol(2))
-    count_batch, calls = evaluation._count_batch, []
+    count_batch, calls = counting._count_batch, []
 
     def interrupted(*arguments):
         if len(calls) == 2:
@@ -206,13 +206,13 @@ def test_an_interrupted_evaluation_goes_on(run, tmp_path, monkeypatch):
         return count_batch(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(evaluation, "_count_batch", interrupted)
+        patched.setattr(counting, "_count_batch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             evaluate(trained, "val", CONFIGS, tmp_path / "cut", Protocol(2))
     journal = next((tmp_path / "cut").glob("*.partial.jsonl"))
     with journal.open("a") as file:
         file.write('[["2007_0000')  # a line cut off in the writing
-    monkeypatch.setattr(evaluation, "_count_batch", lambda *a: calls.append(1) or count_batch(*a))
+    monkeypatch.setattr(counting, "_count_batch", lambda *a: calls.append(1) or count_batch(*a))
     pd.testing.assert_frame_equal(evaluate(trained, "val", CONFIGS, tmp_path / "cut", Protocol(2)), whole)
     batches = evaluation._batches(datasets.load("voc2012", "val"), 2)
     assert len(calls) == len(batches) and not journal.exists()
@@ -224,9 +224,9 @@ def test_two_processes_count_what_one_counts(run, checkpoint, tmp_path, monkeypa
     torch.set_num_threads(1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     evaluate(run, "val", configs, tmp_path / "alone", Protocol(1))
-    cut, count = iter(range(2)), evaluation._count
+    cut, count = iter(range(2)), evaluation.count
     with monkeypatch.context() as patched:
-        patched.setattr(evaluation, "_count", lambda *a: (next(cut), count(*a))[1])
+        patched.setattr(evaluation, "count", lambda *a: (next(cut), count(*a))[1])
         with pytest.raises(StopIteration):
             evaluate(run, "val", configs, tmp_path / "shared", Protocol(1))
     torch.set_num_threads(threads)
@@ -251,7 +251,7 @@ def test_batches_hold_images_with_equally_many_classes():
 
 def test_a_batch_that_memory_does_not_hold_is_halved(run, tmp_path, monkeypatch, caplog):
     whole = evaluate(run, "val", CONFIGS[:1], tmp_path / "whole", Protocol(4))
-    count_batch, sizes = evaluation._count_batch, []
+    count_batch, sizes = counting._count_batch, []
 
     def small(trained, samples, configs, protocol):
         if len(samples) > room:
@@ -259,10 +259,10 @@ def test_a_batch_that_memory_does_not_hold_is_halved(run, tmp_path, monkeypatch,
         sizes.append(len(samples))
         return count_batch(trained, samples, configs, protocol)
 
-    monkeypatch.setattr(evaluation, "_count_batch", small)
+    monkeypatch.setattr(counting, "_count_batch", small)
     room = 1
     pd.testing.assert_frame_equal(evaluate(run, "val", CONFIGS[:1], tmp_path / "halves", Protocol(4)), whole)
-    assert set(sizes) == {1} and "going on with 1" in caplog.text
+    assert set(sizes) == {1} and "trying 1" in caplog.text
     room = 0
     with pytest.raises(UnavailableError, match="GPU memory does not hold one image"):
         evaluate(run, "val", CONFIGS[:1], tmp_path / "none", Protocol(4))
@@ -275,7 +275,7 @@ def test_batches_bring_images_of_one_size_together(run):
     assert order == sorted(order)
 
 
-@pytest.mark.parametrize("change", ["part", "checkpoint", "code", "counts", "nothing"])
+@pytest.mark.parametrize("change", ["part", "checkpoint", "probe", "decoded", "counts", "nothing"])
 def test_counts_of_something_else_are_measured_anew(run, tmp_path, monkeypatch, change):
     trained, part, calls = run, "val", []
     evaluate(trained, part, CONFIGS[:1], tmp_path)
@@ -283,8 +283,10 @@ def test_counts_of_something_else_are_measured_anew(run, tmp_path, monkeypatch, 
         part = "train"
     elif change == "checkpoint":
         trained = dataclasses.replace(trained, sha256="another")
-    elif change == "code":
-        monkeypatch.setattr("ltcam.experiment.provenance.code", lambda: "another")
+    elif change == "probe":
+        monkeypatch.setattr(evaluation, "behaviour", lambda: "another")
+    elif change == "decoded":
+        monkeypatch.setattr(type(run.load("val")), "mask", lambda self, index: np.zeros((45, 60), np.uint8))
     elif change == "counts":
         provenance.save(pd.DataFrame(columns=[*metrics.CONFIG]), tmp_path / "other.csv.gz", 0)
         (tmp_path / "other.csv.gz").replace(tmp_path / "counts.csv.gz")
@@ -292,19 +294,6 @@ def test_counts_of_something_else_are_measured_anew(run, tmp_path, monkeypatch, 
     monkeypatch.setattr(evaluation, "_measure", lambda *a: calls.append(a) or measure(*a))
     evaluate(trained, part, CONFIGS[:1], tmp_path)
     assert len(calls) == (change != "nothing")
-
-
-def test_the_code_that_measures_is_known(tmp_path, monkeypatch):
-    before = provenance.code.__wrapped__()
-    assert before == provenance.code.__wrapped__()
-    shutil.copytree(files.ROOT / "ltcam", tmp_path / "ltcam", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "ltcam")
-    assert provenance.code.__wrapped__() == before
-    for name in ("engine/tricks.py", "data/magnetic_tile.py"):
-        with (tmp_path / "ltcam" / name).open("a") as file:
-            file.write("#")
-        assert provenance.code.__wrapped__() != before
-        before = provenance.code.__wrapped__()
 
 
 def test_a_delta_without_end_is_kept(run, tmp_path, monkeypatch):
@@ -323,7 +312,7 @@ def test_provenance_says_what_was_measured(run, tmp_path):
         and record["images"] == {"part": 6, "scored": 6}
         and record["source"]["name"] == "random"
     )
-    assert {"fingerprint", "checkpoint", "code", "commit", "dirty", "versions", "device", "seconds"} <= record.keys()
+    assert {"fingerprint", "checkpoint", "probe", "commit", "dirty", "versions", "device", "seconds"} <= record.keys()
 
 
 @pytest.mark.parametrize(
@@ -381,7 +370,7 @@ def test_checkpoint_that_is_missing_is_named():
 
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
     torch.save({"features.0.weight": torch.ones(1)}, tmp_path / "vgg.pth")
-    with pytest.raises(ValueError, match=r"vgg.pth is no checkpoint of ltcam train"):
+    with pytest.raises(ValueError, match=r"vgg.pth is not a checkpoint of ltcam train"):
         load_checkpoint(tmp_path / "vgg.pth")
 
 

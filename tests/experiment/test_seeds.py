@@ -149,22 +149,22 @@ def test_the_record_says_what_seeds_are_made_of(run, tmp_path):
     record = json.loads((tmp_path / "seeds.json").read_text())
     assert record["files"] == 8 and record["data"] == "PASCAL VOC 2012 subset" and record["part"] == "train"
     assert (record["method"], record["layers"], record["delta"]) == ("gradcam", "S1-S5", 20)
-    assert {"fingerprint", "checkpoint", "code", "commit", "dirty", "versions", "recipe", "finished"} <= record.keys()
+    assert {"fingerprint", "checkpoint", "probe", "commit", "dirty", "versions", "recipe", "finished"} <= record.keys()
 
 
-@pytest.mark.parametrize("change", ["part", "method, delta", "checkpoint", "code", "record"])
+@pytest.mark.parametrize("change", ["part", "method, delta", "checkpoint", "probe", "record"])
 def test_seeds_of_other_settings_are_refused(run, tmp_path, monkeypatch, change):
     trained, part, config = run, "train", CONFIG
     export(trained, part, config, tmp_path)
-    message = rf"has \.npy files of another {change}: pass another --out, or delete it"
+    message = rf"has \.npy files of another {change}: pass another --out, or delete them"
     if change == "part":
         part, message = "val", "of another part, fingerprint: pass"
     elif change == "method, delta":
         config = Config.parse("layercam:S1-S5:40")
     elif change == "checkpoint":
         trained = dataclasses.replace(trained, sha256="another")
-    elif change == "code":
-        monkeypatch.setattr("ltcam.experiment.provenance.code", lambda: "another")
+    elif change == "probe":
+        monkeypatch.setattr(seeds, "behaviour", lambda: "another")
     else:
         (tmp_path / "seeds.json").unlink()
         message = "files of another data, part"
@@ -215,5 +215,5 @@ def test_the_command(checkpoint, tmp_path):
     assert (record["part"], record["method"], record["layers"], record["delta"]) == ("train", "gradcam", "S1-S5", 20)
     asked = [*command[:-1], str(tmp_path / "val"), "--part", "val", "--config", "layercam", "--batch-size", "4"]
     assert CliRunner().invoke(app, asked, catch_exceptions=False).output == f"{tmp_path / 'val'}: 6 images\n"
-    with pytest.raises(ValueError, match="is no configuration"):
+    with pytest.raises(ValueError, match="is not a configuration"):
         CliRunner().invoke(app, [*command, "--config", "gradcam:S5:x"], catch_exceptions=False)

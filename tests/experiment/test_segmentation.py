@@ -10,8 +10,8 @@ from skimage.filters import threshold_otsu
 
 from ltcam.engine.tricks import layerize
 from ltcam.errors import InputError
-from ltcam.experiment import segmentation
-from ltcam.experiment.segmentation import above, otsu_masks
+from ltcam.experiment import metrics, segmentation
+from ltcam.experiment.segmentation import above, otsu_counts, otsu_masks
 
 
 def otsu_mask(heatmap):
@@ -58,6 +58,22 @@ def test_a_hundred_maps_of_each_kind_are_cut_where_scikit_image_cuts(kind):
         for mask, heatmap in zip(ours, stack.astype(np.float64), strict=True):
             np.testing.assert_array_equal(mask, heatmap > threshold_otsu(heatmap))
             assert mask.any() == (np.ptp(heatmap) > 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_counts_are_those_of_the_masks(kind, dtype, monkeypatch):
+    """Two pairs of an image with every region, three maps of each, of which the caches hold two."""
+    rng = np.random.default_rng(1)
+    stack = torch.from_numpy(maps(kind, 6, rng)).to(dtype)
+    heatmaps = stack.view(3, 2, *stack.shape[1:])
+    mask = torch.from_numpy(rng.choice([0, 1, 2, 255], stack.shape[1:]).astype(np.uint8))
+    regions = torch.stack([metrics.regions(mask, c) for c in (0, 1)])
+    assert set(regions.unique().tolist()) == {0, 1, 2}
+    expected = metrics.count(otsu_masks(stack).view_as(heatmaps), regions)
+    assert torch.equal(otsu_counts(heatmaps, regions), expected)
+    monkeypatch.setitem(segmentation.CHUNK, "cpu", 4 * mask.numel() + 1)
+    assert torch.equal(otsu_counts(heatmaps, regions), expected)
 
 
 def test_by_hand():
@@ -116,14 +132,17 @@ def test_a_constant_map_is_empty(value):
     assert not otsu_mask(np.full((5, 5), value, np.float32)).any()
 
 
-def test_values_on_and_beside_the_edges_of_bins_are_counted_as_numpy_counts():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_on_and_beside_the_edges_of_bins_are_counted_as_numpy_counts(dtype):
     for low, high in torch.rand(50, 2, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).cumsum(1):
-        on = low + (high - low) * (torch.arange(257) / 256)
+        low, high = low.to(dtype), high.to(dtype)
+        on = (low.double() + (high.double() - low.double()) * (torch.arange(513) / 512)).to(dtype)
         values = torch.cat([on, on.nextafter(on - 1), on.nextafter(on + 1)]).clamp(low, high)
-        edges = low + (high - low) / 256 * torch.arange(257)
-        edges[-1:] = high
-        counts = segmentation._histogram(values[None], edges[None], torch.zeros(1, 1, dtype=torch.bool))
-        np.testing.assert_array_equal(counts[0], np.histogram(values, 256)[0])
+        halves, _ = segmentation._halves(values[None])
+        counts, edges = np.histogram(values.double(), 256)
+        np.testing.assert_array_equal(np.bincount(halves[0] // 2, minlength=256), counts)
+        centers = (edges[:-1] + edges[1:]) / 2
+        np.testing.assert_array_equal(halves[0] % 2, values.double().numpy() > centers[halves[0] // 2])
 
 
 def test_a_fraction_of_the_maximum_is_background_itself():
@@ -150,7 +169,7 @@ LARGEST, LEAST = torch.finfo(torch.float32).max, 2.0**-149
 )  # fmt: skip
 def test_values_that_float32_cannot_hold_apart_are_refused(pixels):
     """Beside a map that is well."""
-    said = "heatmaps hold NaN, infinity, negative values or what float32 cannot hold: expected what ltcam.explain gives"
+    said = "heatmaps hold NaN, infinity, negative values or values outside float32's range: expected those of ltcam.explain"
     with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
         otsu_masks(torch.tensor([[[0.0, 1.0]], [pixels]], dtype=torch.float64))
 

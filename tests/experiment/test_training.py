@@ -98,14 +98,14 @@ def test_groups_stay_on_one_side_of_a_hold_out(tmp_path, monkeypatch):
     monkeypatch.setenv("LTCAM_DATA", str(lookalikes.magnetic_tile(tmp_path)))
     fit, tune = (datasets.load("magnetic_tile", f"train/{side}") for side in ("fit", "tune"))
     assert len(tune) == 6 and not set(fit.groups) & set(tune.groups)  # one tile of six exposures
-    with pytest.raises(datasets.DataError, match="part 'train/test' is unknown: expected 'train', or with /fit or /tune"):
+    with pytest.raises(datasets.DataError, match="part 'train/test' is unknown: expected 'train', 'train/fit' or 'train/tune'"):
         datasets.load("magnetic_tile", "train/test")
 
 
 def test_settings_are_read_as_in_a_profile():
     found = settings(["epochs=8", "slow=0.3", "head=gap", "size=[64, 32]", "balance=true"])
     assert found == {"epochs": 8, "slow": 0.3, "head": "gap", "size": [64, 32], "balance": True}
-    with pytest.raises(InputError, match=r"'epoch' is no setting of a recipe: expected NAME=VALUE with a name of data, "):
+    with pytest.raises(InputError, match=r"'epoch' is not a setting of a recipe: expected NAME=VALUE with a name of data, "):
         settings(["epoch=8"])
 
 

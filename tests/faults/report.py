@@ -9,12 +9,15 @@ PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 COLUMNS = ("fault", "tried", "lost", "crashed", "message")
 HEAD = """# What happens when something goes wrong
 
-Each row is a fault that was provoked, or an input as one meets it. *Tried*: how often. *Lost*: how often a file was then (where
-a run was stopped: after running it again) not, byte for byte, what an undisturbed run leaves. *Crashed*: how often there was a
-traceback in place of a message. *Message*: what was said, shortened; empty where there was nothing to say.
+Each row is a fault that the tests provoke, or an unusual input.
 
-Written by `make faults`, which runs `tests/faults` with ten kills of each command: at a random moment, or right before a random
-change of a file. CI kills once, and checks that each fault it provokes has its row here.
+- *Tried*: how often we tried it.
+- *Lost*: how often a file then differed from what an undisturbed run leaves, byte for byte. A stopped run is first run again.
+- *Crashed*: how often a traceback came in place of a message.
+- *Message*: what ltcam said, shortened. It is empty where there was nothing to say.
+
+`make faults` writes this page. It runs `tests/faults` and kills each command ten times, at a random moment or right before a
+random change of a file. CI kills each command once, and checks that each fault it provokes has its row here.
 """
 
 

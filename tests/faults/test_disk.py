@@ -97,5 +97,5 @@ def test_a_download(ksdd2, fault, tmp_path):
             fetch.get("ksdd2", root)
 
     said = seen.attempt(crowded, lambda: contents(root) == {"KolektorSDD2.zip.partial": ksdd2[:1000]})
-    assert f"{root} cannot be written ([Errno 27] File too large): what has come of KolektorSDD2.zip is kept" in said
+    assert f"{root} cannot be written ([Errno 27] File too large): fix this and run again; the part of" in said
     assert fetch.get("ksdd2", root) == root / "KolektorSDD2"

@@ -57,7 +57,7 @@ BAD = {
     "a mask with unknown labels": (1, save(np.full((45, 60), 99, np.uint8)), r"000009.png holds the labels \[99\]: expected"),
     "a mask in colours": (1, save(np.zeros((45, 60, 3), np.uint8)), r"000009.png has PIL's mode RGB: expected one label"),
     "a mask of 16 bits": (1, save(np.full((45, 60), 300, np.uint16)), r"000009.png has PIL's mode I;16: expected one label"),
-    "a list of zero bytes": (2, lambda p: p.write_text(""), r"val.txt is empty: expected a name a line"),
+    "a list of zero bytes": (2, lambda p: p.write_text(""), r"val.txt is empty: expected one name per line"),
 }  # fmt: skip
 
 

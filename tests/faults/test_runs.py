@@ -15,7 +15,7 @@ from PIL import Image
 
 from ltcam import data as datasets
 from ltcam import files
-from ltcam.experiment import checkpoints, evaluation, features, locks, parallel, seeds, training
+from ltcam.experiment import checkpoints, counting, evaluation, features, locks, parallel, seeds, training
 from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.evaluation import evaluate
 from ltcam.experiment.training import train
@@ -56,7 +56,7 @@ def test_a_second_run_is_refused(command, voc, checkpoint, fault, tmp_path, monk
     finally:
         first.kill()
         first.join()
-    pattern = rf"{out} is being written by process {first.pid} on \S+, for 0:00:\d\d now: let it end or stop it"
+    pattern = rf"{out} is being written by process {first.pid} on \S+, for 0:00:\d\d now: wait for it, stop it"
     assert re.search(pattern, said) and list(out.glob(".*.lock"))
     calls[command]()
     assert not list(out.glob(".*.lock"))
@@ -69,7 +69,7 @@ def _stopped(pid):
 
 def test_a_lock_is_held_while_it_matters(voc, trained, tmp_path, monkeypatch):
     """In training and in evaluation, also without a command; a folder that is done is free."""
-    tried, fit, count = [], training._fit_epoch, evaluation._count
+    tried, fit, count = [], training._fit_epoch, evaluation.count
 
     def second(work, out):
         def working(*arguments):
@@ -81,7 +81,7 @@ def test_a_lock_is_held_while_it_matters(voc, trained, tmp_path, monkeypatch):
         return working
 
     monkeypatch.setattr(training, "_fit_epoch", second(fit, tmp_path / "a"))
-    monkeypatch.setattr(evaluation, "_count", second(count, tmp_path / "b"))
+    monkeypatch.setattr(evaluation, "count", second(count, tmp_path / "b"))
     evaluate(trained, "val", CONFIGS, tmp_path / "b")
     train(replace(voc, epochs=1), tmp_path / "a")
     assert set(tried) == {tmp_path / "a", tmp_path / "b"} and not list(tmp_path.rglob("*.lock"))
@@ -94,7 +94,7 @@ def test_where_nothing_can_be_locked_runs_go_on(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("fcntl.flock", flock)
     with locks.alone(tmp_path, "run"):
         pass
-    assert "cannot be locked (No locks available): let no other run write there" in caplog.text
+    assert "cannot be locked (No locks available): make sure that no other run writes there" in caplog.text
 
 
 def test_a_loss_that_is_no_number(voc, fault, tmp_path, monkeypatch):
@@ -132,13 +132,13 @@ def test_weights_that_are_no_numbers(voc, fault, tmp_path):
     said = fault("weights that are no numbers").attempt(
         lambda: train(replace(voc, lr=1e30, batch_size=8), tmp_path / "run"), lambda: not contents(tmp_path / "run", ".pt")
     )
-    assert said.startswith("after epoch 1 the logits are no numbers at lr=1e+30: train with a smaller lr")
+    assert said.startswith("after epoch 1 the logits are not finite at lr=1e+30: train with a smaller lr")
 
 
 def test_memory_of_a_gpu(trained, fault, tmp_path, monkeypatch):
     """Twice: it holds one image at a time, then none."""
     whole = evaluate(trained, "val", CONFIGS, tmp_path / "whole", Protocol(4))
-    count, counts = evaluation._count_batch, []
+    count, counts = counting._count_batch, []
 
     def small(trained, samples, *rest):
         if len(samples) > holds:
@@ -147,12 +147,12 @@ def test_memory_of_a_gpu(trained, fault, tmp_path, monkeypatch):
 
     seen, out = fault("CUDA out of memory"), tmp_path / "run"
     call = lambda: counts.append(evaluate(trained, "val", CONFIGS, out / str(holds), Protocol(4)))  # noqa: E731
-    monkeypatch.setattr(evaluation, "_count_batch", small)
+    monkeypatch.setattr(counting, "_count_batch", small)
     holds = 1
     assert not seen.attempt(call, lambda: counts[0].equals(whole))
     holds = 0
     said = seen.attempt(call, lambda: not (out / "0" / "counts.csv.gz").exists())
-    assert re.match(r"GPU memory does not hold one image \(2007_\d+, mask \(45, 60\)\): free some", said)
+    assert re.match(r"GPU memory does not hold one image \(2007_\d+, mask \(45, 60\)\): free memory", said)
     holds = 9
     pd.testing.assert_frame_equal(evaluate(trained, "val", CONFIGS, out / "0", Protocol(4)), whole)
 
@@ -253,7 +253,7 @@ def test_held_out_data_that_changed_are_measured_anew(trained, tmp_path, caplog)
         now = datasets.load("voc2012", "val").fingerprint
     finally:
         path.write_bytes(content)
-    assert "the counts are of another checkpoint, other data, protocol or code; measuring anew" in caplog.text
+    assert "the counts are of another checkpoint, data set, protocol or code: measuring again" in caplog.text
     assert json.loads((tmp_path / "counts.json").read_text())["fingerprint"] == now != before
 
 

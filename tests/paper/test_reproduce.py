@@ -18,14 +18,16 @@ from nbclient.exceptions import DeadKernelError
 
 from ltcam import files
 from ltcam.data import DataError
-from ltcam.paper import reproduce
+from ltcam.experiment.configs import FLOATS
+from ltcam.paper import reproduce, run
 from ltcam.paper import tables as paper
+from ltcam.paper.kept import counted
 from tests import lookalikes
 from tests.experiment.test_training import TINY
 
 RECIPE = {**TINY, "size": [64, 64], "epochs": 1}
 SERIES = [path.stem for path in sorted(files.NOTEBOOKS.glob("[0-9]*.ipynb")) if '"profile = ' in path.read_text()]
-BEFORE = SERIES[: SERIES.index("04_comparison")]
+BEFORE = SERIES[: SERIES.index("02_layer_cams")]
 
 
 def tables_and_figures(folder):
@@ -39,14 +41,14 @@ def said(caplog):
 
 @pytest.fixture(scope="module")
 def looks(tmp_path_factory):
-    """A data root, the output of an undisturbed run, what it said, and its output when notebook 04 of VOC began."""
+    """A data root, the output of an undisturbed run, what it said, and its output when notebook 02 of VOC began."""
     root = tmp_path_factory.mktemp("undisturbed")
     data, output, middle = lookalikes.ksdd2(lookalikes.voc(root / "data")), root / "output", root / "middle"
     lines, log, execute = [], logging.Logger("series", logging.INFO), reproduce._execute
     log.addFilter(lambda record: lines.append(record.getMessage()))
 
     def copying(notebook, parameters, target):
-        if target.name == "04_comparison.voc2012.ipynb":
+        if target.name == "02_layer_cams.voc2012.ipynb":
             shutil.copytree(output, middle)
         execute(notebook, parameters, target)
 
@@ -65,6 +67,18 @@ def undisturbed(looks, monkeypatch, tmp_path):
     monkeypatch.setenv("LTCAM_DATA", str(looks[0]))
     monkeypatch.setenv("LTCAM_OUTPUT", str(tmp_path))
     return shutil.copytree(looks[1], tmp_path, dirs_exist_ok=True)
+
+
+def test_one_pass_measures_what_the_series_reads(undisturbed, looks):
+    """The first notebook that scores the held-out part measured all; none of those after it wrote its counts again."""
+    folder, asked = (
+        looks[1] / "results" / "paper" / "voc2012",
+        next(r for r in reproduce.profile("paper") if r["data"] == "voc2012"),
+    )
+    for role, place in {"test": folder / "seed0", "train": folder / "seed0" / "train"}.items():
+        there = counted(pd.read_csv(place / "counts.csv.gz", dtype=FLOATS))
+        assert set(there) == set(run.wanted("voc2012", role, asked["deltas"], asked["varied"]))
+    assert (folder / "seed0" / "counts.csv.gz").stat().st_mtime < (folder / "table1.csv").stat().st_mtime
 
 
 def test_the_paper_profile_end_to_end(undisturbed, looks):
@@ -126,7 +140,7 @@ Segmentation.__getitem__, provenance.save = stalling_get, stalling_save
 
 
 def stop(folder, at, how):
-    """Run the series of VOC until notebook 04 is `at`, then stop the runner, and for SIGKILL the kernel with it."""
+    """Run the series of VOC until notebook 02 is `at`, then stop the runner, and for SIGKILL the kernel with it."""
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # also where a background job ignores it
     call = f"reproduce.reproduce('paper', data='voc2012', recipe={RECIPE}, seeds=[0])"
     code = f"{heard}; from ltcam.paper import reproduce; {call}"
@@ -150,7 +164,7 @@ def stop(folder, at, how):
         runner.stderr.close()
 
 
-def test_stopped_in_the_middle_of_notebook_04_it_goes_on_to_the_same_tables_and_figures(looks, tmp_path, monkeypatch, caplog):
+def test_stopped_in_the_middle_of_notebook_02_it_goes_on_to_the_same_tables_and_figures(looks, tmp_path, monkeypatch, caplog):
     """Killed when the first batch is counted, then interrupted between the counts and the table."""
     data, whole, middle = looks[:3]
     output = shutil.copytree(middle, tmp_path / "output")
@@ -160,15 +174,15 @@ def test_stopped_in_the_middle_of_notebook_04_it_goes_on_to_the_same_tables_and_
     startup.write_text(STALL)
     monkeypatch.setenv("LTCAM_DATA", str(data))
     monkeypatch.setenv("LTCAM_OUTPUT", str(output))
-    counts = (folder / "seed0" / "counts.csv.gz").read_bytes()
+    counts = folder / "seed0" / "counts.csv.gz"
     with monkeypatch.context() as stalling:
         stalling.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
         stop(folder, "journal", signal.SIGKILL)
-        assert list(folder.rglob("counts.*.partial.jsonl")) and (folder / "seed0" / "counts.csv.gz").read_bytes() == counts
-        stop(folder, "table3.csv", signal.SIGINT)
-        assert (folder / "seed0" / "counts.csv.gz").read_bytes() != counts and not (folder / "table3.csv").exists()
+        assert list(folder.rglob("counts.*.partial.jsonl")) and not counts.exists()
+        stop(folder, "table1.csv", signal.SIGINT)
+        assert counts.exists() and not (folder / "table1.csv").exists()
         assert not list(output.rglob("*partial*"))
-    assert not (output / "results" / "paper" / "notebooks" / "04_comparison.voc2012.ipynb").exists()
+    assert not (output / "results" / "paper" / "notebooks" / "02_layer_cams.voc2012.ipynb").exists()
     caplog.set_level(logging.INFO)
     reproduce.reproduce("paper", data="voc2012", recipe=RECIPE, seeds=[0])
     assert [line.endswith(" voc2012: unchanged, skipped") for line in said(caplog)] == [name in BEFORE for name in SERIES]
@@ -273,8 +287,8 @@ def test_a_set_that_is_missing_is_passed_over_unless_it_was_named(toys, tmp_path
     files.results("demo", "demo").mkdir(parents=True, exist_ok=True)
     done = reproduce.reproduce("paper")
     assert [path.name for path in done] == ["00_a.ksdd2.ipynb", "03_c.ksdd2.ipynb"]
-    (line,) = [message for message in said(caplog) if message.startswith("passed over")]
-    assert line.startswith("passed over: PASCAL VOC 2012 is not at ") and line.endswith("fetch it: ltcam data get voc2012")
+    (line,) = [message for message in said(caplog) if message.startswith("skipped")]
+    assert line.startswith("skipped: PASCAL VOC 2012 is not at ") and line.endswith("fetch it: ltcam data get voc2012")
     with pytest.raises(DataError, match=r"PASCAL VOC 2012 is not at .* ltcam data get voc2012"):
         reproduce.reproduce("paper", data="voc2012")
 

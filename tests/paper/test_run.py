@@ -1,14 +1,43 @@
-from ltcam.experiment.configs import Protocol
+"""Which counts a notebook asks for, alone and as part of the series."""
+
+import pytest
+
+from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.study import Study
-from ltcam.paper.run import Run
+from ltcam.paper import ablations, sweep, tables
+from ltcam.paper.run import Run, wanted
+
+ASKED = [Config("gradcam")]
+VARIED = {"deltas": [20.0], "varied": ["LTGrad-CAM"]}
 
 
-def test_all_counts_of_a_run_are_of_its_own_protocol(monkeypatch, tmp_path):
-    """A notebook that leaves the protocol out must not measure again what another cell measured with the run's batch size."""
-    seen = []
-    monkeypatch.setattr(Study, "__init__", lambda self, profile, data: None)
-    monkeypatch.setattr(Study, "counts", lambda self, configs, protocol, role, below: seen.append((protocol, role, below)))
-    run = Run("demo", "demo", batch_size=3)
-    run.counts([])
-    run.counts([], Protocol(5), "train", "x")
-    assert seen == [(Protocol(3), "test", ""), (Protocol(5), "train", "x")]
+@pytest.fixture
+def measured(monkeypatch):
+    """(role, folder, configurations) of every call that measures."""
+    calls = []
+    monkeypatch.setattr(Study, "__init__", lambda self, profile, data: setattr(self, "data", data))
+    monkeypatch.setattr(Study, "counts", lambda self, c, protocol, role="test", below="": calls.append((role, below, list(c))))
+    return calls
+
+
+def test_a_notebook_alone_measures_what_it_reads(measured):
+    run = Run("paper", "voc2012")
+    run.counts(ASKED)
+    run.counts(ASKED, role="train")
+    assert measured == [("test", "", ASKED), ("train", "", ASKED)]
+
+
+def test_in_the_series_the_first_to_score_a_part_measures_all_of_it(measured):
+    run = Run("paper", "voc2012", 4, VARIED)
+    run.counts(ASKED, Protocol(4, labels="predicted"), below="ablations/labels")
+    run.counts(ASKED)
+    run.counts(ASKED, Protocol(4))
+    run.counts(ASKED, role="train")
+    everything = wanted("voc2012", "test", **VARIED)
+    assert measured == [
+        ("test", "ablations/labels", ASKED), ("test", "", everything), ("test", "", ASKED), ("test", "", ASKED),
+        ("train", "", sweep.CONFIGS), ("train", "", ASKED),
+    ]  # fmt: skip
+    rows = [config for number in (1, 2, 3) for config in tables.TABLES[number].values()]
+    assert {*rows, *sweep.CONFIGS, *ablations.cross([20.0])} < set(everything) and len(set(everything)) == len(everything)
+    assert Config("gradcam", "S1-S5", 20.0, fuse="max") in everything

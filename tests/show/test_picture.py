@@ -57,7 +57,7 @@ def test_the_command(photo, resnet, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             CliRunner().invoke(app, [*command, *wrong], catch_exceptions=False)
-    with pytest.raises(ValueError, match=r"--out .*heat.txt is no picture"):
+    with pytest.raises(ValueError, match=r"--out .*heat.txt is not a picture"):
         CliRunner().invoke(app, [*command, "--out", str(tmp_path / "heat.txt")], catch_exceptions=False)
     assert out.read_bytes() == before
     photo.write_bytes(b"no image")

@@ -127,7 +127,9 @@ def text(element):
 def test_the_first_screen_says_what_is_claimed_and_what_came_of_it(site):
     main = parsed(site / "index.html").main
     claimed, outcome = main.select(".lead > p:not(.note)")
-    assert text(claimed).startswith("The claim. Class activation maps segment better when")
+    assert text(claimed).startswith(
+        "The claim. The paper (arXiv 2308.02118) says that class activation maps segment better with"
+    )
     assert text(outcome) == "What came of it. On demo (generated), 2 of the 4 claims that we measured held."
     assert [text(li) for li in main.select(".counts li")] == ["demo (generated) 2 held 1 tied 1 failed"]
     canvas, tabs = main.find("canvas"), main.select_one(".tabs")
@@ -167,7 +169,7 @@ def test_a_claim_is_a_row_that_folds_its_details(site):
         f"The paper says: {EVIL} (Sec. 3.2).",
         "Ours, in percent: 2 of 4 comparisons, the closest: S2 over S1: 17.54 at δ=10 against 17.55 at δ=0. "
         "The paper's, on VOC 2012: 4 of 4 comparisons, the closest: S4: 21.57 against 14.03. "
-        "The paper's own numbers do not bear the claim out.",
+        "The paper's own numbers do not support the claim.",
         "Margin: -0.01 points, 95% interval -0.11 to 0.02. Above zero in 1 of 2 trainings.",
     ]
     (folded,) = (d for d in first.select("details.more") if "not measured" in d.summary.text)
@@ -272,7 +274,7 @@ def test_a_failed_build_keeps_the_old_site(site, monkeypatch):
 def test_a_folder_of_something_else_is_left_alone(site, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="mine is there and no site of ltcam: expected a new or empty folder"):
+    with pytest.raises(ValueError, match="mine exists and is not a site of ltcam: expected a new or empty folder"):
         report.report("demo", tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
