@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from itertools import pairwise
 
 import pytest
 import timm
@@ -67,7 +68,7 @@ def folded(model):
     model = copy.deepcopy(model)
     for parent in [model, *model.modules()]:
         children = list(parent.named_children())
-        for (one, conv), (other, norm) in zip(children, children[1:], strict=False):
+        for (one, conv), (other, norm) in pairwise(children):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(parent, one, fuse_conv_bn_eval(conv, norm))
                 setattr(parent, other, nn.Identity())
@@ -128,7 +129,8 @@ KINDS = {
     "transposed": lambda: net(nn.ReLU(), nn.ConvTranspose2d(6, 5, 3, 2)),
     "functional": Functional,
     "group norm": lambda: net(nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.GroupNorm(3, 6)),
-    "instance norm": lambda: net(nn.InstanceNorm2d(6, affine=True), nn.ReLU(), nn.InstanceNorm2d(6, affine=True, track_running_stats=True)),
+    "instance norm": lambda: net(nn.InstanceNorm2d(6, affine=True)),
+    "instance norm, running": lambda: net(nn.InstanceNorm2d(6, affine=True, track_running_stats=True)),
     "batch statistics": lambda: net(nn.BatchNorm2d(6, track_running_stats=False)),
     "layer norm, channels last": lambda: net(Last(nn.LayerNorm(6), nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 7))),
     "layer norm of all": lambda: net(nn.LayerNorm([6, 14, 14])),
