@@ -1,10 +1,11 @@
-"""The gradient-free CAMs that the paper's introduction names, as baselines: (model, images, targets, layer) -> (P, h, w).
+"""The gradient-free CAMs of the paper's introduction, as baselines: (model, images, targets, layer) -> (P, h, w).
 
-images (N, 3, H, W) and targets as `ltcam.trace` takes them, but no functions; layer a module or its name, None the deepest of
-`ltcam.engine.stages.stages(model)`. One map a pair (image, class), sorted, at the layer's own size, on the images' device:
-ReLU(sum_k w_k A_k), non-negative, not normalised. A method is its weights w (P, K). No w is a plain gradient, so truncation
-(Eq. 9) does not apply. Score-CAM and Ablation-CAM cost a forward a channel: they are for single images and single layers.
-The model runs in eval mode and is left as it was. All raise InputError for what `ltcam.trace` refuses.
+images are (N, 3, H, W), targets as in `ltcam.trace` but no functions. layer is a module or its name; None is the deepest of
+`ltcam.engine.stages.stages(model)`. There is one map per pair (image, class), sorted, at the layer's own size, on the images'
+device: ReLU(sum_k w_k A_k), non-negative, not normalized. Each method gives weights w (P, K). No w is a plain gradient, so
+truncation (Eq. 9) does not apply. Score-CAM and Ablation-CAM need one forward per channel: use them for single images and
+single layers. They take `reshape` as `ltcam.trace` does. The model runs in eval mode and stays as it was. All raise InputError
+for what `ltcam.trace` refuses.
 """
 
 import warnings
@@ -15,11 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.hub import tqdm  # type: ignore[attr-defined]  # the real one where it is installed, and a quiet one where not
+from torch.hub import tqdm  # type: ignore[attr-defined]  # the real one if it is installed, else a quiet one
 from torch.nn import functional as F
 
+from ltcam.engine.biases import ancestors, kind_of
 from ltcam.engine.lending import borrowed
 from ltcam.engine.methods import _weighted
+from ltcam.engine.outputs import logits_of
+from ltcam.engine.shapes import Reshape
 from ltcam.engine.stages import stages, unwrap
 from ltcam.engine.targets import Targets
 from ltcam.engine.traces import Trace
@@ -34,8 +38,8 @@ def liftcam(model: nn.Module, images: Tensor, targets: Targets = None, layer: La
     """LIFT-CAM (Jung and Oh 2021): w_k = sum_ij C_kij, the contributions of A_k to the logit by DeepLIFT's rescale rule.
 
     The reference is A = 0, so sum_kij C_kij = y(A) - y(0). captum knows ReLU, LeakyReLU, ELU, Sigmoid, Tanh, Softplus and
-    max-pools as modules. Raises PackageError without captum, InputError for one of them that runs twice above the layer, and
-    where the sum is another: other nonlinearities, functional ones, overlapping max-pools, modules with backward hooks.
+    max-pools as modules. Raises PackageError without captum. Raises InputError if one of them runs twice above the layer, or
+    if the sum is not y(A) - y(0): other or functional nonlinearities, overlapping max-pools, modules with backward hooks.
     """
     try:
         captum = import_module("captum.attr._core.deep_lift")
@@ -48,7 +52,7 @@ def liftcam(model: nn.Module, images: Tensor, targets: Targets = None, layer: La
         def __init__(self, image: Tensor) -> None:
             super().__init__()
             self.model = model
-            self.image = image.detach().requires_grad_()  # captum hooks the modules below the layer too, which takes a gradient
+            self.image = image.detach().requires_grad_()  # captum also hooks modules below the layer, which need a gradient
 
         def forward(self, a: Tensor) -> Any:
             with module.register_forward_hook(lambda *_: a.clone()):
@@ -57,13 +61,13 @@ def liftcam(model: nn.Module, images: Tensor, targets: Targets = None, layer: La
     with torch.compiler.set_stance("force_eager"), torch.enable_grad(), borrowed(model), ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "Setting forward, backward hooks", UserWarning)  # captum's, on every call
-        for m in model.modules():  # captum leaves attributes on them; what was registered last runs first
+        for m in model.modules():  # captum leaves attributes on them; the last callback runs first
             stack.callback(vars(m).update, dict(vars(m)))
             stack.callback(vars(m).clear)
             if type(m) in captum.SUPPORTED_NON_LINEAR:
-                # Else a ReLU would have its output in common with the max-pool after it, and miss that one's multipliers.
+                # Else a ReLU's output is also the max-pool's input, and the ReLU misses the max-pool's multipliers.
                 stack.enter_context(m.register_forward_pre_hook(lambda m, arguments: arguments[0].clone()))
-        # One by one: where a max-pool's input is its reference, captum takes the first image's gradient for all (issue 1276).
+        # One by one: if a max-pool's input is its reference, captum uses the first image's gradient for all (issue 1276).
         for p, (i, c) in enumerate(traced.pairs.tolist()):
             a = activation[p : p + 1].requires_grad_()
             try:
@@ -71,7 +75,7 @@ def liftcam(model: nn.Module, images: Tensor, targets: Targets = None, layer: La
             except RuntimeError as error:
                 if "more than once" not in str(error):
                     raise
-                raise InputError("a nonlinear module runs more than once: DeepLIFT needs one for each run") from error
+                raise InputError("a nonlinear module runs more than once: DeepLIFT needs one module per run") from error
             rounding = torch.finfo(a.dtype).eps * (100 * found.abs().sum() + 10 * traced.logits[i, c].abs())
             if not gap.abs().item() <= rounding.item():
                 raise InputError(f"no DeepLIFT rule above {traced.layers[0]!r} (see liftcam): choose a later layer")
@@ -84,11 +88,11 @@ def relevancecam(
 ) -> Tensor:
     """Relevance-CAM (Lee et al. 2021): w_k = sum_ij R_kij, the relevance that reaches the layer from the logits.
 
-    It starts as |y^c| at class c and, if contrastive, -|y^c| / (C - 1) at the others; the paper's y^c would turn the map of a
-    negative logit inside out, the authors' code has 1. Conv2d, Linear and average pools hand it on by the z+ rule without
-    biases, R_i = sum_j R_j (x_i w_ij)^+ / sum_i (x_i w_ij)^+. A max-pool's winner takes all; ReLU, dropout, views and batch
-    norm keep it. None is lost but at units without a positive input, and zeros before a batch norm. Raises InputError for any
-    other operation above the layer (residual additions, functional averages, other activations), for one logit if contrastive.
+    It starts as |y^c| at class c and, if contrastive, -|y^c| / (C - 1) at the others. The paper's y^c would invert the map of a
+    negative logit; the authors' code has 1. Conv2d, Linear and average pools hand it on by the z+ rule without biases,
+    R_i = sum_j R_j (x_i w_ij)^+ / sum_i (x_i w_ij)^+. A max-pool's winner takes all; ReLU, dropout, views and batch norm keep
+    it. It is lost only at units without a positive input, and at zeros before a batch norm. Raises InputError for any other
+    operation above the layer (residual additions, functional averages, other activations), and if contrastive for one logit.
     """
     model, module, traced, activation = _trace(model, images, targets, layer)
     classes, a = traced.logits.shape[1], activation.clone().requires_grad_()
@@ -108,11 +112,14 @@ def relevancecam(
     return _weighted(relevance.sum(dim=(2, 3)), activation)
 
 
-def scorecam(model: nn.Module, images: Tensor, targets: Targets = None, layer: Layer = None, batch_size: int = 32) -> Tensor:
+def scorecam(
+    model: nn.Module, images: Tensor, targets: Targets = None, layer: Layer = None, batch_size: int = 32,
+    reshape: Reshape | None = None,
+) -> Tensor:  # fmt: skip
     """Score-CAM (Wang et al. 2020): w = softmax over k of y^c(X M_k) - y^c(0), M_k = A_k upsampled and scaled to [0, 1].
 
-    As in the paper, with the logit for y^c as in pytorch-grad-cam and torchcam; the authors' code has w_k = c's probability.
-    The baseline, zeros (the mean colour, normalised), drops out of the softmax and is not run. A constant A_k has M_k = 0.
+    This is the paper's, with the logit as y^c like pytorch-grad-cam and torchcam. The authors' code has w_k = c's probability.
+    The baseline of zeros (the mean colour) cancels in the softmax, so it is not run. A constant A_k has M_k = 0.
     """
 
     def masked(inputs: Tensor, maps: Tensor, k: Tensor) -> Any:
@@ -120,23 +127,35 @@ def scorecam(model: nn.Module, images: Tensor, targets: Targets = None, layer: L
         low, high = masks.amin(dim=(2, 3), keepdim=True), masks.amax(dim=(2, 3), keepdim=True)
         return model(inputs * (masks - low) / torch.where(high > low, high - low, 1))
 
-    model, _, traced, activation = _trace(model, images, targets, layer)
+    model, _, traced, activation = _trace(model, images, targets, layer, reshape)
     return _weighted(_per_channel(model, images, traced, batch_size, masked).softmax(dim=1), activation)
 
 
-def ablationcam(model: nn.Module, images: Tensor, targets: Targets = None, layer: Layer = None, batch_size: int = 32) -> Tensor:
+def ablationcam(
+    model: nn.Module, images: Tensor, targets: Targets = None, layer: Layer = None, batch_size: int = 32,
+    reshape: Reshape | None = None,
+) -> Tensor:  # fmt: skip
     """Ablation-CAM (Desai and Ramaswamy 2020): w_k = (y^c - y^c_k) / |y^c|, y^c_k the logit with channel k set to zero.
 
-    The paper divides by y^c: the same where that is positive, but a negative one would turn the map inside out. Where y^c is 0,
-    the drop itself is the weight.
+    The paper divides by y^c. That is the same if y^c is positive, but a negative y^c would invert the map. If y^c is 0, the
+    drop itself is the weight. With `reshape` a channel is what `reshape` makes a channel.
     """
 
     def ablated(inputs: Tensor, maps: Tensor, k: Tensor) -> Any:
         at = torch.arange(len(k), device=k.device), k
-        with module.register_forward_hook(lambda m, arguments, output: output.index_put(at, output.new_zeros(()))):
+
+        def ablate(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+            # Which of the output's values `reshape` puts into channel k: a mask goes the same way back.
+            with torch.enable_grad():
+                ones = torch.ones_like(output, dtype=torch.float32).requires_grad_()
+                shaped = ones.clone() if reshape is None else reshape(ones)
+                (channel,) = torch.autograd.grad(shaped[at].sum(), ones)
+            return output.masked_fill(channel != 0, 0)
+
+        with module.register_forward_hook(ablate):
             return model(inputs)
 
-    model, module, traced, activation = _trace(model, images, targets, layer)
+    model, module, traced, activation = _trace(model, images, targets, layer, reshape)
     y = traced.logits[traced.pairs[:, 0], traced.pairs[:, 1], None]
     drop = y - _per_channel(model, images, traced, batch_size, ablated)
     return _weighted(drop / torch.where(y != 0, y.abs(), 1), activation)
@@ -145,9 +164,12 @@ def ablationcam(model: nn.Module, images: Tensor, targets: Targets = None, layer
 BASELINES: dict[str, Callable[..., Tensor]] = {f.__name__: f for f in (liftcam, relevancecam, scorecam, ablationcam)}
 
 
-def _trace(model: nn.Module, images: Tensor, targets: Targets, layer: Layer) -> tuple[nn.Module, nn.Module, Trace, Tensor]:
+def _trace(
+    model: nn.Module, images: Tensor, targets: Targets, layer: Layer, reshape: Reshape | None = None
+) -> tuple[nn.Module, nn.Module, Trace, Tensor]:
     """The model inside any wrapper, the layer's module, its trace and its activation (P, K, h, w)."""
-    traced = trace(model, images, targets, [list(stages(model).values())[-1] if layer is None else layer])
+    chosen = list(stages(model, images=images).values())[-1] if layer is None else layer
+    traced = trace(model, images, targets, [chosen], reshape=reshape)
     if len(traced.layers) > 1 or (traced.pairs < 0).any():
         raise InputError("a baseline explains a class by one layer: expected no range of layers and no functions as targets")
     inside, name = unwrap(model), traced.layers[0]
@@ -155,22 +177,23 @@ def _trace(model: nn.Module, images: Tensor, targets: Targets, layer: Layer) -> 
 
 
 def _per_channel(model: nn.Module, images: Tensor, traced: Trace, size: int, run: Callable[..., Any]) -> Tensor:
-    """(P, K): each pair's logit for each channel; run(the image B times (B, 3, H, W), A_k (B, h, w), k (B,)) gives (B, C)."""
+    """(P, K): each pair's logit per channel. run(the image B times (B, 3, H, W), A_k (B, h, w), k (B,)) gives (B, C)."""
     whole("batch_size", size)
     activation, pairs = traced.activation(traced.layers[0]), traced.pairs
     scores = torch.empty_like(activation[:, :, 0, 0])
     chunks = torch.split(torch.arange(scores.shape[1], device=images.device), size)
-    jobs = [(i, k) for i in sorted(set(pairs[:, 0].tolist())) for k in chunks]  # a forward serves all classes of an image
+    jobs = [(i, k) for i in sorted(set(pairs[:, 0].tolist())) for k in chunks]  # one forward serves all classes of an image
     with torch.compiler.set_stance("force_eager"), torch.no_grad(), borrowed(model):
         for i, k in tqdm(jobs, desc=run.__name__, disable=None, leave=False):
             rows = torch.nonzero(pairs[:, 0] == i)
-            logits = run(images[i].repeat(len(k), 1, 1, 1), activation[rows[0], k], k)
+            logits = logits_of(run(images[i].repeat(len(k), 1, 1, 1), activation[rows[0], k], k), len(k))
+            logits = logits.mean(dim=(2, 3)) if logits.ndim == 4 else logits
             scores[rows, k] = logits[:, pairs[rows[:, 0], 1]].T
     return scores
 
 
 class _ZPlus(torch.autograd.Function):
-    """A module's output, and a backward that hands on relevance in place of the gradient."""
+    """A module's output. Its backward hands on relevance in place of the gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, output: Tensor, module: nn.Module) -> Tensor:
@@ -190,7 +213,7 @@ class _ZPlus(torch.autograd.Function):
 def _positive(module: Any, x: Tensor) -> Any:
     """sum_i (x_i w_ij)^+ at each output j."""
     if isinstance(module, nn.BatchNorm2d):
-        return x  # an output has one input, which takes all
+        return x  # each output has one input, which takes all
     if not isinstance(module, nn.Conv2d | nn.Linear):
         return module.forward(x.clamp(min=0))  # an average
     linear = F.linear if isinstance(module, nn.Linear) else lambda x, w: module._conv_forward(x, w, None)
@@ -198,7 +221,7 @@ def _positive(module: Any, x: Tensor) -> Any:
 
 
 _RULES = (nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.BatchNorm2d)
-# Autograd nodes whose gradient is relevance as it is: copies, views, and pools whose winner takes all.
+# Autograd nodes whose gradient is relevance already: copies, views, and pools whose winner takes all.
 _PASSING = {
     "_ZPlus", "AccumulateGrad", "AdaptiveMaxPool2D", "Cat", "Clone", "MaxPool2DWithIndices", "Permute", "Relu", "Squeeze",
     "Transpose", "UnsafeView", "Unsqueeze", "View",
@@ -207,11 +230,8 @@ _PASSING = {
 
 def _let_through(logits: Tensor, layer: str) -> None:
     """Let relevance pass every ReLU. Raises InputError for an operation that has no rule."""
-    nodes = [logits.grad_fn]
-    for node in filter(None, nodes):
-        kind = node.name().split("::")[-1].rstrip("0123456789").removesuffix("Backward")
-        if kind not in _PASSING:
+    for node in ancestors(logits.grad_fn):
+        if kind_of(node) not in _PASSING:
             raise InputError(f"no relevance rule for {node.name()} above {layer!r} (see relevancecam): choose a later layer")
-        if kind == "Relu":
+        if kind_of(node) == "Relu":
             node.register_hook(lambda inputs, outputs: outputs)
-        nodes += [below for below, _ in node.next_functions if below not in nodes]

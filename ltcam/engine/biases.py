@@ -1,26 +1,24 @@
-"""What FullGrad adds to a trace (Eq. 6): every bias that the network adds, and an edge of the graph where its gradient is read.
+"""What FullGrad adds to a trace (Eq. 6): every bias of the network, and the edge of the graph that gives its gradient.
 
-They are found where they act, in the calls of torch's functions, whoever makes them: `x * scale + shift` is a bias as much as
-`nn.Conv2d`'s. A normalisation by the input's own statistics is replaced by its tangent, J x + b (Srinivas and Fleuret's
-implicit bias). So input.grad + sum(bias.grad) is the logit where all else is piecewise linear; `completeness.py` measures it.
+Biases are found in the calls of torch's functions, whoever makes them: `x * scale + shift` has a bias as `nn.Conv2d` has. A
+normalization by the input's own statistics is replaced by its tangent J x + b (Srinivas and Fleuret's implicit bias). So
+input.grad + sum(bias.grad) is the logit if all else is piecewise linear. `completeness.py` measures it.
 """
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ltcam.engine.lending import Ours
 from ltcam.engine.shapes import is_channels_last, is_map
 from ltcam.engine.traces import Bias, per_pair
 
-ARGUMENT = {"linear": 2} | {f"conv{t}{n}d": 2 for n in (1, 2, 3) for t in ("", "_transpose")}  # where the bias is
+ARGUMENT = {"linear": 2} | {f"conv{t}{n}d": 2 for n in (1, 2, 3) for t in ("", "_transpose")}  # the bias's position
 SUMS: dict[str, Any] = {
     "add": torch.add, "__add__": torch.add, "__radd__": torch.add, "add_": torch.add, "__iadd__": torch.add,
     "sub": torch.sub, "__sub__": torch.sub, "sub_": torch.sub, "__isub__": torch.sub, "subtract": torch.sub,
@@ -33,9 +31,9 @@ NORMS = LAYER_NORMS | {"group_norm", "instance_norm", "batch_norm"}
 
 @dataclass
 class Mark:
-    """A bias whose gradient is still to come: (K,), or a tensor like the output it is added to.
+    """A bias that waits for its gradient: (K,), or a tensor like the output that it is added to.
 
-    The output is (N, K, ...), or (N, ..., K) if `last`; unless `placed` it is no map.
+    The output is (N, K, ...), or (N, ..., K) if `last`. It is a map only if `placed`.
     """
 
     name: str
@@ -46,7 +44,7 @@ class Mark:
     stage: str = ""
 
     def term(self, gradient: Tensor, pairs: Tensor) -> Bias:
-        """The bias with its gradient (P, ...), channels first; both (P, n) where it is no map."""
+        """The bias with its gradient (P, ...), channels first. Both are (P, n) if they are no map."""
         bias = self.bias if self.bias.ndim == 1 else per_pair(self.bias, pairs)
         if self.last:
             gradient, bias = gradient.movedim(-1, 1), bias if bias.ndim == 1 else bias.movedim(-1, 1)
@@ -56,9 +54,9 @@ class Mark:
 
 
 class Biases(TorchFunctionMode):
-    """Marks every bias of a forward pass of `model` on `images` (N, 3, H, W), in the order in which they act.
+    """Marks every bias of a forward pass of `model` on `images` (N, 3, H, W), in the order of the calls.
 
-    The hooks say in which module that is; the next of `stops` to finish says to which stage it belongs.
+    The hooks give the module of a call. A bias belongs to the stage of the next module of `stops` that finishes.
     """
 
     def __init__(self, model: nn.Module, images: Tensor, stops: Collection[str], ours: Ours, frozen: bool) -> None:
@@ -100,11 +98,10 @@ class Biases(TorchFunctionMode):
         with torch.no_grad():
             if name in ARGUMENT:
                 bias = kwargs.get("bias", args[2] if len(args) > 2 else None)
-                return (
-                    bias.detach().clone() if self._varies(args[0] if args else kwargs["input"]) and bias is not None else None
-                )
+                acts = bias is not None and self._varies(args[0] if args else kwargs["input"])
+                return bias.detach().clone() if acts else None
             if name in NORMS:
-                return self._of_norm(func, args, kwargs)
+                return self._of_norm(func, name, args, kwargs)
             operands = [*args[0]] if args and isinstance(args[0], list | tuple) else [*args]
             varies = [self._varies(a) for a in operands]
             if not any(varies) or (all(varies) and "alpha" not in kwargs):
@@ -112,39 +109,34 @@ class Biases(TorchFunctionMode):
             if name in SUMS:
                 zeroed = [a.new_zeros(()) if v else a for a, v in zip(operands[:2], varies[:2], strict=True)]
                 return SUMS[name](*zeroed, **kwargs).detach().clone()  # type: ignore[no-any-return]
-            if name == "pad" and not (kwargs.get("value") or (len(args) > 3 and args[3])):
-                return None
             if not any(isinstance(a, Tensor) and not v for a, v in zip(operands, varies, strict=True)) and name != "pad":
                 return None
             zeroed = [torch.zeros_like(a) if v else a for a, v in zip(operands, varies, strict=True)]
             found = func(zeroed, *args[1:], **kwargs) if isinstance(args[0], list | tuple) else func(*zeroed, **kwargs)
             return found.detach()  # type: ignore[no-any-return]
 
-    def _of_norm(self, func: Any, args: Any, kwargs: Any) -> Tensor | None:
-        """Of a batch norm by running statistics (K,), of any other normalisation y - J x: like the input."""
+    def _of_norm(self, func: Any, name: str, args: Any, kwargs: Any) -> Tensor | None:
+        """(K,) for a batch norm by running statistics. For any other normalization y - J x, like the input."""
         x = args[0] if args else kwargs["input"]
         if not self._varies(x):
             return None
-        if func is F.batch_norm:
-            given = signature(func).bind(*args, **kwargs)
-            given.apply_defaults()
-            mean, var, weight, bias, training, _, eps = [*given.arguments.values()][1:8]
-            if not training and mean is not None:
-                scale = (var + eps).rsqrt() * (1 if weight is None else weight.detach())
-                return (0 if bias is None else bias.detach()) - mean * scale  # type: ignore[no-any-return]
+        rest = {key: value for key, value in kwargs.items() if key != "input"}
+        if name == "batch_norm" and not kwargs.get("training", args[5] if len(args) > 5 else False):
+            zero = x.new_zeros(1, x.shape[1], *[1] * (x.ndim - 2))
+            return func(zero, *args[1:], **rest).flatten().detach()  # type: ignore[no-any-return]
         jvp: Any = torch.autograd.functional.jvp
-        y, moved = jvp(lambda x: func(x, *args[1:], **kwargs), x.detach(), x.detach())
+        y, moved = jvp(lambda x: func(x, *args[1:], **rest), x.detach(), x.detach())
         return (y - moved).detach()  # type: ignore[no-any-return]
 
     def _varies(self, value: Any) -> bool:
-        """Whether a value depends on the images: with weights that ask for gradients too, only the graph knows."""
+        """Whether a value depends on the images. If weights require gradients too, only the graph knows."""
         if not isinstance(value, Tensor) or not value.requires_grad:
             return False
         return self.frozen or any(node is self.root for node in ancestors(get_gradient_edge(value).node))
 
     def _mark(self, function: str, bias: Tensor, output: Tensor, normed: int) -> None:
         if output.ndim < 2 or len(output) != len(self.images):
-            return  # the rows are not the images: windows, crops
+            return  # rows that are not the images, such as windows or crops
         name = self.inside[-1] or function
         times = sum(m.name.split("#")[0] == name for m in self.marks)
         by_channel = function in ARGUMENT or (function == "batch_norm" and bias.ndim == 1)
@@ -156,12 +148,12 @@ class Biases(TorchFunctionMode):
         elif not by_channel:
             bias = bias.expand(output.shape)
         placed = not sums or last or is_map(output.shape, self.images.shape[2:])
-        # The edge, not the tensor: an in-place ReLU after it must not mask the gradient away.
+        # The edge, not the tensor: an in-place ReLU after it must not mask the gradient.
         self.marks.append(Mark(f"{name}#{times + 1}" if times else name, bias, get_gradient_edge(output), last, placed))
 
 
 def ancestors(node: Any) -> Iterator[Any]:
-    """The nodes of a graph from the last to the first, each once."""
+    """The nodes of a graph from the last to the first, without repetition."""
     seen, nodes = set(), [node]
     while nodes:
         node = nodes.pop()
@@ -169,3 +161,8 @@ def ancestors(node: Any) -> Iterator[Any]:
             seen.add(node)
             yield node
             nodes += [below for below, _ in node.next_functions]
+
+
+def kind_of(node: Any) -> str:
+    """The kind of a node of the graph, such as "Relu" for ReluBackward0."""
+    return node.name().split("::")[-1].rstrip("0123456789").removesuffix("Backward")  # type: ignore[no-any-return]

@@ -21,12 +21,12 @@ Selection = str | Sequence[str] | None
 
 @dataclass(frozen=True)
 class Options:
-    """How maps are made of a trace, besides the layers: the design's choices, validated together.
+    """How a trace becomes maps, apart from the layers: the design's choices, validated together.
 
     method     a name in METHODS
-    delta      None (as published) or the percentile in [0, 100) of Eq. 9, with its scope `per` and comparison as in `truncate`
+    delta      None (as published), or the percentile of Eq. 9 in [0, 100); `per` and `compare` as in `truncate`
     fuse, normalize  as in `layerize`
-    per_channel  FullGrad's Eq. 7 read literally
+    per_channel  the literal reading of FullGrad's Eq. 7
     """
 
     method: str = "gradcam"
@@ -45,9 +45,9 @@ class Options:
         if self.delta is None and self.compare == "gt":
             raise InputError("compare='gt' without delta compares nothing: pass delta, or leave compare out")
         if self.per_channel and not full:
-            raise InputError(f"per_channel=True is an option of fullgrad: {self.method} normalises nothing itself")
+            raise InputError(f"per_channel=True is an option of fullgrad: {self.method} does not normalize")
         if full and self.normalize != "none":
-            raise InputError(f"normalize={self.normalize!r} with fullgrad, whose terms are normalised by Eq. 7: use 'none'")
+            raise InputError(f"normalize={self.normalize!r} with fullgrad, whose terms Eq. 7 normalizes: use 'none'")
 
 
 @overload
@@ -93,7 +93,7 @@ def fused(maps: dict[str, Tensor], options: Options, size: tuple[int, int]) -> T
 
 
 def layer_maps(trace: Trace, options: Options, layers: Selection = None) -> dict[str, Tensor]:
-    """The maps that `explain` fuses. A float64 model is explained in float64 up to the last step, a half one in float32."""
+    """The maps that `explain` fuses, in float32. They are computed in float64 for a float64 model, else in float32."""
     function = method(options.method)
     with torch.autocast(trace.logits.device.type, enabled=False):
         if function is fullgrad:
@@ -109,7 +109,7 @@ def layer_maps(trace: Trace, options: Options, layers: Selection = None) -> dict
 
 
 def input_map(trace: Trace, options: Options) -> Tensor:
-    """FullGrad's term of the image itself, which is never truncated: (P, H, W)."""
+    """FullGrad's term of the image itself: (P, H, W). It is never truncated."""
     assert trace.inputs is not None
     image, gradient = trace.inputs
     return fullgrad(image, wide(gradient), options.per_channel).float()
@@ -122,7 +122,7 @@ def _truncated(gradient: Tensor, options: Options, layer: str) -> Tensor:
 
 
 def wide(value: Tensor) -> Tensor:
-    """`value` in at least float32: sums over thousands of pixels in bfloat16 are no sums."""
+    """`value` in at least float32, because bfloat16 cannot hold sums over thousands of pixels."""
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
@@ -132,7 +132,7 @@ class CAM:
     target_layers  modules, names or stage labels, as `trace` takes layers; None: all stages, fused
     method, delta and the other options  as in `Options`; reshape, output and create_graph as in `trace`
 
-    Hooks live only inside a call, so that the context manager is just a habit kept. Raises InputError as `Options` does.
+    Hooks live only inside a call, so the context manager does nothing. Raises InputError as `Options` does.
     """
 
     logits: Tensor
@@ -153,10 +153,10 @@ class CAM:
         self.reshape, self.output, self.create_graph = reshape, output, create_graph
 
     def __call__(self, input_tensor: Tensor, targets: int | Sequence[int] | Score | Sequence[Score] | None = None) -> Tensor:
-        """(N, H, W) in [0, 1] on the images' device: each map over its maximum; an image without evidence is all zero.
+        """(N, H, W) in [0, 1] on the images' device: each map over its maximum. The map of an image without evidence is zero.
 
-        targets: one an image: a class, or a function of the image's logits, such as that library's target objects; None is the
-        largest logit. The logits of the same pass are then in `.logits`. Raises InputError as `trace` does.
+        targets: one per image. A target is a class, or a function of the image's logits such as that library's target objects.
+        None is the largest logit. `.logits` then has the logits of this pass. Raises InputError as `trace` does.
         """
         traced = trace(
             self.model, input_tensor, targets, self.target_layers, self.options.method == "fullgrad",
@@ -164,7 +164,7 @@ class CAM:
         )  # fmt: skip
         if traced.pairs[:, 0].tolist() != list(range(len(input_tensor))):
             raise InputError(
-                f"{len(traced.pairs)} targets for {len(input_tensor)} images: expected one an image; see ltcam.trace"
+                f"{len(traced.pairs)} targets for {len(input_tensor)} images: expected one per image; see ltcam.trace"
             )
         self.logits = traced.logits
         return normalized([fused(layer_maps(traced, self.options), self.options, traced.size)], "max")[0]

@@ -1,6 +1,6 @@
 """FullGrad's own check (Srinivas and Fleuret 2019, Proposition 1): input.grad + sum(bias.grad) is the logit.
 
-It holds where the network is piecewise linear and every bias was seen. What is missing is measured in each trace.
+It holds if the network is piecewise linear and every bias is found. Each trace measures what is missing.
 """
 
 import warnings
@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ltcam.engine.biases import ancestors
+from ltcam.engine.biases import ancestors, kind_of
 from ltcam.engine.traces import Bias
 from ltcam.errors import InputError
 
-# Autograd nodes that are linear between their kinks, and add no hidden constant; what is not here bends.
+# Autograd nodes that are linear between their kinks and add no hidden constant. All other nodes bend.
 LINEAR = {
     "Abs", "AccumulateGrad", "AdaptiveAvgPool2D", "AdaptiveMaxPool2D", "Add", "Addmm", "Alias", "Amax", "AsStrided",
     "AvgPool2D", "Cat", "Clone", "ConstantPadNd", "Convolution", "CopySlices", "CopyBackwards", "CudnnBatchNorm",
@@ -25,35 +25,32 @@ LINEAR = {
 }  # fmt: skip
 PRODUCTS = {"Bmm", "Div", "Mm", "Mul", "Mv"}  # linear if one of their factors is a constant
 
+Pair = tuple[Tensor, Tensor]  # a value (P, ...) and its gradient
 
-def residual(score: Tensor, inputs: tuple[Tensor, Tensor], biases: Sequence[Bias]) -> Tensor:
+
+def residual(score: Tensor, inputs: Pair, biases: Sequence[Bias]) -> Tensor:
     """(P,) float64: (input term + bias terms - score) over the sum of the terms' absolute values."""
     terms = torch.stack([_sum(*inputs), *(_sum(t.bias, t.gradient) for t in biases)])
     return (terms.sum(dim=0) - score.detach().double()) / terms.abs().sum(dim=0).clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def check(
-    found: Tensor, score: Tensor, biases: Sequence[Bias], layers: Mapping[str, tuple[Tensor, Tensor]], of_classes: bool
-) -> None:
-    """Warns of a residual (P,) that the network's curvature leaves. Raises InputError where only a missed bias can leave it."""
+@torch.no_grad()
+def check(score: Tensor, inputs: Pair, biases: Sequence[Bias], layers: Mapping[str, Pair], of_classes: bool) -> Tensor:
+    """The residual (P,). Warns if the network's curvature leaves one. Raises InputError if only a missed bias explains it."""
+    found = residual(score, inputs, biases)
     eps = max(torch.finfo(t.dtype).eps for t in (score, *(bias.gradient for bias in biases)))
     worst = found.abs().max().item()
     allowed = max(1e-7 if eps < 1e-10 else 1e-4, 16 * eps)
     if worst <= allowed:
-        return
+        return found
     bent = sorted({kind for node in ancestors(score.grad_fn) if (kind := _bends(node))})
     if bent or not of_classes:
-        warnings.warn(
-            f"FullGrad is {worst:.2%} from complete: the model is not piecewise linear ({', '.join(bent[:4]) or 'the target'})",
-            stacklevel=3,
-        )
-        return
-    if worst <= 10 * allowed:
-        return  # what rounding may leave of a deep network
-    raise InputError(
-        f"FullGrad misses a bias {_where(score, biases, layers)}: its terms are {worst:.2%} from the logit. "
-        "Add it in Python by torch's functions, or choose another method"
-    )
+        which = ", ".join(bent[:4]) or "the target"
+        warnings.warn(f"FullGrad is {worst:.2%} from complete: the model is not piecewise linear ({which})", stacklevel=3)
+    elif worst > 10 * allowed:  # less may be the rounding of a deep network
+        place = _where(score, biases, layers)
+        raise InputError(f"FullGrad misses a bias {place}, {worst:.2%} of its terms: add it by torch's functions")
+    return found
 
 
 def _sum(bias: Tensor, gradient: Tensor) -> Tensor:
@@ -64,14 +61,13 @@ def _sum(bias: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _bends(node: object) -> str:
-    """The kind of an autograd node that is not linear between its kinks, or nothing."""
-    kind = node.name().split("::")[-1].rstrip("0123456789").removesuffix("Backward")  # type: ignore[attr-defined]
+    """The kind of an autograd node if it is not linear between its kinks, else nothing."""
     factors = [below for below, _ in node.next_functions if below is not None]  # type: ignore[attr-defined]
-    return "" if kind in LINEAR or (kind in PRODUCTS and len(factors) < 2) else kind
+    return "" if kind_of(node) in LINEAR or (kind_of(node) in PRODUCTS and len(factors) < 2) else kind_of(node)
 
 
-def _where(score: Tensor, biases: Sequence[Bias], layers: Mapping[str, tuple[Tensor, Tensor]]) -> str:
-    """Between which traced layers, from the deepest one above which the terms add up no more."""
+def _where(score: Tensor, biases: Sequence[Bias], layers: Mapping[str, Pair]) -> str:
+    """Between which traced layers: the first is the deepest above which the terms do not add up."""
     below, rest = "the logits", [t for t in biases if t.stage not in layers]
     for name, (activation, gradient) in reversed(list(layers.items())):
         lacking = residual(score, (activation, gradient), rest).abs().max()

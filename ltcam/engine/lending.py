@@ -9,14 +9,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-_LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # of every module, since models may share some
+_LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # one per module, because models may share modules
 _GUARD = Lock()
 
 Store = dict[str, Tensor | None]
 
 
 class Ours:
-    """True in the forward pass of the caller that made it: not in another thread's, not when checkpointing runs it again."""
+    """True in the forward pass of its maker. False in another thread, and if checkpointing runs the pass again."""
 
     def __init__(self) -> None:
         self.thread, self.over = get_ident(), False
@@ -29,20 +29,20 @@ class Ours:
 def borrowed(model: nn.Module, frozen: bool = True) -> Iterator[None]:
     """Eval mode and (if `frozen`) no weight gradients while the block runs, then everything as it was.
 
-    Other threads that borrow any of its modules wait. Buffers, and the weights of modules with a train() of their own (LoRA
-    layers that merge in eval mode), are given back with the same bits.
+    Other threads that borrow any of its modules wait. Buffers come back with the same bits. So do the weights of modules that
+    have a train() of their own, such as LoRA layers that merge in eval mode.
     """
     with ExitStack() as locks:
         with _GUARD:
             wanted = [_LOCKS.setdefault(m, RLock()) for m in sorted(model.modules(), key=id)]
-        for lock in wanted:  # in one order everywhere, so that no two wait for each other
+        for lock in wanted:  # always in one order, so that no two threads wait for each other
             locks.enter_context(lock)
         modes = [(module, module.training) for module in model.modules()]
         custom = {m for module, _ in modes if _changes(module) for m in module.modules()} if any(t for _, t in modes) else set()
         kept = [_copy(module._buffers) for module, _ in modes] + [_copy(m._parameters) for m in custom]  # type: ignore[arg-type]
         flags = [(p, p.requires_grad) for p in model.parameters() if frozen]
         try:
-            if any(training for _, training in modes):  # what is in eval mode may have its reasons to be as it is
+            if any(training for _, training in modes):  # a model in eval mode may have special modes inside
                 model.eval()
             for parameter, _ in flags:
                 parameter.requires_grad_(False)

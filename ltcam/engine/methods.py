@@ -1,11 +1,11 @@
-"""One short pure function a method: the map of one layer from its activation and the gradient there.
+"""One short pure function per method: the map of one layer from its activation and gradient.
 
-Shapes throughout: activation A and gradient G (P, K, h, w), for P (image, class) pairs; the map (P, h, w), non-negative, at
-the layer's own size and in its own scale. Truncation (`tricks.truncate`) acts on G before; nothing here knows of it.
+Shapes: the activation A and the gradient G are (P, K, h, w) for P (image, class) pairs. The map is (P, h, w), non-negative, at
+the layer's own size and in its own scale. Truncation (`tricks.truncate`) changes G before; these functions do not know of it.
 
-All but CAM and FullGrad are plain sums of a term a position and channel that is zero where G is: over positions, which weighs
-the channels (WEIGHTS), or over channels, which is the map itself (MAPS). So a sum over any part of G is a part of the sum.
-All raise InputError for tensors of other shapes, and for empty ones.
+Each method but CAM and FullGrad is a sum of one term per position and channel, and the term is zero if G is zero. Summed over
+positions, the terms weigh the channels (WEIGHTS). Summed over channels, they are the map (MAPS). So a sum over any part of G
+is a part of the sum. All raise InputError for empty tensors and for other shapes.
 """
 
 from collections.abc import Callable
@@ -21,15 +21,13 @@ Term = Callable[[Tensor, Tensor], Tensor]  # (A, G) -> (P, K, h, w)
 
 
 def cam(activation: Tensor, gradient: Tensor) -> Tensor:
-    """CAM (Zhou et al. 2016): ReLU(sum_k w_k A_k), w the classifier's weights behind global average pooling.
+    """CAM (Zhou et al. 2016): ReLU(sum_k w_k A_k), w the classifier's weights after global average pooling.
 
-    There w_k = sum_ij G_k, since G_k = w_k / (h w) everywhere. Raises InputError where G_k varies in space: another head.
+    There G_k = w_k / (h w) everywhere, so w_k = sum_ij G_k. Raises InputError if G_k varies in space, as with another head.
     """
     _check(activation, gradient)
     if not constant_in_space(gradient):
-        raise InputError(
-            "CAM needs global average pooling and a linear layer right after the layer: use gradcam, or head='gap'"
-        )
+        raise InputError("CAM needs global average pooling and one linear layer after it: use gradcam, or head='gap'")
     return _weighted(gradient.sum(dim=(2, 3)), activation)
 
 
@@ -41,16 +39,15 @@ def gradcam(activation: Tensor, gradient: Tensor) -> Tensor:
 def gradcam_plus_plus(activation: Tensor, gradient: Tensor) -> Tensor:
     """Grad-CAM++ (Chattopadhyay et al. 2018): channel weights sum_ij alpha_ij ReLU(G_ij).
 
-    alpha_ij = G_ij^2 / (2 G_ij^2 + S G_ij^3) with S = sum_ab A_ab. Only G > 0 counts, where that is 1 / (2 + S G): the same
-    value without cubes of small numbers. Of the variants in use this is the authors' (and pytorch-grad-cam's, but for its added
-    1e-6): S is outside, the cube at (i, j), not sum_ab A_ab G_ab^3. The exponential score of the derivation, which would
-    scale a whole map, is left out.
+    alpha_ij = G_ij^2 / (2 G_ij^2 + S G_ij^3) with S = sum_ab A_ab. Only G > 0 counts, and alpha is then 1 / (2 + S G), the same
+    value without cubes of small numbers. This is the authors' variant, and pytorch-grad-cam's without its added 1e-6: S times
+    the cube at (i, j), not sum_ab A_ab G_ab^3. We leave out the derivation's exponential score, which only scales a whole map.
     """
     return _weighing(_alpha, activation, gradient)
 
 
 def xgradcam(activation: Tensor, gradient: Tensor) -> Tensor:
-    """XGrad-CAM (Fu et al. 2020): ReLU(sum_k w_k A_k), w_k = sum_ij(G_k A_k) / sum_ij A_k; 0 where a channel sums to 0."""
+    """XGrad-CAM (Fu et al. 2020): ReLU(sum_k w_k A_k), w_k = sum_ij(G_k A_k) / sum_ij A_k, or 0 if a channel sums to 0."""
     return _weighing(_share, activation, gradient)
 
 
@@ -60,16 +57,16 @@ def hirescam(activation: Tensor, gradient: Tensor) -> Tensor:
 
 
 def layercam(activation: Tensor, gradient: Tensor) -> Tensor:
-    """Layer-CAM, Eqs. 4 and 5 (Jiang et al. 2021): ReLU(sum_k ReLU(G_k) * A_k); Eq. 5 leaves the sum unsaid."""
+    """Layer-CAM, Eqs. 4 and 5 (Jiang et al. 2021): ReLU(sum_k ReLU(G_k) * A_k). Eq. 5 does not print the sum."""
     return _summing(_positive, activation, gradient)
 
 
 def fullgrad(bias: Tensor, gradient: Tensor, per_channel: bool = False) -> Tensor:
     """One term of FullGrad, Eqs. 6 and 7 (Srinivas and Fleuret 2019): sum_k normalize(|G_k b_k|).
 
-    bias (1, K, 1, 1), or for the input term the image itself (P, 3, H, W). Minimum and maximum are taken over the layer, as in
-    the reference implementation, or over each channel, which is Eq. 7 read literally (and pytorch-grad-cam's way). What is
-    constant gives zeros.
+    bias is (1, K, 1, 1), or the image itself (P, 3, H, W) for the input term. Minimum and maximum are over the layer, as in the
+    reference implementation. With per_channel they are over each channel, as in pytorch-grad-cam: the literal reading of
+    Eq. 7. A constant product gives zeros.
     """
     _check(bias, gradient, alike=False)
     product = (gradient * bias).abs()
@@ -134,14 +131,14 @@ METHODS: dict[str, Method] = {
 
 
 def method(name: str) -> Method:
-    """The function of a method's name. Raises InputError for one that is not in METHODS."""
+    """The function of a method's name. Raises InputError for a name that is not in METHODS."""
     if not isinstance(name, str) or name not in METHODS:
         raise InputError(f"method {name!r} is unknown: expected one of {', '.join(METHODS)}")
     return METHODS[name]
 
 
 def constant_in_space(gradient: Tensor) -> bool:
-    """Whether every channel of G (P, K, h, w) has one value throughout, as below global average pooling."""
+    """Whether every channel of G (P, K, h, w) is constant, as below global average pooling."""
     low, high = gradient.amin(dim=(2, 3)), gradient.amax(dim=(2, 3))
     return bool((high - low <= 1e-5 * gradient.abs().amax(dim=(1, 2, 3))[:, None]).all())
 

@@ -12,43 +12,23 @@ from ltcam.errors import InputError, LtcamError, of_loader
 Output = Callable[[Any], Tensor]
 
 
-def run(model: nn.Module, images: Tensor, output: Output | None = None) -> Tensor:
-    """What `model` makes of `images`, as a tensor (N, ...): its logits.
-
-    output  a function from what the model returns to its logits; None: the tensor itself, `.logits` (transformers), or
-            "logits" and "out" of a dict (torchvision's segmentation)
-
-    Raises InputError where the model does not run, or returns something else.
-    """
+def called(model: nn.Module, images: Tensor) -> Any:
+    """What `model` returns for `images`. Raises InputError with the model's own words if it does not run."""
     try:
-        returned = model(images)
-    except LtcamError:
-        raise
+        return model(images)
     except (RuntimeError, TypeError, ValueError, AssertionError, IndexError, AttributeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and of_loader(error)):
+        if isinstance(error, LtcamError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and of_loader(error)):
             raise
-        raise InputError(
-            f"the model does not run on {describe(images)} ({type(error).__name__}: {error}): expected images that fit it. "
-            "Wrap one that needs more than images in a module that has the rest"
-        ) from error
-    logits = _found(returned) if output is None else output(returned)
-    if not isinstance(logits, Tensor) or len(logits.shape) == 0 or len(logits) != len(images):
+        said = f"the model does not run on {describe(images)} ({type(error).__name__}: {error})"
+        raise InputError(f"{said}: expected images that fit it, and a wrapper around a model of more inputs") from error
+
+
+def logits_of(returned: Any, count: int, output: Output | None = None) -> Tensor:
+    """The logits (N, ...) of `count` images in what the model returns, as `ltcam.trace` finds them. Raises InputError."""
+    named = returned if isinstance(returned, Mapping) else {}
+    places = (returned, getattr(returned, "logits", None), named.get("logits"), named.get("out"))
+    logits = output(returned) if output else next((value for value in places if isinstance(value, Tensor)), returned)
+    if not isinstance(logits, Tensor) or not logits.ndim or len(logits) != count:
         by = "the model" if output is None else "output="
-        raise InputError(
-            f"{by} gives {describe(logits)}: expected logits (N, C) of the {len(images)} images. "
-            "Pass output=, a function from what the model returns to them"
-        )
+        raise InputError(f"{by} gives {describe(logits)}: expected the logits (N, C) of {count} images; see output= of trace")
     return logits
-
-
-def by_class(logits: Tensor) -> Tensor:
-    """(N, C) of logits (N, C) or (N, C, H, W), whose class is the mean over places."""
-    return logits.mean(dim=(2, 3)) if isinstance(logits, Tensor) and logits.ndim == 4 else logits
-
-
-def _found(returned: Any) -> Any:
-    named = [returned.get(key) for key in ("logits", "out")] if isinstance(returned, Mapping) else []
-    for value in [getattr(returned, "logits", None), *named]:
-        if isinstance(value, Tensor) and not isinstance(returned, Tensor):
-            return value
-    return returned

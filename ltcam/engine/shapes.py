@@ -1,4 +1,4 @@
-"""Where a layer's output keeps its channels and its places, and the ready `reshape`s for where that is not (N, K, h, w)."""
+"""Which axes of a layer's output are channels and places, and ready functions for `reshape=` if it is not (N, K, h, w)."""
 
 from collections.abc import Callable
 from math import isqrt
@@ -12,22 +12,22 @@ Reshape = Callable[[Tensor], Tensor]
 
 
 def channels_last(output: Tensor) -> Tensor:
-    """(N, h, w, K) -> (N, K, h, w), as `reshape` for Swin and the insides of ConvNeXt. Raises InputError for other shapes."""
+    """(N, h, w, K) -> (N, K, h, w): the `reshape` for Swin and for layers in ConvNeXt blocks. Raises InputError otherwise."""
     if not isinstance(output, Tensor) or output.ndim != 4:
-        raise InputError(f"channels_last is given {describe(output)}: expected one tensor (N, h, w, K)")
+        raise InputError(f"channels_last got {describe(output)}: expected one tensor (N, h, w, K)")
     return output.permute(0, 3, 1, 2)
 
 
 def tokens_to_map(tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-    """(N, T, K) -> (N, K, h, w), row by row, as `reshape` for vision transformers: the last h w tokens are the places.
+    """(N, T, K) -> (N, K, h, w), row by row: the `reshape` for vision transformers. The last h w tokens are the places.
 
-    grid  (h, w); None: the largest square, so that up to 2 h tokens before it (class, distillation, registers) are left out.
+    grid  (h, w); None: the largest square. It leaves out up to 2 h tokens before it (class, distillation, registers).
           For images that are not square: `functools.partial(ltcam.tokens_to_map, grid=(h, w))`
 
     Raises InputError for other shapes, and for fewer tokens than places.
     """
     if not isinstance(tokens, Tensor) or tokens.ndim != 3:
-        raise InputError(f"tokens_to_map is given {describe(tokens)}: expected one tensor (N, T, K)")
+        raise InputError(f"tokens_to_map got {describe(tokens)}: expected one tensor (N, T, K)")
     h, w = (isqrt(tokens.shape[1]),) * 2 if grid is None else grid
     if not 0 < h * w <= tokens.shape[1]:
         raise InputError(f"{tokens.shape[1]} tokens make no grid of {h} x {w}: pass the image's height and width in patches")
@@ -35,28 +35,24 @@ def tokens_to_map(tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor
 
 
 def to_map(name: str, module: nn.Module, output: object, reshape: Reshape | None, images: Tensor) -> Tensor:
-    """A layer's output as (N, K, h, w). Raises InputError where it is not, or shows signs of (N, h, w, K)."""
+    """A layer's output as (N, K, h, w). Raises InputError if it is something else, or looks like (N, h, w, K)."""
     shaped = reshape(output) if reshape and isinstance(output, Tensor) else output
     if not isinstance(shaped, Tensor) or shaped.ndim != 4 or len(shaped) != len(images):
-        raise InputError(
-            f"layer {name!r} gives {describe(shaped)}: expected one tensor (N, K, h, w) of the {len(images)} images; "
-            + ("for tokens pass reshape=, such as ltcam.tokens_to_map" if reshape is None else "pass another reshape=")
-        )
+        way = "for tokens pass reshape=ltcam.tokens_to_map" if reshape is None else "pass another reshape="
+        raise InputError(f"layer {name!r} gives {describe(shaped)}: expected (N, K, h, w) of {len(images)} images; {way}")
     size = images.shape[2:]
     if reshape is None and is_channels_last(shaped.shape, size, module):
-        raise InputError(
-            f"layer {name!r} gives {describe(shaped)}, its channels last: pass reshape=ltcam.channels_last. "
-            "If it is (N, K, h, w), pass reshape=lambda x: x"
-        )
+        way = "pass reshape=ltcam.channels_last, or reshape=lambda x: x if it is (N, K, h, w)"
+        raise InputError(f"layer {name!r} gives {describe(shaped)}, its channels last: {way}")
     if reshape is tokens_to_map and _misfit(shaped.shape[2:], size) > 1:
         raise InputError(f"a square grid of tokens of {size[0]} x {size[1]} pixels: pass partial(tokens_to_map, grid=(h, w))")
     return shaped
 
 
 def is_channels_last(shape: tuple[int, ...], size: tuple[int, ...], module: nn.Module | None = None) -> bool:
-    """Whether (N, a, b, c), a module's output for images of `size`, is rather (N, h, w, K) than (N, K, h, w).
+    """Whether a module's output (N, a, b, c) for images of `size` looks like (N, h, w, K), not (N, K, h, w).
 
-    What acts on the last axis says so by its kind. Else a, b have the images' aspect, within a pixel, and b, c less so.
+    Some kinds of module tell their axis. Else a, b must have the images' aspect within a pixel, and fit it better than b, c.
     """
     if isinstance(module, nn.Linear) or getattr(type(module), "forward", None) is nn.LayerNorm.forward:
         return True
@@ -66,11 +62,11 @@ def is_channels_last(shape: tuple[int, ...], size: tuple[int, ...], module: nn.M
     return last <= 1 and last < _misfit(shape[2:4], size)
 
 
-def is_map(shape: tuple[int, ...], size: tuple[int, ...]) -> bool:
-    """Whether (N, K, h, w) has the aspect of images of `size`, within two pixels of the map."""
-    return _misfit(shape[2:4], size) <= 2
+def is_map(shape: tuple[int, ...], size: tuple[int, ...], slack: int = 2) -> bool:
+    """Whether (N, K, h, w) has the aspect of images of `size`, within `slack` pixels of the map."""
+    return _misfit(shape[2:4], size) <= slack
 
 
 def _misfit(map_size: tuple[int, ...], size: tuple[int, ...]) -> float:
-    """By how many of its pixels a map's aspect differs from the images'."""
+    """The difference between a map's aspect and the images', in pixels of the map."""
     return abs(map_size[0] * size[1] - map_size[1] * size[0]) / max(size)

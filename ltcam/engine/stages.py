@@ -13,39 +13,41 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ltcam.engine.lending import borrowed
+from ltcam.engine.outputs import called
+from ltcam.engine.shapes import is_map
 from ltcam.engine.targets import describe
 from ltcam.engine.tricks import one_of
 from ltcam.errors import InputError
 
 Outputs = Literal["pool", "relu"]
 
-PROBE = 160  # pixels: small, and no CNN in use is down to one pixel there
+PROBE = 160  # pixels: small, but every CNN in use keeps more than one pixel there
 
 
 def stages(model: nn.Module, outputs: Outputs = "pool", images: Tensor | None = None) -> dict[str, str]:
     """{"S1": module name, ...}, from shallow to deep: where the paper reads its stages.
 
-    VGG and its like, wrapped or not: the max-pool outputs of `features`, or with outputs="relu" what enters those pools. Other
-    CNNs: the last block at each resolution that runs once. They run on an empty square to find it, the same for images of any
-    size, or where they refuse that on the first of `images` (N, 3, H, W). Raises InputError where nothing is found.
+    VGG and its like, wrapped or not: the max-pool outputs of `features`, or the inputs of those pools with outputs="relu".
+    Other CNNs: the last block at each resolution that runs once. They run on an empty square, so that images of any size have
+    the same stages. A model that refuses it runs on the first of `images` (N, 3, H, W). Raises InputError if none is found.
     """
     one_of("outputs", outputs, Outputs)
     model = unwrap(model)
     features = getattr(model, "features", None)
     # VGG itself is read without running it.
-    pools = _pools(features, "features") if isinstance(features, nn.Sequential) and _pool(features[-1]) else []
+    pools = (
+        _pools(features, "features") if isinstance(features, nn.Sequential) and isinstance(features[-1], nn.MaxPool2d) else []
+    )
     octaves, running = ({}, set()) if pools else _octaves(model, images)
     pools = pools or _wrapped(model, octaves)
     if outputs == "relu" and not pools:
         raise InputError(f"stage outputs 'relu' are of VGG-like models: {type(model).__name__} has no .features with max-pools")
-    found = [pool if outputs == "pool" else before for before, pool in pools] or _last_at_each_resolution(
-        model, octaves, running
-    )
+    found = [pool if outputs == "pool" else before for before, pool in pools] or _last_blocks(model, octaves, running)
     return {f"S{i}": name for i, name in enumerate(found, 1)}
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside DataParallel, DistributedDataParallel and torch.compile. Raises InputError for what is no module."""
+    """The module inside DataParallel, DistributedDataParallel and torch.compile. Raises InputError if there is none."""
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is {describe(model)}: expected a torch.nn.Module")
     while isinstance(model, nn.DataParallel | DistributedDataParallel) or hasattr(model, "_orig_mod"):
@@ -53,25 +55,21 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def _pool(module: nn.Module) -> bool:
-    return isinstance(module, nn.MaxPool2d)
-
-
 def _pools(features: nn.Sequential, prefix: str) -> list[tuple[str, str]]:
-    """(what enters, itself) for each max-pool of a sequence, by name; none where one of them runs more than once."""
+    """The names (input's module, pool) of each max-pool of a sequence. None if a pool runs more than once."""
     children = [(f"{prefix}.{name}".lstrip("."), module) for name, module in features._modules.items()]
-    pools = [(before, name) for (before, _), (name, module) in pairwise(children) if _pool(module)]
+    pools = [(before, name) for (before, _), (name, module) in pairwise(children) if isinstance(module, nn.MaxPool2d)]
     distinct = len({features.get_submodule(name.rpartition(".")[2]) for _, name in pools}) == len(pools)
     return pools if distinct else []
 
 
 def _wrapped(model: nn.Module, octaves: dict[str, int]) -> list[tuple[str, str]]:
-    """The pools of the one sequence that holds most of the model's convolutions and has no convolution after its last pool."""
+    """The pools of the sequence that holds most of the model's convolutions, if no convolution follows its last pool."""
     total = sum(isinstance(m, nn.Conv2d) for m in model.modules())
     for prefix, features in model.named_modules():
         if not isinstance(features, nn.Sequential) or 2 * sum(isinstance(m, nn.Conv2d) for m in features.modules()) <= total:
             continue
-        tail = list(takewhile(lambda module: not _pool(module), reversed(list(features))))
+        tail = list(takewhile(lambda module: not isinstance(module, nn.MaxPool2d), reversed(list(features))))
         pools = _pools(features, prefix)
         named = prefix.rpartition(".")[2] == "features"
         ended = not any(isinstance(m, nn.Conv2d) for module in tail for m in module.modules())
@@ -81,50 +79,40 @@ def _wrapped(model: nn.Module, octaves: dict[str, int]) -> list[tuple[str, str]]
 
 
 def _octaves(model: nn.Module, images: Tensor | None) -> tuple[dict[str, int], set[str]]:
-    """How often each module that runs once has halved the resolution, in the order in which they finish; and all that run."""
+    """How often each module that runs once has halved the resolution, in the order of their ends; and all modules that run."""
     convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if convolution is None:
         raise InputError(f"{type(model).__name__} has no convolutions: pass layers=[module names]")
-    tries = [convolution.weight.new_zeros(1, convolution.in_channels, PROBE, PROBE)]
-    tries += [] if images is None else [images[:1].detach()]
-    for tried in tries:
-        try:
-            return _probe(model, tried)
-        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-            failed = error
-    h, w = tries[-1].shape[2:]
-    raise InputError(
-        f"{type(model).__name__} does not run on {h} x {w} pixels ({failed}): pass layers=[module names]"
-    ) from failed
+    try:
+        return _probe(model, convolution.weight.new_zeros(1, convolution.in_channels, PROBE, PROBE))
+    except InputError as error:
+        if images is None:
+            raise InputError(f"no stages to be seen: {error}; or pass layers=[module names] to trace") from error
+    return _probe(model, images[:1].detach())
 
 
 def _probe(model: nn.Module, image: Tensor) -> tuple[dict[str, int], set[str]]:
     size = image.shape[2], image.shape[3]
+    slack = 0 if size[0] == size[1] else 2
     found: dict[str, int] = {}
     runs: Counter[str] = Counter()
 
     def note(module: nn.Module, arguments: Any, output: Any, name: str) -> None:
         runs[name] += 1
-        if isinstance(output, Tensor) and output.ndim == 4 and _is_map(output, size):
+        if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1 and is_map(output.shape, size, slack):
             found[name] = round(math.log2(size[0] / output.shape[2]))
 
     with torch.no_grad(), borrowed(model), ExitStack() as hooks:
         for name, module in model.named_modules():
             hooks.callback(module.register_forward_hook(partial(note, name=name)).remove)
-        model(image)
+        called(model, image)
     return {name: octave for name, octave in found.items() if runs[name] == 1}, set(runs)
 
 
-def _is_map(output: Tensor, size: tuple[int, int]) -> bool:
-    """Whether an output has more than one place, and the image's aspect as far as whole pixels allow: (160, 160) exactly."""
-    (h, w), (height, width) = output.shape[2:], size
-    return h > 1 and w > 1 and (h == w if height == width else abs(h * width - w * height) <= 2 * max(size))
+def _last_blocks(model: nn.Module, octaves: dict[str, int], running: set[str]) -> list[str]:
+    """Names of the last block at each octave of resolution, without global pooling.
 
-
-def _last_at_each_resolution(model: nn.Module, octaves: dict[str, int], running: set[str]) -> list[str]:
-    """Names of the last block at each octave of resolution, global pooling left out.
-
-    A block is a module that halves the resolution at most once; one that does so more often is a sequence of blocks.
+    A block is a module that halves the resolution at most once. A module that halves it more often is a sequence of blocks.
     """
     last: dict[int, str] = {}
     for name in sorted(_blocks(model, octaves, running), key=list(octaves).index):
@@ -138,7 +126,7 @@ def _blocks(module: nn.Module, octaves: dict[str, int], running: set[str], prefi
     for name, child in module.named_children():
         path = prefix + name
         inside = {octave for other, octave in octaves.items() if other == path or other.startswith(f"{path}.")}
-        if len(inside) > 2 or path not in running:  # a list of blocks, or one passed by: checkpointing calls what is inside
+        if len(inside) > 2 or path not in running:  # a list of blocks, or a block whose inside checkpointing calls
             yield from _blocks(child, octaves, running, f"{path}.")
         elif path in octaves and not isinstance(child, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
             yield path

@@ -1,4 +1,4 @@
-"""What one forward and its backwards leave behind."""
+"""What one forward and its backwards leave."""
 
 import re
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from ltcam.errors import InputError
 
 @dataclass(frozen=True)
 class Bias:
-    """An additive bias, the gradient (P, K[, h, w]) where it is added, and the stage or traced layer it led to.
+    """An additive bias, the gradient (P, K[, h, w]) at the sum, and the stage or traced layer that follows.
 
-    bias (K,), or like the gradient where it varies in space or by image. Terms of other shapes than these have no place.
+    bias is (K,), or like the gradient if it varies in space or by image. A term of another shape is not in the map.
     """
 
     name: str
@@ -24,21 +24,21 @@ class Bias:
 
     @property
     def value(self) -> Tensor:
-        """(1, K, 1, 1), or (P, K, h, w): the bias as it meets its gradient."""
+        """The bias in a shape that multiplies the gradient: (1, K, 1, 1), or (P, K, h, w)."""
         return self.bias.view(1, -1, 1, 1) if self.bias.ndim == 1 else self.bias
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What one forward and its backwards left behind; every tensor is on the images' device, and detached unless asked for.
+    """What one forward and its backwards leave. Every tensor is on the images' device, and detached without `create_graph`.
 
-    pairs  (P, 2) long: (image, class), sorted; the class is -1 where the target was a function of the logits
+    pairs  (P, 2) long: (image, class), sorted; the class is -1 if the target was a function of the logits
     logits (N, C)
-    layers names of the traced layers, in the order in which they ran
+    layers names of the traced layers, in the order of the forward pass
     stages {"S1": layer name, ...} for the layers traced as stages
     size   (H, W) of the images
     biases, inputs  only with `fullgrad=True`: the bias terms, and (image, gradient) at the input, each (P, 3, H, W)
-    residual  (P,) float64, too: what input and bias terms together lack of the score, over the sum of their absolute values
+    residual  (P,) float64, with fullgrad=True too: (all terms - score) / (sum of the terms' absolute values)
     """
 
     pairs: Tensor
@@ -53,7 +53,7 @@ class Trace:
     _gradients: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def activation(self, name: str, part: slice = slice(None)) -> Tensor:
-        """(P, K, h, w): the output of layer `name` for the image of each pair, or of the pairs in `part`."""
+        """(P, K, h, w): the output of layer `name` for the image of each pair. `part` selects pairs."""
         return per_pair(self._activations[self._known(name)], self.pairs[part])
 
     def gradient(self, name: str) -> Tensor:
@@ -70,12 +70,10 @@ class Trace:
             return [layers]
         if isinstance(layers, str) and (labels := labels_in(layers)) and all(label in self.stages for label in labels):
             return [self.stages[label] for label in labels]
-        raise InputError(
-            f"layer {layers!r} was not traced: expected one of {self.layers}, or of the stages {list(self.stages)}"
-        )
+        raise InputError(f"layer {layers!r} was not traced: expected one of {self.layers} or of {list(self.stages)}")
 
     def terms(self, layers: str | Sequence[str] | None = None) -> list[Bias]:
-        """FullGrad's bias terms that have a place, of the layers that `select` gives; None: all."""
+        """FullGrad's bias terms that are maps, of the layers that `select` gives; None: all."""
         if self.inputs is None:
             raise InputError("method 'fullgrad' needs the gradients at the biases: trace(..., fullgrad=True)")
         stages = {t.stage for t in self.biases} if layers is None else self.select(layers)
@@ -88,12 +86,12 @@ class Trace:
 
 
 def labels_in(text: str) -> list[str]:
-    """ "S3-S5" -> ["S3", "S4", "S5"]; empty where it is no label or range of labels."""
+    """ "S3-S5" -> ["S3", "S4", "S5"]. Empty if the text is no label or range of labels."""
     match = re.fullmatch(r"S(\d{1,3})(?:-S(\d{1,3}))?", text)
     return [f"S{i}" for i in range(int(match[1]), int(match[2] or match[1]) + 1)] if match else []
 
 
 def per_pair(value: Tensor, pairs: Tensor) -> Tensor:
-    """(N, ...) -> (P, ...): the image of each pair, without a copy where each image has just one."""
+    """(N, ...) -> (P, ...): the image of each pair, without a copy if each image has just one pair."""
     image = pairs[:, 0]
     return value if torch.equal(image, torch.arange(len(value), device=image.device)) else value[image]

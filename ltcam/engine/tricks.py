@@ -23,11 +23,11 @@ Normalize = Literal["none", "max", "minmax", "tanh"]
 def truncate(gradient: Tensor, delta: float | None, per: Scope = "layer", compare: Compare = "ge") -> Tensor:
     """Keep the gradients at or above the delta-th percentile of the positive ones, zero the rest (Eq. 9).
 
-    gradient (P, K, h, w); delta None (no truncation) or in [0, 100), 0 keeping just the positive values; the percentile is
-    over a pair's whole layer ("layer", Sec. 2.1's "feature map") or each of its channels ("channel"). Of the n positive values
-    in ascending order s, those >= s[ceil((n - 1) delta / 100)] stay: what numpy.percentile's threshold keeps. Where nothing
-    is positive everything is zeroed. compare "gt" is the > of Eqs. 10 and 11, which drops the threshold itself: at 0 the
-    smallest positive value, in a constant map everything.
+    gradient (P, K, h, w); delta None (no truncation) or in [0, 100). A delta of 0 keeps all positive values. The percentile is
+    over a pair's whole layer ("layer", Sec. 2.1's "feature map") or over each channel ("channel"). s are the n positive values
+    in ascending order. Values >= s[ceil((n - 1) delta / 100)] stay, the same as with numpy.percentile's threshold. Without a
+    positive value everything is zeroed. compare "gt" is the > of Eqs. 10 and 11. It drops the threshold itself: the smallest
+    positive value at 0, and everything in a constant map.
     """
     check(delta, per, compare)
     if gradient.ndim != 4 or not gradient.numel() or gradient.dtype not in (torch.float32, torch.float64):
@@ -42,17 +42,17 @@ def truncate(gradient: Tensor, delta: float | None, per: Scope = "layer", compar
 
 
 def layerize(maps: Sequence[Tensor], size: tuple[int, int], fuse: Fuse = "sum", normalize: Normalize = "none") -> Tensor:
-    """The layers' maps (P, h_l, w_l), each bilinearly resized to `size` (H, W), fused: (P, H, W). Eq. 8 is their plain sum.
+    """The layers' maps (P, h_l, w_l), bilinearly resized to `size` (H, W) and fused: (P, H, W). Eq. 8 is the plain sum.
 
-    align_corners=False. fuse "sum", "mean" or the element-wise "max"; normalize is what is done to each map before, as in
-    `normalized`. Maps of one size are added before they are resized, which is linear.
+    align_corners=False. fuse is "sum", "mean" or the element-wise "max"; normalize acts on each map before, as in `normalized`.
+    Maps of one size are added before they are resized, because resizing is linear.
     """
     one_of("fuse", fuse, Fuse)
     one_of("normalize", normalize, Normalize)
     if not isinstance(maps, Sequence) or not maps:
-        raise InputError("no maps to fuse: expected a sequence of at least one layer's")
+        raise InputError("no maps to fuse: expected a sequence of maps, one or more")
     if wrong := [m for m in maps if m.ndim != 3 or not m.is_floating_point() or m.shape[:1] != maps[0].shape[:1]]:
-        raise InputError(f"a map is {describe(wrong[0])}: expected floats (P, h, w), of as many pairs in every layer")
+        raise InputError(f"a map is {describe(wrong[0])}: expected floats (P, h, w), with the same P in every layer")
     if not isinstance(size, Sequence) or len(size) != 2 or not all(type(n) is int and 0 < n < 2**31 for n in size):
         raise InputError(f"size={size!r}: expected (H, W), whole numbers of pixels above 0")
     maps = normalized(maps, normalize)
@@ -66,10 +66,10 @@ def layerize(maps: Sequence[Tensor], size: tuple[int, int], fuse: Fuse = "sum", 
 
 
 def normalized(maps: Sequence[Tensor], how: Normalize) -> list[Tensor]:
-    """Each layer's non-negative map (P, h, w) brought to [0, 1]: "max" (divided by its maximum), "minmax", or "tanh".
+    """Each layer's non-negative map (P, h, w), scaled to [0, 1]: "max" (divided by its maximum), "minmax", or "tanh".
 
-    "tanh" is Layer-CAM's scaling of shallow stages, tanh(2 M / max M), for maps of at least four times the height of the
-    smallest (S1 to S3 of five stages); the others are divided by their maximum. A map without a positive value stays zero.
+    "tanh" is Layer-CAM's scaling of shallow stages, tanh(2 M / max M). It is for maps of at least four times the height of the
+    smallest (S1 to S3 of five stages). The others are divided by their maximum. A map without a positive value stays zero.
     """
     if how == "none":
         return list(maps)
@@ -86,7 +86,7 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def check(delta: float | None, per: str = "layer", compare: str = "ge") -> None:
-    """Raises InputError for a delta, a scope or a comparison that truncation does not know."""
+    """Raises InputError for an unknown delta, scope or comparison."""
     number = isinstance(delta, int | float | Real) and not isinstance(delta, bool)
     if delta is not None and not (number and 0 <= delta < 100):
         raise InputError(f"delta={delta!r} is no percentile to truncate at: expected None, or a number in [0, 100)")
@@ -95,7 +95,7 @@ def check(delta: float | None, per: str = "layer", compare: str = "ge") -> None:
 
 
 def one_of(name: str, value: str, choices: Any) -> None:
-    """Raises InputError for a value that is not one of a Literal's."""
+    """Raises InputError for a value that a Literal does not have."""
     if value not in get_args(choices):
         raise InputError(f"{name}={value!r} is unknown: expected {' or '.join(map(repr, get_args(choices)))}")
 

@@ -50,11 +50,11 @@ def test_that_librarys_targets(tiny, images):
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        ([lambda row: row[0]] * 2, "2 functions as targets of a torch.float32 tensor (3, 4): expected one for each image"),
+        ([lambda row: row[0]] * 2, "2 functions as targets of a torch.float32 tensor (3, 4): expected one per image"),
         ([lambda row: row] * 3, "a target function gives a torch.float32 tensor (4,): expected a tensor of one number"),
         ([lambda row: 1.0] * 3, "a target function gives a float: expected a tensor of one number"),
-        ([[0, 1], [0], [1]], "4 targets for 3 images: expected one an image"),
-        ([[0, 1], [0], []], "3 targets for 3 images: expected one an image"),
+        ([[0, 1], [0], [1]], "4 targets for 3 images: expected one per image"),
+        ([[0, 1], [0], []], "3 targets for 3 images: expected one per image"),
     ],
 )
 def test_wrong_targets(tiny, images, targets, message):

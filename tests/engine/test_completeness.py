@@ -224,6 +224,8 @@ def test_a_missed_bias_is_an_error_that_says_where():
     )
     images = torch.randn(2, 3, 12, 12)
     model(images)
-    with pytest.raises(ValueError, match=r"FullGrad misses a bias between layer '0' and layer '3': its terms are .*% from"):
+    with pytest.raises(
+        ValueError, match=r"FullGrad misses a bias between layer '0' and layer '3', .*% of its terms: add it by"
+    ):
         trace(model, images, 0, ["0", "3"], fullgrad=True)
     assert trace(model, images, 0, ["0", "3"]).residual is None

@@ -30,7 +30,7 @@ def test_cam():
 
 
 def test_cam_refuses_a_gradient_that_varies():
-    said = "CAM needs global average pooling and a linear layer right after the layer: use gradcam, or head='gap'"
+    said = "CAM needs global average pooling and one linear layer after it: use gradcam, or head='gap'"
     with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
         cam(A, G)
 

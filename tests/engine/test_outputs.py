@@ -32,7 +32,7 @@ def test_a_class_of_dense_logits_is_its_mean(images, wrap):
 def test_output_and_masks(images):
     net, mask = Net(lambda y: [{"masks": row} for row in y]), torch.zeros(64, 64)
     mask[:20, :30] = 1
-    with pytest.raises(ValueError, match=r"the model gives a list: expected logits .*Pass output="):
+    with pytest.raises(ValueError, match=r"the model gives a list: expected the logits .*see output="):
         trace(net, images, 1, ["conv"])
 
     def output(rows):
@@ -49,5 +49,8 @@ def test_what_the_model_said_is_named(images, error):
     def fail(y):
         raise error("missing 'age'")
 
-    with pytest.raises(ValueError, match=rf"does not run on .* \({error.__name__}: missing 'age'\).*Wrap one that needs more"):
+    with pytest.raises(
+        ValueError,
+        match=rf"does not run on .* \({error.__name__}: missing 'age'\).*and a wrapper around a model of more inputs",
+    ):
         trace(Net(fail), images, 1, ["conv"])

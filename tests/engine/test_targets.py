@@ -52,18 +52,18 @@ def test_as_in_a_tensor(tiny, images, targets, pairs):
     ],
 )
 def test_what_has_no_order_is_refused(tiny, images, targets):
-    with pytest.raises(ValueError, match="where none is surely the first: pass a list or a tensor"):
+    with pytest.raises(ValueError, match="which has no sure order: pass a list or a tensor"):
         trace(tiny, images, targets)
 
 
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        ([HOT[0], [2], [3]], "expected for each image ints, or a row of 4 times 0 or 1"),
-        ([np.array([True, False])] * 3, "expected for each image ints, or a row of 4 times 0 or 1"),
-        ([{3: 0.9}, {0: 0.1}, {1: 0.5}], "expected an int or ints for each image"),
-        (pd.Series(["a", "b", "c"]), "expected an int or ints for each image"),
-        (pd.Series([0.5, 1, 2]), "expected an int or ints for each image"),
+        ([HOT[0], [2], [3]], "expected per image ints, or a row of 4 times 0 or 1"),
+        ([np.array([True, False])] * 3, "expected per image ints, or a row of 4 times 0 or 1"),
+        ([{3: 0.9}, {0: 0.1}, {1: 0.5}], "expected an int or ints per image"),
+        (pd.Series(["a", "b", "c"]), "expected an int or ints per image"),
+        (pd.Series([0.5, 1, 2]), "expected an int or ints per image"),
     ],
 )
 def test_refused(tiny, images, targets, message):

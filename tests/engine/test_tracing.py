@@ -61,8 +61,8 @@ def test_targets_default_to_the_largest_logit(tiny, images):
         (torch.zeros(3, 4), "targets are empty"),
         (torch.zeros(3, 5), r"shape \(3, 5\): expected 0 and 1 of shape \(3, 4\)"),
         (torch.full((3, 4), 0.5), "expected 0 and 1"),
-        ([0.5, 1, 2], "expected an int or ints for each image"),
-        ("abc", "expected an int or ints for each image"),
+        ([0.5, 1, 2], "expected an int or ints per image"),
+        ("abc", "expected an int or ints per image"),
     ],
 )
 def test_wrong_targets(tiny, images, targets, message):
@@ -78,7 +78,7 @@ def test_wrong_targets(tiny, images, targets, message):
         ([], "expected a non-empty sequence"),
         ("features.4", "expected a non-empty sequence"),
         (nn.ReLU(), "expected a non-empty sequence"),
-        (["classifier.0"], r"'classifier.0' gives a torch.float32 tensor \(3, 16\): expected one tensor \(N, K, h, w\)"),
+        (["classifier.0"], r"'classifier.0' gives a torch.float32 tensor \(3, 16\): expected \(N, K, h, w\)"),
     ],
 )
 def test_wrong_layers(tiny, images, layers, message):
@@ -146,7 +146,7 @@ def test_models_without_gradients(images):
             return torch.zeros_like(x) + Ignore.constant
 
     Ignore.constant = torch.ones((), requires_grad=True)
-    with pytest.raises(ValueError, match="do not depend on layer 'conv'"):
+    with pytest.raises(ValueError, match="no gradient reaches layer 'conv'"):
         trace(Net(Ignore()), images, 0, ["conv"])
     with torch.inference_mode(), pytest.raises(ValueError, match=r"outside torch.inference_mode"):
         trace(Net(nn.ReLU()), images, 0, ["conv"])
@@ -165,7 +165,7 @@ def test_a_model_that_does_not_give_logits(images):
         def forward(self, x):
             return self.conv(x), None
 
-    with pytest.raises(ValueError, match=r"the model gives a tuple: expected logits \(N, C\)"):
+    with pytest.raises(ValueError, match=r"the model gives a tuple: expected the logits \(N, C\)"):
         trace(Pair(), images, 0, ["conv"])
 
 

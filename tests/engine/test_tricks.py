@@ -178,13 +178,13 @@ def test_choices_that_do_not_exist_are_refused():
     ],
 )
 def test_maps_that_do_not_fit_are_refused(wrong, is_a):
-    expected = f"a map is {is_a}: expected floats (P, h, w), of as many pairs in every layer"
+    expected = f"a map is {is_a}: expected floats (P, h, w), with the same P in every layer"
     refuses(lambda: layerize([torch.ones(1, 2, 2), wrong], (2, 2)), expected)
 
 
 @pytest.mark.parametrize("maps", [[], torch.ones(1, 1, 2, 2)])
 def test_maps_that_are_no_sequence_are_refused(maps):
-    refuses(lambda: layerize(maps, (2, 2)), "no maps to fuse: expected a sequence of at least one layer's")
+    refuses(lambda: layerize(maps, (2, 2)), "no maps to fuse: expected a sequence of maps, one or more")
 
 
 @pytest.mark.parametrize("size", [(4,), (4, 4, 4), 4, (0, 4), (4, -1), (4, 2.0), (2**31, 1), (True, 4)])
