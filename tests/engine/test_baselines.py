@@ -13,7 +13,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 from torch.nn import functional as F
 
-from ltcam import trace
+from ltcam import channels_last, tokens_to_map, trace
 from ltcam.engine import baselines
 from ltcam.engine.baselines import BASELINES, ablationcam, liftcam, relevancecam, scorecam
 from ltcam.engine.methods import _weighted
@@ -534,3 +534,34 @@ def test_vgg16(tiny, images, name):
     assert maps.min() >= 0
     assert maps.isfinite().all()
     assert maps.max() > 0
+
+
+class Axes(nn.Module):
+    """Channels last, or tokens after a class token, and back: layers with an output that `reshape` brings to (N, K, h, w)."""
+
+    def __init__(self, tokens):
+        super().__init__()
+        self.one, self.tap, self.two, self.head = nn.Conv2d(3, 5, 3), nn.Identity(), nn.Conv2d(5, 4, 3), nn.Linear(4, 6)
+        self.tokens, self.relu = tokens, nn.ReLU()
+
+    def forward(self, x):
+        x = self.relu(self.one(x))
+        n, k, h, w = x.shape
+        x = x.permute(0, 2, 3, 1)
+        if self.tokens:
+            x = self.tap(torch.cat([x.new_ones(n, 1, k), x.flatten(1, 2)], dim=1))[:, 1:].reshape(n, h, w, k)
+        else:
+            x = self.tap(x)
+        return self.head(self.two(x.permute(0, 3, 1, 2)).relu().mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("method", [scorecam, ablationcam])
+@pytest.mark.parametrize(("tokens", "reshape"), [(False, channels_last), (True, tokens_to_map)])
+def test_a_layer_through_reshape_has_the_map_of_its_channels(method, tokens, reshape, pictures):
+    torch.manual_seed(0)
+    model = Axes(tokens).double().eval()
+    expected = method(model, pictures, EVERY, "relu")
+    assert expected.max() > 0
+    assert torch.allclose(method(model, pictures, EVERY, "tap", batch_size=2, reshape=reshape), expected, atol=1e-12)
+    with pytest.raises(ValueError, match="pass reshape="):
+        method(model, pictures, EVERY, "tap")
