@@ -29,8 +29,9 @@ tables: $(STAMP)
 	$(BIN)/python -m ltcam tables --check $(sort $(dir $(wildcard \
 	    $(foreach profile,paper real,results/$(profile)/*/trainings.csv results/$(profile)/*/counts.csv.gz))))
 
+# Two processes of one thread each, a file at a time.
 unit: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The committed notebooks, executed on the demo data and compared cell by cell, from no state at all.
 nbval: $(STAMP)

@@ -146,15 +146,16 @@ def test_predicted_classes_are_scored_and_missed_ones_counted(run, tmp_path):
 
 def test_what_is_run_is_part_of_what_is_kept(run, tmp_path, monkeypatch):
     """Stage outputs, input size and bfloat16 reach the trace, and other counts are never taken for theirs."""
+    evaluation.behaviour()  # which traces its own probe, once in a process
     seen = []
-    real = evaluation.trace
+    real = counting.trace
 
     def noted(model, images, labels, layers, fullgrad):
         traced = real(model, images, labels, layers, fullgrad)
         seen.append((tuple(images.shape[2:]), traced.stages["S5"], traced.logits.dtype))
         return traced
 
-    monkeypatch.setattr(evaluation, "trace", noted)
+    monkeypatch.setattr(counting, "trace", noted)
     first = evaluate(run, "val", CONFIGS[:2], tmp_path)
     for protocol in (Protocol(outputs="relu"), Protocol(size=(96, 64)), Protocol(bfloat16=True)):
         assert not evaluate(run, "val", CONFIGS[:2], tmp_path, protocol).equals(first)
