@@ -71,14 +71,14 @@ def explain(
     per_layer: bool = False,
     **options: Any,
 ) -> Tensor | dict[str, Tensor]:
-    """Heatmaps of every pair of a trace: (P, H, W) float32 on its device, non-negative, not normalised.
+    """Heatmaps of every pair of a trace: (P, H, W) float32 on its device, non-negative, not normalized.
 
     method  a name in METHODS; "fullgrad" needs `trace(..., fullgrad=True)`
     layers  which of the traced layers to fuse: a name, a stage label ("S5"), a range ("S3-S5"), several, or None for all.
-            FullGrad takes the convolutions and batch norms of those stages; only with None does its sum hold the input term
+            FullGrad takes the biases of those stages. The input term is in its sum only with None
     size    (H, W) of the maps; None: the images' own
     delta, per and the other options  as in `Options`: compare, fuse, normalize, per_channel
-    per_layer  give what would be fused instead: {layer name: (P, h, w)}, each at its own size, nothing normalised
+    per_layer  give the maps without fusion: {layer name: (P, h, w)}, each at its own size, not normalized
 
     Raises InputError for options that do not go together, an untraced layer, or a trace without what FullGrad needs.
     """
@@ -163,9 +163,7 @@ class CAM:
             reshape=self.reshape, output=self.output, create_graph=self.create_graph,
         )  # fmt: skip
         if traced.pairs[:, 0].tolist() != list(range(len(input_tensor))):
-            raise InputError(
-                f"{len(traced.pairs)} targets for {len(input_tensor)} images: expected one per image; see ltcam.trace"
-            )
+            raise InputError(f"{len(traced.pairs)} targets for {len(input_tensor)} images: expected one per image")
         self.logits = traced.logits
         return normalized([fused(layer_maps(traced, self.options), self.options, traced.size)], "max")[0]
 

@@ -45,7 +45,7 @@ def to_map(name: str, module: nn.Module, output: object, reshape: Reshape | None
         way = "pass reshape=ltcam.channels_last, or reshape=lambda x: x if it is (N, K, h, w)"
         raise InputError(f"layer {name!r} gives {describe(shaped)}, its channels last: {way}")
     if reshape is tokens_to_map and _misfit(shaped.shape[2:], size) > 1:
-        raise InputError(f"a square grid of tokens of {size[0]} x {size[1]} pixels: pass partial(tokens_to_map, grid=(h, w))")
+        raise InputError(f"tokens of {size[0]} x {size[1]} pixels are no square grid: pass partial(tokens_to_map, grid=(h, w))")
     return shaped
 
 

@@ -87,7 +87,7 @@ def _octaves(model: nn.Module, images: Tensor | None) -> tuple[dict[str, int], s
         return _probe(model, convolution.weight.new_zeros(1, convolution.in_channels, PROBE, PROBE))
     except InputError as error:
         if images is None:
-            raise InputError(f"no stages to be seen: {error}; or pass layers=[module names] to trace") from error
+            raise InputError(f"no stages found: {error}; or pass layers=[module names] to trace") from error
     return _probe(model, images[:1].detach())
 
 

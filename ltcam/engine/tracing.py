@@ -39,7 +39,7 @@ def trace(
 ) -> Trace:
     """Run `model` on `images` and keep what class activation maps need (Eq. 1).
 
-    images   (N, 3, H, W) normalised, on the model's device
+    images   (N, 3, H, W) normalized, on the model's device
     targets  an int, N ints, N sequences of ints (multi-label), an (N, C) tensor of 0 and 1, None for the largest logit, or
              functions from an image's logits to one number (N of them, or one for all images)
     layers   module names, modules or stage labels ("S5", "S3-S5"), or {label: module name}; None: `ltcam.stages(model)`
@@ -54,8 +54,9 @@ def trace(
     """
     model = unwrap(model)
     _check(model, images)
-    if not (reshape is None or callable(reshape)):
-        raise InputError(f"reshape={reshape!r}: expected a function of a layer's output that gives (N, K, h, w), or None")
+    for option, given, of in (("reshape", reshape, "a layer's output"), ("output", output, "what the model returns")):
+        if not (given is None or callable(given)):
+            raise InputError(f"{option}={given!r}: expected a function of {of}, or None")
     modules, labels = _resolve(model, layers, images)
     images = images if create_graph and images.requires_grad else images.detach().requires_grad_(fullgrad)
     kept: dict[str, Tensor] = {}
@@ -193,7 +194,7 @@ def _check(model: nn.Module, images: Tensor) -> None:
     if torch.is_inference_mode_enabled() or images.is_inference():
         raise InputError("inference mode keeps no gradients: make the images and call trace outside torch.inference_mode")
     if not images.isfinite().all():
-        raise InputError("images hold NaN or infinity: expected finite, normalised values")
+        raise InputError("images hold NaN or infinity: expected finite, normalized values")
     parameter = next(model.parameters(), images)
     if parameter.device != images.device:
         raise InputError(f"images are on {images.device}, the model is on {parameter.device}: move one to the other")

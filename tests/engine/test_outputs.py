@@ -54,3 +54,9 @@ def test_what_the_model_said_is_named(images, error):
         match=rf"does not run on .* \({error.__name__}: missing 'age'\).*and a wrapper around a model of more inputs",
     ):
         trace(Net(fail), images, 1, ["conv"])
+
+
+@pytest.mark.parametrize("option", ["output", "reshape"])
+def test_an_option_that_is_no_function(images, option):
+    with pytest.raises(ValueError, match=f"{option}='logits': expected a function of"):
+        trace(Net(lambda y: y), images, 1, ["conv"], **{option: "logits"})

@@ -102,7 +102,7 @@ class Wide(nn.Module):
 def test_tokens_of_an_image_that_is_not_square():
     """13 x 15 patches and a class token are as many as 14 x 14."""
     model, images = Wide().eval(), torch.randn(1, 3, 104, 120)
-    with pytest.raises(ValueError, match=r"square grid of tokens of 104 x 120 pixels: pass partial\(tokens_to_map, grid="):
+    with pytest.raises(ValueError, match=r"tokens of 104 x 120 pixels are no square grid: pass partial\(tokens_to_map, grid="):
         trace(model, images, 0, ["norm"], reshape=tokens_to_map)
     traced = trace(model, images, 0, ["norm"], reshape=partial(tokens_to_map, grid=(13, 15)))
     by_hand = trace(model, images, 0, ["norm"], reshape=lambda t: t[:, 1:].reshape(1, 13, 15, 6).movedim(3, 1))
