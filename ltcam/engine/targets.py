@@ -80,7 +80,7 @@ def _multi_hot(listed: list[Any], classes: int) -> list[list[int]]:
 def _classes(target: Any) -> list[int]:
     """One image's classes, sorted, from an int or ints."""
     if isinstance(target, Mapping):
-        raise TypeError("a mapping's keys are no classes")
+        raise InputError(f"targets have {describe(target)} for an image: expected an int or ints per image")
     return sorted({index(c) for c in (target if isinstance(target, Collection) else [target])})
 
 
