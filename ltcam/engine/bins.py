@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ltcam.engine.cam import Options, Selection, input_map, layer_maps, wide
-from ltcam.engine.methods import MAPS, WEIGHTS
+from ltcam.engine.methods import MAPS, WEIGHTS, fullgrad
 from ltcam.engine.percentiles import places, thresholds
 from ltcam.engine.traces import Trace
-from ltcam.engine.tricks import Fuse, Normalize, Scope, layerize
+from ltcam.engine.tricks import Fuse, Normalize, Scope, layerize, truncate
 
 CHUNK = {"cpu": 2**20, "cuda": 2**26}  # values cut at a time: few enough for the caches, or to leave memory alone
 
@@ -82,13 +82,16 @@ def _all_at_once(trace: Trace, needed: dict[Options, set[str]]) -> dict[Options,
     made: dict[Options, Maps] = {o: {} for o in needed}
     full = any(o.method == "fullgrad" for o in needed)
     sources: list[tuple[str, Tensor | None, Tensor]] = [(name, None, trace.gradient(name)) for name in trace.layers]
-    for name, bias, gradient in sources + [(t.name, t.value, t.gradient) for t in (trace.terms() if full else [])]:
+    terms = [(t.name, t.value.expand(len(trace.pairs), -1, -1, -1), t.gradient) for t in (trace.terms() if full else [])]
+    for name, bias, gradient in sources + terms:
         step = max(1, CHUNK.get(gradient.device.type, CHUNK["cuda"]) // gradient[0].numel())
         parts = [slice(start, start + step) for start in range(0, len(gradient), step)]
         for per in get_args(Scope):
             its = [o for o in needed if name in needed[o] and (o.method == "fullgrad") == (bias is not None)]
             if chosen := [o for o in its if o.per == per]:
-                values = (trace.activation(name, part) if bias is None else bias for part in parts)
+                values = (
+                    trace.activation(name, part) if bias is None else bias[part] if len(bias) > 1 else bias for part in parts
+                )
                 maps = [_cut(wide(v), wide(gradient[part]), chosen) for v, part in zip(values, parts, strict=True)]
                 for options, pieces in zip(chosen, zip(*maps, strict=True), strict=True):
                     made[options][name] = torch.cat(pieces)
@@ -100,6 +103,10 @@ def _all_at_once(trace: Trace, needed: dict[Options, set[str]]) -> dict[Options,
 
 def _cut(value: Tensor, gradient: Tensor, chosen: Sequence[Options]) -> list[Tensor]:
     """The maps (p, h, w) of each of `chosen`, which share a scope, from A (p, K, h, w), or FullGrad's bias, and G."""
+    if (
+        chosen[0].method == "fullgrad" and value.shape[2:] == gradient.shape[2:]
+    ):  # a bias that varies in space: its extremes too
+        return [fullgrad(value, truncate(gradient, o.delta, o.per)).float() for o in chosen]
     deltas = sorted({o.delta or 0.0 for o in chosen})
     by_layer = chosen[0].per == "layer"
     limits = thresholds(gradient.flatten(1 if by_layer else 2), deltas)
@@ -134,7 +141,7 @@ def _kept(method: str, total: Tensor, value: Tensor, gradient: Tensor, limits: T
     if method in WEIGHTS:
         return torch.einsum("pdk,pkhw->pdhw", _from_largest(total.movedim(-1, 1)), value).relu()
     sums = _from_largest(total)
-    return sums.relu() if method in MAPS else _scaled(sums, value.abs().flatten(), gradient, limits)
+    return sums.relu() if method in MAPS else _scaled(sums, value[0].abs().flatten(), gradient, limits)
 
 
 def _scaled(sums: Tensor, size: Tensor, gradient: Tensor, limits: Tensor) -> Tensor:

@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
 
 from ltcam import trace
 from ltcam.engine.bins import _cut, maps_of
@@ -56,3 +57,19 @@ def test_fullgrad_keeps_its_minimum_where_nothing_is_dropped():
         expected = fullgrad(bias, truncate(gradient, o.delta))
         assert (expected.amin() > 0) == (o.delta == 0)
         torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("per", ["layer", "channel"])
+def test_a_bias_that_varies_in_space_or_by_image(per):
+    torch.manual_seed(0)
+    gradient, bias = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4)
+    options = [Options("fullgrad", delta, per) for delta in (0.0, 50.0)]
+    for o, ours in zip(options, _cut(bias, gradient, options), strict=True):
+        torch.testing.assert_close(ours, fullgrad(bias, truncate(gradient, o.delta, per)))
+    first, last = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.GroupNorm(2, 4)], [nn.Conv2d(4, 5, 3), nn.ReLU()]
+    model, images = nn.Sequential(*first, *last, nn.Flatten(), nn.Linear(125, 3)), torch.randn(3, 3, 16, 16)
+    traced = trace(model.double(), images.double(), [[0, 1], [2], [1]], ["2", "5"], fullgrad=True)
+    assert any(t.value.shape[2:] != (1, 1) for t in traced.terms())
+    wanted = [(o, layers) for o in options for layers in (None, "5")]
+    for (o, layers), maps in maps_of(traced, wanted).items():
+        close(maps, layer_maps(traced, o, layers))
