@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import pandas as pd
@@ -14,6 +14,7 @@ from ltcam.errors import InputError
 from ltcam.experiment import metrics
 
 Labels = Literal["true", "predicted"]
+Layout = Literal["channels_last", "contiguous"]
 FLOATS = {"delta": float, "fraction": float}  # an empty field is None
 
 
@@ -63,7 +64,8 @@ class Protocol:
               the largest logit. A predicted class that is absent has only false positives, a missed one only false negatives
     outputs   where the stages S1 to S5 are read, as in `ltcam.engine.stages.stages`
     size      (height, width) of the input; None: the size that the model was trained at
-    bfloat16  autocast of the forward and the backward, channels last; the maps are still summed in float32
+    bfloat16  autocast of the forward and the backward; the maps are still summed in float32
+    layout    how the network holds its images in memory; the faster one is the default
     """
 
     batch_size: int = 8
@@ -71,11 +73,19 @@ class Protocol:
     outputs: Outputs = "pool"
     size: tuple[int, int] | None = None
     bfloat16: bool = False
+    layout: Layout = "channels_last"
 
     def __post_init__(self) -> None:
         whole("batch_size", self.batch_size)
         one_of("labels", self.labels, Labels)
         one_of("outputs", self.outputs, Outputs)
+        one_of("layout", self.layout, Layout)
+
+    @property
+    def forward(self) -> Protocol:
+        """What the forward pass depends on. Protocols that agree in it share their passes: labels are targets of one forward,
+        and outputs are layers of it."""
+        return replace(self, labels="true", outputs="pool")
 
 
 def configurations(table: pd.DataFrame) -> list[Config]:

@@ -48,7 +48,7 @@ def behaviour() -> str:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = vgg16(len(data.classes), head, weights=None, hidden=16, width=16).double().eval()
-        return count(Trained(model, Recipe(), data.classes, SIZE, {}), samples, configs, protocol)
+        return count(Trained(model, Recipe(), data.classes, SIZE, {}), samples, [(configs, protocol)])[0]
 
     found = [counts("fc", CONFIGS, Protocol()), counts("gap", [Config("cam")], Protocol())]
     found += [counts("fc", [LT], protocol) for protocol in (Protocol(labels="predicted"), Protocol(outputs="relu"))]

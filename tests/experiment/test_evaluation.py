@@ -144,6 +144,32 @@ def test_predicted_classes_are_scored_and_missed_ones_counted(run, tmp_path):
             assert row["tp"] == 0 and (row["fn"] == 0 if (name, c) in claimed else row["fp"] == 0 < row["fn"])
 
 
+def test_protocols_with_one_forward_share_it_and_count_what_each_counts_alone(run, tmp_path, monkeypatch):
+    """Labels are targets of one trace, outputs are layers of it. FullGrad's terms of a stage are found at either output."""
+    some = [*CONFIGS, Config("fullgrad", "S2-S3", 20.0), Config("fullgrad", "S5", None, "channel")]
+    protocols = {
+        "as it is": Protocol(4), "labels": Protocol(4, labels="predicted"), "outputs": Protocol(4, outputs="relu"),
+        "both": Protocol(4, labels="predicted", outputs="relu"), "size": Protocol(4, size=(96, 64)),
+    }  # fmt: skip
+    chosen = {name: some[:-1] if name == "labels" else some for name in protocols}
+    alone = [evaluate(run, "val", chosen[name], tmp_path / "alone" / name, p) for name, p in protocols.items()]
+    traced, calls = counting.trace, []
+    monkeypatch.setattr(counting, "trace", lambda *a: calls.append(a[1].shape) or traced(*a))
+    wanted = [evaluation.Wanted(chosen[name], tmp_path / "shared" / name, p) for name, p in protocols.items()]
+    batches = len(evaluation._batches(datasets.load("voc2012", "val"), 4))
+    count_batch, cut = counting._count_batch, iter([True] * (batches - 1))
+    with monkeypatch.context() as patched:
+        patched.setattr(counting, "_count_batch", lambda *a: (next(cut), count_batch(*a))[1])
+        with pytest.raises(StopIteration):
+            evaluation.together(run, "val", wanted)
+    (tmp_path / "shared" / "both").rename(tmp_path / "lost")  # its batches are counted again, and only its
+    found = evaluation.together(run, "val", wanted)
+    for one, other in zip(found, alone, strict=True):
+        pd.testing.assert_frame_equal(one, other)
+    assert len({frame.to_csv() for frame in alone}) == len(alone)
+    assert len(calls) == batches - 1 + batches + batches
+
+
 def test_what_is_run_is_part_of_what_is_kept(run, tmp_path, monkeypatch):
     """Stage outputs, input size and bfloat16 reach the trace, and other counts are never taken for theirs."""
     evaluation.behaviour()  # which traces its own probe, once in a process
@@ -152,7 +178,7 @@ def test_what_is_run_is_part_of_what_is_kept(run, tmp_path, monkeypatch):
 
     def noted(model, images, labels, layers, fullgrad):
         traced = real(model, images, labels, layers, fullgrad)
-        seen.append((tuple(images.shape[2:]), traced.stages["S5"], traced.logits.dtype))
+        seen.append((tuple(images.shape[2:]), traced.layers[-1], traced.logits.dtype))
         return traced
 
     monkeypatch.setattr(counting, "trace", noted)
@@ -177,7 +203,7 @@ def test_what_is_measured_is_kept_and_only_the_rest_is_measured(run, tmp_path, m
     first = evaluate(trained, "val", CONFIGS[:2], tmp_path)
     asked = []
     measure = evaluation._measure
-    monkeypatch.setattr(evaluation, "_measure", lambda *a: asked.append(a[2]) or measure(*a))
+    monkeypatch.setattr(evaluation, "_measure", lambda *a: asked.extend(c.missing for c in a[2]) or measure(*a))
     both = evaluate(trained, "val", CONFIGS[1:], tmp_path)
     assert asked == [CONFIGS[2:]]
     again = evaluate(trained, "val", CONFIGS, tmp_path)
@@ -254,11 +280,11 @@ def test_a_batch_that_memory_does_not_hold_is_halved(run, tmp_path, monkeypatch,
     whole = evaluate(run, "val", CONFIGS[:1], tmp_path / "whole", Protocol(4))
     count_batch, sizes = counting._count_batch, []
 
-    def small(trained, samples, configs, protocol):
+    def small(trained, samples, readings):
         if len(samples) > room:
             raise torch.OutOfMemoryError
         sizes.append(len(samples))
-        return count_batch(trained, samples, configs, protocol)
+        return count_batch(trained, samples, readings)
 
     monkeypatch.setattr(counting, "_count_batch", small)
     room = 1
