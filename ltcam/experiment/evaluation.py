@@ -67,11 +67,16 @@ def evaluate(
             _measure(trained, data, missing, protocol, stem, workers)
             if workers.is_main_process:
                 rows = [row for batch in journals.read(stem).values() for row in batch]
-                measured = pd.DataFrame(rows, columns=["name", "class", *metrics.CONFIG, "tp", "fp", "fn"]).astype(FLOATS)
+                measured = pd.DataFrame(rows, columns=["name", "class", *metrics.CONFIG, "tp", "fp", "fn"])
+                measured = metrics.compact(measured.astype(FLOATS))
                 groups = dict(zip((entry.name for entry in data.entries), data.groups, strict=True))
                 measured.insert(1, "group", measured["name"].map(groups))
-                known = pd.concat([known, measured], ignore_index=True) if len(known) else measured
-                known = known.sort_values(["name", "class", *metrics.CONFIG], ignore_index=True, na_position="first")
+                if len(known):
+                    columns = [*max(known, measured, key=lambda table: len(table.columns))]
+                    measured = pd.concat([known, measured], ignore_index=True)[columns]
+                known = measured.sort_values(
+                    ["name", "class", *metrics.of_config(measured)], ignore_index=True, na_position="first"
+                )
                 provenance.save(known, path, started, **{**trained.about(data), **identity, "processes": workers.num_processes})
                 for journal in out.glob(f"{stem.name}.*.partial.jsonl"):
                     journal.unlink()
@@ -80,7 +85,7 @@ def evaluate(
     rows_of: dict[Config, list[int]] = {config: [] for config in configs}
     for row, config in enumerate(configurations(known)):
         rows_of.get(config, []).append(row)
-    return known.iloc[[row for chosen in rows_of.values() for row in chosen]].reset_index(drop=True)
+    return metrics.compact(known.iloc[[row for chosen in rows_of.values() for row in chosen]].reset_index(drop=True))
 
 
 def _measure(
