@@ -98,8 +98,8 @@ class Tally:
         """The average precision of pixels in percent: of all pixels of all maps pooled, and the mean over classes.
 
         A pixel of a map is positive if it is of the map's class. Values are rounded down to multiples of 2^-14, and 1 to the
-        last of them. On these it is scikit-learn's `average_precision_score`. Rounding changes it by less than 0.01 if values do
-        not repeat. NaN if nothing is positive.
+        last of them. On these it is scikit-learn's `average_precision_score`. If values do not repeat, rounding changes it by
+        less than 0.01. NaN if nothing is positive.
         """
         own = [_average_precision(counts) for counts in self.ranked if counts[1].any()]
         return _average_precision(self.ranked.sum(dim=0)), float(np.mean(own)) if own else np.nan
