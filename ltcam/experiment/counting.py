@@ -132,7 +132,7 @@ def _counts(traced: Trace, samples: list[Sample], configs: Sequence[Config]) -> 
         regions = torch.stack([metrics.regions(masks[image], c) for image, c in (pairs[pair] for pair in part)])
         for (options, fraction), chosen in numbers.items():
             layers = [maps[options, configs[i].selection] for i in chosen]
-            heat = heatmaps(layers, part, size, options.fuse, options.normalize)
+            heat = heatmaps(layers, part, size, *options.fusion)
             found = otsu_counts(heat, regions) if fraction is None else metrics.count(above(heat, fraction), regions)
             counts[torch.tensor(part)[:, None], chosen] = found.transpose(0, 1)
     return counts

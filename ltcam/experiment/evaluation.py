@@ -101,12 +101,16 @@ class _Counts:
     def add(self, data: Segmentation, started: float, about: dict[str, Any]) -> None:
         """Add to the table what the journals hold, and remove them."""
         rows = [row for batch in journals.read(self.stem).values() for row in batch]
-        measured = pd.DataFrame(rows, columns=["name", "class", *metrics.CONFIG, "tp", "fp", "fn"]).astype(FLOATS)
+        measured = pd.DataFrame(rows, columns=["name", "class", *metrics.CONFIG, "tp", "fp", "fn"])
+        measured = metrics.compact(measured.astype(FLOATS))
         groups = dict(zip((entry.name for entry in data.entries), data.groups, strict=True))
         measured.insert(1, "group", measured["name"].map(groups))
         known = _known(self.path, self.identity)
-        known = pd.concat([known, measured], ignore_index=True) if len(known) else measured
-        known = known.sort_values(["name", "class", *metrics.CONFIG], ignore_index=True, na_position="first")
+        if len(known):
+            columns = [*max(known, measured, key=lambda table: len(table.columns))]
+            measured = pd.concat([known, measured], ignore_index=True)[columns]
+        order = ["name", "class", *metrics.of_config(measured)]
+        known = measured.sort_values(order, ignore_index=True, na_position="first")
         provenance.save(known, self.path, started, **{**about, **self.identity})
         for journal in self.path.parent.glob(f"{self.stem.name}.*.partial.jsonl"):
             journal.unlink()
@@ -117,7 +121,8 @@ class _Counts:
         rows_of: dict[Config, list[int]] = {config: [] for config in configs}
         for row, config in enumerate(configurations(known)):
             rows_of.get(config, []).append(row)
-        return known.iloc[[row for chosen in rows_of.values() for row in chosen]].reset_index(drop=True)
+        chosen = [row for rows in rows_of.values() for row in rows]
+        return metrics.compact(known.iloc[chosen].reset_index(drop=True))
 
 
 def _measure(trained: Trained, data: Segmentation, kept: Sequence[_Counts], workers: PartialState) -> None:

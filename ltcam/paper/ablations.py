@@ -213,7 +213,8 @@ def _tau(printed: NDArray[np.float64], ours: NDArray[np.float64]) -> NDArray[np.
 
 
 def _row(run: Run, name: str, config: Config, scores: Draws, before: Any = None) -> dict[str, Any]:
-    row = {"factor": run[0], "level": run[1], "row": name, **config._asdict(), **ends(scores[config])}
+    fields = {field: value for field, value in config._asdict().items() if field != "refine" or value}
+    row = {"factor": run[0], "level": run[1], "row": name, **fields, **ends(scores[config])}
     return row if before is None else row | _change(scores[config] - before)
 
 

@@ -25,6 +25,7 @@ from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.study import Study
 from ltcam.experiment.training import train
 from ltcam.paper import tables as paper
+from ltcam.paper.kept import pick
 from tests import lookalikes
 from tests.experiment.test_training import TINY
 
@@ -48,6 +49,10 @@ EVERY = [
     Config("gradcam", "S1-S5", 20.0, normalize="max"),
     Config("layercam", "S1-S5", 0.0, fuse="mean", normalize="minmax"),
     Config("layercam", "S1-S5", None, normalize="tanh"),
+    Config("gradcam", "S1-S5", 20.0, fuse="prod"),
+    Config("layercam", "S1-S5", None, normalize="tanh", refine="S3-S5:8"),
+    Config("gradcam", "S3-S5", 20.0, refine="S3-S5:8:4:2:times"),
+    Config("layercam", "S1-S5", 0.0, fraction=0.3, refine="S3-S5:8"),
     Config("layercam", "S1-S5", 0.0, fraction=0.3),
     Config("fullgrad", "all", 0.0, fraction=0.3),
 ]
@@ -121,6 +126,37 @@ def test_counts_are_those_of_explain_and_scikit_image_one_by_one(role, request, 
                 difference = np.abs(found[sample.name, c, config] - expected)
                 differ, pixels = differ + difference[0] + difference[1], pixels + predicted.size
     assert differ <= (0 if dtype == torch.float64 else 1e-4 * pixels)
+
+
+def test_the_text_of_a_configuration_has_further_fields_by_name():
+    text = "layercam:S1-S5:0,normalize=tanh,fraction=0.3,refine=S3-S5:28"
+    assert Config.parse(text) == Config("layercam", "S1-S5", 0.0, normalize="tanh", fraction=0.3, refine="S3-S5:28")
+    for wrong in ("layercam,delta=3", "layercam,x=1", "layercam,fuse", "layercam,fuse=a=b", "layercam,fraction=x", ",fuse=max"):
+        with pytest.raises(ValueError, match="is not a configuration: expected METHOD"):
+            Config.parse(wrong)
+    with pytest.raises(ValueError, match="fuse='x' is unknown"):
+        Config.parse("layercam,fuse=x").options  # noqa: B018
+
+
+def test_a_refined_row_adds_a_column_and_changes_no_other_table(run, tmp_path):
+    plain = evaluate(run, "val", CONFIGS[:2], tmp_path / "one")
+    before = (tmp_path / "one" / "counts.csv.gz").read_bytes()
+    assert list(plain) == ["name", "group", "class", *metrics.CONFIG[:-1], "tp", "fp", "fn"]
+    refined = [CONFIGS[0], CONFIGS[0]._replace(refine="S4-S5:8"), CONFIGS[0]._replace(refine="S4-S5:9")]
+    both = evaluate(run, "val", refined, tmp_path / "one")
+    assert configs.configurations(both) == [config for config in refined for _ in range(len(both) // 3)]
+    known = pd.read_csv(tmp_path / "one" / "counts.csv.gz")
+    assert [*known] == ["name", "group", "class", *metrics.CONFIG, "tp", "fp", "fn"] and len(known) == 2 * len(plain)
+    rows = metrics.compact(known[known["refine"].isna()].reset_index(drop=True))
+    assert gzip.decompress(before).decode() == rows.to_csv(index=False, lineterminator="\n")
+    for again in (evaluate(run, "val", CONFIGS[:2], tmp_path / "one"), pick(known, CONFIGS[:2])):
+        pd.testing.assert_frame_equal(again, plain, check_dtype=False)
+        pd.testing.assert_frame_equal(metrics.scores(again), metrics.scores(plain))
+    scored = metrics.scores(both)
+    assert configs.configurations(scored) == refined and scored["mIoU"].nunique() == 3
+    pd.testing.assert_frame_equal(metrics.compact(scored[:1]), metrics.scores(plain)[:1], check_dtype=False)
+    with pytest.raises(ValueError, match="refine='S5:x' is no way to spread a map"):
+        evaluate(run, "val", [CONFIGS[0]._replace(refine="S5:x")], tmp_path / "one")
 
 
 def test_predicted_classes_are_scored_and_missed_ones_counted(run, tmp_path):
