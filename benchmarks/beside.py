@@ -9,7 +9,7 @@ KEYS = {"peers": (["task", "library"], "over floor"), "scale": (["what", "of"], 
 
 def table() -> pd.DataFrame:
     """A row a measurement, a column a device ("cpu", "cuda"); the index is (benchmark, what is measured, unit)."""
-    columns = {}
+    columns: dict[str, list[pd.Series]] = {}
     for name, (keys, value) in KEYS.items():
         for path in RESULTS.glob(f"{name}_*.csv"):
             device = path.stem.removeprefix(f"{name}_")

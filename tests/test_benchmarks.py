@@ -11,11 +11,11 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 from torchvision.models import vgg16
 
-from benchmarks import figure, floor, peers, scale, timing
+from benchmarks import beside, figure, floor, peers, scale, series, timing
 from ltcam import data as datasets
 from ltcam.experiment import vgg16 as models
 from ltcam.experiment.checkpoints import Trained
-from ltcam.experiment.configs import Config
+from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.recipe import Recipe
 
 
@@ -118,6 +118,29 @@ def test_scale_has_a_number_a_round(monkeypatch, small):
     found = scale.table(slope=scale.slopes(small, images, 2))
     assert found["of"].tolist() == ["pixels", "batch", "classes", "deltas"]
     assert (found["min"] <= found["median"]).all() and (found["median"] <= found["max"]).all()
+
+
+def test_a_turn_of_the_series_counts_the_same_both_ways(tmp_path):
+    varied = {"deltas": [20.0], "varied": ["LTGrad-CAM"], "protocols": ["labels", "outputs", "size"]}
+    alone = [[(list(configs)[:6], p) for configs, p in readings] for readings in series.one_by_one("demo", Protocol(2), varied)]
+    one = series.shared([reading for readings in alone for reading in readings])
+    assert len(alone) == 9 and [len(readings) for readings in one] == [8, 1]
+    data = datasets.load("demo", "test")
+    model = models.vgg16(4, weights=None, width=16, hidden=8).eval().to(timing.DEVICE)
+    row = series.turn(Trained(model, Recipe(data="demo"), data.classes, (64, 64), {}), data, data.scored[:2], one, alone)
+    assert row["images"] == 2 and row.pop("differ") <= 1e-5 and min(row.values()) > 0
+    assert series.differ({1: [1, 2, 0], 2: [0, 5, 2]}, {2: [0, 4, 2], 1: [2, 2, 0]}) == 0.2
+    broken = [*alone[1:], [([Config("gradcam", "S1", 50.0)], Protocol(2))]]
+    with pytest.raises(AssertionError, match="other counts"):
+        series.turn(Trained(model, Recipe(data="demo"), data.classes, (64, 64), {}), data, data.scored[:2], one, broken)
+    series.draw(pd.DataFrame([row]), tmp_path / "series")
+    assert (tmp_path / "series.png").is_file()
+    plt.close("all")
+
+
+def test_devices_stand_side_by_side():
+    table = beside.table()
+    assert "cpu" in table and table.loc[("peers", "a: Grad-CAM at five stages floor", "over floor"), "cpu"] == 1
 
 
 def test_a_slope_is_of_log_time(monkeypatch, small):
