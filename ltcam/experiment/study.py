@@ -127,17 +127,24 @@ class Study:
             yield self.trained if name == self.names[0] else self.load(name)
 
     def counts(
-        self, configs: Sequence[Config], protocol: Protocol | None = None, role: Role = "test", below: str = ""
+        self,
+        configs: Sequence[Config],
+        protocol: Protocol | None = None,
+        role: Role = "test",
+        below: str = "",
+        first: int | None = None,
     ) -> pd.DataFrame:
         """Pixel counts of `configs` for every training, as `metrics` reads them. Missing ones are measured.
 
-        role: count on the held-out part or on the training part; below: the folder for them, in that of the training.
+        role: count on the held-out part or on the training part; first: on its first images only, None: on all
+        below: the folder for them, in that of the training
         """
         found = []
         for row in self.trainings.itertuples(index=False):
             trained = self.trained if row.name == self.names[0] else self.load(str(row.name))
             place = _place(self.out / str(row.name), role) / below
-            found.append(_named(evaluate(trained, getattr(trained.recipe, role), configs, place, protocol), row, role))
+            part = getattr(trained.recipe, role) + ("" if first is None else f"/{first}")
+            found.append(_named(evaluate(trained, part, configs, place, protocol), row, role))
         return pd.concat(found, ignore_index=True)
 
     def known(self, role: Role = "test") -> pd.DataFrame:
