@@ -33,8 +33,8 @@ def load(name: str, part: str, annotations: bool = False) -> Segmentation:
     """Part `part` of the data set `name` under `LTCAM_DATA`.
 
     part is "train" or "test". For voc2012 it is the name of a list, for ksdd one of `ltcam.data.ksdd.PARTS`. `<part>/fit` and
-    `<part>/tune` are the two sides of a hold-out of it. annotations: take the image labels of voc2012 from its XML files, not
-    from its masks. Raises DataError if the data set or the part is not there.
+    `<part>/tune` are the two sides of a hold-out of it. `<part>/36` is its first 36 images. annotations: take the image labels
+    of voc2012 from its XML files, not from its masks. Raises DataError if the data set or the part is not there.
     """
     if name not in _SETS:
         raise DataError(f"data set {name!r} is unknown: expected one of {', '.join(NAMES)}")

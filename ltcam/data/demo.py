@@ -35,11 +35,15 @@ class Demo(Segmentation):
             raise DataError(f"part {part!r} of demo is unknown: expected one of {list(PARTS)}")
         self.entries = [Entry(f"demo/{number:03d}") for number in PARTS[part]]
 
+    @property
+    def numbers(self) -> list[int]:
+        return [int(entry.name.removeprefix("demo/")) for entry in self.entries]
+
     def image(self, index: int) -> Tensor:
-        return torch.from_numpy(render(PARTS[self.part][index])[0]).permute(2, 0, 1)
+        return torch.from_numpy(render(self.numbers[index])[0]).permute(2, 0, 1)
 
     def mask(self, index: int) -> NDArray[np.uint8]:
-        return render(PARTS[self.part][index])[1]
+        return render(self.numbers[index])[1]
 
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:
@@ -48,7 +52,7 @@ class Demo(Segmentation):
     @cached_property
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for number in PARTS[self.part]:
+        for number in self.numbers:
             for array in render(number):
                 digest.update(array.tobytes())
         return digest.hexdigest()

@@ -128,22 +128,29 @@ class Study:
             yield self.trained if name == self.names[0] else self.load(name)
 
     def counts(
-        self, configs: Sequence[Config], protocol: Protocol | None = None, role: Role = "test", below: str = ""
+        self,
+        configs: Sequence[Config],
+        protocol: Protocol | None = None,
+        role: Role = "test",
+        below: str = "",
+        first: int | None = None,
     ) -> pd.DataFrame:
         """Pixel counts of `configs` for every training, as `metrics` reads them. Missing ones are measured.
 
-        role: count on the held-out part or on the training part; below: the folder for them, in that of the training.
+        role: count on the held-out part or on the training part; first: on its first images only, None: on all
+        below: the folder for them, in that of the training
         """
-        return self.together({below: (configs, protocol or Protocol())}, role)[0]
+        return self.together({below: (configs, protocol or Protocol())}, role, first)[0]
 
-    def together(self, wanted: Mapping[str, Reading], role: Role = "test") -> list[pd.DataFrame]:
+    def together(self, wanted: Mapping[str, Reading], role: Role = "test", first: int | None = None) -> list[pd.DataFrame]:
         """As `counts`, for several protocols, by their folders. Those that can share their passes over the images do so."""
         found: list[list[pd.DataFrame]] = []
         for row in self.trainings.itertuples(index=False):
             trained = self.trained if row.name == self.names[0] else self.load(str(row.name))
+            part = getattr(trained.recipe, role) + ("" if first is None else f"/{first}")
             place = _place(self.out / str(row.name), role)
             each = [Wanted(configs, place / below, protocol) for below, (configs, protocol) in wanted.items()]
-            found.append([_named(counts, row, role) for counts in together(trained, getattr(trained.recipe, role), each)])
+            found.append([_named(counts, row, role) for counts in together(trained, part, each)])
         return [pd.concat(counts, ignore_index=True) for counts in zip(*found, strict=True)]
 
     def known(self, role: Role = "test") -> pd.DataFrame:

@@ -84,8 +84,7 @@ def reproduce(
     for run in runs:
         run["recipe"] = {**run["recipe"], **(recipe or {})}
         run["seeds"] = list(seeds or run.get("seeds", ()))
-        if len(chosen) > 1:
-            run["series"] = {name: run.get(name, value) for name, value in varied.items()}
+        run["series"] = {name: run.get(name, value) for name, value in varied.items()} if len(chosen) > 1 else {}
     read = _inputs(name, runs, named=bool(data))
     runs = [run for run in runs if run["data"] in read]
     done = []

@@ -100,23 +100,28 @@ class Run(Study):
         return tables.COMPARED[self.data]
 
     def counts(
-        self, configs: Sequence[Config], protocol: Protocol | None = None, role: Role = "test", below: str = ""
+        self,
+        configs: Sequence[Config],
+        protocol: Protocol | None = None,
+        role: Role = "test",
+        below: str = "",
+        first: int | None = None,
     ) -> pd.DataFrame:
         """As `Study.counts`, with the run's own protocol by default, so that all its counts belong together."""
         protocol = protocol or self.protocol
         if self.series and role not in self.passed and (protocol, below) == (self.protocol, ""):
             self.passed.add(role)
-            self.together(wanted(self.data, role, protocol, **self.series), role)
-        return super().counts(configs, protocol, role, below)
+            self.together(wanted(self.data, role, protocol, **self.series), role, first)
+        return super().counts(configs, protocol, role, below, first)
 
     def table(self, number: int) -> pd.DataFrame:
         """Our table `number`, kept as table<number>.csv. What is missing is measured first."""
         counts = self.counts(list(tables.TABLES[number].values()))
         return self.keep(f"table{number}", tables.table(number, counts))
 
-    def sweep(self) -> pd.DataFrame:
-        """The scores of every delta on both parts, kept as sweep.csv."""
-        return self.keep("sweep", sweep.sweep(self))
+    def sweep(self, first: int | None = None) -> pd.DataFrame:
+        """The scores of every delta on both parts, kept as sweep.csv. first: as in `ltcam.paper.sweep.sweep`."""
+        return self.keep("sweep", sweep.sweep(self, first=first))
 
     def keep(self, name: str, table: pd.DataFrame, packed: bool = False, **about: Any) -> pd.DataFrame:
         """Save `table` as <name>.csv (packed: <name>.csv.gz) with its provenance, and return it."""

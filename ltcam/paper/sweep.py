@@ -21,12 +21,13 @@ DELTAS = [float(delta) for delta in range(0, 100, 10)]
 CONFIGS = [Config(method, layers, delta) for method, layers in METHODS.items() for delta in (None, *DELTAS)]
 
 
-def sweep(study: Study, protocol: Protocol | None = None) -> pd.DataFrame:
+def sweep(study: Study, protocol: Protocol | None = None, first: int | None = None) -> pd.DataFrame:
     """The scores of `CONFIGS` in percent: column `part` with the role ("test", "train"), then those of `metrics.scores`.
 
-    Raises DataError if a part is not there.
+    first: the training part's first images only; None: all of them. Raises DataError if a part is not there.
     """
-    return scores({role: study.counts(CONFIGS, protocol, role) for role in get_args(Role)})
+    numbers = {"test": None, "train": first}
+    return scores({role: study.counts(CONFIGS, protocol, role, first=numbers[role]) for role in get_args(Role)})
 
 
 def scores(counts: Mapping[Role, pd.DataFrame]) -> pd.DataFrame:

@@ -102,6 +102,19 @@ def test_groups_stay_on_one_side_of_a_hold_out(tmp_path, monkeypatch):
         datasets.load("magnetic_tile", "train/test")
 
 
+def test_the_first_images_of_a_part():
+    whole, few = datasets.load("demo", "train"), datasets.load("demo", "train/36")
+    assert (few.part, len(few)) == ("train/36", 36) and few.entries == whole.entries[:36]
+    assert few.scored == [i for i in whole.scored if i < 36] and torch.equal(few[35].image, whole[35].image)
+    assert few.fingerprint not in (whole.fingerprint, datasets.load("demo", "train/35").fingerprint)
+
+
+def test_the_demo_has_a_hold_out_too():
+    whole, tune = datasets.load("demo", "train"), datasets.load("demo", "train/tune")
+    names = [entry.name for entry in whole.entries]
+    assert len(tune) == 14 and torch.equal(tune[3].mask, whole[names.index(tune[3].name)].mask)
+
+
 def test_settings_are_read_as_in_a_profile():
     found = settings(["epochs=8", "slow=0.3", "head=gap", "size=[64, 32]", "balance=true"])
     assert found == {"epochs": 8, "slow": 0.3, "head": "gap", "size": [64, 32], "balance": True}

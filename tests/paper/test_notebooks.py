@@ -59,6 +59,13 @@ def test_profiles_are_recipes(profile):
     Recipe(data=values["data"], **values["recipe"])
 
 
+def test_one_pass_over_the_demo_measures_what_notebook_08_varies():
+    values = {n.stem: parameters(n) for n in NOTEBOOKS}
+    expected = {name: values["08_ablations"][name] for name in ("deltas", "varied", "protocols")}
+    takers = [name for name in values if "series" in values[name]]
+    assert len(takers) == 5 and all(values[name]["series"] == expected for name in takers)
+
+
 def test_golden_values_are_compared_within_a_tolerance():
     table = pd.read_csv(files.ROOT / "data" / "golden" / "demo" / "table1.csv")
     assert golden.check(table, "table1", "demo") == "within tolerance"

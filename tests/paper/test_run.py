@@ -16,7 +16,7 @@ def measured(monkeypatch):
     """(role, {folder: configurations}) of every call that measures."""
     calls = []
 
-    def together(self, wanted, role="test"):
+    def together(self, wanted, role="test", first=None):
         calls.append((role, {below: list(configs) for below, (configs, _) in wanted.items()}))
         return [None] * len(wanted)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ltcam import data as datasets
 from ltcam.experiment import metrics
 from ltcam.experiment.configs import Protocol
 from ltcam.experiment.evaluation import evaluate
@@ -95,3 +96,7 @@ def test_both_parts_are_scored_and_kept_apart(study, run, monkeypatch):  # noqa:
         expected = metrics.scores(evaluate(run, part, sweep.CONFIGS, place, Protocol(4)))
         ours = table[table["part"] == role].drop(columns="part").reset_index(drop=True)
         pd.testing.assert_frame_equal(ours, expected)
+    fewer = sweep.sweep(study, Protocol(4), first=5)  # of the training part alone
+    pd.testing.assert_frame_equal(fewer[fewer["part"] == "test"], table[table["part"] == "test"])
+    names = pd.read_csv(study.out / "train" / "counts.csv.gz")["name"].unique()
+    assert sorted(names) == [entry.name for entry in datasets.load("voc2012", "train/5").entries]
