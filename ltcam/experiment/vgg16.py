@@ -12,7 +12,7 @@ from torchvision.models.vgg import cfgs, make_layers
 from ltcam.engine.tricks import whole
 from ltcam.errors import InputError
 from ltcam.experiment import weights as sources
-from ltcam.files import sha256
+from ltcam.files import AnyPath, sha256
 
 Head = Literal["fc", "gap"]
 
@@ -20,7 +20,7 @@ Head = Literal["fc", "gap"]
 def vgg16(
     num_classes: int,
     head: Head = "fc",
-    weights: str | Path | None = "imagenet",
+    weights: AnyPath | None = "imagenet",
     hidden: int | None = None,
     width: int = 1,
 ) -> VGG:
@@ -66,14 +66,12 @@ def vgg16(
     return model
 
 
-def _state(weights: str | Path | None) -> tuple[dict[str, Tensor], sources.Source]:
+def _state(weights: AnyPath | None) -> tuple[dict[str, Tensor], sources.Source]:
     if weights is None:
         return {}, sources.Source("random", "", head=False)
     if weights == "imagenet":
         return sources.imagenet_vgg16()
-    path = Path(weights)
-    state = sources.load(path)
-    state = state.get("model", state)  # a checkpoint of `ltcam.experiment.training`
+    path, state = Path(weights), sources.bare(sources.load(weights))
     if absent := [f"features.{i}.weight" for i in sources.CONV_INDICES if f"features.{i}.weight" not in state]:
         raise InputError(f"{path} has no {absent[0]}: expected a state dict of VGG16")
     return state, sources.Source(path.name, sha256(path), head="classifier.3.weight" in state)
