@@ -27,6 +27,7 @@ class Options:
     delta      None (as published), or the percentile of Eq. 9 in [0, 100); `per` and `compare` as in `truncate`
     fuse, normalize  as in `layerize`
     per_channel  the literal reading of FullGrad's Eq. 7
+    align_corners  as in `layerize`: True for the maps of FullGrad's reference implementation
     """
 
     method: str = "gradcam"
@@ -36,6 +37,7 @@ class Options:
     fuse: Fuse = "sum"
     normalize: Normalize = "none"
     per_channel: bool = False
+    align_corners: bool = False
 
     def __post_init__(self) -> None:
         full = method(self.method) is fullgrad
@@ -77,7 +79,7 @@ def explain(
     layers  which of the traced layers to fuse: a name, a stage label ("S5"), a range ("S3-S5"), several, or None for all.
             FullGrad takes the biases of those stages. The input term is in its sum only with None
     size    (H, W) of the maps; None: the images' own
-    delta, per and the other options  as in `Options`: compare, fuse, normalize, per_channel
+    delta, per and the other options  as in `Options`: compare, fuse, normalize, per_channel, align_corners
     per_layer  give the maps without fusion: {layer name: (P, h, w)}, each at its own size, not normalized
 
     Raises InputError for options that do not go together, an untraced layer, or a trace without what FullGrad needs.
@@ -89,7 +91,7 @@ def explain(
 
 def fused(maps: dict[str, Tensor], options: Options, size: tuple[int, int]) -> Tensor:
     """Eq. 8 with the chosen options: (P, *size)."""
-    return layerize(list(maps.values()), size, options.fuse, options.normalize)
+    return layerize(list(maps.values()), size, options.fuse, options.normalize, options.align_corners)
 
 
 def layer_maps(trace: Trace, options: Options, layers: Selection = None) -> dict[str, Tensor]:
@@ -127,12 +129,14 @@ def wide(value: Tensor) -> Tensor:
 
 
 class CAM:
-    """The engine as an object, as users of pytorch-grad-cam know it: `CAM(model, [model.layer4])(images, targets)`.
+    """The engine as an object, called as users of pytorch-grad-cam do: `CAM(model, [model.layer4])(images, targets)`.
 
     target_layers  modules, names or stage labels, as `trace` takes layers; None: all stages, fused
     method, delta and the other options  as in `Options`; reshape, output and create_graph as in `trace`
 
-    Hooks live only inside a call, so the context manager does nothing. Raises InputError as `Options` does.
+    Maps of several layers are summed as they are (Eq. 8). pytorch-grad-cam min-maxes each layer's map, takes their mean and
+    min-maxes that: normalize="minmax" gives its maps, also of one layer. Hooks live only inside a call, so the context manager
+    does nothing. Raises InputError as `Options` does.
     """
 
     logits: Tensor
@@ -153,7 +157,9 @@ class CAM:
         self.reshape, self.output, self.create_graph = reshape, output, create_graph
 
     def __call__(self, input_tensor: Tensor, targets: int | Sequence[int] | Score | Sequence[Score] | None = None) -> Tensor:
-        """(N, H, W) in [0, 1] on the images' device: each map over its maximum. The map of an image without evidence is zero.
+        """(N, H, W) in [0, 1] on the images' device: each map over its maximum, or min-maxed with normalize="minmax".
+
+        The map of an image without evidence is zero.
 
         targets: one per image. A target is a class, or a function of the image's logits such as that library's target objects.
         None is the largest logit. `.logits` then has the logits of this pass. Raises InputError as `trace` does.
@@ -165,7 +171,8 @@ class CAM:
         if traced.pairs[:, 0].tolist() != list(range(len(input_tensor))):
             raise InputError(f"{len(traced.pairs)} targets for {len(input_tensor)} images: expected one per image")
         self.logits = traced.logits
-        return normalized([fused(layer_maps(traced, self.options), self.options, traced.size)], "max")[0]
+        how: Normalize = "minmax" if self.options.normalize == "minmax" else "max"
+        return normalized([fused(layer_maps(traced, self.options), self.options, traced.size)], how)[0]
 
     def __enter__(self) -> Self:
         return self
