@@ -110,7 +110,8 @@ def is_whole(value: Any, most: float = inf) -> bool:
     return not isinstance(value, bool) and isinstance(value, Integral) and 1 <= int(value) <= most
 
 
-def whole(name: str, value: int, most: float = inf) -> None:
-    """Raises InputError for a value that is not a whole number from 1 to `most`."""
+def whole(name: str, value: int, most: float = inf) -> int:
+    """`value`, an int. Raises InputError if it is not a whole number from 1 to `most`."""
     if not is_whole(value, most):
         raise InputError(f"{name}={value!r}: expected a whole number, " + ("at least 1" if most == inf else f"1 to {most}"))
+    return int(value)

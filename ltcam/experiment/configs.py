@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from ltcam.engine.cam import Options
@@ -73,9 +74,18 @@ class Protocol:
     bfloat16: bool = False
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         whole("batch_size", self.batch_size)
         one_of("labels", self.labels, Labels)
         one_of("outputs", self.outputs, Outputs)
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON and checkpoints can hold it: numpy's scalars become Python's, sequences tuples."""
+    if isinstance(value, list | tuple):
+        return tuple(map(plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def configurations(table: pd.DataFrame) -> list[Config]:

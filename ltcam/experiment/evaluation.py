@@ -26,18 +26,18 @@ from ltcam import data as datasets
 from ltcam.data import Sample, Segmentation
 from ltcam.experiment import journals, metrics, provenance
 from ltcam.experiment.checkpoints import Trained
-from ltcam.experiment.configs import FLOATS, Config, Protocol, configurations
+from ltcam.experiment.configs import FLOATS, Config, Protocol, configurations, plain
 from ltcam.experiment.counting import count
 from ltcam.experiment.locks import alone
 from ltcam.experiment.parallel import PartialState, loader, processes
 from ltcam.experiment.probe import behaviour
-from ltcam.files import sha256, writing
+from ltcam.files import AnyPath, sha256, writing
 
 log = logging.getLogger(__name__)
 
 
 def evaluate(
-    trained: Trained, part: str, configs: Sequence[Config], out: Path, protocol: Protocol | None = None
+    trained: Trained, part: str, configs: Sequence[Config], out: AnyPath, protocol: Protocol | None = None
 ) -> pd.DataFrame:
     """Pixel counts of `configs` on part `part` of the model's data set: one row per pair and configuration.
 
@@ -46,7 +46,7 @@ def evaluate(
     are the same for any number of processes. Raises InputError for an unknown configuration, DataError if the data are missing
     or not those of the training, and UnavailableError if another run writes into `out`.
     """
-    started = time.time()
+    started, out, configs = time.time(), Path(out), [Config._make(plain(tuple(config))) for config in configs]
     for config in configs:
         config.options  # noqa: B018 - raises for unknown options before anything runs
     data, protocol = trained.load(part), protocol or Protocol()

@@ -38,10 +38,9 @@ def vgg16(
         raise InputError(f"head={head!r} is unknown: expected 'fc' or 'gap'")
     if width != 1 and weights == "imagenet":
         raise InputError(f"width={width} has no ImageNet weights: pass weights=None, or width=1")
-    whole("num_classes", num_classes)
-    whole("width", width, most=64)  # channels of the first layers
+    num_classes, width = whole("num_classes", num_classes), whole("width", width, most=64)  # channels of the first layers
     if hidden is not None:
-        whole("hidden", hidden)
+        hidden = whole("hidden", hidden)
     state, source = _state(weights)
     offered = state["classifier.0.bias"].numel() if source.head and head == "fc" else None
     pretrained = offered is not None and hidden in (None, offered)
