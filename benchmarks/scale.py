@@ -54,7 +54,7 @@ def end_to_end(trained: Trained, part: str, batches: int, rounds: int) -> dict[s
 
     def ours() -> None:
         for samples in _loader(data, trained, Protocol(), chosen):
-            count(trained, samples, FORTY, Protocol())
+            count(trained, samples, [(FORTY, Protocol())])
 
     def floor() -> None:
         for batch, some in zip(images, classes, strict=True):

@@ -1,4 +1,7 @@
-"""The command line: `ltcam explain | train | evaluate | export-seeds | reproduce | tables | report | readme | data`."""
+"""The command line.
+
+`ltcam explain | train | evaluate | export-seeds | eval-seeds | reproduce | tables | report | readme | data`
+"""
 
 import logging
 import os
@@ -6,13 +9,16 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from ltcam.errors import LtcamError, of_loader
+from ltcam.errors import LtcamError, companion, of_loader
 
 try:
+    companion("typer")
     import typer
     from typer.core import TyperGroup
-except ImportError:
-    sys.exit("ltcam: typer is not installed, only the engine's packages are: pip install 'ltcam[companion]'")
+
+    from ltcam.show.data_app import data_app
+except ImportError as error:
+    sys.exit(f"ltcam: {error}")
 
 
 class _Interruptible(TyperGroup):
@@ -25,15 +31,11 @@ class _Interruptible(TyperGroup):
 
 
 app = typer.Typer(help=__doc__, cls=_Interruptible, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-data_app = typer.Typer(
-    help="The data sets: list, fetch, verify and show them.", no_args_is_help=True, pretty_exceptions_enable=False
-)
 app.add_typer(data_app, name="data")
 
+CONFIG = "METHOD[:LAYERS[:DELTA]][,NAME=VALUE...], e.g. gradcam:S1-S5:20 or layercam:S1-S5:0,normalize=tanh,refine=S3-S5"
 Profile = Annotated[str, typer.Option(help="demo, real or paper")]
 Checkpoint = Annotated[Path, typer.Option(help="checkpoint.pt of a training run")]
-Name = Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile, ksdd or ksdd2")]
-Part = Annotated[str, typer.Option(help="part or list of the data set; for ksdd: all, train0, test0, ...")]
 
 
 @app.callback()
@@ -63,12 +65,16 @@ def explain(
     layers: Annotated[str, typer.Option(help="S5, S3-S5 ...; default: all stages")] = "",
     delta: Annotated[float | None, typer.Option(help="percentile to truncate at, in [0, 100)")] = None,
     per_stage: Annotated[bool, typer.Option(help="draw each stage's own map too")] = False,
+    refine: Annotated[
+        str, typer.Option(help="spread the fused map along features: LAYERS[:SIZE[:POWER[:STEPS[:times]]]], e.g. S3-S5:28:8")
+    ] = "",
     out: Annotated[Path, typer.Option(help="the picture: .png, .jpg, .pdf or .svg")] = Path("heat.png"),
 ) -> None:
     """Draw the heatmap of one class over one image."""
     from ltcam.show import picture
 
-    typer.echo(f"{out}: {picture.draw(image, out, model, checkpoint, target, method, layers or None, delta, per_stage)}")
+    chosen = picture.draw(image, out, model, checkpoint, target, method, layers or None, delta, per_stage, refine)
+    typer.echo(f"{out}: {chosen}")
 
 
 @app.command()
@@ -95,7 +101,7 @@ def evaluate(
     table: Annotated[
         list[int] | None, typer.Option(help="table of the paper to measure; default: all, unless --config is given")
     ] = None,
-    config: Annotated[list[str] | None, typer.Option(help="METHOD[:LAYERS[:DELTA]], e.g. gradcam:S1-S5:20")] = None,
+    config: Annotated[list[str] | None, typer.Option(help=CONFIG)] = None,
     out: Annotated[
         Path | None, typer.Option(help="folder of the results; default: that of the checkpoint, or its PART")
     ] = None,
@@ -114,7 +120,7 @@ def export_seeds(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option(help="folder of the seeds: <image name>.npy, and a seeds.json that describes them")],
     part: Annotated[str, typer.Option(help="part of the data set; default: the part trained on")] = "",
-    config: Annotated[str, typer.Option(help="METHOD[:LAYERS[:DELTA]]")] = "gradcam:S1-S5:20",
+    config: Annotated[str, typer.Option(help=CONFIG)] = "gradcam:S1-S5:20",
     batch_size: int = 8,
 ) -> None:
     """Write seeds for weakly-supervised segmentation, in IRN's format. An interrupted run goes on where it stopped."""
@@ -123,6 +129,24 @@ def export_seeds(
     asked = configs.Config.parse(config)
     trained = checkpoints.load_checkpoint(checkpoint)
     typer.echo(f"{out}: {seeds.export(trained, part or trained.recipe.train, asked, out, batch_size)} images")
+
+
+@app.command()
+def eval_seeds(
+    checkpoint: Annotated[Path | None, typer.Option(help="checkpoint.pt of a training run, whose seeds are scored")] = None,
+    folder: Annotated[Path | None, typer.Option(help="or a folder of seeds: <image name>.npy, in IRN's format")] = None,
+    data: Annotated[str, typer.Option(help="the data set of FOLDER, e.g. voc2012")] = "",
+    part: Annotated[str, typer.Option(help="part that is scored; default: the part trained on")] = "",
+    choose_on: Annotated[str, typer.Option(help="another part, whose best threshold is used too, e.g. train for val")] = "",
+    config: Annotated[list[str] | None, typer.Option(help=CONFIG)] = None,
+    batch_size: int = 8,
+    out: Annotated[Path | None, typer.Option(help="folder for seeds.csv and curves.csv, the score at every threshold")] = None,
+) -> None:
+    """Score seeds as weakly-supervised segmentation does: mIoU with background, by threshold, and average precision."""
+    from ltcam.paper import commands
+
+    for line in commands.eval_seeds(checkpoint, folder, data, part, choose_on, config or [], batch_size, out):
+        typer.echo(line)
 
 
 @app.command()
@@ -179,60 +203,6 @@ def readme(
     for name, section in changed:
         typer.echo(f"{name}, section {section}: {'stale, run ltcam readme' if check else 'written anew'}")
     raise typer.Exit(int(check and bool(changed)))
-
-
-@data_app.command("list")
-def data_list() -> None:
-    """List every data set: whether it is there and where, the size of its download, its terms."""
-    from ltcam.data import fetch
-
-    typer.echo(fetch.listing().to_string(index=False))
-
-
-@data_app.command("get")
-def data_get(name: Annotated[str, typer.Argument(help="voc2012, magnetic_tile, ksdd or ksdd2")]) -> None:
-    """Fetch a data set, verify and unpack it. An interrupted download goes on where it stopped."""
-    from ltcam.data import fetch
-
-    typer.echo(fetch.get(name))
-
-
-@data_app.command("check")
-def data_check(name: Name) -> None:
-    """Open every file of a data set. The exit code is 1 if one is missing or damaged."""
-    from ltcam.data import checks
-
-    report = checks.check(name)
-    lines = [f"note: {note}" for note in report.notes] + [f"finding: {finding}" for finding in report.findings]
-    typer.echo("\n".join([report.title, report.table.to_string(index=False), *lines, f"{len(report.findings)} findings"]))
-    raise typer.Exit(int(bool(report.findings)))
-
-
-@data_app.command("show")
-def data_show(
-    name: Name,
-    part: Part = "train",
-    out: Annotated[Path, typer.Option(help="draw samples with their masks as OUT.png and OUT.pdf")] = Path("samples"),
-) -> None:
-    """Show how many images have each class and how much of them it covers, and draw samples."""
-    from ltcam import data as datasets
-    from ltcam.show import overview, plotting
-
-    data = datasets.load(name, part)
-    typer.echo(f"{data.title}, part {part}\n{overview.summary(data).round(2).to_string(index=False)}")
-    plotting.save(overview.samples_figure(data), out)
-    typer.echo(f"{out}.png")
-
-
-@data_app.command("bench")
-def data_bench(
-    name: Name,
-    part: Part = "train",
-) -> None:
-    """Measure how many images per second are loaded, beside the model's own speed."""
-    from ltcam.show import overview
-
-    typer.echo(overview.bench(name, part).round(1).to_string(index=False))
 
 
 def main() -> None:

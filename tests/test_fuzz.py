@@ -259,7 +259,7 @@ def test_any_layers(layers, fullgrad):
         {},
         optional={
             "compare": st.sampled_from(["ge", "gt", "x", []]),
-            "fuse": st.sampled_from(["sum", "mean", "max", "x", None]),
+            "fuse": st.sampled_from(["sum", "mean", "max", "prod", "x", None]),
             "normalize": st.sampled_from(["none", "max", "minmax", "tanh", "x", 5]),
             "per_channel": st.booleans(),
         },
@@ -322,7 +322,7 @@ def test_truncation_of_anything(shape, dtype, kind, seed, delta, per, compare):
     shapes=st.lists(st.lists(st.integers(0, 3), max_size=4) | st.tuples(*[st.integers(1, 3)] * 3), max_size=3),
     dtype=st.sampled_from([torch.float32, torch.float32, torch.float64, *NO_FLOATS]),
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    fuse=st.sampled_from(["sum", "mean", "max", "x", None, []]),
+    fuse=st.sampled_from(["sum", "mean", "max", "prod", "x", None, []]),
     normalize=st.sampled_from(["none", "max", "minmax", "tanh", "x", None, []]),
 )
 def test_layerization_of_anything(shapes, dtype, size, fuse, normalize):
@@ -330,7 +330,7 @@ def test_layerization_of_anything(shapes, dtype, size, fuse, normalize):
     found = attempt(lambda: layerize(maps, size, fuse, normalize))
     if found is not None:
         assert found.shape == (shapes[0][0], *size) and found.isfinite().all() and (found >= 0).all()
-        assert fuse in ("sum", "mean", "max") and normalize in ("none", "max", "minmax", "tanh")
+        assert fuse in ("sum", "mean", "max", "prod") and normalize in ("none", "max", "minmax", "tanh")
 
 
 @examples(300)(

@@ -78,5 +78,6 @@ def test_the_plan_of_the_house():
     lines = {path: len(path.read_text().splitlines()) for path in (ROOT / "ltcam").rglob("*.py")}
     assert max(lines.values()) <= 250
     # 150 more than the design's 1,500: percentiles by counting, and any model's biases, outputs, axes and locks (issue 18).
+    # 180 more: the product of maps, the semantic information map, and maps spread along the features.
     # 20 more: the peers' resizing and min-max, and what is said of them.
-    assert sum(n for path, n in lines.items() if path.parent.name == "engine" and path.name != "baselines.py") <= 1680
+    assert sum(n for path, n in lines.items() if path.parent.name == "engine" and path.name != "baselines.py") <= 1860

@@ -13,9 +13,10 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from ltcam.engine.cam import Options, Selection, input_map, layer_maps, wide
+from ltcam.engine.cam import Options, Selection, input_map, layer_maps, refined, wide
 from ltcam.engine.methods import MAPS, WEIGHTS, fullgrad
 from ltcam.engine.percentiles import places, thresholds
+from ltcam.engine.refine import similarity
 from ltcam.engine.traces import Trace
 from ltcam.engine.tricks import Fuse, Normalize, Scope, layerize, truncate
 
@@ -37,7 +38,11 @@ def maps_of(trace: Trace, wanted: Iterable[tuple[Options, Selection]]) -> dict[t
     }
     with torch.autocast(trace.logits.device.type, enabled=False):
         made |= _all_at_once(trace, {o: layers for o, layers in needed.items() if _in_bins(o)})
-    return {item: {name: made[_unfused(item[0])][name] for name in found} for item, found in names.items()}
+    maps = {item: {name: made[_unfused(item[0])][name] for name in found} for item, found in names.items()}
+    for how in {o.refine: None for o, _ in maps if o.refine is not None}:  # a similarity serves all maps that it spreads
+        alike = similarity(trace, how)
+        maps |= {(o, layers): refined(m, trace, o, alike) for (o, layers), m in maps.items() if o.refine == how}
+    return maps
 
 
 def heatmaps(
@@ -71,8 +76,8 @@ def _names(trace: Trace, options: Options, layers: Selection) -> list[str]:
 
 
 def _unfused(options: Options) -> Options:
-    """Maps are fused later: these options have them in common with others."""
-    return replace(options, fuse="sum", normalize="none", align_corners=False)
+    """Maps are fused and spread later: these options have them in common with others."""
+    return replace(options, fuse="sum", normalize="none", align_corners=False, refine=None)
 
 
 def _in_bins(options: Options) -> bool:

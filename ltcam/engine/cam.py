@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ltcam.engine.methods import constant_in_space, fullgrad, method
 from ltcam.engine.outputs import Output
+from ltcam.engine.refine import Refine, refine
 from ltcam.engine.shapes import Reshape
 from ltcam.engine.targets import Score
 from ltcam.engine.traces import Trace
@@ -28,6 +29,7 @@ class Options:
     fuse, normalize  as in `layerize`
     per_channel  the literal reading of FullGrad's Eq. 7
     align_corners  as in `layerize`: True for the maps of FullGrad's reference implementation
+    refine     spread the fused map along the trace's own features; None: not
     """
 
     method: str = "gradcam"
@@ -38,6 +40,13 @@ class Options:
     normalize: Normalize = "none"
     per_channel: bool = False
     align_corners: bool = False
+    refine: Refine | None = None
+
+    @property
+    def fusion(self) -> tuple[Fuse, Normalize, bool]:
+        """How what `layer_maps` gives is fused: a refined map is fused already."""
+        fuse, normalize = (self.fuse, self.normalize) if self.refine is None else ("sum", "none")
+        return fuse, normalize, self.align_corners
 
     def __post_init__(self) -> None:
         full = method(self.method) is fullgrad
@@ -50,6 +59,10 @@ class Options:
             raise InputError(f"per_channel=True is an option of fullgrad: {self.method} does not normalize")
         if full and self.normalize != "none":
             raise InputError(f"normalize={self.normalize!r} with fullgrad, whose terms Eq. 7 normalizes: use 'none'")
+        if self.refine is not None and not isinstance(self.refine, Refine):
+            raise InputError(f"refine={self.refine!r}: expected ltcam.Refine(...), or None")
+        if self.refine is not None:
+            self.refine.checked()
 
 
 @overload
@@ -79,23 +92,37 @@ def explain(
     layers  which of the traced layers to fuse: a name, a stage label ("S5"), a range ("S3-S5"), several, or None for all.
             FullGrad takes the biases of those stages. The input term is in its sum only with None
     size    (H, W) of the maps; None: the images' own
-    delta, per and the other options  as in `Options`: compare, fuse, normalize, per_channel, align_corners
+    delta, per and the other options  as in `Options`: compare, fuse, normalize, per_channel, align_corners, refine
     per_layer  give the maps without fusion: {layer name: (P, h, w)}, each at its own size, not normalized
 
     Raises InputError for options that do not go together, an untraced layer, or a trace without what FullGrad needs.
     """
     chosen = Options(method, delta, per, **options)
+    if per_layer and chosen.refine is not None:
+        raise InputError("refine= spreads the fused map: leave it out with per_layer=True")
     maps = layer_maps(trace, chosen, layers)
     return maps if per_layer else fused(maps, chosen, trace.size if size is None else size)
 
 
 def fused(maps: dict[str, Tensor], options: Options, size: tuple[int, int]) -> Tensor:
     """Eq. 8 with the chosen options: (P, *size)."""
-    return layerize(list(maps.values()), size, options.fuse, options.normalize, options.align_corners)
+    return layerize(list(maps.values()), size, *options.fusion)
 
 
 def layer_maps(trace: Trace, options: Options, layers: Selection = None) -> dict[str, Tensor]:
     """The maps that `explain` fuses, in float32. They are computed in float64 for a float64 model, else in float32."""
+    maps = _layer_maps(trace, options, layers)
+    return maps if options.refine is None else refined(maps, trace, options)
+
+
+def refined(maps: dict[str, Tensor], trace: Trace, options: Options, alike: Tensor | None = None) -> dict[str, Tensor]:
+    """The layers' maps, fused at the size of the largest and spread. What is left is one map under all their names."""
+    largest = max((m.shape[1], m.shape[2]) for m in maps.values())
+    together = layerize(list(maps.values()), largest, options.fuse, options.normalize, options.align_corners)
+    return {" + ".join(maps): refine(together, trace, options.refine, alike)}
+
+
+def _layer_maps(trace: Trace, options: Options, layers: Selection) -> dict[str, Tensor]:
     function = method(options.method)
     with torch.autocast(trace.logits.device.type, enabled=False):
         if function is fullgrad:

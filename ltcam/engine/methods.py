@@ -61,6 +61,14 @@ def layercam(activation: Tensor, gradient: Tensor) -> Tensor:
     return _summing(_positive, activation, gradient)
 
 
+def sim(activation: Tensor, gradient: Tensor) -> Tensor:
+    """Region-CAM's semantic information map (Cai and Abhayaratne 2025, arXiv 2510.25134): sum_k ReLU(G_k).
+
+    This is the first half of Region-CAM. Its second half spreads the map along the features, and is not part of this function.
+    """
+    return _summing(_gain, activation, gradient)
+
+
 def fullgrad(bias: Tensor, gradient: Tensor, per_channel: bool = False) -> Tensor:
     """One term of FullGrad, Eqs. 6 and 7 (Srinivas and Fleuret 2019): sum_k normalize(|G_k b_k|).
 
@@ -117,8 +125,12 @@ def _positive(activation: Tensor, gradient: Tensor) -> Tensor:
     return gradient.clamp(min=0) * activation
 
 
+def _gain(activation: Tensor, gradient: Tensor) -> Tensor:
+    return gradient.clamp(min=0)
+
+
 WEIGHTS: dict[str, Term] = {"gradcam": _mean, "gradcam++": _alpha, "xgradcam": _share}
-MAPS: dict[str, Term] = {"hirescam": _product, "layercam": _positive}
+MAPS: dict[str, Term] = {"hirescam": _product, "layercam": _positive, "sim": _gain}
 METHODS: dict[str, Method] = {
     "cam": cam,
     "gradcam": gradcam,
@@ -126,6 +138,7 @@ METHODS: dict[str, Method] = {
     "xgradcam": xgradcam,
     "hirescam": hirescam,
     "layercam": layercam,
+    "sim": sim,
     "fullgrad": fullgrad,
 }
 

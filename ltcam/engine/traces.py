@@ -52,9 +52,13 @@ class Trace:
     _activations: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _gradients: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
+    def features(self, name: str) -> Tensor:
+        """(N, K, h, w): the output of layer `name` for each image."""
+        return self._activations[self._known(name)]
+
     def activation(self, name: str, part: slice = slice(None)) -> Tensor:
         """(P, K, h, w): the output of layer `name` for the image of each pair. `part` selects pairs."""
-        return per_pair(self._activations[self._known(name)], self.pairs[part])
+        return per_pair(self.features(name), self.pairs[part])
 
     def gradient(self, name: str) -> Tensor:
         """(P, K, h, w): the gradient of each pair's logit with respect to the output of layer `name`."""

@@ -16,7 +16,7 @@ from ltcam.errors import InputError
 
 Scope = Literal["layer", "channel"]
 Compare = Literal["ge", "gt"]
-Fuse = Literal["sum", "max", "mean"]
+Fuse = Literal["sum", "max", "mean", "prod"]
 Normalize = Literal["none", "max", "minmax", "tanh"]
 
 
@@ -47,8 +47,11 @@ def layerize(
 ) -> Tensor:  # fmt: skip
     """The layers' maps (P, h_l, w_l), bilinearly resized to `size` (H, W) and fused: (P, H, W). Eq. 8 is the plain sum.
 
-    fuse is "sum", "mean" or the element-wise "max"; normalize acts on each map before, as in `normalized`; align_corners as in
-    torch's interpolate. Maps of one size are added before they are resized, because resizing is linear.
+    fuse is "sum", "mean", the element-wise "max", or "prod", the geometric mean of the maps, each over its maximum. normalize
+    acts on each map before, as in `normalized`; align_corners as in torch's interpolate. Maps of one size are added before they
+    are resized, because resizing is linear. Two published ways: method "hirescam" with normalize="max" and fuse="max" is
+    Zoom-CAM (Shi et al. 2020, arXiv 2010.08644). "prod" orders pixels as RefineCAM's product of the same maps does (Domeniconi
+    et al. 2026, arXiv 2605.14641).
     """
     one_of("fuse", fuse, Fuse)
     one_of("normalize", normalize, Normalize)
@@ -59,6 +62,8 @@ def layerize(
     if not isinstance(size, Sequence) or len(size) != 2 or not all(is_whole(n, 2**31 - 1) for n in size):
         raise InputError(f"size={size!r}: expected (H, W), whole numbers of pixels above 0")
     maps = normalized(maps, normalize)
+    if fuse == "prod":  # the maps' scales do not matter, but float32 cannot hold a product of small gradients
+        return reduce(torch.mul, (_root(_resize(m, size, align_corners), len(maps)) for m in normalized(maps, "max")))
     if fuse == "max":
         return reduce(torch.maximum, (_resize(m, size, align_corners) for m in maps))
     by_size: dict[torch.Size, Tensor] = {}
@@ -88,6 +93,12 @@ def normalized(maps: Sequence[Tensor], how: Normalize) -> list[Tensor]:
 
 def _resize(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
     return interpolate(maps[:, None], size, mode="bilinear", align_corners=align_corners)[:, 0]
+
+
+def _root(maps: Tensor, degree: int) -> Tensor:
+    """The root of non-negative values. Where it is 0 its gradient is 0 too, not infinite."""
+    positive = maps > 0
+    return torch.where(positive, torch.where(positive, maps, 1).pow(1 / degree), 0)
 
 
 def check(delta: float | None, per: str = "layer", compare: str = "ge") -> None:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from ltcam.engine.cam import Options
+from ltcam.engine.refine import Refine
 from ltcam.engine.stages import Outputs
 from ltcam.engine.tricks import Compare, Fuse, Normalize, Scope, one_of, whole
 from ltcam.errors import InputError
 from ltcam.experiment import metrics
 
 Labels = Literal["true", "predicted"]
+Layout = Literal["channels_last", "contiguous"]
 FLOATS = {"delta": float, "fraction": float}  # an empty field is None
 
 
 class Config(NamedTuple):
     """One way to make a mask: a method, the layers it fuses (a stage label, a range, or "all"), the options of `ltcam.explain`,
-    and the cut of the heatmap: above `fraction` of its maximum, or at Otsu's threshold (None)."""
+    and the cut of the heatmap: above `fraction` of its maximum, or at Otsu's threshold (None). refine is the text of an
+    `ltcam.Refine`. Tables have the column only if a row has it."""
 
     method: str
     layers: str = "S5"
@@ -30,12 +33,14 @@ class Config(NamedTuple):
     fuse: Fuse = "sum"
     normalize: Normalize = "none"
     fraction: float | None = None
+    refine: str | None = None
 
     @property
     def options(self) -> Options:
         if self.fraction is not None and not 0 <= self.fraction < 1:
             raise InputError(f"fraction={self.fraction} is no part of the maximum: expected None (Otsu) or a number in [0, 1)")
-        return Options(self.method, self.delta, self.per, self.compare, self.fuse, self.normalize)
+        how = None if self.refine is None else Refine.parse(self.refine)
+        return Options(self.method, self.delta, self.per, self.compare, self.fuse, self.normalize, refine=how)
 
     @property
     def selection(self) -> str | None:
@@ -43,16 +48,21 @@ class Config(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Config:
-        """ "METHOD[:LAYERS[:DELTA]]". Raises InputError for anything else."""
-        parts = text.split(":")
+        """ "METHOD[:LAYERS[:DELTA]][,NAME=VALUE...]", the names being further fields. Raises InputError for anything else."""
+        head, *pairs = text.split(",")
+        parts = head.split(":")
         try:
             name, layers, delta = (*parts, *("", "S5", "")[len(parts) :])
-            if not name or not layers:
-                raise InputError("an empty part")
-            return cls(name, layers, float(delta) if delta else None)
+            fields: dict[str, Any] = dict(pair.split("=") for pair in pairs)
+            if not name or not layers or fields.keys() - set(cls._fields[3:]):
+                raise InputError("an empty part, or an unknown name")
+            if "fraction" in fields:
+                fields["fraction"] = float(fields["fraction"])
+            return cls(name, layers, float(delta) if delta else None, **fields)
         except ValueError as error:
             raise InputError(
-                f"{text!r} is not a configuration: expected METHOD[:LAYERS[:DELTA]], e.g. gradcam:S1-S5:20"
+                f"{text!r} is not a configuration: expected METHOD[:LAYERS[:DELTA]], e.g. gradcam:S1-S5:20 or "
+                "layercam:S1-S5:0,normalize=tanh,refine=S3-S5"
             ) from error
 
 
@@ -64,7 +74,8 @@ class Protocol:
               the largest logit. A predicted class that is absent has only false positives, a missed one only false negatives
     outputs   where the stages S1 to S5 are read, as in `ltcam.engine.stages.stages`
     size      (height, width) of the input; None: the size that the model was trained at
-    bfloat16  autocast of the forward and the backward, channels last; the maps are still summed in float32
+    bfloat16  autocast of the forward and the backward; the maps are still summed in float32
+    layout    how the network holds its images in memory; the faster one is the default
     """
 
     batch_size: int = 8
@@ -72,6 +83,7 @@ class Protocol:
     outputs: Outputs = "pool"
     size: tuple[int, int] | None = None
     bfloat16: bool = False
+    layout: Layout = "channels_last"
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -79,6 +91,13 @@ class Protocol:
         whole("batch_size", self.batch_size)
         one_of("labels", self.labels, Labels)
         one_of("outputs", self.outputs, Outputs)
+        one_of("layout", self.layout, Layout)
+
+    @property
+    def forward(self) -> Protocol:
+        """What the forward pass depends on. Protocols that agree in it share their passes: labels are targets of one forward,
+        and outputs are layers of it."""
+        return replace(self, labels="true", outputs="pool")
 
 
 def plain(value: Any) -> Any:
@@ -90,5 +109,5 @@ def plain(value: Any) -> Any:
 
 def configurations(table: pd.DataFrame) -> list[Config]:
     """The configuration of each row of a table with the columns `ltcam.experiment.metrics.CONFIG`."""
-    rows = zip(*(table[name] for name in metrics.CONFIG), strict=True)
-    return [Config._make(None if pd.isna(value) else value for value in row) for row in rows]
+    rows = zip(*(table[name] for name in metrics.of_config(table)), strict=True)
+    return [Config(*(None if pd.isna(value) else value for value in row)) for row in rows]  # type: ignore[arg-type]

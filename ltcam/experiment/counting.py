@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,21 +13,27 @@ from torch import Tensor, nn
 from ltcam.data import Sample
 from ltcam.engine.bins import heatmaps, maps_of
 from ltcam.engine.cam import Options
-from ltcam.engine.stages import stages
+from ltcam.engine.stages import Outputs, stages
+from ltcam.engine.traces import Trace
 from ltcam.engine.tracing import trace
 from ltcam.errors import UnavailableError
 from ltcam.experiment import metrics
 from ltcam.experiment.checkpoints import Trained
-from ltcam.experiment.configs import Config, Protocol
+from ltcam.experiment.configs import Config, Labels, Protocol
 from ltcam.experiment.segmentation import CHUNK, above, otsu_counts
 
 log = logging.getLogger(__name__)
 
+Reading = tuple[Sequence[Config], Protocol]
 
-def count(trained: Trained, samples: list[Sample], configs: Sequence[Config], protocol: Protocol) -> list[list[Any]]:
-    """`_count_batch`, in halves if the GPU's memory does not hold the batch."""
+
+def count(trained: Trained, samples: list[Sample], readings: Sequence[Reading]) -> list[list[list[Any]]]:
+    """The rows of one batch, for each of `readings`. Their protocols have one `forward`.
+
+    A GPU whose memory does not hold the batch gets it in halves.
+    """
     try:
-        return _count_batch(trained, samples, configs, protocol)
+        return _count_batch(trained, samples, readings)
     except torch.OutOfMemoryError as error:
         if len(samples) == 1:
             raise UnavailableError(
@@ -36,28 +43,87 @@ def count(trained: Trained, samples: list[Sample], configs: Sequence[Config], pr
     half = len(samples) // 2
     log.warning("out of GPU memory with %d images at a time: trying %d", len(samples), half)
     torch.cuda.empty_cache()
-    return [row for part in (samples[:half], samples[half:]) for row in count(trained, part, configs, protocol)]
+    first, second = (count(trained, part, readings) for part in (samples[:half], samples[half:]))
+    return [a + b for a, b in zip(first, second, strict=True)]
 
 
-def _count_batch(trained: Trained, samples: list[Sample], configs: Sequence[Config], protocol: Protocol) -> list[list[Any]]:
-    """The rows of one batch: one forward and one backward per class rank serve every configuration.
-
-    Nothing but the counts leaves the device.
-    """
-    layout = torch.channels_last if protocol.bfloat16 else torch.contiguous_format
-    model = trained.model.to(memory_format=layout)
-    weight = next(model.parameters())
-    device = weight.device
+def _count_batch(trained: Trained, samples: list[Sample], readings: Sequence[Reading]) -> list[list[list[Any]]]:
+    """One forward and one backward per class rank serve every reading. What several readings count is counted once."""
+    protocol = readings[0][1]
+    layout = torch.channels_last if protocol.layout == "channels_last" else torch.contiguous_format
+    model, weight = trained.model, next(trained.model.parameters())
     images = torch.stack([s.image for s in samples]).to(weight, memory_format=layout)
-    truth = labels = torch.stack([s.label for s in samples])
-    full = any(c.method == "fullgrad" for c in configs)
-    with torch.autocast(device.type, torch.bfloat16, enabled=protocol.bfloat16):
-        if protocol.labels == "predicted":
-            labels = _predicted(model, images)
-        traced = trace(model, images, labels, stages(model, protocol.outputs), full)
+    truth = torch.stack([s.label for s in samples]).bool()
+    labels: dict[Labels, Tensor] = {"true": truth}
+    stages_of = {p.outputs: stages(model, p.outputs) for _, p in readings}
+    with torch.autocast(weight.device.type, torch.bfloat16, enabled=protocol.bfloat16):
+        if any(p.labels == "predicted" for _, p in readings):
+            labels["predicted"] = _predicted(model, images)
+        wanted = torch.stack([labels[p.labels] for _, p in readings]).any(dim=0)
+        layers = [layer for found in stages_of.values() for layer in found.values()]
+        full = any(c.method == "fullgrad" for configs, _ in readings for c in configs)
+        traced = trace(model, images, wanted.long(), layers, full)
+    counted: dict[tuple[Outputs, int, int], dict[Config, list[int]]] = {}
+    for (outputs, configs), numbers in _alike(traced, readings, labels).items():
+        part = _part(traced, numbers, stages_of[outputs], [*stages_of.values()])
+        for (image, c), rows in zip(part.pairs.tolist(), _counts(part, samples, configs).tolist(), strict=True):
+            counted[outputs, image, c] = dict(zip(configs, rows, strict=True))
+    return [
+        [
+            [samples[image].name, c, *config, *(counted[p.outputs, image, c][config] if labels[p.labels][image, c] else missed)]
+            for image, c in torch.nonzero(truth | labels[p.labels]).tolist()
+            for missed in [[0, 0, int((samples[image].mask == c + 1).sum())]]
+            for config in configs
+        ]
+        for configs, p in readings
+    ]
+
+
+def _alike(
+    traced: Trace, readings: Sequence[Reading], labels: dict[Labels, Tensor]
+) -> dict[tuple[Outputs, tuple[Config, ...]], list[int]]:
+    """The numbers of the pairs that are read at the same outputs with the same configurations."""
+    found: dict[tuple[Outputs, tuple[Config, ...]], list[int]] = {}
+    for outputs in dict.fromkeys(p.outputs for _, p in readings):
+        for number, (image, c) in enumerate(traced.pairs.tolist()):
+            own = (cs for cs, p in readings if p.outputs == outputs and labels[p.labels][image, c])
+            if configs := tuple(dict.fromkeys(config for cs in own for config in cs)):
+                found.setdefault((outputs, configs), []).append(number)
+    return found
+
+
+def _part(traced: Trace, numbers: list[int], own: dict[str, str], every: list[dict[str, str]]) -> Trace:
+    """The pairs `numbers` of a trace, read at the stages `own`; every: all stages that were traced.
+
+    The trace gives a bias to the traced layer that follows, which may be the stage of another reading.
+    """
+    chosen = slice(None) if len(numbers) == len(traced.pairs) else torch.tensor(numbers, device=traced.pairs.device)
+    label = {layer: label for found in every for label, layer in found.items()}
+    biases = [
+        replace(
+            b,
+            stage=own[label[b.stage]] if b.stage in label else b.stage,
+            gradient=b.gradient[chosen],
+            bias=b.bias[chosen] if len(b.bias) == len(traced.pairs) and b.bias.ndim > 1 else b.bias,
+        )
+        for b in traced.biases
+    ]
+    return replace(
+        traced,
+        pairs=traced.pairs[chosen],
+        layers=[layer for layer in traced.layers if layer in own.values()],
+        stages=own,
+        biases=biases,
+        inputs=traced.inputs and (traced.inputs[0][chosen], traced.inputs[1][chosen]),
+        _gradients={layer: traced.gradient(layer)[chosen] for layer in own.values()},
+    )
+
+
+def _counts(traced: Trace, samples: list[Sample], configs: Sequence[Config]) -> Tensor:
+    """(tp, fp, fn) of every pair and configuration: (P, len(configs), 3) long."""
     maps = maps_of(traced, [(c.options, c.selection) for c in configs])
+    device, pairs = traced.pairs.device, traced.pairs.tolist()
     masks = [s.mask.to(device) for s in samples]
-    pairs = traced.pairs.tolist()
     counts = torch.zeros(len(pairs), len(configs), 3, dtype=torch.long, device=device)
     numbers: dict[tuple[Options, float | None], list[int]] = {}
     for i, c in enumerate(configs):
@@ -66,25 +132,17 @@ def _count_batch(trained: Trained, samples: list[Sample], configs: Sequence[Conf
         regions = torch.stack([metrics.regions(masks[image], c) for image, c in (pairs[pair] for pair in part)])
         for (options, fraction), chosen in numbers.items():
             layers = [maps[options, configs[i].selection] for i in chosen]
-            heat = heatmaps(layers, part, size, options.fuse, options.normalize)
+            heat = heatmaps(layers, part, size, *options.fusion)
             found = otsu_counts(heat, regions) if fraction is None else metrics.count(above(heat, fraction), regions)
             counts[torch.tensor(part)[:, None], chosen] = found.transpose(0, 1)
-    missed = [
-        ([image, c], [[0, 0, int((samples[image].mask == c + 1).sum())]] * len(configs))
-        for image, c in torch.nonzero(truth.bool() & ~labels.bool()).tolist()
-    ]
-    return [
-        [samples[image].name, c, *config, *row]
-        for (image, c), rows in [*zip(pairs, counts.tolist(), strict=True), *missed]
-        for config, row in zip(configs, rows, strict=True)
-    ]
+    return counts
 
 
 @torch.no_grad()
 def _predicted(model: nn.Module, images: Tensor) -> Tensor:
-    """(N, C) of 0 and 1: every class with a logit above 0, and the class with the largest logit."""
+    """(N, C) bool: every class with a logit above 0, and the class with the largest logit."""
     logits: Tensor = model(images).float().cpu()
-    return ((logits > 0) | (logits == logits.amax(dim=1, keepdim=True))).long()
+    return (logits > 0) | (logits == logits.amax(dim=1, keepdim=True))
 
 
 def _of_one_size(masks: Sequence[Tensor], pairs: list[list[int]]) -> Iterator[tuple[list[int], tuple[int, int]]]:

@@ -11,11 +11,12 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -36,6 +37,14 @@ from ltcam.files import AnyPath, sha256, writing
 log = logging.getLogger(__name__)
 
 
+class Wanted(NamedTuple):
+    """Configurations to count under a protocol, and the folder that keeps the counts."""
+
+    configs: Sequence[Config]
+    out: AnyPath
+    protocol: Protocol
+
+
 def evaluate(
     trained: Trained, part: str, configs: Sequence[Config], out: AnyPath, protocol: Protocol | None = None
 ) -> pd.DataFrame:
@@ -46,59 +55,101 @@ def evaluate(
     are the same for any number of processes. Raises InputError for an unknown configuration, DataError if the data are missing
     or not those of the training, and UnavailableError if another run writes into `out`.
     """
-    started, out, configs = time.time(), Path(out), [Config._make(plain(tuple(config))) for config in configs]
-    for config in configs:
+    return together(trained, part, [Wanted(configs, out, protocol or Protocol())])[0]
+
+
+def together(trained: Trained, part: str, wanted: Sequence[Wanted]) -> list[pd.DataFrame]:
+    """As `evaluate`, for several folders. Protocols that agree in `Protocol.forward` are measured in one pass."""
+    started = time.time()
+    wanted = [
+        each._replace(configs=[Config._make(plain(tuple(c))) for c in each.configs], out=Path(each.out)) for each in wanted
+    ]
+    for config in (config for each in wanted for config in each.configs):
         config.options  # noqa: B018 - raises for unknown options before anything runs
-    data, protocol = trained.load(part), protocol or Protocol()
-    protocol = replace(protocol, size=protocol.size or trained.size)
-    identity = {
-        "data": data.title, "part": part, "fingerprint": data.fingerprint, **asdict(protocol),
-        "checkpoint": trained.sha256, "probe": behaviour(), "decoded": _decoded(data),
-    }  # fmt: skip
-    path = out / "counts.csv.gz"
-    with alone(out, "write"):
-        known = _known(path, identity)
-        counted = set(configurations(known))
-        workers, missing = processes(), [c for c in dict.fromkeys(configs) if c not in counted]
-        if workers.is_main_process:
-            journals.forget(out, counted)
-        if missing:
-            stem = out / f"counts.{hashlib.sha256(json.dumps([identity, missing]).encode()).hexdigest()[:12]}"
-            _measure(trained, data, missing, protocol, stem, workers)
+    data, workers = trained.load(part), processes()
+    with ExitStack() as locks:
+        for each in wanted:
+            locks.enter_context(alone(each.out, "write"))
+        kept = [_Counts(each, data, trained) for each in wanted]
+        passes: dict[Protocol, list[_Counts]] = {}
+        for counts in kept:
+            if counts.missing:
+                passes.setdefault(counts.protocol.forward, []).append(counts)
+        for one in passes.values():
+            _measure(trained, data, one, workers)
             if workers.is_main_process:
-                rows = [row for batch in journals.read(stem).values() for row in batch]
-                measured = pd.DataFrame(rows, columns=["name", "class", *metrics.CONFIG, "tp", "fp", "fn"]).astype(FLOATS)
-                groups = dict(zip((entry.name for entry in data.entries), data.groups, strict=True))
-                measured.insert(1, "group", measured["name"].map(groups))
-                known = pd.concat([known, measured], ignore_index=True) if len(known) else measured
-                known = known.sort_values(["name", "class", *metrics.CONFIG], ignore_index=True, na_position="first")
-                provenance.save(known, path, started, **{**trained.about(data), **identity, "processes": workers.num_processes})
-                for journal in out.glob(f"{stem.name}.*.partial.jsonl"):
-                    journal.unlink()
+                for counts in one:
+                    counts.add(data, started, {**trained.about(data), "processes": workers.num_processes})
             workers.wait_for_everyone()
-            known = _known(path, identity)
-    rows_of: dict[Config, list[int]] = {config: [] for config in configs}
-    for row, config in enumerate(configurations(known)):
-        rows_of.get(config, []).append(row)
-    return known.iloc[[row for chosen in rows_of.values() for row in chosen]].reset_index(drop=True)
+        return [counts.read(each.configs) for counts, each in zip(kept, wanted, strict=True)]
 
 
-def _measure(
-    trained: Trained, data: Segmentation, configs: list[Config], protocol: Protocol, stem: Path, workers: PartialState
-) -> None:
-    """Count this process's share of the batches that no journal has. Each batch goes into its journal as it is done."""
-    done, batches = journals.read(stem), _batches(data, protocol.batch_size)
-    journal = journals.place(stem, workers.process_index)
-    with writing(journal), journal.open("a") as file:
+class _Counts:
+    """The counts that one folder keeps under one protocol, and the configurations that are missing there."""
+
+    def __init__(self, wanted: Wanted, data: Segmentation, trained: Trained) -> None:
+        self.protocol = replace(wanted.protocol, size=wanted.protocol.size or trained.size)
+        self.identity = {
+            "data": data.title, "part": data.part, "fingerprint": data.fingerprint, **asdict(self.protocol),
+            "checkpoint": trained.sha256, "probe": behaviour(), "decoded": _decoded(data),
+        }  # fmt: skip
+        out = Path(wanted.out)
+        self.path = out / "counts.csv.gz"
+        counted = set(configurations(_known(self.path, self.identity)))
+        self.missing = [c for c in dict.fromkeys(wanted.configs) if c not in counted]
+        digest = hashlib.sha256(json.dumps([self.identity, self.missing]).encode()).hexdigest()
+        self.stem = out / f"counts.{digest[:12]}"
+        if processes().is_main_process:
+            journals.forget(out, counted)
+
+    def add(self, data: Segmentation, started: float, about: dict[str, Any]) -> None:
+        """Add to the table what the journals hold, and remove them."""
+        rows = [row for batch in journals.read(self.stem).values() for row in batch]
+        measured = pd.DataFrame(rows, columns=["name", "class", *metrics.CONFIG, "tp", "fp", "fn"])
+        measured = metrics.compact(measured.astype(FLOATS))
+        groups = dict(zip((entry.name for entry in data.entries), data.groups, strict=True))
+        measured.insert(1, "group", measured["name"].map(groups))
+        known = _known(self.path, self.identity)
+        if len(known):
+            columns = [*max(known, measured, key=lambda table: len(table.columns))]
+            measured = pd.concat([known, measured], ignore_index=True)[columns]
+        order = ["name", "class", *metrics.of_config(measured)]
+        known = measured.sort_values(order, ignore_index=True, na_position="first")
+        provenance.save(known, self.path, started, **{**about, **self.identity})
+        for journal in self.path.parent.glob(f"{self.stem.name}.*.partial.jsonl"):
+            journal.unlink()
+
+    def read(self, configs: Sequence[Config]) -> pd.DataFrame:
+        """The rows of `configs`, in their order."""
+        known = _known(self.path, self.identity)
+        rows_of: dict[Config, list[int]] = {config: [] for config in configs}
+        for row, config in enumerate(configurations(known)):
+            rows_of.get(config, []).append(row)
+        chosen = [row for rows in rows_of.values() for row in rows]
+        return metrics.compact(known.iloc[chosen].reset_index(drop=True))
+
+
+def _measure(trained: Trained, data: Segmentation, kept: Sequence[_Counts], workers: PartialState) -> None:
+    """Count this process's share of the batches that a journal lacks. Each batch goes into its journals as it is done."""
+    protocol = kept[0].protocol
+    done, batches = [journals.read(counts.stem) for counts in kept], _batches(data, protocol.batch_size)
+    with ExitStack() as opened:
+        paths = [journals.place(counts.stem, workers.process_index) for counts in kept]
+        for path in paths:
+            opened.enter_context(writing(path))
+        files = [opened.enter_context(path.open("a")) for path in paths]
         workers.wait_for_everyone()  # nobody adds to a journal before all have read it
-        mine = [n for n in range(len(batches)) if n not in done][workers.process_index :: workers.num_processes]
+        todo = [n for n in range(len(batches)) if any(n not in its for its in done)]
+        mine = todo[workers.process_index :: workers.num_processes]
         loaded = _loader(data, trained, protocol, [batches[n] for n in mine])
         progress = tqdm(zip(mine, loaded, strict=True), f"{data.title} {data.part}", len(mine), disable=None, leave=False)
         for step, (number, samples) in enumerate(progress, 1):
+            lacking = [(c, file) for c, file, its in zip(kept, files, done, strict=True) if number not in its]
             with torch.backends.cudnn.flags(allow_tf32=False):
-                rows = count(trained, samples, configs, protocol)
-            file.write(journals.line(number, rows))
-            file.flush()
+                found = count(trained, samples, [(c.missing, c.protocol) for c, _ in lacking])
+            for (_, file), rows in zip(lacking, found, strict=True):
+                file.write(journals.line(number, rows))
+                file.flush()
             if step % 10 == 0:
                 log.info("%s %s: %d of %d batches", data.title, data.part, step, len(mine))
     workers.wait_for_everyone()

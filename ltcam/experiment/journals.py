@@ -29,7 +29,7 @@ def forget(out: AnyPath, counted: set[Config]) -> None:
     """Remove the journals whose counts are in the table. Their run was killed before it could do so."""
     for path in Path(out).glob("counts.*.partial.jsonl"):
         rows = [row for _, some in _whole(path) for row in some]
-        if rows and Config._make(rows[0][2:-3]) in counted:
+        if rows and Config(*rows[0][2:-3]) in counted:
             path.unlink()
 
 

@@ -19,7 +19,17 @@ from ltcam.errors import InputError
 
 SCORES = ["mIoU", "mPrecision", "mRecall", "mF1", "IoU", "Precision", "Recall", "F1"]
 OTHER, CLASS = 1, 2
-CONFIG = ["method", "layers", "delta", "per", "compare", "fuse", "normalize", "fraction"]
+CONFIG = ["method", "layers", "delta", "per", "compare", "fuse", "normalize", "fraction", "refine"]
+
+
+def of_config(table: pd.DataFrame) -> list[str]:
+    """The columns of the configuration: `CONFIG`, but without `refine` if the table has no such column."""
+    return [name for name in CONFIG if name != "refine" or name in table]
+
+
+def compact(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without a column `refine` that is empty. So a table without refined maps is as it always was."""
+    return table.drop(columns="refine") if "refine" in table and table["refine"].isna().all() else table
 
 
 def count(predicted: Tensor, region: Tensor) -> Tensor:
@@ -45,7 +55,7 @@ def scores(counts: pd.DataFrame) -> pd.DataFrame:
     For several trainings this is their mean. Columns that end in `_std` have the standard deviation (with n - 1).
     """
     trainings = by_training(counts)
-    groups = trainings.groupby(CONFIG, sort=False, dropna=False)[SCORES]
+    groups = trainings.groupby(of_config(counts), sort=False, dropna=False)[SCORES]
     found: pd.DataFrame = groups.mean()
     if trainings["training"].nunique() > 1:
         found = found.join(groups.std().add_suffix("_std"))
@@ -55,7 +65,8 @@ def scores(counts: pd.DataFrame) -> pd.DataFrame:
 def by_training(counts: pd.DataFrame) -> pd.DataFrame:
     """`scores` of every single training, with its name in the column `training`."""
     found = {
-        name: pd.concat(map(_scores, folds)).groupby(CONFIG, sort=False, dropna=False).mean() for name, folds in split(counts)
+        name: pd.concat(map(_scores, folds)).groupby(of_config(counts), sort=False, dropna=False).mean()
+        for name, folds in split(counts)
     }
     return pd.concat(found, names=["training"]).reset_index()
 
@@ -69,14 +80,15 @@ def split(counts: pd.DataFrame) -> list[tuple[str, list[pd.DataFrame]]]:
 
 
 def _scores(counts: pd.DataFrame) -> pd.DataFrame:
-    groups = by_class(counts).groupby(CONFIG, sort=False, dropna=False)
+    config = of_config(counts)
+    groups = by_class(counts).groupby(config, sort=False, dropna=False)
     mean = groups[["IoU", "Precision", "Recall", "F1"]].mean().add_prefix("m")
-    return mean.join(_rates(counts.groupby(CONFIG, sort=False, dropna=False)[["tp", "fp", "fn"]].sum()))
+    return mean.join(_rates(counts.groupby(config, sort=False, dropna=False)[["tp", "fp", "fn"]].sum()))
 
 
 def by_class(counts: pd.DataFrame) -> pd.DataFrame:
     """IoU, Precision, Recall, F1 of each class and configuration, and the number of images scored (`images`)."""
-    groups = counts.groupby([*CONFIG, "class"], sort=False, dropna=False)
+    groups = counts.groupby([*of_config(counts), "class"], sort=False, dropna=False)
     return _rates(groups[["tp", "fp", "fn"]].sum()).assign(images=groups.size())
 
 

@@ -26,10 +26,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ltcam.data import Sample
+from ltcam.data import Sample, Segmentation
 from ltcam.engine.cam import fused, layer_maps
+from ltcam.engine.traces import Trace
 from ltcam.engine.tracing import trace
 from ltcam.engine.tricks import normalized
 from ltcam.errors import InputError
@@ -49,20 +51,19 @@ def export(trained: Trained, part: str, config: Config, out: AnyPath, batch_size
     `out/seeds.json` says how they were made. A file gets its name only when it is complete, so an interrupted call goes on with
     the batches that lack a file. Raises InputError if the folder has seeds of other settings.
     """
-    data, protocol, out, config = trained.load(part), Protocol(batch_size), Path(out), Config._make(plain(tuple(config)))
+    data, out, config = trained.load(part), Path(out), Config._make(plain(tuple(config)))
     settings = {
         "data": data.title, "part": part, "fingerprint": data.fingerprint, "size": trained.size, "layers": config.selection,
-        **asdict(config.options), "checkpoint": trained.sha256, "probe": behaviour(),
+        **asdict(config.options), "refine": config.refine, "checkpoint": trained.sha256, "probe": behaviour(),
     }  # fmt: skip
     record = out / "seeds.json"
     known = _known(record, settings)
     images = sorted(data.labels.any(dim=1).nonzero().flatten().tolist(), key=lambda i: data.labels[i].sum())
-    batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
-    missing = [batch for batch in batches if not all((out / f"{data.entries[i].name}.npy").is_file() for i in batch)]
+    there = {i for i in images if (out / f"{data.entries[i].name}.npy").is_file()}
+    missing = [batch for batch in grouped(images, batch_size) if not there.issuperset(batch)]
     if missing or "finished" not in known:
         write(record, json.dumps(settings, indent=2) + "\n")
-        loaded = _loader(data, trained, protocol, missing)
-        for samples in tqdm(loaded, f"{data.title} {part}", disable=None, leave=False):
+        for samples in tqdm(batches(trained, data, missing), f"{data.title} {part}", disable=None, leave=False):
             for name, seeds in _seeds(trained, samples, config):
                 with atomic(out / f"{name}.npy") as temporary:
                     np.save(temporary, np.array(seeds, dtype=object), allow_pickle=True)
@@ -71,26 +72,41 @@ def export(trained: Trained, part: str, config: Config, out: AnyPath, batch_size
     return len(images)
 
 
+def grouped(images: list[int], batch_size: int) -> list[list[int]]:
+    """The images in batches, in their order."""
+    return [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+
+
+def batches(trained: Trained, data: Segmentation, chosen: list[list[int]]) -> DataLoader[Sample]:
+    """Lists of samples whose images are ready for the network."""
+    return _loader(data, trained, Protocol(), chosen)
+
+
+def traced(trained: Trained, samples: list[Sample], full: bool) -> Trace:
+    """The trace of a batch for the classes that its labels name."""
+    images = torch.stack([s.image for s in samples]).to(next(trained.model.parameters()))
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        return trace(trained.model, images, torch.stack([s.label for s in samples]), fullgrad=full)
+
+
 def _seeds(trained: Trained, samples: list[Sample], config: Config) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
     """(name, dictionary) for each image of a batch, from one trace."""
-    images = torch.stack([s.image for s in samples]).to(next(trained.model.parameters()))
     options = config.options
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        traced = trace(trained.model, images, torch.stack([s.label for s in samples]), fullgrad=options.method == "fullgrad")
-    maps = layer_maps(traced, options, config.selection)
+    run = traced(trained, samples, options.method == "fullgrad")
+    maps = layer_maps(run, options, config.selection)
     for number, sample in enumerate(samples):
-        own = traced.pairs[:, 0] == number
+        own = run.pairs[:, 0] == number
         layers = {name: m[own] for name, m in maps.items()}
         height, width = sample.mask.shape
         sizes = (-(-height // STRIDE), -(-width // STRIDE)), (height, width)
         cam, high_res = (normalized([fused(layers, options, size)], "max")[0].cpu().numpy() for size in sizes)
-        yield sample.name, {"keys": traced.pairs[own, 1].cpu().numpy(), "cam": cam, "high_res": high_res}
+        yield sample.name, {"keys": run.pairs[own, 1].cpu().numpy(), "cam": cam, "high_res": high_res}
 
 
 def _known(record: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What `record` says about the seeds beside it. Raises InputError if they were made with other settings."""
     known: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
-    others = [name for name, value in json.loads(json.dumps(settings)).items() if name not in known or known[name] != value]
+    others = [name for name, value in json.loads(json.dumps(settings)).items() if known.get(name) != value]
     if others and any(record.parent.rglob("*.npy")):
         raise InputError(f"{record.parent} has .npy files of another {', '.join(others)}: pass another --out, or delete them")
     return known

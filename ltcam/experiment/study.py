@@ -27,7 +27,8 @@ from ltcam.errors import InputError, MissingError
 from ltcam.experiment import provenance
 from ltcam.experiment.checkpoints import Trained, load_checkpoint
 from ltcam.experiment.configs import FLOATS, Config, Protocol
-from ltcam.experiment.evaluation import evaluate
+from ltcam.experiment.counting import Reading
+from ltcam.experiment.evaluation import Wanted, together
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.training import train
 from ltcam.files import AnyPath, sha256
@@ -133,12 +134,17 @@ class Study:
 
         role: count on the held-out part or on the training part; below: the folder for them, in that of the training.
         """
-        found = []
+        return self.together({below: (configs, protocol or Protocol())}, role)[0]
+
+    def together(self, wanted: Mapping[str, Reading], role: Role = "test") -> list[pd.DataFrame]:
+        """As `counts`, for several protocols, by their folders. Those that can share their passes over the images do so."""
+        found: list[list[pd.DataFrame]] = []
         for row in self.trainings.itertuples(index=False):
             trained = self.trained if row.name == self.names[0] else self.load(str(row.name))
-            place = _place(self.out / str(row.name), role) / below
-            found.append(_named(evaluate(trained, getattr(trained.recipe, role), configs, place, protocol), row, role))
-        return pd.concat(found, ignore_index=True)
+            place = _place(self.out / str(row.name), role)
+            each = [Wanted(configs, place / below, protocol) for below, (configs, protocol) in wanted.items()]
+            found.append([_named(counts, row, role) for counts in together(trained, getattr(trained.recipe, role), each)])
+        return [pd.concat(counts, ignore_index=True) for counts in zip(*found, strict=True)]
 
     def known(self, role: Role = "test") -> pd.DataFrame:
         """All counts that are kept."""

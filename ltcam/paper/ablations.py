@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ltcam.engine.tricks import Normalize, Scope
 from ltcam.errors import InputError
 from ltcam.experiment.configs import FLOATS, Config, Protocol
+from ltcam.experiment.counting import Reading
 from ltcam.experiment.evaluation import evaluate
 from ltcam.experiment.intervals import DRAWS, VERDICTS, Draws, draws, ends, verdict
 from ltcam.experiment.study import Study
@@ -57,6 +58,7 @@ TRICKS = {  # the row with the trick, and the row without
     "LTGrad-CAM instead of Layer-CAM": ("LTGrad-CAM", "Layer-CAM"),
 }
 GAINS = {name: (ROWS[made], ROWS[before]) for name, (made, before) in TRICKS.items()}
+COMPARED = list(dict.fromkeys([*ROWS.values(), *paper.SEVEN.values()]))  # under every protocol
 PROTOCOLS = ("labels", "outputs", "size")
 LARGER = {  # defect sets keep their aspect ratio
     "demo": (320, 320), "voc2012": (320, 320), "magnetic_tile": (320, 288), "ksdd": (960, 344), "ksdd2": (960, 344)
@@ -79,11 +81,15 @@ def cross(deltas: Sequence[float] = DELTAS) -> list[Config]:
     return whole + [config._replace(per=per, delta=delta) for per in get_args(Scope) for config in whole for delta in deltas]
 
 
-def configs(deltas: Sequence[float], varied: Sequence[str]) -> list[Config]:
-    """All that `measure` reads under the default protocol."""
-    rows = [*ROWS.values(), *paper.SEVEN.values()]
+def readings_of(
+    data: str, protocol: Protocol, deltas: Sequence[float], varied: Sequence[str], protocols: Sequence[str]
+) -> dict[str, Reading]:
+    """All that `measure` reads, by folder: much under `protocol` itself, and what is compared with one field of it changed."""
     changed = [c for row in (*(ROWS[name] for name in varied), *paper.SEVEN.values()) for _, c in variants(row)]
-    return list(dict.fromkeys([*rows, *changed, *cross(deltas)]))
+    everything = list(dict.fromkeys([*COMPARED, *changed, *cross(deltas)]))
+    levels = _levels(data)
+    others = {f"ablations/{factor}": (COMPARED, replace(protocol, **{factor: levels[factor]})) for factor in protocols}
+    return {"": (everything, protocol), **others}
 
 
 def measure(
@@ -96,22 +102,19 @@ def measure(
 ) -> dict[Run, pd.DataFrame]:
     """The counts of every run on the held-out part. Those of other protocols are in each training's folder `ablations`.
 
-    protocols  the `PROTOCOLS` to change; each needs its own pass over the images
+    protocols  the `PROTOCOLS` to change; only another size needs its own pass over the images
     varied     the rows whose options are changed, beside the paper's seven
     others     other trainings of the model, by their folders in the study's; without a checkpoint, their kept counts are read
     """
     if unknown := [name for name in (*protocols, *varied) if name not in (*PROTOCOLS, *ROWS)]:
         raise InputError(f"{unknown[0]!r} cannot be changed: expected protocols of {PROTOCOLS} and rows of {tuple(ROWS)}")
-    rows, protocol = list(dict.fromkeys([*ROWS.values(), *paper.SEVEN.values()])), Protocol(batch_size)
-    levels = _levels(study.data)
-    found = {DEFAULTS: study.counts(configs(deltas, varied), protocol)}
-    for factor in protocols:
-        other = replace(protocol, **{factor: levels[factor]})
-        found[changed_by(factor, study.data)] = study.counts(rows, other, below=f"ablations/{factor}")
+    runs = [DEFAULTS, *(changed_by(factor, study.data) for factor in protocols)]
+    wanted = readings_of(study.data, Protocol(batch_size), deltas, varied, protocols)
+    found = dict(zip(runs, study.together(wanted), strict=True))
     for name in others:
         kept = study.out / name
         if (study.runs / name / "checkpoint.pt").is_file():
-            evaluate(study.load(name), study.trained.recipe.test, rows, kept, protocol)
+            evaluate(study.load(name), study.trained.recipe.test, COMPARED, kept, Protocol(batch_size))
         if (kept / "counts.csv.gz").is_file():
             found |= another(kept, asdict(study.trained.recipe))
     return found
@@ -211,7 +214,8 @@ def _tau(printed: NDArray[np.float64], ours: NDArray[np.float64]) -> NDArray[np.
 
 
 def _row(run: Run, name: str, config: Config, scores: Draws, before: Any = None) -> dict[str, Any]:
-    row = {"factor": run[0], "level": run[1], "row": name, **config._asdict(), **ends(scores[config])}
+    fields = {field: value for field, value in config._asdict().items() if field != "refine" or value}
+    row = {"factor": run[0], "level": run[1], "row": name, **fields, **ends(scores[config])}
     return row if before is None else row | _change(scores[config] - before)
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from ltcam import data as datasets
 from ltcam import files
 from ltcam.errors import InputError
-from ltcam.experiment import evaluation, metrics, provenance, recipe, training
+from ltcam.experiment import evaluation, metrics, provenance, recipe, seed_scores, training
 from ltcam.experiment.checkpoints import load_checkpoint
 from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.locks import alone
@@ -73,3 +74,38 @@ def evaluate(
             if processes().is_main_process:
                 provenance.save(scores, folder / f"{name}.csv", started, **trained.about(data))
                 yield f"{name} on {data.title}, part {part}\n{scores.round(2).to_string(index=False)}\n"
+
+
+def eval_seeds(
+    checkpoint: AnyPath | None, folder: AnyPath | None, data: str, part: str, choose_on: str, texts: Sequence[str],
+    batch_size: int, out: AnyPath | None,
+) -> Iterator[str]:  # fmt: skip
+    """Score the seeds of a checkpoint's configurations, or those in a folder."""
+    if (checkpoint is None) == (folder is None) or bool(folder) != bool(data) or (folder and texts):
+        raise InputError("expected --checkpoint PATH, perhaps with --config, or --folder PATH with --data NAME")
+    started = time.time()
+    if checkpoint:
+        trained = load_checkpoint(checkpoint)
+        asked = {text: Config.parse(text) for text in texts or ["gradcam:S1-S5:20"]}
+        part = part or trained.recipe.train
+
+        def tally(name: str) -> dict[str, seed_scores.Tally]:
+            found = seed_scores.of_checkpoint(trained, name, list(asked.values()), batch_size)
+            return {text: found[config] for text, config in asked.items()}
+
+        about = trained.about(trained.load(part))
+    else:
+        part, place = part or "train", Path(str(folder))
+        about = {"data": datasets.load(data, part).title, "fingerprint": datasets.load(data, part).fingerprint}
+
+        def tally(name: str) -> dict[str, seed_scores.Tally]:
+            return {str(place): seed_scores.of_folder(place, datasets.load(data, name))}
+
+    scored = tally(part)
+    scores = seed_scores.table(scored, tally(choose_on) if choose_on else None)
+    if out:
+        about |= {"part": part, "choose_on": choose_on}
+        provenance.save(scores, Path(out) / "seeds.csv", started, **about)
+        provenance.save(seed_scores.curves(scored), Path(out) / "curves.csv", started, **about)
+    said = f"; t is the best on {choose_on}" if choose_on else ""
+    yield f"{about['data']}, part {part}: best_t is the best on {part} itself{said}\n{scores.round(2).to_string(index=False)}"

@@ -55,7 +55,7 @@ def read(folder: AnyPath, data: str) -> dict[str, pd.DataFrame]:
     if not tables:
         raise MissingError(f"no table is in {folder}: expected {', '.join(names)} (.csv); run notebooks 02 to 05 first")
     shared = pd.concat([table.assign(file=name) for name, table in tables.items()])
-    for config, rows in shared.groupby(["part", *metrics.CONFIG], dropna=False):
+    for config, rows in shared.groupby(["part", *metrics.of_config(shared)], dropna=False):
         if rows["mIoU"].max() - rows["mIoU"].min() > 0.01:
             raise InputError(
                 f"{', '.join(rows['file'])} in {folder} give {config} different mIoU ({', '.join(map(str, rows['mIoU']))}): "

@@ -75,7 +75,7 @@ class Kept:
 
 def counted(counts: pd.DataFrame) -> dict[Config, int]:
     """Every configuration in `counts` and its number, in order of appearance."""
-    first = counts.drop_duplicates(metrics.CONFIG) if len(counts) else pd.DataFrame(columns=metrics.CONFIG)
+    first = counts.drop_duplicates(metrics.of_config(counts)) if len(counts) else pd.DataFrame(columns=metrics.CONFIG)
     return {config: number for number, config in enumerate(configurations(first))}
 
 
@@ -84,6 +84,6 @@ def pick(counts: pd.DataFrame, configs: Iterable[Config]) -> pd.DataFrame:
     if counts.empty:
         return counts
     numbers = counted(counts)
-    of_row = counts.groupby(metrics.CONFIG, sort=False, dropna=False).ngroup().to_numpy()
+    of_row = counts.groupby(metrics.of_config(counts), sort=False, dropna=False).ngroup().to_numpy()
     rows = [np.flatnonzero(of_row == numbers[config]) for config in dict.fromkeys(configs) if config in numbers]
-    return counts.iloc[np.concatenate([np.array([], dtype=int), *rows])].reset_index(drop=True)
+    return metrics.compact(counts.iloc[np.concatenate([np.array([], dtype=int), *rows])].reset_index(drop=True))

@@ -15,6 +15,7 @@ from IPython.display import Markdown
 
 from ltcam.experiment import provenance
 from ltcam.experiment.configs import Config, Protocol
+from ltcam.experiment.counting import Reading
 from ltcam.experiment.study import Role, Study, Training
 from ltcam.files import sha256
 from ltcam.paper import ablations, golden, judging, sentences, sweep, tables
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 def open(profile: str, data: str, batch_size: int = 8, series: Mapping[str, Any] | None = None) -> Run:
     """The trainings of data set `data` that notebook 01 left for `profile`. Measurements are logged on stderr.
 
-    series: what notebook 08 varies, {"deltas": [...], "varied": [...]}. With it, the first notebook that scores a part measures
-    what the whole series reads there, in one pass over the images. Without it, each notebook measures its own.
+    series: what notebook 08 varies, {"deltas": [...], "varied": [...], "protocols": [...]}. With it, the first notebook that
+    scores a part measures what the whole series reads there. Without it, each notebook measures its own.
 
     Raises MissingError if there are none.
     """
@@ -42,12 +43,13 @@ def train(profile: str, data: str, trainings: Sequence[Training]) -> Run:
     return Run(profile, data)
 
 
-def wanted(data: str, role: Role, deltas: Sequence[float], varied: Sequence[str]) -> list[Config]:
-    """All configurations that the notebooks read on a part of `data` under the default protocol."""
+def wanted(data: str, role: Role, protocol: Protocol, **varied: Sequence[Any]) -> dict[str, Reading]:
+    """All that the notebooks read on a part of `data`, by folder; varied: as `ltcam.paper.ablations.readings_of` takes it."""
     if role == "train":
-        return sweep.CONFIGS
+        return {"": (sweep.CONFIGS, protocol)}
     rows = [config for number in {1, 2, *tables.COMPARED[data]} for config in tables.TABLES[number].values()]
-    return list(dict.fromkeys([*rows, *sweep.CONFIGS, *ablations.configs(deltas, varied)]))
+    found = ablations.readings_of(data, protocol, **varied)
+    return {**found, "": (list(dict.fromkeys([*rows, *sweep.CONFIGS, *found[""][0]])), protocol)}
 
 
 class Run(Study):
@@ -104,7 +106,7 @@ class Run(Study):
         protocol = protocol or self.protocol
         if self.series and role not in self.passed and (protocol, below) == (self.protocol, ""):
             self.passed.add(role)
-            super().counts(wanted(self.data, role, **self.series), protocol, role)
+            self.together(wanted(self.data, role, protocol, **self.series), role)
         return super().counts(configs, protocol, role, below)
 
     def table(self, number: int) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from torchvision.models import get_model, get_model_weights, list_models
 from ltcam import data as datasets
 from ltcam.data.base import read
 from ltcam.engine.cam import explain
+from ltcam.engine.refine import Refine
 from ltcam.engine.tracing import trace
 from ltcam.errors import InputError, MissingError, UnavailableError
 from ltcam.experiment import checkpoints, weights
@@ -56,12 +57,12 @@ def classifier(name: str, checkpoint: AnyPath | None) -> Classifier:
 
 def draw(
     image: AnyPath, out: AnyPath, name: str, checkpoint: AnyPath | None, target: str, method: str, layers: str | None,
-    delta: float | None, per_stage: bool,
+    delta: float | None, per_stage: bool, refine: str = "",
 ) -> str:  # fmt: skip
     """Draw `heatmaps` to `out`; returns the class. Raises InputError if `out` is not the name of a picture."""
     if Path(out).suffix not in (".png", ".jpg", ".pdf", ".svg"):
         raise InputError(f"--out {out} is not a picture: expected a name that ends in .png, .jpg, .pdf or .svg")
-    pixels, chosen, maps = heatmaps(image, classifier(name, checkpoint), target, method, layers, delta, per_stage)
+    pixels, chosen, maps = heatmaps(image, classifier(name, checkpoint), target, method, layers, delta, per_stage, refine)
     with atomic(out) as temporary:
         plotting.overlay_figure(pixels, maps, chosen).savefig(temporary, dpi=150)
     return chosen
@@ -69,14 +70,15 @@ def draw(
 
 def heatmaps(
     image: AnyPath, model: Classifier, target: str, method: str, layers: str | None, delta: float | None,
-    per_stage: bool = False,
+    per_stage: bool = False, refine: str = "",
 ) -> tuple[Tensor, str, dict[str, Tensor]]:  # fmt: skip
     """The image (3, H, W) uint8, the class explained, and {title: heatmap (H, W)}.
 
-    The fused heatmap comes last; with per_stage, those of the stages come before it. target: a class by name or index, or ""
-    for the class with the largest logit.
+    The fused heatmap comes last; with per_stage, those of the stages come before it. refine, the text of an `ltcam.Refine`,
+    spreads the fused one alone. target: a class by name or index, or "" for the class with the largest logit.
     """
     network, classes, size = model
+    how = Refine.parse(refine) if refine else None
     if target and target not in classes and not target.isdecimal():
         raise InputError(f"class {target!r} is unknown: expected an index or one of {', '.join(classes[:20])}")
     chosen = None if not target else list(classes).index(target) if target in classes else int(target)
@@ -88,9 +90,11 @@ def heatmaps(
         network.to(device), datasets.preprocess(pixels, size)[None].to(device), chosen, fullgrad=method == "fullgrad"
     )
     stages = [label for label, name in traced.stages.items() if per_stage and name in traced.select(layers)]
-    fused = ", ".join([method, layers or "all stages", *([] if delta is None else [f"δ={delta:g}"])])
-    selected = [*zip(stages, stages, strict=True), (fused, layers)]
+    options = [*([] if delta is None else [f"δ={delta:g}"]), *([f"refined {how}"] if how else [])]
+    fused = ", ".join([method, layers or "all stages", *options])
+    selected = [*((stage, stage, None) for stage in stages), (fused, layers, how)]
     maps = {
-        title: explain(traced, method, which, delta, (pixels.shape[1], pixels.shape[2]))[0].cpu() for title, which in selected
+        title: explain(traced, method, which, delta, (pixels.shape[1], pixels.shape[2]), refine=spread)[0].cpu()
+        for title, which, spread in selected
     }
     return pixels, classes[int(traced.pairs[0, 1])], maps

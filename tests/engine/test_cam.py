@@ -114,7 +114,7 @@ def test_batch_is_one_by_one_and_multi_label_is_single_label(tiny, images, trace
         ({"method": "fullgrad", "delta": -3}, "delta=-3"),
         ({"method": "gradcam", "per": "image"}, "per='image' is unknown: expected 'layer' or 'channel'"),
         ({"method": "gradcam", "delta": 0, "compare": ">"}, "compare='>' is unknown: expected 'ge' or 'gt'"),
-        ({"method": "gradcam", "fuse": "median"}, "fuse='median' is unknown: expected 'sum' or 'max' or 'mean'"),
+        ({"method": "gradcam", "fuse": "median"}, "fuse='median' is unknown: expected 'sum' or 'max' or 'mean' or 'prod'"),
         ({"method": "gradcam", "normalize": "l2"}, "normalize='l2' is unknown"),
         ({"method": "gradcam", "compare": "gt"}, "compare='gt' without delta compares nothing"),
         ({"method": "gradcam", "per_channel": True}, "per_channel=True is an option of fullgrad"),

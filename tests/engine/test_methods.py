@@ -15,6 +15,7 @@ from ltcam.engine.methods import (
     hirescam,
     layercam,
     method,
+    sim,
     xgradcam,
 )
 from ltcam.errors import InputError
@@ -95,6 +96,11 @@ def test_gradcam():
 def test_layercam():
     # positive gradients times activations, summed: channel 2 has none
     assert layercam(A, G).tolist() == [[[2, 4], [0, 8]]]
+
+
+def test_sim():
+    # the positive gradients alone, summed: channel 2 has none
+    assert sim(A, G).tolist() == sim(-A, G).tolist() == [[[2, 2], [0, 2]]]
 
 
 def test_layercam_clips_negative_sums():

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import LayerGradCam
-from pytorch_grad_cam import FullGrad, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
+from pytorch_grad_cam import FullGrad, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, RefineCAM, XGradCAM
 from pytorch_grad_cam.utils.image import scale_accross_batch_and_channels
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torchcam.methods import CAM as TorchCamCAM
 from torchcam.methods import GradCAM as TorchCamGradCAM
 from torchcam.methods import LayerCAM as TorchCamLayerCAM
 
-from ltcam import explain, trace
+from ltcam import explain, layerize, trace
 from ltcam.engine.methods import fullgrad, gradcam_plus_plus, xgradcam
 from ltcam.engine.stages import stages
 from ltcam.experiment.vgg16 import vgg16
@@ -110,6 +110,28 @@ def test_torchcam_cam():
     with TorchCamCAM(model, "features.30", "classifier") as extractor:
         theirs = extractor(CLASS, model(image), normalized=False)[0]
     assert close(layer_maps(trace(model, image, CLASS), "cam", "S5")["features.30"], theirs.detach().clamp(min=0))
+
+
+def test_pytorch_grad_cam_refinecam(setting):
+    """RefineCAM's product is our geometric mean to the power of the number of layers. It then scales the map to [0, 1]."""
+    model, image, _ = setting
+    target, layers = [ClassifierOutputTarget(CLASS)], [model.get_submodule(stages(model)[stage]) for stage in ("S3", "S5")]
+    refined = RefineCAM(model, layers, base_method=LayerCAM)
+    theirs = refined(image, target)
+    alone = [torch.from_numpy(cam(image, target)) for cam in refined.base_cam_per_layer]
+    ours = layerize(alone, (224, 224), "prod") ** len(layers)
+    assert close((ours - ours.amin()) / (ours.amax() - ours.amin()), theirs)
+
+
+def test_zoomcam_as_its_authors_code_does(setting):
+    """The sum of A G over channels, the ReLU, over its maximum, upsampled, and the largest of all layers."""
+    _, _, traced = setting
+    maps = []
+    for name in traced.layers:
+        m = (traced.activation(name) * traced.gradient(name)).sum(dim=1, keepdim=True).clamp(min=0)
+        assert m.amin() == 0  # their code subtracts it
+        maps.append(torch.nn.Upsample((224, 224), mode="bilinear")(m / m.amax())[:, 0])
+    torch.testing.assert_close(explain(traced, "hirescam", fuse="max", normalize="max"), torch.stack(maps).amax(dim=0))
 
 
 def test_pytorch_grad_cam_end_to_end(setting):

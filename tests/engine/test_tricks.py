@@ -51,6 +51,30 @@ def test_fusion_by_hand(fuse, expected):
     assert layerize(maps, (1, 3), fuse).flatten().tolist() == expected
 
 
+def test_prod_by_hand():
+    # over their maxima: 0.04, 1, 0.16 and 1, 0, 0.25; the roots of 0.04, 0 and 0.04
+    maps = [torch.tensor([[[1.0, 25.0, 4.0]]]), torch.tensor([[[4.0, 0.0, 1.0]]])]
+    torch.testing.assert_close(layerize(maps, (1, 3), "prod"), torch.tensor([[[0.2, 0.0, 0.2]]]))
+    scaled = [1e-25 * maps[0], 1e-20 * maps[1]]  # whose product float32 does not hold
+    torch.testing.assert_close(layerize(scaled, (1, 3), "prod"), layerize(maps, (1, 3), "prod"))
+    assert layerize([maps[0], torch.zeros(1, 1, 3)], (1, 3), "prod").eq(0).all()
+    torch.testing.assert_close(layerize(maps[:1], (1, 3), "prod"), maps[0] / 25)
+
+
+def test_prod_acts_on_maps_of_two_sizes_and_scales_after_normalize():
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.rand(2, s, s, generator=generator) for s in (2, 8)]
+    for how in ("none", "minmax", "tanh"):
+        resized = [layerize([m], (9, 7)) for m in normalized(normalized(maps, how), "max")]
+        torch.testing.assert_close(layerize(maps, (9, 7), "prod", how), (resized[0] * resized[1]).sqrt())
+
+
+def test_the_gradient_of_prod_is_finite_where_a_map_is_zero():
+    maps = [torch.tensor([[[1.0, 0.0, 4.0]]], requires_grad=True), torch.tensor([[[3.0, 4.0, 0.0]]], requires_grad=True)]
+    layerize(maps, (1, 3), "prod").sum().backward()
+    assert all(m.grad.isfinite().all() and m.grad.any() for m in maps)
+
+
 def test_none_leaves_the_gradient_alone():
     assert truncate(GRADIENT, None) is GRADIENT
 
@@ -164,7 +188,7 @@ def test_choices_that_do_not_exist_are_refused():
     maps = [torch.ones(1, 2, 2)]
     refuses(lambda: check(20, "pair"), "per='pair' is unknown: expected 'layer' or 'channel'")
     refuses(lambda: truncate(GRADIENT, 20, compare="lt"), "compare='lt' is unknown: expected 'ge' or 'gt'")
-    refuses(lambda: layerize(maps, (2, 2), "min"), "fuse='min' is unknown: expected 'sum' or 'max' or 'mean'")
+    refuses(lambda: layerize(maps, (2, 2), "min"), "fuse='min' is unknown: expected 'sum' or 'max' or 'mean' or 'prod'")
     expected = "normalize='sum' is unknown: expected 'none' or 'max' or 'minmax' or 'tanh'"
     refuses(lambda: layerize(maps, (2, 2), normalize="sum"), expected)
 

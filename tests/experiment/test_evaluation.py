@@ -25,6 +25,7 @@ from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.study import Study
 from ltcam.experiment.training import train
 from ltcam.paper import tables as paper
+from ltcam.paper.kept import pick
 from tests import lookalikes
 from tests.experiment.test_training import TINY
 
@@ -48,6 +49,10 @@ EVERY = [
     Config("gradcam", "S1-S5", 20.0, normalize="max"),
     Config("layercam", "S1-S5", 0.0, fuse="mean", normalize="minmax"),
     Config("layercam", "S1-S5", None, normalize="tanh"),
+    Config("gradcam", "S1-S5", 20.0, fuse="prod"),
+    Config("layercam", "S1-S5", None, normalize="tanh", refine="S3-S5:8"),
+    Config("gradcam", "S3-S5", 20.0, refine="S3-S5:8:4:2:times"),
+    Config("layercam", "S1-S5", 0.0, fraction=0.3, refine="S3-S5:8"),
     Config("layercam", "S1-S5", 0.0, fraction=0.3),
     Config("fullgrad", "all", 0.0, fraction=0.3),
 ]
@@ -123,6 +128,37 @@ def test_counts_are_those_of_explain_and_scikit_image_one_by_one(role, request, 
     assert differ <= (0 if dtype == torch.float64 else 1e-4 * pixels)
 
 
+def test_the_text_of_a_configuration_has_further_fields_by_name():
+    text = "layercam:S1-S5:0,normalize=tanh,fraction=0.3,refine=S3-S5:28"
+    assert Config.parse(text) == Config("layercam", "S1-S5", 0.0, normalize="tanh", fraction=0.3, refine="S3-S5:28")
+    for wrong in ("layercam,delta=3", "layercam,x=1", "layercam,fuse", "layercam,fuse=a=b", "layercam,fraction=x", ",fuse=max"):
+        with pytest.raises(ValueError, match="is not a configuration: expected METHOD"):
+            Config.parse(wrong)
+    with pytest.raises(ValueError, match="fuse='x' is unknown"):
+        Config.parse("layercam,fuse=x").options  # noqa: B018
+
+
+def test_a_refined_row_adds_a_column_and_changes_no_other_table(run, tmp_path):
+    plain = evaluate(run, "val", CONFIGS[:2], tmp_path / "one")
+    before = (tmp_path / "one" / "counts.csv.gz").read_bytes()
+    assert list(plain) == ["name", "group", "class", *metrics.CONFIG[:-1], "tp", "fp", "fn"]
+    refined = [CONFIGS[0], CONFIGS[0]._replace(refine="S4-S5:8"), CONFIGS[0]._replace(refine="S4-S5:9")]
+    both = evaluate(run, "val", refined, tmp_path / "one")
+    assert configs.configurations(both) == [config for config in refined for _ in range(len(both) // 3)]
+    known = pd.read_csv(tmp_path / "one" / "counts.csv.gz")
+    assert [*known] == ["name", "group", "class", *metrics.CONFIG, "tp", "fp", "fn"] and len(known) == 2 * len(plain)
+    rows = metrics.compact(known[known["refine"].isna()].reset_index(drop=True))
+    assert gzip.decompress(before).decode() == rows.to_csv(index=False, lineterminator="\n")
+    for again in (evaluate(run, "val", CONFIGS[:2], tmp_path / "one"), pick(known, CONFIGS[:2])):
+        pd.testing.assert_frame_equal(again, plain, check_dtype=False)
+        pd.testing.assert_frame_equal(metrics.scores(again), metrics.scores(plain))
+    scored = metrics.scores(both)
+    assert configs.configurations(scored) == refined and scored["mIoU"].nunique() == 3
+    pd.testing.assert_frame_equal(metrics.compact(scored[:1]), metrics.scores(plain)[:1], check_dtype=False)
+    with pytest.raises(ValueError, match="refine='S5:x' is no way to spread a map"):
+        evaluate(run, "val", [CONFIGS[0]._replace(refine="S5:x")], tmp_path / "one")
+
+
 def test_predicted_classes_are_scored_and_missed_ones_counted(run, tmp_path):
     """A class that is not there has only false positives; one that is not predicted only false negatives."""
     data = datasets.load("voc2012", "val")
@@ -144,6 +180,32 @@ def test_predicted_classes_are_scored_and_missed_ones_counted(run, tmp_path):
             assert row["tp"] == 0 and (row["fn"] == 0 if (name, c) in claimed else row["fp"] == 0 < row["fn"])
 
 
+def test_protocols_with_one_forward_share_it_and_count_what_each_counts_alone(run, tmp_path, monkeypatch):
+    """Labels are targets of one trace, outputs are layers of it. FullGrad's terms of a stage are found at either output."""
+    some = [*CONFIGS, Config("fullgrad", "S2-S3", 20.0), Config("fullgrad", "S5", None, "channel")]
+    protocols = {
+        "as it is": Protocol(4), "labels": Protocol(4, labels="predicted"), "outputs": Protocol(4, outputs="relu"),
+        "both": Protocol(4, labels="predicted", outputs="relu"), "size": Protocol(4, size=(96, 64)),
+    }  # fmt: skip
+    chosen = {name: some[:-1] if name == "labels" else some for name in protocols}
+    alone = [evaluate(run, "val", chosen[name], tmp_path / "alone" / name, p) for name, p in protocols.items()]
+    traced, calls = counting.trace, []
+    monkeypatch.setattr(counting, "trace", lambda *a: calls.append(a[1].shape) or traced(*a))
+    wanted = [evaluation.Wanted(chosen[name], tmp_path / "shared" / name, p) for name, p in protocols.items()]
+    batches = len(evaluation._batches(datasets.load("voc2012", "val"), 4))
+    count_batch, cut = counting._count_batch, iter([True] * (batches - 1))
+    with monkeypatch.context() as patched:
+        patched.setattr(counting, "_count_batch", lambda *a: (next(cut), count_batch(*a))[1])
+        with pytest.raises(StopIteration):
+            evaluation.together(run, "val", wanted)
+    (tmp_path / "shared" / "both").rename(tmp_path / "lost")  # its batches are counted again, and only its
+    found = evaluation.together(run, "val", wanted)
+    for one, other in zip(found, alone, strict=True):
+        pd.testing.assert_frame_equal(one, other)
+    assert len({frame.to_csv() for frame in alone}) == len(alone)
+    assert len(calls) == batches - 1 + batches + batches
+
+
 def test_what_is_run_is_part_of_what_is_kept(run, tmp_path, monkeypatch):
     """Stage outputs, input size and bfloat16 reach the trace, and other counts are never taken for theirs."""
     evaluation.behaviour()  # which traces its own probe, once in a process
@@ -152,7 +214,7 @@ def test_what_is_run_is_part_of_what_is_kept(run, tmp_path, monkeypatch):
 
     def noted(model, images, labels, layers, fullgrad):
         traced = real(model, images, labels, layers, fullgrad)
-        seen.append((tuple(images.shape[2:]), traced.stages["S5"], traced.logits.dtype))
+        seen.append((tuple(images.shape[2:]), traced.layers[-1], traced.logits.dtype))
         return traced
 
     monkeypatch.setattr(counting, "trace", noted)
@@ -177,7 +239,7 @@ def test_what_is_measured_is_kept_and_only_the_rest_is_measured(run, tmp_path, m
     first = evaluate(trained, "val", CONFIGS[:2], tmp_path)
     asked = []
     measure = evaluation._measure
-    monkeypatch.setattr(evaluation, "_measure", lambda *a: asked.append(a[2]) or measure(*a))
+    monkeypatch.setattr(evaluation, "_measure", lambda *a: asked.extend(c.missing for c in a[2]) or measure(*a))
     both = evaluate(trained, "val", CONFIGS[1:], tmp_path)
     assert asked == [CONFIGS[2:]]
     again = evaluate(trained, "val", CONFIGS, tmp_path)
@@ -254,11 +316,11 @@ def test_a_batch_that_memory_does_not_hold_is_halved(run, tmp_path, monkeypatch,
     whole = evaluate(run, "val", CONFIGS[:1], tmp_path / "whole", Protocol(4))
     count_batch, sizes = counting._count_batch, []
 
-    def small(trained, samples, configs, protocol):
+    def small(trained, samples, readings):
         if len(samples) > room:
             raise torch.OutOfMemoryError
         sizes.append(len(samples))
-        return count_batch(trained, samples, configs, protocol)
+        return count_batch(trained, samples, readings)
 
     monkeypatch.setattr(counting, "_count_batch", small)
     room = 1

@@ -5,7 +5,7 @@ from PIL import Image
 from torchvision.models import get_model
 from typer.testing import CliRunner
 
-from ltcam import explain, trace
+from ltcam import Refine, explain, trace
 from ltcam.__main__ import app
 from ltcam.data import preprocess
 from ltcam.experiment.recipe import Recipe
@@ -35,6 +35,10 @@ def test_a_state_dict_of_a_torchvision_model(photo, resnet):
     traced = trace(model[0], preprocess(pixels, (224, 224))[None], 1)
     assert torch.equal(maps["gradcam, S3-S5, δ=20"], explain(traced, "gradcam", "S3-S5", 20, (60, 90))[0])
     assert torch.equal(maps["S4"], explain(traced, "gradcam", "S4", 20, (60, 90))[0])
+    _, _, maps = picture.heatmaps(photo, model, "1", "layercam", None, None, per_stage=True, refine="S4-S5:9")
+    refined = explain(traced, "layercam", size=(60, 90), refine=Refine("S4-S5", 9))[0]
+    assert torch.equal(maps["layercam, all stages, refined S4-S5:9:8:1"], refined)
+    assert torch.equal(maps["S4"], explain(traced, "layercam", "S4", size=(60, 90))[0])
     _, name, maps = picture.heatmaps(photo, model, "", "fullgrad", None, None)
     assert name == str(int(traced.logits.argmax())) and list(maps) == ["fullgrad, all stages"]
 
@@ -52,6 +56,7 @@ def test_the_command(photo, resnet, tmp_path):
         (["--class", "7"], "class 7 is out of range"),
         (["--method", "eigencam"], "method 'eigencam' is unknown"),
         (["--layers", "S9"], "layer 'S9' was not traced"),
+        (["--refine", "S5:x"], "refine='S5:x' is no way to spread a map"),
         (["--model", "resnet19"], "model 'resnet19' is no classifier of torchvision: expected e.g. vgg16"),
         (["--model", "fasterrcnn_resnet50_fpn"], "model 'fasterrcnn_resnet50_fpn' is no classifier of torchvision"),
         (["--model", "fcn_resnet50"], r"does not fit fcn_resnet50: expected its state dict \(Error.* Missing key"),

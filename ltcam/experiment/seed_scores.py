@@ -1,0 +1,179 @@
+"""How good seeds are, under the protocol of weakly-supervised segmentation: `ltcam eval-seeds`.
+
+Each map is over its maximum. Background is a constant t, the threshold. A pixel gets the class of the largest value among
+background and the image's classes; the image's labels say which these are. One confusion matrix counts the pixels of a whole
+part, without void ones (255). mIoU is the mean over its rows, background among them (21 on VOC 2012); a row without a pixel and
+without a claim is left out. This is IRN's evaluation (Ahn, Cho, Kwak 2019) for every t at once.
+
+The field reports the best t of the part that is scored. `table` gives it, and beside it the score at the t that is best on
+another part. The average precision of pixels needs no t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from ltcam.data import Segmentation
+from ltcam.data.base import VOID
+from ltcam.engine.bins import maps_of
+from ltcam.engine.cam import fused
+from ltcam.engine.targets import describe
+from ltcam.engine.tricks import normalized
+from ltcam.errors import InputError
+from ltcam.experiment.checkpoints import Trained
+from ltcam.experiment.configs import Config
+from ltcam.experiment.seed_files import read
+from ltcam.experiment.seeds import batches, grouped, traced
+from ltcam.files import AnyPath
+
+THRESHOLDS = np.arange(101) / 100
+BINS = 2**14  # of the average precision
+
+
+class Tally:
+    """The counts of a part from which every score is derived. Add image after image; no map is kept.
+
+    classes: without background. On VOC 2012 the counts take 6 MB, for any number of images.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.classes, self.images = classes, 0
+        self.joint = torch.zeros(classes + 1, classes + 1, len(THRESHOLDS) + 1, dtype=torch.long)
+        self.ranked = torch.zeros(classes, 2, BINS, dtype=torch.long)
+
+    def add(self, maps: Tensor, keys: Tensor, mask: Tensor) -> None:
+        """Count an image: maps (n, H, W) in [0, 1] of its classes `keys` (n,), from 0, and its mask (H, W), as in `Sample`.
+
+        An image without a class is background. Raises InputError for shapes or labels that do not fit.
+        """
+        if maps.ndim != 3 or maps.shape[1:] != mask.shape or len(keys) != len(maps):
+            raise InputError(f"{len(keys)} classes with {describe(maps)} for {describe(mask)}: expected (n, H, W) for (H, W)")
+        valid = mask != VOID
+        truth, scores = mask[valid].long(), maps[:, valid]
+        if len(truth) and int(truth.max()) > self.classes:
+            raise InputError(f"a mask has the label {int(truth.max())}: expected at most {self.classes}, or {VOID}")
+        label = below = torch.zeros_like(truth)
+        if len(keys):
+            place = scores.argmax(dim=0)  # of equal values the first, as numpy does
+            largest = scores.gather(0, place[None])[0]
+            label = keys[place] + 1
+            # A class wins if it is above t. IRN's t is in the maps' precision.
+            below = torch.searchsorted(torch.from_numpy(THRESHOLDS).to(largest), largest)
+        index = (truth * (self.classes + 1) + label) * (len(THRESHOLDS) + 1) + below
+        self.joint += torch.bincount(index, minlength=self.joint.numel()).view(self.joint.shape).cpu()
+        for key, own in zip(keys.tolist(), scores, strict=True):
+            bins = (own * BINS).long().clamp(max=BINS - 1) + BINS * (truth == key + 1)
+            self.ranked[key] += torch.bincount(bins, minlength=2 * BINS).view(2, BINS).cpu()
+        self.images += 1
+
+    def confusion(self) -> NDArray[np.int64]:
+        """(T, C + 1, C + 1): pixels by threshold, true label and claimed label; 0 is background."""
+        above = self.joint.flip(2).cumsum(dim=2).flip(2)[:, :, 1:].permute(2, 0, 1).clone()
+        above[:, :, 0] = self.joint.sum(dim=(1, 2)) - above[:, :, 1:].sum(dim=2)
+        return above.numpy()
+
+    def ious(self) -> NDArray[np.float64]:
+        """(T, C + 1) in percent, background first. NaN for a label that is neither true nor claimed."""
+        counts = self.confusion()
+        both = np.diagonal(counts, axis1=1, axis2=2)
+        union = counts.sum(axis=1) + counts.sum(axis=2) - both
+        ious: NDArray[np.float64] = 100 * np.divide(both, union, out=np.full(union.shape, np.nan), where=union > 0)
+        return ious
+
+    def curve(self) -> pd.Series[float]:
+        """mIoU in percent by threshold t."""
+        ious = self.ious()
+        known = ~np.isnan(ious)
+        mean = np.where(known, ious, 0).sum(axis=1) / known.sum(axis=1).clip(min=1)
+        return pd.Series(mean, pd.Index(THRESHOLDS, name="t"), name="mIoU")
+
+    def precision(self) -> tuple[float, float]:
+        """The average precision of pixels in percent: of all pixels of all maps pooled, and the mean over classes.
+
+        A pixel of a map is positive if it is of the map's class. Values are rounded down to multiples of 2^-14, and 1 to the
+        last of them. On these it is scikit-learn's `average_precision_score`. If values do not repeat, rounding changes it by
+        less than 0.01. NaN if nothing is positive.
+        """
+        own = [_average_precision(counts) for counts in self.ranked if counts[1].any()]
+        return _average_precision(self.ranked.sum(dim=0)), float(np.mean(own)) if own else np.nan
+
+
+def _average_precision(counts: Tensor) -> float:
+    """In percent; counts (2, BINS): negative and positive pixels by ascending value."""
+    tp, fp = counts[1].flip(0).cumsum(0).double(), counts[0].flip(0).cumsum(0).double()
+    if not tp[-1]:
+        return np.nan
+    gained = counts[1].flip(0).double() / tp[-1]
+    return 100 * float((gained * tp / (tp + fp).clamp(min=1)).sum())
+
+
+def of_folder(folder: AnyPath, data: Segmentation) -> Tally:
+    """Seeds in `folder`, one `<image name>.npy` for each image of `data` that has a class. IRN's files are read as they are.
+
+    Raises MissingError if a file is missing, and InputError as `seed_files.read` does.
+    """
+    tally = Tally(len(data.classes))
+    for index in tqdm(range(len(data)), f"{data.title} {data.part}", disable=None, leave=False):
+        mask, path = torch.from_numpy(data.mask(index)), Path(folder) / f"{data.entries[index].name}.npy"
+        keys, maps = torch.zeros(0, dtype=torch.long), torch.zeros(0, *mask.shape)
+        if data.labels[index].any() or path.is_file():
+            keys, maps = read(path, len(data.classes))
+        if maps.shape[1:] != mask.shape:
+            raise InputError(f"{path} has maps {tuple(maps.shape[1:])}, the mask is {tuple(mask.shape)}: export it again")
+        tally.add(maps, keys, mask)
+    return tally
+
+
+def of_checkpoint(trained: Trained, part: str, configs: Sequence[Config], batch_size: int = 8) -> dict[Config, Tally]:
+    """What `export-seeds` would write for each configuration, scored without files: one trace an image serves all of them."""
+    data = trained.load(part)
+    tallies = {config: Tally(len(data.classes)) for config in configs}
+    wanted = [(config.options, config.selection) for config in tallies]
+    images = sorted(range(len(data)), key=lambda i: data.labels[i].sum())
+    for samples in tqdm(batches(trained, data, grouped(images, batch_size)), f"{data.title} {part}", disable=None, leave=False):
+        for sample in (s for s in samples if not s.label.any()):
+            for tally in tallies.values():
+                tally.add(torch.zeros(0, *sample.mask.shape), torch.zeros(0, dtype=torch.long), sample.mask)
+        if not (labelled := [s for s in samples if s.label.any()]):
+            continue
+        trace = traced(trained, labelled, any(config.method == "fullgrad" for config in tallies))
+        maps = maps_of(trace, wanted)
+        for number, sample in enumerate(labelled):
+            own, mask = trace.pairs[:, 0] == number, sample.mask.to(trace.pairs.device)
+            for config, tally in tallies.items():
+                layers = {name: m[own] for name, m in maps[config.options, config.selection].items()}
+                heat = fused(layers, config.options, (mask.shape[0], mask.shape[1]))
+                tally.add(normalized([heat], "max")[0], trace.pairs[own, 1], mask)
+    return tallies
+
+
+def table(scored: Mapping[str, Tally], chosen: Mapping[str, Tally] | None = None) -> pd.DataFrame:
+    """One row for each of the `scored` seeds, in percent.
+
+    best_mIoU, best_t  of the best threshold of the scored part itself, as the field reports
+    mIoU, t            at the best threshold of `chosen`, the tallies of the same seeds on another part, if given
+    AP, mAP            as in `Tally.precision`
+    """
+    rows = []
+    for name, tally in scored.items():
+        curve = tally.curve()
+        row = {"seeds": name, "images": tally.images, "best_mIoU": curve.max(), "best_t": curve.idxmax()}
+        if chosen is not None:
+            place = int(chosen[name].curve().argmax())
+            row |= {"mIoU": curve.iloc[place], "t": THRESHOLDS[place]}
+        pooled, mean = tally.precision()
+        rows.append(row | {"AP": pooled, "mAP": mean})
+    return pd.DataFrame(rows)
+
+
+def curves(scored: Mapping[str, Tally]) -> pd.DataFrame:
+    """The mIoU of every threshold in percent: columns seeds, t, mIoU."""
+    return pd.concat({name: tally.curve() for name, tally in scored.items()}, names=["seeds"]).reset_index()

@@ -1,0 +1,66 @@
+"""`ltcam data`: list, fetch, verify and show the data sets."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+data_app = typer.Typer(
+    help="The data sets: list, fetch, verify and show them.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+Name = Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile, ksdd or ksdd2")]
+Part = Annotated[str, typer.Option(help="part or list of the data set; for ksdd: all, train0, test0, ...")]
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """List every data set: whether it is there and where, the size of its download, its terms."""
+    from ltcam.data import fetch
+
+    typer.echo(fetch.listing().to_string(index=False))
+
+
+@data_app.command("get")
+def data_get(name: Annotated[str, typer.Argument(help="voc2012, magnetic_tile, ksdd or ksdd2")]) -> None:
+    """Fetch a data set, verify and unpack it. An interrupted download goes on where it stopped."""
+    from ltcam.data import fetch
+
+    typer.echo(fetch.get(name))
+
+
+@data_app.command("check")
+def data_check(name: Name) -> None:
+    """Open every file of a data set. The exit code is 1 if one is missing or damaged."""
+    from ltcam.data import checks
+
+    report = checks.check(name)
+    lines = [f"note: {note}" for note in report.notes] + [f"finding: {finding}" for finding in report.findings]
+    typer.echo("\n".join([report.title, report.table.to_string(index=False), *lines, f"{len(report.findings)} findings"]))
+    raise typer.Exit(int(bool(report.findings)))
+
+
+@data_app.command("show")
+def data_show(
+    name: Name,
+    part: Part = "train",
+    out: Annotated[Path, typer.Option(help="draw samples with their masks as OUT.png and OUT.pdf")] = Path("samples"),
+) -> None:
+    """Show how many images have each class and how much of them it covers, and draw samples."""
+    from ltcam import data as datasets
+    from ltcam.show import overview, plotting
+
+    data = datasets.load(name, part)
+    typer.echo(f"{data.title}, part {part}\n{overview.summary(data).round(2).to_string(index=False)}")
+    plotting.save(overview.samples_figure(data), out)
+    typer.echo(f"{out}.png")
+
+
+@data_app.command("bench")
+def data_bench(
+    name: Name,
+    part: Part = "train",
+) -> None:
+    """Measure how many images per second are loaded, beside the model's own speed."""
+    from ltcam.show import overview
+
+    typer.echo(overview.bench(name, part).round(1).to_string(index=False))
