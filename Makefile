@@ -10,10 +10,19 @@ export PYTHONPATH := $(CURDIR)
 # And a notebook's kernel is this environment's, whatever `python3` is installed elsewhere.
 unexport JUPYTER_PATH
 
-.PHONY: reproduce report test lint tables unit nbval audit faults coverage mutation matrix environment golden notebooks lock
+.PHONY: reproduce report gpu test lint tables unit nbval audit faults coverage mutation matrix environment golden notebooks lock
 
 reproduce: $(STAMP)
 	$(BIN)/python -m ltcam reproduce --profile $(PROFILE)
+
+# The benchmarks, one epoch of training and the demo on CUDA, then the numbers of every device side by side.
+gpu: $(STAMP)
+	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('no CUDA device: torch.cuda.is_available() is False')"
+	for what in peers scale floor; do $(BIN)/python -m benchmarks.$$what || exit 1; done
+	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
+	$(BIN)/python -m ltcam train --data demo --profile demo --epochs 1 --out $$out/epoch && \
+	LTCAM_OUTPUT=$$out $(BIN)/python -m ltcam reproduce --profile demo
+	$(BIN)/python -m benchmarks.beside
 
 report: $(STAMP)
 	$(BIN)/python -m ltcam report --profile $(PROFILE) --out site
