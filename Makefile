@@ -7,6 +7,8 @@ LOCK := $(shell $(PYTHON) -c "import hashlib; print(hashlib.sha256(open('require
 STAMP := $(VENV)/.lock-$(LOCK)
 # The code is this checkout's, also in an environment that another checkout built.
 export PYTHONPATH := $(CURDIR)
+# And a notebook's kernel is this environment's, whatever `python3` is installed elsewhere.
+unexport JUPYTER_PATH
 
 .PHONY: reproduce report gpu test lint tables unit nbval audit faults coverage mutation matrix environment golden notebooks lock
 
@@ -45,7 +47,7 @@ unit: $(STAMP)
 # The committed notebooks, executed on the demo data and compared cell by cell, from no state at all.
 nbval: $(STAMP)
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
-	LTCAM_OUTPUT=$$out $(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/sanitize.cfg -p no:cacheprovider notebooks
+	LTCAM_OUTPUT=$$out $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with notebooks/sanitize.cfg -p no:cacheprovider notebooks
 
 # Its tools are of the extra `audit`, in an environment of their own; pip-audit asks the vulnerability service of the package index.
 audit:

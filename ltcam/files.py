@@ -1,6 +1,6 @@
 """Where things live. Nothing here depends on the working directory of a notebook or a command.
 
-Three environment variables set the places. A relative value starts at the checkout.
+Three environment variables set the places. A relative value starts at the checkout, `~` is the home, and an empty one is unset.
 
 `LTCAM_DATA`   the data root, laid out as the data sets' authors ship them (default: `data/` of the checkout)
 `LTCAM_OUTPUT` where `results/` and `figures/` are written (default: the checkout)
@@ -11,19 +11,21 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ltcam.errors import UnavailableError
+from ltcam.errors import InputError, UnavailableError
 
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else Path.cwd()
 NOTEBOOKS = ROOT / "notebooks"
+AnyPath = str | Path
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 def data_root() -> Path:
-    return ROOT / os.environ.get("LTCAM_DATA", "data")
+    return _place("LTCAM_DATA", "data")
 
 
 def results(profile: str, data: str = "") -> Path:
@@ -31,7 +33,7 @@ def results(profile: str, data: str = "") -> Path:
 
 
 def runs(profile: str, data: str) -> Path:
-    return ROOT / os.environ["LTCAM_RUNS"] / data if os.environ.get("LTCAM_RUNS") else results(profile, data)
+    return _place("LTCAM_RUNS") / data if os.environ.get("LTCAM_RUNS") else results(profile, data)
 
 
 def figures(profile: str, data: str = "") -> Path:
@@ -39,15 +41,24 @@ def figures(profile: str, data: str = "") -> Path:
 
 
 def _output(kind: str, profile: str, data: str) -> Path:
-    return ROOT / os.environ.get("LTCAM_OUTPUT", "") / kind / profile / data
+    return _place("LTCAM_OUTPUT") / kind / profile / data
+
+
+def _place(variable: str, default: str = "") -> Path:
+    given = os.environ.get(variable) or default
+    try:
+        return ROOT / Path(given).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{variable}={given} begins with a home that is not there: expected a folder") from error
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: AnyPath) -> Iterator[Path]:
     """A temporary file beside `path`. It is renamed to `path` if the block ends well, and removed if not.
 
     Raises UnavailableError as `writing` does.
     """
+    path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         with writing(path):
@@ -55,34 +66,34 @@ def atomic(path: Path) -> Iterator[Path]:
             yield temporary
             temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing could be written, there is nothing to remove
+            temporary.unlink(missing_ok=True)
 
 
-def write(path: Path, text: str) -> None:
+def write(path: AnyPath, text: str) -> None:
     with atomic(path) as temporary:
         temporary.write_text(text)
 
 
-def clear(folder: Path) -> None:
+def clear(folder: AnyPath) -> None:
     """Remove the half-written files that killed runs left in `folder`. No other run may be writing there."""
-    for leftover in folder.glob(".*.partial*"):
+    for leftover in Path(folder).glob(".*.partial*"):
         if leftover.is_file():
             leftover.unlink(missing_ok=True)
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Raises UnavailableError, naming `path`, if the disk or a quota is full or a file would be too large."""
+def writing(path: AnyPath) -> Iterator[None]:
+    """Raises UnavailableError, naming `path`, if the disk is full, a file would be too large, or its folder takes no files."""
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in FULL + CLOSED:
             raise
-        raise UnavailableError(
-            f"{path} cannot be written ({error.strerror}): make room and run again; complete files are kept"
-        ) from error
+        do = "make room and run again" if error.errno in FULL else "name a place where files can be written"
+        raise UnavailableError(f"{path} cannot be written ({error.strerror}): {do}; complete files are kept") from error
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
+def sha256(path: AnyPath) -> str:
+    with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -54,3 +55,12 @@ def chromium():
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     with webdriver.Chrome(options, webdriver.ChromeService(driver)) as opened:
         yield opened
+
+
+@pytest.fixture
+def foreign(tmp_path, monkeypatch):
+    """A kernel that ends at once, under the name that the notebooks ask for."""
+    folder = tmp_path / "jupyter" / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    (folder / "kernel.json").write_text(json.dumps({"argv": ["/bin/false"], "display_name": "Foreign", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))

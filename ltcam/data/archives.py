@@ -20,23 +20,25 @@ from typing import IO
 from tqdm import tqdm
 
 from ltcam.data import DataError
+from ltcam.files import AnyPath
 
 Opener = Callable[[], IO[bytes]]
 FAR_MORE = 2  # an archive may be, or unpack to, so many times the stated size
 
 
-def fault(archive: Path, keep: str, size: int, sums: Mapping[str, str]) -> str:
+def fault(archive: AnyPath, keep: str, size: int, sums: Mapping[str, str]) -> str:
     """What is wrong with the files in an archive, in words; empty if nothing is. Raises DataError as `_contents` does."""
-    with _contents(archive, keep, size, sums) as files:
+    with _contents(Path(archive), keep, size, sums) as files:
         bad = [path for path, digest in sums.items() if path not in files or not _is(digest, files[path])]
     return f"has {len(bad)} of {len(sums)} files missing or damaged, the first {bad[0]}" if bad else ""
 
 
-def unpack(archive: Path, keep: str, size: int, sums: Mapping[str, str], target: Path, temporary: Path) -> None:
+def unpack(archive: AnyPath, keep: str, size: int, sums: Mapping[str, str], target: AnyPath, temporary: AnyPath) -> None:
     """Unpack into `temporary`, and rename that to `target` when all is there. Raises DataError as `_contents` does."""
+    target, temporary = Path(target), Path(temporary)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with _contents(archive, keep, size, sums) as files:
+        with _contents(Path(archive), keep, size, sums) as files:
             for path, opener in tqdm(files.items(), desc=target.name, disable=None):
                 (temporary / path).parent.mkdir(parents=True, exist_ok=True)
                 with opener() as source, (temporary / path).open("wb") as file:

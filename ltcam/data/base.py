@@ -18,7 +18,9 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
 from ltcam.engine.targets import describe
+from ltcam.engine.tricks import is_whole
 from ltcam.errors import InputError
+from ltcam.files import AnyPath
 
 VOID = 255
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -121,13 +123,13 @@ class Segmentation(Dataset[Sample], ABC):
         return label
 
 
-def read(path: Path, mode: str | None = None, upright: bool = False) -> NDArray[np.uint8]:
+def read(path: AnyPath, mode: str | None = None, upright: bool = False) -> NDArray[np.uint8]:
     """An image file as an array, converted to `mode`: "RGB" (16 bits become 8, alpha is left out), "L", or None for indices.
 
     upright: turn the image as its EXIF orientation says. Without it the image stays as stored, which is how masks are drawn.
-    Raises DataError if the file is missing, damaged, too large to be safe or has too many bits.
+    Raises DataError if the file is missing, damaged, too large to be safe, has too many bits, or fills 12 of 16 at most.
     """
-    with _opened(path) as image:
+    with _opened(Path(path)) as image:
         good = (
             image.mode in ("P", "L", "1") if mode is None else not image.mode.startswith("F" if mode == "RGB" else ("F", "I"))
         )
@@ -136,8 +138,12 @@ def read(path: Path, mode: str | None = None, upright: bool = False) -> NDArray[
             raise DataError(f"{path} has PIL's mode {image.mode}: expected {expected}; convert it")
         if upright:
             image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits: PIL would make all above 255 white
-            image = Image.fromarray((np.asarray(image).astype(int) >> 8).clip(0, 255).astype(np.uint8))
+        if image.mode.startswith("I"):  # PIL would make all above 255 white
+            values = np.asarray(image).astype(int)
+            low, high = values.min(), values.max()
+            if low < 0 or 0 < high < 2**12 or high >= 2**16:  # as 16 bits it would be black or white
+                raise DataError(f"{path} has values from {low} to {high}: expected 8 bits or all of 16; scale it to 8 bits")
+            image = Image.fromarray((values >> 8).astype(np.uint8))
         return np.array(image.convert(mode) if mode else image, dtype=np.uint8)
 
 
@@ -161,18 +167,21 @@ def _content(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read ({error.strerror}): fetch the data set again") from error
 
 
-def require(folder: Path, name: str) -> Path:
-    """`folder`. Raises DataError if it is not there, and says where data set `name` was expected."""
-    if not folder.is_dir():
-        raise DataError(f"{name} is not at {folder}: set LTCAM_DATA to the folder that holds {folder.name}, see data/README.md")
-    return folder
+def require(root: AnyPath, below: str, name: str) -> Path:
+    """The folder `below` the data root. Raises DataError if it is not there, and says where data set `name` was expected."""
+    root, first = Path(root), below.split("/")[0]
+    if not (root / below).is_dir():
+        above = [f"set LTCAM_DATA to {up}" for up in root.absolute().parents if (up / below).is_dir()]
+        do = "complete it" if (root / first).is_dir() else f"set LTCAM_DATA to the folder that holds {first}"
+        raise DataError(f"{name} is not at {root / below}: {[*above, do][0]}, see data/README.md")
+    return root / below
 
 
 def preprocess(image: Tensor, size: tuple[int, int]) -> Tensor:
     """(3, H, W) uint8 -> (3, *size) float, ImageNet-normalised; the aspect ratio is not kept."""
     if image.ndim != 3 or len(image) != 3 or image.dtype != torch.uint8 or not image.numel():
         raise DataError(f"an image is {describe(image)}: expected uint8 (3, H, W)")
-    if not isinstance(size, Sequence) or len(size) != 2 or not all(type(n) is int and n > 0 for n in size):
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(map(is_whole, size)):
         raise DataError(f"size={size!r}: expected (height, width), whole numbers of pixels above 0")
     with _one_thread():
         resized = F.resize(image, list(size), antialias=True)

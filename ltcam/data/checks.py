@@ -21,7 +21,7 @@ from ltcam import data as datasets
 from ltcam.data import DataError, ksdd, presence, voc
 from ltcam.data.base import read, require
 from ltcam.data.magnetic_tile import KINDS
-from ltcam.files import data_root
+from ltcam.files import AnyPath, data_root
 
 NEARLY = 10  # a mask of fewer pixels is nearly empty: the smallest real defect of Magnetic tile has 26
 COLUMNS = ["part", "images", "defective", "free", "official", "good"]
@@ -36,30 +36,30 @@ class Report:
     notes: list[str] = field(default_factory=list)  # what is unusual but shipped so by the authors
 
 
-def check(name: str, root: Path | None = None) -> Report:
+def check(name: str, root: AnyPath | None = None) -> Report:
     """What data set `name` under `root` (None: `LTCAM_DATA`) holds and what is wrong. Raises DataError if it is not there."""
     root = data_root() if root is None else root
     if presence.known(name) == "demo":
         parts = [datasets.load("demo", part) for part in ("train", "test")]
         rows = [(d.part, len(d), int(d.labels.any(1).sum()), int((~d.labels.any(1)).sum())) for d in parts]
         return Report(parts[0].title, pd.DataFrame(rows, columns=["part", "images", "defective", "free"]))
-    folder = require(root / presence.FOLDERS[name], name)
+    folder = require(root, presence.FOLDERS[name], name)
     return {"voc2012": _voc, "magnetic_tile": _magnetic_tile, "ksdd": _ksdd, "ksdd2": _ksdd2}[name](folder)
 
 
 def _voc(folder: Path) -> Report:
-    lists = presence.lists_in(folder)
+    lists = {part: [(e.image, e.mask) for e in entries] for part, entries in presence.lists_in(folder).items()}
     full, listed = presence.is_official(lists), set().union(*lists.values())
     report = Report("PASCAL VOC 2012" if full else "PASCAL VOC 2012 subset", pd.DataFrame())
     for part in sorted({"train", "val"} - set(lists)):
         path = folder / "ImageSets" / "Segmentation" / f"{part}.txt"
         report.findings.append(f"{path} is missing: expected the list of part {part!r}; fetch the data set again")
     sums = {folder / path: digest for path, digest in presence.checksums("voc2012").items()}
-    pairs = _decode([presence.files_of(folder, name) for name in sorted(listed)], None, sums)
+    pairs = _decode(sorted(listed), None, sums)
     differ = []
     for (image, mask), (wrong, seen) in pairs.items():
         name = image.stem
-        where = f" (listed in {', '.join(part for part, names in lists.items() if name in names)})"
+        where = f" (listed in {', '.join(part for part, files in lists.items() if (image, mask) in files)})"
         if strange := [v for v in np.flatnonzero(seen).tolist() if 20 < v < 255]:
             wrong.append(f"{mask} holds the values {strange}: expected 0..20 and 255; fetch it again")
         if (folder / "Annotations").is_dir():
@@ -70,9 +70,9 @@ def _voc(folder: Path) -> Report:
             except DataError as error:
                 wrong.append(str(error))
         report.findings += [w + where for w in wrong]
-    good = {image.stem for (image, _), (wrong, _) in pairs.items() if not wrong}
+    good = {pair for pair, (wrong, _) in pairs.items() if not wrong}
     official = {**voc.OFFICIAL, "trainval": sum(voc.OFFICIAL.values())}
-    rows = [(part, len(names), str(official.get(part, "-")), len(good & set(names))) for part, names in lists.items()]
+    rows = [(part, len(files), str(official.get(part, "-")), len(good & set(files))) for part, files in lists.items()]
     report.table = pd.DataFrame(rows, columns=["part", "images", "official", "good"])
     if not full:
         report.notes.append(
@@ -80,7 +80,7 @@ def _voc(folder: Path) -> Report:
         )
     if differ:
         report.notes.append(f"annotation and mask name different classes in {len(differ)}: {', '.join(differ[:5])}")
-    if others := sum(path.stem not in listed for path in folder.glob("JPEGImages/*.jpg")):
+    if others := len(set(folder.glob("JPEGImages/*.jpg")) - {image for image, _ in listed}):
         report.notes.append(f"{others} more images in JPEGImages are in no segmentation list: not used, not opened")
     return report
 
@@ -108,7 +108,7 @@ def _ksdd(folder: Path) -> Report:
 def _ksdd2(folder: Path) -> Report:
     report, rows = Report("KSDD2", pd.DataFrame()), []
     for part, official in presence.KSDD2.items():
-        where = require(folder / part, f"KSDD2's part {part!r}")
+        where = require(folder.parent, f"{folder.name}/{part}", f"KSDD2's part {part!r}")
         files = sorted(where.glob("*.png"))
         numbers = sorted({p.stem.removesuffix("_GT") for p in files if p.stem.removesuffix("_GT").isdigit()})
         left = [p for p in files if p.stem.removesuffix("_GT") not in numbers]

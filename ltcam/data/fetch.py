@@ -21,7 +21,7 @@ from ltcam.data import DataError, archives
 from ltcam.data.archives import FAR_MORE
 from ltcam.data.presence import FOLDERS, checksums, known, state
 from ltcam.errors import UnavailableError
-from ltcam.files import data_root, sha256
+from ltcam.files import AnyPath, data_root, sha256
 
 log = logging.getLogger(__name__)
 TIMEOUT, CHUNK = 30, 1 << 20
@@ -69,13 +69,13 @@ class _MirrorError(Exception):
     """This mirror does not give the file. Another one may."""
 
 
-def get(name: str, root: Path | None = None) -> Path:
+def get(name: str, root: AnyPath | None = None) -> Path:
     """The folder of data set `name` under `root` (None: `LTCAM_DATA`). It is fetched unless it is complete.
 
     Raises DataError if the folder is incomplete, or if an archive put there by hand is damaged or unsafe. Raises
     UnavailableError if no mirror gives the archive, the disk is too full or the folder cannot be written.
     """
-    root = data_root() if root is None else root
+    root = data_root() if root is None else Path(root)
     if known(name) == "demo":
         log.info("demo is made on the fly: nothing to fetch")
         return root
@@ -104,9 +104,9 @@ def get(name: str, root: Path | None = None) -> Path:
     return target
 
 
-def listing(root: Path | None = None) -> pd.DataFrame:
+def listing(root: AnyPath | None = None) -> pd.DataFrame:
     """Every data set: whether it is there and where, the size of its download, its terms."""
-    root = data_root() if root is None else root
+    root = data_root() if root is None else Path(root)
     rows = [("demo", "demo (generated)", state("demo", root), "made on the fly", "-", "-")]
     for name, s in SOURCES.items():
         weight = ("" if s.sha256 else "about ") + tqdm.format_sizeof(s.size, "B")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltcam.data.base import DataError, Entry, Segmentation, read, require
+from ltcam.files import AnyPath
 
 TWINS = {26: 1, 34: 27}
 # Drawn once with seed 0, so that each fold has about as many defective images (17, 17, 18; of 128, 136, 135). The folds are
@@ -38,11 +39,11 @@ class KSDD(Segmentation):
     jitter = (0.8, 1.0)
     upright = False
 
-    def __init__(self, part: str, root: Path) -> None:
+    def __init__(self, part: str, root: AnyPath) -> None:
         super().__init__(part)
         if part not in PARTS:
             raise DataError(f"part {part!r} of ksdd is unknown: expected one of {list(PARTS)}")
-        folder = require(root / "KolektorSDD", "KolektorSDD")
+        folder = require(root, "KolektorSDD", "KolektorSDD")
         whole = all(entry.image.is_file() for entry in entries(folder, ALL))
         self.title = "KolektorSDD" if whole else "KolektorSDD subset"
         self.entries = [entry for entry in entries(folder, PARTS[part]) if entry.image.is_file()]
@@ -53,8 +54,9 @@ class KSDD(Segmentation):
         return (read(self.entries[index].mask) > 0).astype(np.uint8)
 
 
-def entries(folder: Path, commutators: tuple[int, ...]) -> list[Entry]:
+def entries(folder: AnyPath, commutators: tuple[int, ...]) -> list[Entry]:
     """The images of `commutators` by name, whether they are there or not: eight each, seven of kos21."""
+    folder = Path(folder)
     return [
         Entry(f"{kos}/Part{k}", folder / kos / f"Part{k}.jpg", folder / kos / f"Part{k}_label.bmp", group=f"kos{twin:02}")
         for n in commutators

@@ -5,12 +5,11 @@ and left out, which gives the official 2331 + 1004 images. An image is defective
 (about 230 x 630) enter the network at 232 x 640 (width x height) and are scored at their own size.
 """
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ltcam.data.base import DataError, Entry, Segmentation, read, require
+from ltcam.files import AnyPath
 
 
 class KSDD2(Segmentation):
@@ -20,9 +19,9 @@ class KSDD2(Segmentation):
     jitter = (0.8, 1.0)
     upright = False
 
-    def __init__(self, part: str, root: Path) -> None:
+    def __init__(self, part: str, root: AnyPath) -> None:
         super().__init__(part)
-        folder = require(root / "KolektorSDD2" / part, f"KSDD2's part {part!r}")
+        folder = require(root, f"KolektorSDD2/{part}", f"KSDD2's part {part!r}")
         images = sorted(path for path in folder.glob("*.png") if path.stem.isdigit())
         if not images:
             raise DataError(f"no images in {folder}: expected NNNNN.png and NNNNN_GT.png, see data/README.md")

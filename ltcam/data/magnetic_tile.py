@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ltcam.data.base import DataError, Entry, Segmentation, read, require
+from ltcam.files import AnyPath
 
 KINDS = ("Blowhole", "Break", "Crack", "Fray", "Uneven", "Free")
 EMPTY = frozenset(f"MT_Uneven/{name}" for name in ("exp3_num_45042", "exp4_num_124690", "exp4_num_352527", "exp4_num_45057"))
@@ -34,11 +34,11 @@ class MagneticTile(Segmentation):
     jitter = (0.8, 1.0)  # never enlarged: defects at the border would leave the image
     upright = False
 
-    def __init__(self, part: str, root: Path) -> None:
+    def __init__(self, part: str, root: AnyPath) -> None:
         super().__init__(part)
         if part not in ("train", "test"):
             raise DataError(f"part {part!r} of magnetic_tile is unknown: expected 'train' or 'test'")
-        folder = require(root / "magnetic_tile", "Magnetic tile")
+        folder = require(root, "magnetic_tile", "Magnetic tile")
         everything = [
             Entry(f"MT_{kind}/{path.stem}", path, path.with_suffix(".png"), kind)
             for kind in KINDS

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ltcam import data as datasets
 from ltcam.data import DataError, voc
-from ltcam.files import ROOT
+from ltcam.data.base import Entry
+from ltcam.files import ROOT, AnyPath
 
 CHECKSUMS = ROOT / "data" / "checksums"
 FOLDERS = {
@@ -14,17 +16,17 @@ FOLDERS = {
 KSDD2 = {"train": (246, 2085), "test": (110, 894)}  # defective, free
 
 
-def state(name: str, root: Path) -> str:
+def state(name: str, root: AnyPath) -> str:
     """present, subset, incomplete or absent. Raises DataError if data/checksums is needed but missing."""
     if name == "demo":
         return "present"
-    folder = root / FOLDERS[name]
+    folder = Path(root) / FOLDERS[name]
     if not folder.is_dir():
         return "absent"
     full, wanted = True, 1
     if name == "voc2012":
         lists = lists_in(folder)
-        files = [path for n in sorted(set().union(*lists.values())) for path in files_of(folder, n)]
+        files = sorted({path for entries in lists.values() for entry in entries for path in (entry.image, entry.mask)})
         full = is_official(lists)
     elif name == "ksdd2":
         files = [path.with_name(f"{path.stem}_GT.png") for path in folder.glob("t*/*.png") if path.stem.isdigit()]
@@ -56,13 +58,9 @@ def checksums(name: str) -> dict[str, str]:
     return {file.removeprefix(f"{FOLDERS[name]}/"): digest for digest, file in lines}
 
 
-def lists_in(folder: Path) -> dict[str, list[str]]:
-    return {path.stem: path.read_text().split() for path in sorted(folder.glob("ImageSets/Segmentation/*.txt"))}
+def lists_in(folder: AnyPath) -> dict[str, list[Entry]]:
+    return {path.stem: voc.listed(path) for path in sorted(Path(folder).glob("ImageSets/Segmentation/*.txt"))}
 
 
-def is_official(lists: Mapping[str, Sequence[str]]) -> bool:
+def is_official(lists: Mapping[str, Sequence[Any]]) -> bool:
     return all(len(lists.get(part, ())) == count for part, count in voc.OFFICIAL.items())
-
-
-def files_of(folder: Path, name: str) -> tuple[Path, Path]:
-    return folder / "JPEGImages" / f"{name}.jpg", folder / "SegmentationClass" / f"{name}.png"

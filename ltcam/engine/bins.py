@@ -46,14 +46,16 @@ def maps_of(trace: Trace, wanted: Iterable[tuple[Options, Selection]]) -> dict[t
 
 
 def heatmaps(
-    layers: Sequence[Maps], pairs: Sequence[int], size: tuple[int, int], fuse: Fuse = "sum", normalize: Normalize = "none"
-) -> Tensor:
+    layers: Sequence[Maps], pairs: Sequence[int], size: tuple[int, int], fuse: Fuse = "sum", normalize: Normalize = "none",
+    align_corners: bool = False,
+) -> Tensor:  # fmt: skip
     """Several selections of layers of one method and delta, each fused at `size` (Eq. 8): (len(layers), len(pairs), H, W).
 
     Of plain sums a layer's map is resized once, whatever number of selections it is in.
     """
     if (fuse, normalize) != ("sum", "none"):
-        return torch.stack([layerize([m[pairs] for m in maps.values()], size, fuse, normalize) for maps in layers])
+        chosen = [[m[pairs] for m in maps.values()] for maps in layers]
+        return torch.stack([layerize(maps, size, fuse, normalize, align_corners) for maps in chosen])
     resized: dict[tuple[str, ...], Tensor] = {}
     found = []
     for maps in layers:
@@ -62,7 +64,7 @@ def heatmaps(
             by_shape[m.shape] = (*by_shape.get(m.shape, ()), name)
         for names in by_shape.values():
             if names not in resized:
-                resized[names] = layerize([maps[name][pairs] for name in names], size)
+                resized[names] = layerize([maps[name][pairs] for name in names], size, align_corners=align_corners)
         found.append(reduce(torch.add, [resized[names] for names in by_shape.values()]))
     return torch.stack(found)
 
@@ -75,7 +77,7 @@ def _names(trace: Trace, options: Options, layers: Selection) -> list[str]:
 
 def _unfused(options: Options) -> Options:
     """Maps are fused and spread later: these options have them in common with others."""
-    return replace(options, fuse="sum", normalize="none", refine=None)
+    return replace(options, fuse="sum", normalize="none", align_corners=False, refine=None)
 
 
 def _in_bins(options: Options) -> bool:

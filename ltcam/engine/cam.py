@@ -28,6 +28,7 @@ class Options:
     delta      None (as published), or the percentile of Eq. 9 in [0, 100); `per` and `compare` as in `truncate`
     fuse, normalize  as in `layerize`
     per_channel  the literal reading of FullGrad's Eq. 7
+    align_corners  as in `layerize`: True for the maps of FullGrad's reference implementation
     refine     spread the fused map along the trace's own features; None: not
     """
 
@@ -38,12 +39,14 @@ class Options:
     fuse: Fuse = "sum"
     normalize: Normalize = "none"
     per_channel: bool = False
+    align_corners: bool = False
     refine: Refine | None = None
 
     @property
-    def fusion(self) -> tuple[Fuse, Normalize]:
+    def fusion(self) -> tuple[Fuse, Normalize, bool]:
         """How what `layer_maps` gives is fused: a refined map is fused already."""
-        return (self.fuse, self.normalize) if self.refine is None else ("sum", "none")
+        fuse, normalize = (self.fuse, self.normalize) if self.refine is None else ("sum", "none")
+        return fuse, normalize, self.align_corners
 
     def __post_init__(self) -> None:
         full = method(self.method) is fullgrad
@@ -89,7 +92,7 @@ def explain(
     layers  which of the traced layers to fuse: a name, a stage label ("S5"), a range ("S3-S5"), several, or None for all.
             FullGrad takes the biases of those stages. The input term is in its sum only with None
     size    (H, W) of the maps; None: the images' own
-    delta, per and the other options  as in `Options`: compare, fuse, normalize, per_channel, refine
+    delta, per and the other options  as in `Options`: compare, fuse, normalize, per_channel, align_corners, refine
     per_layer  give the maps without fusion: {layer name: (P, h, w)}, each at its own size, not normalized
 
     Raises InputError for options that do not go together, an untraced layer, or a trace without what FullGrad needs.
@@ -115,7 +118,7 @@ def layer_maps(trace: Trace, options: Options, layers: Selection = None) -> dict
 def refined(maps: dict[str, Tensor], trace: Trace, options: Options, alike: Tensor | None = None) -> dict[str, Tensor]:
     """The layers' maps, fused at the size of the largest and spread. What is left is one map under all their names."""
     largest = max((m.shape[1], m.shape[2]) for m in maps.values())
-    together = layerize(list(maps.values()), largest, options.fuse, options.normalize)
+    together = layerize(list(maps.values()), largest, options.fuse, options.normalize, options.align_corners)
     return {" + ".join(maps): refine(together, trace, options.refine, alike)}
 
 
@@ -153,12 +156,14 @@ def wide(value: Tensor) -> Tensor:
 
 
 class CAM:
-    """The engine as an object, as users of pytorch-grad-cam know it: `CAM(model, [model.layer4])(images, targets)`.
+    """The engine as an object, called as users of pytorch-grad-cam do: `CAM(model, [model.layer4])(images, targets)`.
 
     target_layers  modules, names or stage labels, as `trace` takes layers; None: all stages, fused
     method, delta and the other options  as in `Options`; reshape, output and create_graph as in `trace`
 
-    Hooks live only inside a call, so the context manager does nothing. Raises InputError as `Options` does.
+    Maps of several layers are summed as they are (Eq. 8). pytorch-grad-cam min-maxes each layer's map, takes their mean and
+    min-maxes that: normalize="minmax" gives its maps, also of one layer. Hooks live only inside a call, so the context manager
+    does nothing. Raises InputError as `Options` does.
     """
 
     logits: Tensor
@@ -179,7 +184,9 @@ class CAM:
         self.reshape, self.output, self.create_graph = reshape, output, create_graph
 
     def __call__(self, input_tensor: Tensor, targets: int | Sequence[int] | Score | Sequence[Score] | None = None) -> Tensor:
-        """(N, H, W) in [0, 1] on the images' device: each map over its maximum. The map of an image without evidence is zero.
+        """(N, H, W) in [0, 1] on the images' device: each map over its maximum, or min-maxed with normalize="minmax".
+
+        The map of an image without evidence is zero.
 
         targets: one per image. A target is a class, or a function of the image's logits such as that library's target objects.
         None is the largest logit. `.logits` then has the logits of this pass. Raises InputError as `trace` does.
@@ -191,7 +198,8 @@ class CAM:
         if traced.pairs[:, 0].tolist() != list(range(len(input_tensor))):
             raise InputError(f"{len(traced.pairs)} targets for {len(input_tensor)} images: expected one per image")
         self.logits = traced.logits
-        return normalized([fused(layer_maps(traced, self.options), self.options, traced.size)], "max")[0]
+        how: Normalize = "minmax" if self.options.normalize == "minmax" else "max"
+        return normalized([fused(layer_maps(traced, self.options), self.options, traced.size)], how)[0]
 
     def __enter__(self) -> Self:
         return self

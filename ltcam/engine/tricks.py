@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import reduce
 from math import inf
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -41,14 +41,17 @@ def truncate(gradient: Tensor, delta: float | None, per: Scope = "layer", compar
     return torch.where(rows >= threshold if compare == "ge" else rows > threshold, rows, 0).view_as(gradient)
 
 
-def layerize(maps: Sequence[Tensor], size: tuple[int, int], fuse: Fuse = "sum", normalize: Normalize = "none") -> Tensor:
+def layerize(
+    maps: Sequence[Tensor], size: tuple[int, int], fuse: Fuse = "sum", normalize: Normalize = "none",
+    align_corners: bool = False,
+) -> Tensor:  # fmt: skip
     """The layers' maps (P, h_l, w_l), bilinearly resized to `size` (H, W) and fused: (P, H, W). Eq. 8 is the plain sum.
 
-    align_corners=False. fuse is "sum", "mean", the element-wise "max", or "prod", the geometric mean of the maps, each over its
-    maximum. normalize acts on each map before, as in `normalized`. Maps of one size are added before they are resized, because
-    resizing is linear. Two published ways: method "hirescam" with normalize="max" and fuse="max" is Zoom-CAM (Shi et al. 2020,
-    arXiv 2010.08644). "prod" orders pixels as RefineCAM's product of the same maps does (Domeniconi et al. 2026,
-    arXiv 2605.14641).
+    fuse is "sum", "mean", the element-wise "max", or "prod", the geometric mean of the maps, each over its maximum. normalize
+    acts on each map before, as in `normalized`; align_corners as in torch's interpolate. Maps of one size are added before they
+    are resized, because resizing is linear. Two published ways: method "hirescam" with normalize="max" and fuse="max" is
+    Zoom-CAM (Shi et al. 2020, arXiv 2010.08644). "prod" orders pixels as RefineCAM's product of the same maps does (Domeniconi
+    et al. 2026, arXiv 2605.14641).
     """
     one_of("fuse", fuse, Fuse)
     one_of("normalize", normalize, Normalize)
@@ -56,25 +59,27 @@ def layerize(maps: Sequence[Tensor], size: tuple[int, int], fuse: Fuse = "sum", 
         raise InputError("no maps to fuse: expected a sequence of maps, one or more")
     if wrong := [m for m in maps if m.ndim != 3 or not m.is_floating_point() or m.shape[:1] != maps[0].shape[:1]]:
         raise InputError(f"a map is {describe(wrong[0])}: expected floats (P, h, w), with the same P in every layer")
-    if not isinstance(size, Sequence) or len(size) != 2 or not all(type(n) is int and 0 < n < 2**31 for n in size):
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(is_whole(n, 2**31 - 1) for n in size):
         raise InputError(f"size={size!r}: expected (H, W), whole numbers of pixels above 0")
     maps = normalized(maps, normalize)
     if fuse == "prod":  # the maps' scales do not matter, but float32 cannot hold a product of small gradients
-        return reduce(torch.mul, (_root(_resize(m, size), len(maps)) for m in normalized(maps, "max")))
+        return reduce(torch.mul, (_root(_resize(m, size, align_corners), len(maps)) for m in normalized(maps, "max")))
     if fuse == "max":
-        return reduce(torch.maximum, (_resize(m, size) for m in maps))
+        return reduce(torch.maximum, (_resize(m, size, align_corners) for m in maps))
     by_size: dict[torch.Size, Tensor] = {}
     for m in maps:
         by_size[m.shape] = by_size[m.shape] + m if m.shape in by_size else m
-    total = reduce(torch.add, (_resize(m, size) for m in by_size.values()))
+    total = reduce(torch.add, (_resize(m, size, align_corners) for m in by_size.values()))
     return total / len(maps) if fuse == "mean" else total
 
 
 def normalized(maps: Sequence[Tensor], how: Normalize) -> list[Tensor]:
     """Each layer's non-negative map (P, h, w), scaled to [0, 1]: "max" (divided by its maximum), "minmax", or "tanh".
 
-    "tanh" is Layer-CAM's scaling of shallow stages, tanh(2 M / max M). It is for maps of at least four times the height of the
-    smallest (S1 to S3 of five stages). The others are divided by their maximum. A map without a positive value stays zero.
+    "tanh" is tanh(2 M / max M) for maps of at least four times the height of the smallest one given: S1 to S3 of S1-S5, S1 and
+    S2 of S1-S4, S1 of S1-S3, S3 of S3-S5, none of S1-S2 or of one stage. The others are divided by their maximum. The formula
+    is that of Layer-CAM's paper. Its code has none: it resizes and min-maxes each stage, and fuses nothing. A map without a
+    positive value stays zero.
     """
     if how == "none":
         return list(maps)
@@ -86,8 +91,8 @@ def normalized(maps: Sequence[Tensor], how: Normalize) -> list[Tensor]:
     return [torch.tanh(2 * m) if m.shape[1] >= shallow else m for m in scaled]
 
 
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+def _resize(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    return interpolate(maps[:, None], size, mode="bilinear", align_corners=align_corners)[:, 0]
 
 
 def _root(maps: Tensor, degree: int) -> Tensor:
@@ -111,7 +116,13 @@ def one_of(name: str, value: str, choices: Any) -> None:
         raise InputError(f"{name}={value!r} is unknown: expected {' or '.join(map(repr, get_args(choices)))}")
 
 
-def whole(name: str, value: int, most: float = inf) -> None:
-    """Raises InputError for a value that is not a whole number from 1 to `most`."""
-    if type(value) is not int or not 1 <= value <= most:
+def is_whole(value: Any, most: float = inf) -> bool:
+    """Whether a value is a whole number from 1 to `most`. numpy's are, True is not."""
+    return not isinstance(value, bool) and isinstance(value, Integral) and 1 <= int(value) <= most
+
+
+def whole(name: str, value: int, most: float = inf) -> int:
+    """`value`, an int. Raises InputError if it is not a whole number from 1 to `most`."""
+    if not is_whole(value, most):
         raise InputError(f"{name}={value!r}: expected a whole number, " + ("at least 1" if most == inf else f"1 to {most}"))
+    return int(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from ltcam.errors import InputError
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.vgg16 import vgg16
 from ltcam.experiment.weights import load
-from ltcam.files import atomic, sha256
+from ltcam.files import AnyPath, atomic, sha256
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Trained:
         }  # fmt: skip
 
 
-def load_checkpoint(path: Path, device: str | torch.device | None = None) -> Trained:
+def load_checkpoint(path: AnyPath, device: str | torch.device | None = None) -> Trained:
     """The model that `train` left at `path`, in eval mode. Raises MissingError or InputError if there is none."""
     state = load(path)
     try:
@@ -63,7 +62,7 @@ def load_checkpoint(path: Path, device: str | torch.device | None = None) -> Tra
     return Trained(model, recipe, classes, size, record, sha256(path))
 
 
-def save(state: dict[str, Any], path: Path) -> None:
+def save(state: dict[str, Any], path: AnyPath) -> None:
     with atomic(path) as temporary, temporary.open("wb") as file:  # torch would write a path into the file
         try:
             torch.save(state, file)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from ltcam.engine.cam import Options
@@ -85,6 +86,8 @@ class Protocol:
     layout: Layout = "channels_last"
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         whole("batch_size", self.batch_size)
         one_of("labels", self.labels, Labels)
         one_of("outputs", self.outputs, Outputs)
@@ -95,6 +98,13 @@ class Protocol:
         """What the forward pass depends on. Protocols that agree in it share their passes: labels are targets of one forward,
         and outputs are layers of it."""
         return replace(self, labels="true", outputs="pool")
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON and checkpoints can hold it: numpy's scalars become Python's, sequences tuples."""
+    if isinstance(value, list | tuple):
+        return tuple(map(plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def configurations(table: pd.DataFrame) -> list[Config]:

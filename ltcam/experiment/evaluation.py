@@ -27,12 +27,12 @@ from ltcam import data as datasets
 from ltcam.data import Sample, Segmentation
 from ltcam.experiment import journals, metrics, provenance
 from ltcam.experiment.checkpoints import Trained
-from ltcam.experiment.configs import FLOATS, Config, Protocol, configurations
+from ltcam.experiment.configs import FLOATS, Config, Protocol, configurations, plain
 from ltcam.experiment.counting import count
 from ltcam.experiment.locks import alone
 from ltcam.experiment.parallel import PartialState, loader, processes
 from ltcam.experiment.probe import behaviour
-from ltcam.files import sha256, writing
+from ltcam.files import AnyPath, sha256, writing
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +41,12 @@ class Wanted(NamedTuple):
     """Configurations to count under a protocol, and the folder that keeps the counts."""
 
     configs: Sequence[Config]
-    out: Path
+    out: AnyPath
     protocol: Protocol
 
 
 def evaluate(
-    trained: Trained, part: str, configs: Sequence[Config], out: Path, protocol: Protocol | None = None
+    trained: Trained, part: str, configs: Sequence[Config], out: AnyPath, protocol: Protocol | None = None
 ) -> pd.DataFrame:
     """Pixel counts of `configs` on part `part` of the model's data set: one row per pair and configuration.
 
@@ -61,6 +61,9 @@ def evaluate(
 def together(trained: Trained, part: str, wanted: Sequence[Wanted]) -> list[pd.DataFrame]:
     """As `evaluate`, for several folders. Protocols that agree in `Protocol.forward` are measured in one pass."""
     started = time.time()
+    wanted = [
+        each._replace(configs=[Config._make(plain(tuple(c))) for c in each.configs], out=Path(each.out)) for each in wanted
+    ]
     for config in (config for each in wanted for config in each.configs):
         config.options  # noqa: B018 - raises for unknown options before anything runs
     data, workers = trained.load(part), processes()
@@ -90,13 +93,14 @@ class _Counts:
             "data": data.title, "part": data.part, "fingerprint": data.fingerprint, **asdict(self.protocol),
             "checkpoint": trained.sha256, "probe": behaviour(), "decoded": _decoded(data),
         }  # fmt: skip
-        self.path = wanted.out / "counts.csv.gz"
+        out = Path(wanted.out)
+        self.path = out / "counts.csv.gz"
         counted = set(configurations(_known(self.path, self.identity)))
         self.missing = [c for c in dict.fromkeys(wanted.configs) if c not in counted]
         digest = hashlib.sha256(json.dumps([self.identity, self.missing]).encode()).hexdigest()
-        self.stem = wanted.out / f"counts.{digest[:12]}"
+        self.stem = out / f"counts.{digest[:12]}"
         if processes().is_main_process:
-            journals.forget(wanted.out, counted)
+            journals.forget(out, counted)
 
     def add(self, data: Segmentation, started: float, about: dict[str, Any]) -> None:
         """Add to the table what the journals hold, and remove them."""

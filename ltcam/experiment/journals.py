@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ltcam.experiment.configs import Config
+from ltcam.files import AnyPath
 
 
-def place(stem: Path, process: int) -> Path:
+def place(stem: AnyPath, process: int) -> Path:
+    stem = Path(stem)
     return stem.with_name(f"{stem.name}.{process}.partial.jsonl")
 
 
@@ -17,14 +19,15 @@ def line(number: int, rows: list[Any]) -> str:
     return f"\n{json.dumps([number, rows])}\n"  # starts a new line, since the line before may be cut off
 
 
-def read(stem: Path) -> dict[int, list[Any]]:
+def read(stem: AnyPath) -> dict[int, list[Any]]:
     """{batch: its rows} for the batches that an interrupted call finished, in all its processes."""
+    stem = Path(stem)
     return dict(batch for path in stem.parent.glob(f"{stem.name}.*.partial.jsonl") for batch in _whole(path))
 
 
-def forget(out: Path, counted: set[Config]) -> None:
+def forget(out: AnyPath, counted: set[Config]) -> None:
     """Remove the journals whose counts are in the table. Their run was killed before it could do so."""
-    for path in out.glob("counts.*.partial.jsonl"):
+    for path in Path(out).glob("counts.*.partial.jsonl"):
         rows = [row for _, some in _whole(path) for row in some]
         if rows and Config(*rows[0][2:-3]) in counted:
             path.unlink()

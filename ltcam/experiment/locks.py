@@ -20,18 +20,19 @@ from filelock import FileLock, Timeout
 
 from ltcam.errors import UnavailableError
 from ltcam.experiment.parallel import broadcast_object_list, processes
-from ltcam.files import clear
+from ltcam.files import AnyPath, clear
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def alone(folder: Path, kind: Literal["run", "write"]) -> Iterator[None]:
+def alone(folder: AnyPath, kind: Literal["run", "write"]) -> Iterator[None]:
     """Clear `folder` of partial files and hold it while the block runs. Its `.<kind>.lock` names the holder meanwhile.
 
     Under `accelerate launch` the main process takes the lock for all. Raises UnavailableError, in all processes, if another run
     has the lock. If files cannot be locked or written there, a warning is logged and the block runs.
     """
+    folder = Path(folder)
     path, refusal = folder / f".{kind}.lock", [""]
     lock = FileLock(path, timeout=0)
     if processes().is_main_process:

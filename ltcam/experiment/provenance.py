@@ -13,16 +13,17 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ltcam.files import ROOT, atomic, sha256, write
+from ltcam.files import ROOT, AnyPath, atomic, sha256, write
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-image", "scikit-learn", "matplotlib", "pillow")
 
 
-def save(table: pd.DataFrame, path: Path, started: float, **parameters: Any) -> None:
+def save(table: pd.DataFrame, path: AnyPath, started: float, **parameters: Any) -> None:
     """Write `table` to `path` (.csv or .csv.gz) and its provenance to the .json beside it. No half-written file gets its name.
 
     started: `time.time()` at the start of the work; parameters: what the table depended on, as plain values.
     """
+    path = Path(path)
     with atomic(path) as temporary:
         packed = path.suffix == ".gz"  # counts are read back and compared, so delta keeps every digit
         text = table.to_csv(index=False, float_format=None if packed else "%.6g", lineterminator="\n").encode()

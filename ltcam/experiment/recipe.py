@@ -15,7 +15,9 @@ import yaml
 from ltcam.engine.tricks import one_of, whole
 from ltcam.errors import InputError
 from ltcam.experiment import provenance
+from ltcam.experiment.configs import plain
 from ltcam.experiment.vgg16 import Head
+from ltcam.files import AnyPath
 
 Augment = Literal["none", "flips", "light", "strong"]
 
@@ -46,13 +48,13 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         whole("epochs", self.epochs)
         whole("batch_size", self.batch_size)
         one_of("augment", self.augment, Augment)
         if not 0 <= self.frozen <= 5:
             raise InputError(f"frozen={self.frozen}: VGG16 has 5 stages, expected 0 to 5")
-        if self.size is not None:
-            object.__setattr__(self, "size", tuple(self.size))
 
 
 def settings(texts: Sequence[str]) -> dict[str, Any]:
@@ -69,14 +71,14 @@ def tuning(recipe: Recipe) -> Recipe:
     return replace(recipe, train=f"{recipe.train}/fit", test=f"{recipe.train}/tune")
 
 
-def tried(folder: Path, out: Path) -> pd.DataFrame:
+def tried(folder: AnyPath, out: AnyPath) -> pd.DataFrame:
     """Write `out/tries.csv`: for each finished `tuning` run below `folder`, a row with its settings and scores."""
     started, rows = time.time(), []
-    for path in sorted(folder.rglob("labels.csv")):
+    for path in sorted(Path(folder).rglob("labels.csv")):
         record = json.loads(path.with_suffix(".json").read_text())
         if record["recipe"]["test"].endswith("/tune"):
             scores = {"mAP": pd.read_csv(path)["AP"].mean(), "loss": record["last"]["loss"], "minutes": record["seconds"] / 60}
             rows.append({"try": path.parent.name, **record["recipe"], **scores})
     table = pd.DataFrame(rows)
-    provenance.save(table, out / "tries.csv", started)
+    provenance.save(table, Path(out) / "tries.csv", started)
     return table

@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from ltcam.errors import InputError, MissingError
+from ltcam.files import AnyPath
 
 
-def read(path: Path, classes: int) -> tuple[Tensor, Tensor]:
+def read(path: AnyPath, classes: int) -> tuple[Tensor, Tensor]:
     """keys (n,) int64, from 0, and high_res (n, H, W) float32 or float64, of the seeds in `path`.
 
     Raises MissingError if there is no such file. Raises InputError if it is damaged or holds anything but arrays, and for other
     shapes, classes outside [0, classes) and values outside [0, 1].
     """
+    path = Path(path)
     if not path.is_file():
         raise MissingError(f"{path} is missing: expected the seeds of an image; run ltcam export-seeds, or name another folder")
     try:

@@ -32,6 +32,7 @@ from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.configs import Config
 from ltcam.experiment.seed_files import read
 from ltcam.experiment.seeds import batches, grouped, traced
+from ltcam.files import AnyPath
 
 THRESHOLDS = np.arange(101) / 100
 BINS = 2**14  # of the average precision
@@ -114,14 +115,14 @@ def _average_precision(counts: Tensor) -> float:
     return 100 * float((gained * tp / (tp + fp).clamp(min=1)).sum())
 
 
-def of_folder(folder: Path, data: Segmentation) -> Tally:
+def of_folder(folder: AnyPath, data: Segmentation) -> Tally:
     """Seeds in `folder`, one `<image name>.npy` for each image of `data` that has a class. IRN's files are read as they are.
 
     Raises MissingError if a file is missing, and InputError as `seed_files.read` does.
     """
     tally = Tally(len(data.classes))
     for index in tqdm(range(len(data)), f"{data.title} {data.part}", disable=None, leave=False):
-        mask, path = torch.from_numpy(data.mask(index)), folder / f"{data.entries[index].name}.npy"
+        mask, path = torch.from_numpy(data.mask(index)), Path(folder) / f"{data.entries[index].name}.npy"
         keys, maps = torch.zeros(0, dtype=torch.long), torch.zeros(0, *mask.shape)
         if data.labels[index].any() or path.is_file():
             keys, maps = read(path, len(data.classes))

@@ -37,21 +37,21 @@ from ltcam.engine.tricks import normalized
 from ltcam.errors import InputError
 from ltcam.experiment import provenance
 from ltcam.experiment.checkpoints import Trained
-from ltcam.experiment.configs import Config, Protocol
+from ltcam.experiment.configs import Config, Protocol, plain
 from ltcam.experiment.evaluation import _loader
 from ltcam.experiment.probe import behaviour
-from ltcam.files import atomic, write
+from ltcam.files import AnyPath, atomic, write
 
 STRIDE = 4  # of "cam"
 
 
-def export(trained: Trained, part: str, config: Config, out: Path, batch_size: int = 8) -> int:
+def export(trained: Trained, part: str, config: Config, out: AnyPath, batch_size: int = 8) -> int:
     """Write the seeds of every image with a class in part `part` of the model's data set; returns the number of images.
 
     `out/seeds.json` says how they were made. A file gets its name only when it is complete, so an interrupted call goes on with
     the batches that lack a file. Raises InputError if the folder has seeds of other settings.
     """
-    data = trained.load(part)
+    data, out, config = trained.load(part), Path(out), Config._make(plain(tuple(config)))
     settings = {
         "data": data.title, "part": part, "fingerprint": data.fingerprint, "size": trained.size, "layers": config.selection,
         **asdict(config.options), "refine": config.refine, "checkpoint": trained.sha256, "probe": behaviour(),

@@ -31,7 +31,7 @@ from ltcam.experiment.counting import Reading
 from ltcam.experiment.evaluation import Wanted, together
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.training import train
-from ltcam.files import sha256
+from ltcam.files import AnyPath, sha256
 
 log = logging.getLogger(__name__)
 Role = Literal["test", "train"]
@@ -167,8 +167,9 @@ class Study:
         return {**self.trained.about(self.test), "trainings": trainings}
 
 
-def known(folder: Path, role: Role = "test") -> pd.DataFrame:
+def known(folder: AnyPath, role: Role = "test") -> pd.DataFrame:
     """`Study.known` from the files in `folder` alone, without data or checkpoints. Empty if a training has no counts."""
+    folder = Path(folder)
     path, table, found = folder / "trainings.csv", pd.DataFrame({"name": [""], "seed": "", "fold": ""}), []
     if path.is_file():
         table = pd.read_csv(path, keep_default_na=False, dtype=str)

@@ -36,13 +36,13 @@ from ltcam.experiment.parallel import loader, processes, reduce
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.vgg16 import vgg16
 from ltcam.experiment.weights import load
-from ltcam.files import sha256
+from ltcam.files import AnyPath, sha256
 
 log = logging.getLogger(__name__)
 _REMEDY = "train with a smaller lr; earlier epochs are kept"
 
 
-def train(recipe: Recipe, out: Path) -> Path:
+def train(recipe: Recipe, out: AnyPath) -> Path:
     """Train by `recipe`, or go on where an interrupted run of the same recipe stopped. Returns the path of the checkpoint.
 
     Writes `checkpoint.pt` (the last epoch), `train.csv` (loss per epoch) and `labels.csv` (AP per class on the held-out part)
@@ -51,7 +51,7 @@ def train(recipe: Recipe, out: Path) -> Path:
     UnavailableError if another run writes into `out`.
     """
     with alone(out, "write"):
-        return _train(recipe, out)
+        return _train(recipe, Path(out))
 
 
 def _train(recipe: Recipe, out: Path) -> Path:

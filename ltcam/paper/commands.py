@@ -17,12 +17,13 @@ from ltcam.experiment.checkpoints import load_checkpoint
 from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.locks import alone
 from ltcam.experiment.parallel import processes
+from ltcam.files import AnyPath
 from ltcam.paper import reproduce
 from ltcam.paper import tables as paper
 
 
 def train(
-    data: str, profile: str, seed: int | None, fold: int | None, settings: Sequence[str], tune: bool, out: Path | None
+    data: str, profile: str, seed: int | None, fold: int | None, settings: Sequence[str], tune: bool, out: AnyPath | None
 ) -> Iterator[str]:
     """Run the profile's trainings on `data`, one by one."""
     runs = [run for name in ([profile] if profile else ["demo", "real", "paper"]) for run in reproduce.profile(name)]
@@ -39,7 +40,7 @@ def train(
         )
     home, first = files.runs(run["profile"], data), processes().is_main_process
     for each in chosen:
-        folder = out or home / (f"tries/{', '.join(settings) or 'profile'}" if tune else each.name)
+        folder = Path(out) if out else home / (f"tries/{', '.join(settings) or 'profile'}" if tune else each.name)
         with alone(folder, "run"):
             path = training.train(recipe.tuning(each.recipe) if tune else each.recipe, folder)
         if first:
@@ -50,8 +51,9 @@ def train(
 
 
 def evaluate(
-    checkpoint: Path, part: str, numbers: Sequence[int], texts: Sequence[str], out: Path | None, batch_size: int, bfloat16: bool
-) -> Iterator[str]:
+    checkpoint: AnyPath, part: str, numbers: Sequence[int], texts: Sequence[str], out: AnyPath | None, batch_size: int,
+    bfloat16: bool,
+) -> Iterator[str]:  # fmt: skip
     """Measure tables of the paper and single configurations. If none are named, measure all tables."""
     started = time.time()
     asked = [Config.parse(text) for text in texts]
@@ -59,7 +61,7 @@ def evaluate(
     if unknown := set(numbers) - set(paper.TABLES):
         raise InputError(f"table {min(unknown)} is not in the paper: expected one of {list(paper.TABLES)}")
     trained, protocol = load_checkpoint(checkpoint), Protocol(batch_size, bfloat16=bfloat16)
-    folder, part = out or checkpoint.parent / part, part or trained.recipe.test
+    folder, part = Path(out or Path(checkpoint).parent / part), part or trained.recipe.test
     data = trained.load(part)
     wanted: dict[str, tuple[list[Config], Callable[[pd.DataFrame], pd.DataFrame]]] = {
         f"table{n}": (list(paper.TABLES[n].values()), partial(paper.table, n)) for n in numbers
@@ -75,8 +77,8 @@ def evaluate(
 
 
 def eval_seeds(
-    checkpoint: Path | None, folder: Path | None, data: str, part: str, choose_on: str, texts: Sequence[str], batch_size: int,
-    out: Path | None,
+    checkpoint: AnyPath | None, folder: AnyPath | None, data: str, part: str, choose_on: str, texts: Sequence[str],
+    batch_size: int, out: AnyPath | None,
 ) -> Iterator[str]:  # fmt: skip
     """Score the seeds of a checkpoint's configurations, or those in a folder."""
     if (checkpoint is None) == (folder is None) or bool(folder) != bool(data) or (folder and texts):
@@ -103,7 +105,7 @@ def eval_seeds(
     scores = seed_scores.table(scored, tally(choose_on) if choose_on else None)
     if out:
         about |= {"part": part, "choose_on": choose_on}
-        provenance.save(scores, out / "seeds.csv", started, **about)
-        provenance.save(seed_scores.curves(scored), out / "curves.csv", started, **about)
+        provenance.save(scores, Path(out) / "seeds.csv", started, **about)
+        provenance.save(seed_scores.curves(scored), Path(out) / "curves.csv", started, **about)
     said = f"; t is the best on {choose_on}" if choose_on else ""
     yield f"{about['data']}, part {part}: best_t is the best on {part} itself{said}\n{scores.round(2).to_string(index=False)}"

@@ -24,7 +24,7 @@ from ltcam.errors import MissingError
 from ltcam.experiment import provenance
 from ltcam.experiment.locks import alone
 from ltcam.experiment.study import Role, known
-from ltcam.files import atomic, sha256
+from ltcam.files import AnyPath, atomic, sha256
 from ltcam.paper import ablations, findings, judging
 from ltcam.paper import sweep as over_delta
 from ltcam.paper import tables as paper
@@ -140,13 +140,14 @@ def about(kept: Kept, name: str) -> dict[str, Any]:
     return kept.about | ({"metric": over_delta.headline(kept.data)} if name == "delta_choice.csv" else {})
 
 
-def rebuild(folder: Path, check: bool = False) -> dict[str, bool]:
+def rebuild(folder: AnyPath, check: bool = False) -> dict[str, bool]:
     """Make every table of `folder` again; returns {file: whether the present file differs or is missing}.
 
     Unless `check`, a file that differs is written, with its .json. In a folder from an older version, `check` compares only the
     columns that both versions have. Raises MissingError if there are no counts, InputError if their record cannot be read, and
     UnavailableError if another run writes there.
     """
+    folder = Path(folder)
     Kept(folder)
     with TemporaryDirectory() as name, nullcontext() if check else alone(folder, "run"):
         new = Path(name)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from ltcam.experiment.intervals import VERDICTS, interval, median, verdict
+from ltcam.files import AnyPath
 
 SUMMARY = (  # what docs/results.md shows
     "Truncation alone (δ=0) changes Grad-CAM at S5 by",
@@ -64,8 +65,9 @@ class Finding(NamedTuple):
         return f"{value}{between}{', a tie' if self.verdict == 'tie' else ''}"
 
 
-def read(folder: Path) -> dict[str, pd.DataFrame]:
+def read(folder: AnyPath) -> dict[str, pd.DataFrame]:
     """The tables that findings come from, by their names in `folder` (results/<profile>/<data>)."""
+    folder = Path(folder)
     there = [name for name in COLLECTORS if (folder / name).is_file()]
     return {name: pd.read_csv(folder / name, dtype={"level": str, "group": str}) for name in there}
 

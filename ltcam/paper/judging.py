@@ -21,6 +21,7 @@ from ltcam.experiment import intervals, metrics
 from ltcam.experiment.configs import FLOATS, Config, configurations
 from ltcam.experiment.intervals import DRAWS, Draws, draws
 from ltcam.experiment.study import Role, known
+from ltcam.files import AnyPath
 from ltcam.paper.claims import CLAIMS, NOT_MEASURED, Claim, Scores
 from ltcam.paper.kept import pick
 from ltcam.paper.sweep import CONFIGS
@@ -41,11 +42,12 @@ COLORS = {
 }
 
 
-def read(folder: Path, data: str) -> dict[str, pd.DataFrame]:
+def read(folder: AnyPath, data: str) -> dict[str, pd.DataFrame]:
     """The tables of data set `data` in `folder` (results/<profile>/<data>): "table1" ... and "sweep", if they exist.
 
     Raises MissingError if there is none, and InputError if two files give one configuration different scores.
     """
+    folder = Path(folder)
     names = [f"table{number}" for number in (1, 2, *COMPARED[data])] + ["sweep"]
     there = [name for name in names if (folder / f"{name}.csv").is_file()]
     found = {name: pd.read_csv(folder / f"{name}.csv", dtype=FLOATS) for name in there}
@@ -62,7 +64,7 @@ def read(folder: Path, data: str) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def resample(folder: Path, data: str, number: int = DRAWS) -> dict[str, dict[str, Draws]]:
+def resample(folder: AnyPath, data: str, number: int = DRAWS) -> dict[str, dict[str, Draws]]:
     """{part: {metric: draws}} for `judge`, from the counts of data set `data` in `folder`."""
     counts = {part: pick(known(folder, part), USED) for part in get_args(Role)}
     columns = sorted({_place(claim, data)[1] for claim in CLAIMS})

@@ -15,6 +15,7 @@ from ltcam.errors import InputError, MissingError
 from ltcam.experiment import metrics
 from ltcam.experiment.configs import Config, configurations
 from ltcam.experiment.study import Role, known
+from ltcam.files import AnyPath
 
 # The fields of `Study.about` that come from a checkpoint.
 ABOUT = ("data", "part", "fingerprint", "images", "tf32", "recipe", "source", "trained")
@@ -30,8 +31,8 @@ class Kept:
     Raises MissingError if a training has no counts, and InputError if the record beside them cannot be read.
     """
 
-    def __init__(self, folder: Path, tables: Path | None = None) -> None:
-        self.folder, self.tables = folder, tables or folder
+    def __init__(self, folder: AnyPath, tables: AnyPath | None = None) -> None:
+        self.folder, self.tables = (folder := Path(folder)), Path(tables or folder)
         path = folder / "trainings.csv"
         self.dated = not path.is_file()  # an older version left no trainings.csv
         listed = pd.DataFrame({"name": [""]}) if self.dated else pd.read_csv(path, keep_default_na=False, dtype={"name": str})

@@ -16,9 +16,12 @@ from typing import Any
 
 import papermill
 import yaml
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import write_ipynb
+from traitlets import default
 
 from ltcam import files
 from ltcam.data import DataError
@@ -67,7 +70,7 @@ def reproduce(
     """
     logging.getLogger("papermill").addFilter(_said)
     runs = [run for run in profile(name) if data in ("", run["data"])]
-    parameters = {path: papermill.inspect_notebook(str(path)) for path in sorted(files.NOTEBOOKS.glob("[0-9]*.ipynb"))}
+    parameters = {path: papermill.inspect_notebook(_literal(path)) for path in sorted(files.NOTEBOOKS.glob("[0-9]*.ipynb"))}
     series = [path for path, expected in parameters.items() if "profile" in expected or name == "demo"]
     begin = next((i for i, path in enumerate(series) if path.name.startswith(start)), len(series))
     chosen = [path for path in series[begin:] if path.name.startswith(only)]
@@ -130,6 +133,19 @@ def _said(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING and bool(record.msg)
 
 
+class _OwnKernel(AsyncKernelManager):
+    """Runs `python3` with this interpreter, whatever kernel of that name JUPYTER_PATH has."""
+
+    @default("kernel_spec_manager")
+    def _own(self) -> KernelSpecManager:
+        return KernelSpecManager(parent=self, kernel_dirs=[])
+
+
+def _literal(path: Path) -> str:
+    """`path` for papermill, which would fill in what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
 def _execute(notebook: Path, parameters: Mapping[str, Any], target: Path) -> None:
     failed = target.with_name(f"{target.stem}.failed.ipynb")
     for leftover in target.parent.glob(f".{target.stem}.*.partial.ipynb"):  # left by a run that was killed
@@ -138,8 +154,8 @@ def _execute(notebook: Path, parameters: Mapping[str, Any], target: Path) -> Non
         with files.atomic(target) as temporary:
             try:
                 executed = papermill.execute_notebook(
-                    str(notebook), str(temporary), parameters, kernel_name="python3", log_output=True,
-                    progress_bar=False, extra_arguments=["--log-level=ERROR"],
+                    _literal(notebook), _literal(temporary), parameters, kernel_name="python3", log_output=True,
+                    progress_bar=False, extra_arguments=["--log-level=ERROR"], kernel_manager_class=_OwnKernel,
                 )  # fmt: skip
             except (PapermillExecutionError, DeadKernelError):
                 temporary.replace(failed)

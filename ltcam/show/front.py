@@ -13,6 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from ltcam import files
+from ltcam.files import AnyPath
 from ltcam.paper import tables as paper
 
 VERDICTS = {"holds": "held", "tie": "tied", "does not hold": "failed"}  # in claims.csv: the word and the class of the chip
@@ -70,12 +71,12 @@ def section(profile: str, name: str, notebooks: list[dict[str, Any]]) -> dict[st
     }
 
 
-def claims(path: Path) -> list[dict[str, str]]:
+def claims(path: AnyPath) -> list[dict[str, str]]:
     """One row per claim of claims.csv: `CLAIM` ("" for a missing column), chip, ours, theirs, and a short form of both.
 
     ours, theirs: all that `numbers` says about each; ours_short, theirs_short: only the two compared scores.
     """
-    if not path.is_file():
+    if not Path(path).is_file():
         return []
     t = pd.read_csv(path, dtype=str, keep_default_na=False).reindex(columns=list(CLAIM), fill_value="")
     t["chip"] = t["verdict"].replace(VERDICTS)
@@ -88,9 +89,9 @@ def claims(path: Path) -> list[dict[str, str]]:
     return [{str(key): str(value) for key, value in row.items()} for row in t.to_dict("records")]
 
 
-def table(number: int, path: Path) -> dict[str, Any] | None:
+def table(number: int, path: AnyPath) -> dict[str, Any] | None:
     """The paper's table `number` beside ours, two cells per metric: (text, "best", "second" or ""); None without a file."""
-    if not path.is_file():
+    if not Path(path).is_file():
         return None
     both = paper.beside(number, pd.read_csv(path))
     ranks = both.rank(ascending=False, method="min")

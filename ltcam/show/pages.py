@@ -19,6 +19,8 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors.sanitize import SanitizeHTML
 from pygments.formatters import HtmlFormatter
 
+from ltcam.files import AnyPath
+
 _CLEAN = SanitizeHTML(  # type: ignore[no-untyped-call] # HTML outputs may hold what pandas writes, and nothing that runs
     tags=["a", "b", "br", "caption", "div", "em", "h3", "h4", "i", "p", "span", "strong", "style", "table", "tbody", "td", "th",
           "thead", "tr"],
@@ -31,8 +33,9 @@ _CLEAN = SanitizeHTML(  # type: ignore[no-untyped-call] # HTML outputs may hold 
 logging.getLogger("traitlets").setLevel(logging.ERROR)  # nbconvert warns of every output it cleans
 
 
-def notebook(path: Path) -> dict[str, Any]:
+def notebook(path: AnyPath) -> dict[str, Any]:
     """Name, data set, title, page and body (HTML) of an executed notebook."""
+    path = Path(path)
     read = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     heading = title = path.stem
     for cell in read.cells:

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision import models
 from torchvision.models import get_model, get_model_weights, list_models
 
 from ltcam import data as datasets
@@ -12,46 +14,53 @@ from ltcam.data.base import read
 from ltcam.engine.cam import explain
 from ltcam.engine.refine import Refine
 from ltcam.engine.tracing import trace
-from ltcam.errors import InputError, UnavailableError
+from ltcam.errors import InputError, MissingError, UnavailableError
 from ltcam.experiment import checkpoints, weights
-from ltcam.files import atomic
+from ltcam.files import AnyPath, atomic
 from ltcam.show import plotting
 
 Classifier = tuple[nn.Module, Sequence[str], tuple[int, int]]  # in eval mode, its classes, its input (height, width)
 
 
-def classifier(name: str, checkpoint: Path | None) -> Classifier:
+def classifier(name: str, checkpoint: AnyPath | None) -> Classifier:
     """A checkpoint of `ltcam train`, a state dict of the torchvision model `name`, or torchvision's own weights (None).
 
-    The classes of a state dict are named "0", "1", ...
+    The model classifies an image or its pixels. The classes of a state dict are named "0", "1", ...
     """
-    if name not in list_models(module=None):
-        raise InputError(f"model {name!r} is not in torchvision: expected one of torchvision.models.list_models()")
+    dense = name in list_models(module=models.segmentation)
+    if not dense and name not in list_models(module=models):
+        raise InputError(f"model {name!r} is no classifier of torchvision: expected e.g. vgg16, resnet50 or fcn_resnet50")
     if checkpoint is None:
         pretrained = get_model_weights(name).DEFAULT
         try:
-            return get_model(name, weights=pretrained).eval(), pretrained.meta["categories"], (224, 224)
+            model = get_model(name, weights=pretrained)
         except OSError as error:
             raise UnavailableError(f"{pretrained.url} is out of reach ({error}): fetch it and pass --checkpoint") from error
+        if dense:
+            model.aux_classifier = None  # a head for training, which no logit depends on
+        return model.eval(), pretrained.meta["categories"], (224, 224)
     state = weights.load(checkpoint)
     if {"model", "record"} <= state.keys():
         trained = checkpoints.load_checkpoint(checkpoint, "cpu")
         return trained.model, trained.classes, trained.size
+    state = {key: value for key, value in weights.bare(state).items() if not (dense and str(key).startswith("aux_classifier."))}
+    options: dict[str, Any] = {"weights_backbone": None} if dense else {}
     try:
         count = len(list(state.values())[-1])  # the last bias
-        model = get_model(name, weights=None, num_classes=count)
+        model = get_model(name, weights=None, num_classes=count, **options)
         model.load_state_dict(state)
     except (RuntimeError, TypeError, IndexError) as error:
-        raise InputError(f"{checkpoint} does not fit {name}: expected its state dict ({str(error)[:200]})") from error
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{checkpoint} does not fit {name}: expected its state dict ({reason})") from error
     return model.eval(), [str(c) for c in range(count)], (224, 224)
 
 
 def draw(
-    image: Path, out: Path, name: str, checkpoint: Path | None, target: str, method: str, layers: str | None,
+    image: AnyPath, out: AnyPath, name: str, checkpoint: AnyPath | None, target: str, method: str, layers: str | None,
     delta: float | None, per_stage: bool, refine: str = "",
 ) -> str:  # fmt: skip
     """Draw `heatmaps` to `out`; returns the class. Raises InputError if `out` is not the name of a picture."""
-    if out.suffix not in (".png", ".jpg", ".pdf", ".svg"):
+    if Path(out).suffix not in (".png", ".jpg", ".pdf", ".svg"):
         raise InputError(f"--out {out} is not a picture: expected a name that ends in .png, .jpg, .pdf or .svg")
     pixels, chosen, maps = heatmaps(image, classifier(name, checkpoint), target, method, layers, delta, per_stage, refine)
     with atomic(out) as temporary:
@@ -60,7 +69,7 @@ def draw(
 
 
 def heatmaps(
-    image: Path, model: Classifier, target: str, method: str, layers: str | None, delta: float | None,
+    image: AnyPath, model: Classifier, target: str, method: str, layers: str | None, delta: float | None,
     per_stage: bool = False, refine: str = "",
 ) -> tuple[Tensor, str, dict[str, Tensor]]:  # fmt: skip
     """The image (3, H, W) uint8, the class explained, and {title: heatmap (H, W)}.
@@ -73,6 +82,8 @@ def heatmaps(
     if target and target not in classes and not target.isdecimal():
         raise InputError(f"class {target!r} is unknown: expected an index or one of {', '.join(classes[:20])}")
     chosen = None if not target else list(classes).index(target) if target in classes else int(target)
+    if not Path(image).is_file():
+        raise MissingError(f"no image at {image}: expected a photograph there")
     pixels = torch.from_numpy(read(image, "RGB", upright=True)).permute(2, 0, 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     traced = trace(

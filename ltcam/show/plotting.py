@@ -3,7 +3,6 @@
 import random
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,7 +22,7 @@ from ltcam.engine.tracing import trace
 from ltcam.engine.tricks import truncate
 from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.configs import FLOATS, Config
-from ltcam.files import atomic
+from ltcam.files import AnyPath, atomic
 
 THUMBNAIL = 160  # pixels of the longer side: figures show photographs small
 SWEPT = {  # the paper's colors in Figs. 4 and 5
@@ -202,12 +201,12 @@ def sweep_figure(table: pd.DataFrame, metric: str, label: str, title: str) -> Fi
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: AnyPath) -> None:
     """`path` + .png (200 dpi) and .pdf, the same bytes on every run of one machine."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once, since each drawing moves things a little
     for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None, "Producer": None, "Creator": None})):
-        with atomic(path.with_name(path.name + suffix)) as temporary:
+        with atomic(f"{path}{suffix}") as temporary:
             figure.savefig(temporary, dpi=200, metadata=metadata)
 
 

@@ -22,6 +22,7 @@ from ltcam import files
 from ltcam.errors import InputError, MissingError
 from ltcam.experiment import provenance
 from ltcam.experiment.study import Study
+from ltcam.files import AnyPath
 from ltcam.paper import tables as paper
 from ltcam.show import explorer, front, pages
 
@@ -33,20 +34,20 @@ TEMPLATES = jinja2.Environment(
 )  # fmt: skip
 
 
-def report(profile: str, out: Path) -> Path:
+def report(profile: str, out: AnyPath) -> Path:
     """Write the site of `profile` to the folder `out`; returns its front page.
 
     An existing site is replaced when the new one is complete. Raises MissingError if there is nothing to report, and InputError
     if `out` holds anything but a site of ltcam.
     """
-    out = out.resolve()
+    out = Path(out).resolve()
     names = _data(profile)
     notebooks = _notebooks(profile)
     if not names and not notebooks:
         raise MissingError(f"nothing to report in {files.results(profile)}: run `ltcam reproduce --profile {profile}` first")
     if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not a site of ltcam: expected a new or empty folder; choose another --out")
-    with _whole(out) as site:
+    with files.writing(out), _whole(out) as site:
         (site / MARK).touch()
         for name in names:
             _copy(profile, name, site)

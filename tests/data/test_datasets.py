@@ -1,4 +1,5 @@
 import random
+import re
 import shutil
 
 import numpy as np
@@ -7,7 +8,8 @@ import torch
 from PIL import Image
 
 from ltcam import data as datasets
-from ltcam.data import DataError, ksdd, magnetic_tile
+from ltcam.data import DataError, checks, ksdd, magnetic_tile, presence
+from ltcam.data.base import read
 from ltcam.data.demo import PARTS, render
 from ltcam.data.voc import CLASSES
 from tests import lookalikes
@@ -294,6 +296,95 @@ def test_an_unknown_voc_list_is_named(root):
     lookalikes.voc(root)
     with pytest.raises(DataError, match=r"part 'train_aug' has no list .*: expected one of \['train', 'trainval', 'val'\]"):
         datasets.load("voc2012", "train_aug")
+
+
+DEEPER = {"voc2012": "VOCdevkit", "magnetic_tile": "magnetic_tile", "ksdd": "KolektorSDD", "ksdd2": "KolektorSDD2"}
+
+
+@pytest.mark.parametrize("name", DEEPER)
+def test_a_root_that_lies_too_deep_is_led_up(name, tmp_path, monkeypatch):
+    getattr(lookalikes, {"voc2012": "voc"}.get(name, name))(tmp_path / "a {b} é")
+    root = tmp_path / "a {b} é" / DEEPER[name]
+    for deep in (root, root / "VOC2012") if name == "voc2012" else (root,):
+        monkeypatch.setenv("LTCAM_DATA", str(deep))
+        for call in (lambda: datasets.load(name, "train0" if name == "ksdd" else "train"), lambda: checks.check(name)):
+            with pytest.raises(DataError, match=rf": set LTCAM_DATA to {re.escape(str(root.parent))}, see data/README.md$"):
+                call()
+
+
+def test_a_set_with_a_part_missing_is_to_be_completed(root):
+    (root / "VOCdevkit" / "VOC2007").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"PASCAL VOC 2012 is not at .*VOCdevkit/VOC2012: complete it, see data/README.md$"):
+        datasets.load("voc2012", "train")
+
+
+@pytest.fixture
+def augmented(root):
+    """VOC with the list `train_aug` as weakly-supervised segmentation has it; its masks are other files."""
+    folder = lookalikes.voc(root) / "VOCdevkit" / "VOC2012"
+    names = (folder / "ImageSets" / "Segmentation" / "train.txt").read_text().split()[:3]
+    (folder / "SegmentationClassAug").mkdir()
+    for name in names:
+        mask = np.array(Image.open(folder / "SegmentationClass" / f"{name}.png"))
+        Image.fromarray(np.where(mask == 8, 3, mask).astype(np.uint8)).save(folder / "SegmentationClassAug" / f"{name}.png")
+    lines = [f"/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png\n" for name in names]
+    (folder / "ImageSets" / "Segmentation" / "train_aug.txt").write_text("".join([*lines, "\n"]))
+    return folder
+
+
+def test_a_list_may_name_images_and_masks_in_pairs(augmented):
+    data, plain = datasets.load("voc2012", "train_aug"), datasets.load("voc2012", "train")
+    assert len(data) == 3 and agrees(data) and [e.name for e in data.entries] == [e.name for e in plain.entries[:3]]
+    assert CLASSES[2] in [CLASSES[c] for c in data.labels[0].nonzero().flatten()] and not plain.labels[:, 2].any()
+    report = checks.check("voc2012", augmented.parents[1])
+    assert not report.findings and ["train_aug", 3, "-", 3] in report.table.to_numpy().tolist()
+    assert presence.state("voc2012", augmented.parents[1]) == "subset"
+    data.entries[0].mask.unlink()
+    assert presence.state("voc2012", augmented.parents[1]) == "incomplete"
+    (finding,) = checks.check("voc2012", augmented.parents[1]).findings
+    assert finding.startswith(f"{data.entries[0].mask} is missing") and finding.endswith("(listed in train_aug)")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["../../secret", "/JPEGImages/../../../a.jpg /b.png", "/JPEGImages/a.jpg ../b.png", "/JPEGImages/a.jpg", "a -1", "a b c"],
+)
+def test_a_line_that_leaves_the_data_or_is_no_name_is_refused(augmented, line):
+    path = augmented / "ImageSets" / "Segmentation" / "mine.txt"
+    path.write_text(f"2007_000000\n{line}\n")
+    for call in (lambda: datasets.load("voc2012", "mine"), lambda: checks.check("voc2012", augmented.parents[1])):
+        with pytest.raises(
+            DataError, match=rf"mine.txt has the line {re.escape(repr(line))}: expected a name, or an image and a mask in "
+        ):
+            call()
+    path.write_text("//etc/a.jpg //etc/b.png\n")
+    (entry,) = datasets.load("voc2012", "mine").entries
+    assert entry.image.is_relative_to(augmented) and entry.mask.is_relative_to(augmented)
+
+
+DEEP = {
+    "12 bits in a PNG of 16": (np.uint16, 4095, "PNG", "from 0 to 4095"),
+    "8 bits in a TIFF of 32": (np.int32, 255, "TIFF", "from 0 to 255"),
+    "32 bits in a TIFF of 32": (np.int32, 2**31 - 1, "TIFF", "from 0 to 2147483647"),
+    "values below zero": (np.int32, -9, "TIFF", "from -9 to 0"),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_what_would_be_read_as_black_or_white_is_refused(name, tmp_path):
+    kind, most, suffix, said = DEEP[name]
+    Image.fromarray(np.linspace(0, most, 64).astype(kind).reshape(8, 8)).save(tmp_path / "deep", suffix)
+    with pytest.raises(DataError, match=rf"deep has values {said}: expected 8 bits or all of 16; scale it to 8 bits$"):
+        read(tmp_path / "deep", "RGB")
+
+
+def test_16_bits_become_8(tmp_path):
+    values = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    for file, kind, array in (("a.png", "PNG", values), ("b.tiff", "TIFF", values.astype(np.int32))):
+        Image.fromarray(array).save(tmp_path / file, kind)
+        assert np.array_equal(read(str(tmp_path / file), "RGB"), (values >> 8)[..., None].repeat(3, -1))
+    Image.fromarray(np.zeros((2, 2), np.uint16)).save(tmp_path / "black.png")
+    assert not read(tmp_path / "black.png", "RGB").any()
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "gone"])

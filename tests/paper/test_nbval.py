@@ -20,7 +20,7 @@ print(golden.check(table, "table1", "toy"))
 
 def nbval(folder):
     environment = {**os.environ, "PYTHONPATH": str(folder)}
-    options = ["--nbval", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(folder)]
+    options = ["--nbval", "--nbval-current-env", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(folder)]
     return subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(folder)], capture_output=True, text=True, env=environment, check=False
     )
@@ -50,7 +50,7 @@ def toy(tmp_path):
     return write
 
 
-def test_unchanged_passes(toy):
+def test_unchanged_passes_beside_another_kernel(toy, foreign):
     folder = toy(10.3)
     done = nbval(folder)
     assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout

@@ -57,7 +57,9 @@ def test_the_command(photo, resnet, tmp_path):
         (["--method", "eigencam"], "method 'eigencam' is unknown"),
         (["--layers", "S9"], "layer 'S9' was not traced"),
         (["--refine", "S5:x"], "refine='S5:x' is no way to spread a map"),
-        (["--model", "resnet19"], "model 'resnet19' is not in torchvision"),
+        (["--model", "resnet19"], "model 'resnet19' is no classifier of torchvision: expected e.g. vgg16"),
+        (["--model", "fasterrcnn_resnet50_fpn"], "model 'fasterrcnn_resnet50_fpn' is no classifier of torchvision"),
+        (["--model", "fcn_resnet50"], r"does not fit fcn_resnet50: expected its state dict \(Error.* Missing key"),
         (["--model", "resnet50"], "does not fit resnet50: expected its state dict"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -84,3 +86,49 @@ def test_weights_out_of_reach(monkeypatch):
     monkeypatch.setattr(picture, "get_model", unreachable)
     with pytest.raises(RuntimeError, match=r"resnet18.*\.pth is out of reach \(no route to host\).* pass --checkpoint"):
         picture.classifier("resnet18", None)
+
+
+@pytest.mark.parametrize("name", ["nope.jpg", "."])
+def test_no_image_is_said_without_a_word_of_data_sets(name, resnet, tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        CliRunner().invoke(
+            app, ["explain", str(tmp_path / name), "--model", "resnet18", "--checkpoint", str(resnet)], catch_exceptions=False
+        )
+    assert str(error.value) == f"no image at {tmp_path / name}: expected a photograph there"
+
+
+WRAPPED = {
+    "DataParallel": lambda state: {f"module.{name}": value for name, value in state.items()},
+    "Lightning": lambda state: {"epoch": 3, "state_dict": {f"model.{name}": value for name, value in state.items()}},
+    "torchvision's references": lambda state: {"model": state, "epoch": 3},
+    "a compiled model in DataParallel": lambda state: {f"module._orig_mod.{name}": value for name, value in state.items()},
+    "a dictionary": lambda state: {"model_state_dict": state},
+}
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_a_state_dict_is_found_in_what_others_save(how, resnet, tmp_path):
+    state = torch.load(resnet, weights_only=True)
+    torch.save(WRAPPED[how](state), tmp_path / "wrapped.pth")
+    model, classes, _ = picture.classifier("resnet18", str(tmp_path / "wrapped.pth"))
+    assert list(classes) == ["0", "1", "2"] and all(
+        torch.equal(state[name], value) for name, value in model.state_dict().items()
+    )
+
+
+def test_names_that_differ_otherwise_are_said(resnet, tmp_path):
+    torch.save({f"net.{name}": value for name, value in torch.load(resnet, weights_only=True).items()}, tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=r'net.pth does not fit resnet18: .*Missing key\(s\) in state_dict: "conv1.weight"'):
+        picture.classifier("resnet18", tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_a_segmentation_network_needs_no_download(auxiliary, photo, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    made = get_model("lraspp_mobilenet_v3_large", weights=None, weights_backbone=None, num_classes=3)
+    if auxiliary:
+        made = get_model("fcn_resnet50", weights=None, weights_backbone=None, num_classes=3, aux_loss=True)
+    torch.save(made.state_dict(), tmp_path / "dense.pth")
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *a, **k: pytest.fail("it downloads"))
+    model = picture.classifier("fcn_resnet50" if auxiliary else "lraspp_mobilenet_v3_large", tmp_path / "dense.pth")
+    assert picture.heatmaps(str(photo), model, "2", "gradcam", None, 20)[1] == "2"
