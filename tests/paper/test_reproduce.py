@@ -18,7 +18,7 @@ from nbclient.exceptions import DeadKernelError
 
 from ltcam import files
 from ltcam.data import DataError
-from ltcam.experiment.configs import FLOATS
+from ltcam.experiment.configs import FLOATS, Protocol
 from ltcam.paper import reproduce, run
 from ltcam.paper import tables as paper
 from ltcam.paper.kept import counted
@@ -28,6 +28,12 @@ from tests.experiment.test_training import TINY
 RECIPE = {**TINY, "size": [64, 64], "epochs": 1}
 SERIES = [path.stem for path in sorted(files.NOTEBOOKS.glob("[0-9]*.ipynb")) if '"profile = ' in path.read_text()]
 BEFORE = SERIES[: SERIES.index("02_layer_cams")]
+ASKED = reproduce.profile
+
+
+def shortened(name):
+    """A profile that varies one row at two deltas, so that its measurements and their intervals are few."""
+    return [run if name == "demo" else {**run, "deltas": [0, 20], "varied": ["LTGrad-CAM"]} for run in ASKED(name)]
 
 
 def tables_and_figures(folder):
@@ -37,6 +43,11 @@ def tables_and_figures(folder):
 
 def said(caplog):
     return [record.getMessage() for record in caplog.records if record.name == "ltcam.paper.reproduce"]
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    monkeypatch.setattr(reproduce, "profile", shortened)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +68,7 @@ def looks(tmp_path_factory):
         patch.setenv("LTCAM_OUTPUT", str(output))
         patch.setattr(reproduce, "_execute", copying)
         patch.setattr(reproduce, "log", log)
+        patch.setattr(reproduce, "profile", shortened)
         done = reproduce.reproduce("paper", recipe=RECIPE, seeds=[0])
     return data, output, middle, lines, done
 
@@ -75,9 +87,10 @@ def test_one_pass_measures_what_the_series_reads(undisturbed, looks):
         looks[1] / "results" / "paper" / "voc2012",
         next(r for r in reproduce.profile("paper") if r["data"] == "voc2012"),
     )
+    series = {name: asked[name] for name in ("deltas", "varied", "protocols")}
     for role, place in {"test": folder / "seed0", "train": folder / "seed0" / "train"}.items():
         there = counted(pd.read_csv(place / "counts.csv.gz", dtype=FLOATS))
-        assert set(there) == set(run.wanted("voc2012", role, asked["deltas"], asked["varied"]))
+        assert set(there) == set(run.wanted("voc2012", role, Protocol(), **series)[""][0])
     assert (folder / "seed0" / "counts.csv.gz").stat().st_mtime < (folder / "table1.csv").stat().st_mtime
 
 
@@ -143,7 +156,7 @@ def stop(folder, at, how):
     """Run the series of VOC until notebook 02 is `at`, then stop the runner, and for SIGKILL the kernel with it."""
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # also where a background job ignores it
     call = f"reproduce.reproduce('paper', data='voc2012', recipe={RECIPE}, seeds=[0])"
-    code = f"{heard}; from ltcam.paper import reproduce; {call}"
+    code = f"{heard}; from tests.paper.test_reproduce import reproduce, shortened; reproduce.profile = shortened; {call}"
     runner = subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, "STALL_IN": str(folder), "STALL_AT": at}, cwd=files.ROOT,
         start_new_session=True, stderr=subprocess.PIPE, text=True,
