@@ -3,6 +3,7 @@
 from ltcam.engine.cam import CAM, explain
 from ltcam.engine.methods import METHODS
 from ltcam.engine.refine import Refine
+from ltcam.engine.scales import explain_scales
 from ltcam.engine.shapes import channels_last, tokens_to_map
 from ltcam.engine.stages import stages
 from ltcam.engine.traces import Trace
@@ -11,7 +12,7 @@ from ltcam.engine.tricks import layerize, truncate
 from ltcam.errors import LtcamError
 
 __all__ = [
-    "CAM", "METHODS", "LtcamError", "Refine", "Trace", "channels_last", "explain", "layerize", "stages", "tokens_to_map",
-    "trace", "truncate",
+    "CAM", "METHODS", "LtcamError", "Refine", "Trace", "channels_last", "explain", "explain_scales", "layerize", "stages",
+    "tokens_to_map", "trace", "truncate",
 ]  # fmt: skip
 __version__ = "0.1.0"

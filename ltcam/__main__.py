@@ -34,6 +34,10 @@ app = typer.Typer(help=__doc__, cls=_Interruptible, add_completion=False, no_arg
 app.add_typer(data_app, name="data")
 
 CONFIG = "METHOD[:LAYERS[:DELTA]][,NAME=VALUE...], e.g. gradcam:S1-S5:20 or layercam:S1-S5:0,normalize=tanh,refine=S3-S5"
+Scales = Annotated[
+    list[float] | None, typer.Option("--scale", help="average maps over these scales of the input: --scale 1 --scale 1.5")
+]
+Flip = Annotated[bool, typer.Option("--flip", help="average over mirrored inputs too")]
 Profile = Annotated[str, typer.Option(help="demo, real or paper")]
 Checkpoint = Annotated[Path, typer.Option(help="checkpoint.pt of a training run")]
 
@@ -107,11 +111,13 @@ def evaluate(
     ] = None,
     batch_size: int = 8,
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="run forward and backward in bfloat16, which is faster")] = False,
+    scales: Scales = None,
+    flip: Flip = False,
 ) -> None:
     """Measure heatmaps, Otsu masks and scores on the data set that a checkpoint was trained on."""
     from ltcam.paper import commands
 
-    for line in commands.evaluate(checkpoint, part, table or [], config or [], out, batch_size, bfloat16):
+    for line in commands.evaluate(checkpoint, part, table or [], config or [], out, batch_size, bfloat16, scales, flip):
         typer.echo(line)
 
 
@@ -122,13 +128,16 @@ def export_seeds(
     part: Annotated[str, typer.Option(help="part of the data set; default: the part trained on")] = "",
     config: Annotated[str, typer.Option(help=CONFIG)] = "gradcam:S1-S5:20",
     batch_size: int = 8,
+    scales: Scales = None,
+    flip: Flip = False,
 ) -> None:
     """Write seeds for weakly-supervised segmentation, in IRN's format. An interrupted run goes on where it stopped."""
     from ltcam.experiment import checkpoints, configs, seeds
 
     asked = configs.Config.parse(config)
     trained = checkpoints.load_checkpoint(checkpoint)
-    typer.echo(f"{out}: {seeds.export(trained, part or trained.recipe.train, asked, out, batch_size)} images")
+    views = tuple(scales or [1.0]), flip
+    typer.echo(f"{out}: {seeds.export(trained, part or trained.recipe.train, asked, out, batch_size, *views)} images")
 
 
 @app.command()
@@ -140,12 +149,14 @@ def eval_seeds(
     choose_on: Annotated[str, typer.Option(help="another part, whose best threshold is used too, e.g. train for val")] = "",
     config: Annotated[list[str] | None, typer.Option(help=CONFIG)] = None,
     batch_size: int = 8,
+    scales: Scales = None,
+    flip: Flip = False,
     out: Annotated[Path | None, typer.Option(help="folder for seeds.csv and curves.csv, the score at every threshold")] = None,
 ) -> None:
     """Score seeds as weakly-supervised segmentation does: mIoU with background, by threshold, and average precision."""
     from ltcam.paper import commands
 
-    for line in commands.eval_seeds(checkpoint, folder, data, part, choose_on, config or [], batch_size, out):
+    for line in commands.eval_seeds(checkpoint, folder, data, part, choose_on, config or [], batch_size, scales, flip, out):
         typer.echo(line)
 
 

@@ -53,7 +53,7 @@ def trace(
     DataParallel and compiled models run as the module inside. Raises InputError for what does not fit.
     """
     model = unwrap(model)
-    _check(model, images)
+    check_images(model, images)
     for option, given, of in (("reshape", reshape, "a layer's output"), ("output", output, "what the model returns")):
         if not (given is None or callable(given)):
             raise InputError(f"{option}={given!r}: expected a function of {of}, or None")
@@ -186,7 +186,8 @@ def _resolve(model: nn.Module, layers: Layers, images: Tensor) -> tuple[dict[str
     return resolved, labels
 
 
-def _check(model: nn.Module, images: Tensor) -> None:
+def check_images(model: nn.Module, images: Tensor) -> None:
+    """Raises InputError for images that `model` cannot take."""
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("a TorchScript model takes no hooks on its layers: pass the eager model it was made from")
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not images.numel():

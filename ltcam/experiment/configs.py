@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import pandas as pd
 
 from ltcam.engine.cam import Options
 from ltcam.engine.refine import Refine
+from ltcam.engine.scales import check
 from ltcam.engine.stages import Outputs
 from ltcam.engine.tricks import Compare, Fuse, Normalize, Scope, one_of, whole
 from ltcam.errors import InputError
@@ -18,6 +19,7 @@ from ltcam.experiment import metrics
 Labels = Literal["true", "predicted"]
 Layout = Literal["channels_last", "contiguous"]
 FLOATS = {"delta": float, "fraction": float}  # an empty field is None
+UNSCALED = {"scales": None, "flip": None}  # of results that name no views
 
 
 class Config(NamedTuple):
@@ -76,6 +78,7 @@ class Protocol:
     size      (height, width) of the input; None: the size that the model was trained at
     bfloat16  autocast of the forward and the backward; the maps are still summed in float32
     layout    how the network holds its images in memory; the faster one is the default
+    scales, flip  maps are averaged over the input at each scale, and mirrored too; as in `ltcam.explain_scales`
     """
 
     batch_size: int = 8
@@ -84,6 +87,8 @@ class Protocol:
     size: tuple[int, int] | None = None
     bfloat16: bool = False
     layout: Layout = "channels_last"
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -92,12 +97,28 @@ class Protocol:
         one_of("labels", self.labels, Labels)
         one_of("outputs", self.outputs, Outputs)
         one_of("layout", self.layout, Layout)
+        check(self.scales, self.flip)
 
     @property
     def forward(self) -> Protocol:
         """What the forward pass depends on. Protocols that agree in it share their passes: labels are targets of one forward,
         and outputs are layers of it."""
         return replace(self, labels="true", outputs="pool")
+
+    @property
+    def several(self) -> bool:
+        """Whether maps are means over views, which are fused already."""
+        return len(self.scales) > 1 or self.flip
+
+    @property
+    def views(self) -> dict[str, Any]:
+        """Scales and flip as results keep them: nothing for the default, as in results that are older than them."""
+        return {} if (self.scales, self.flip) == ((1.0,), False) else {"scales": self.scales, "flip": self.flip}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What kept counts depend on."""
+        return {name: value for name, value in asdict(self).items() if name not in UNSCALED} | self.views
 
 
 def plain(value: Any) -> Any:

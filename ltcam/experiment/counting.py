@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ltcam.data import Sample
 from ltcam.engine.bins import heatmaps, maps_of
 from ltcam.engine.cam import Options
+from ltcam.engine.scales import Found, averaged, views
 from ltcam.engine.stages import Outputs, stages
 from ltcam.engine.traces import Trace
 from ltcam.engine.tracing import trace
@@ -48,8 +49,8 @@ def count(trained: Trained, samples: list[Sample], readings: Sequence[Reading]) 
 
 
 def _count_batch(trained: Trained, samples: list[Sample], readings: Sequence[Reading]) -> list[list[list[Any]]]:
-    """One forward and one backward per class rank serve every reading. What several readings count is counted once."""
-    protocol = readings[0][1]
+    """One forward and one backward per class rank, of each view, serve every reading. What several count is counted once."""
+    protocol, size = readings[0][1], readings[0][1].size or trained.size
     layout = torch.channels_last if protocol.layout == "channels_last" else torch.contiguous_format
     model, weight = trained.model, next(trained.model.parameters())
     images = torch.stack([s.image for s in samples]).to(weight, memory_format=layout)
@@ -58,15 +59,23 @@ def _count_batch(trained: Trained, samples: list[Sample], readings: Sequence[Rea
     stages_of = {p.outputs: stages(model, p.outputs) for _, p in readings}
     with torch.autocast(weight.device.type, torch.bfloat16, enabled=protocol.bfloat16):
         if any(p.labels == "predicted" for _, p in readings):
-            labels["predicted"] = _predicted(model, images)
+            labels["predicted"] = _predicted(model, next(views(images, size, (1.0,), False))[0])
         wanted = torch.stack([labels[p.labels] for _, p in readings]).any(dim=0)
         layers = [layer for found in stages_of.values() for layer in found.values()]
-        full = any(c.method == "fullgrad" for configs, _ in readings for c in configs)
-        traced = trace(model, images, wanted.long(), layers, full)
+    full, pairs = any(c.method == "fullgrad" for configs, _ in readings for c in configs), torch.nonzero(wanted)
+    alike = _alike(pairs.tolist(), readings, labels)
+
+    def read(view: Tensor) -> list[Found]:
+        with torch.autocast(weight.device.type, torch.bfloat16, enabled=protocol.bfloat16):
+            traced = trace(model, view, wanted.long(), layers, full)
+        parts = (_part(traced, numbers, stages_of[outputs], [*stages_of.values()]) for (outputs, _), numbers in alike.items())
+        return [maps_of(p, [(c.options, c.selection) for c in configs]) for p, (_, configs) in zip(parts, alike, strict=True)]
+
+    seen = [(read(view), mirrored) for view, mirrored in views(images, size, protocol.scales, protocol.flip)]
     counted: dict[tuple[Outputs, int, int], dict[Config, list[int]]] = {}
-    for (outputs, configs), numbers in _alike(traced, readings, labels).items():
-        part = _part(traced, numbers, stages_of[outputs], [*stages_of.values()])
-        for (image, c), rows in zip(part.pairs.tolist(), _counts(part, samples, configs).tolist(), strict=True):
+    for n, ((outputs, configs), numbers) in enumerate(alike.items()):
+        maps, chosen = averaged([(found[n], mirrored) for found, mirrored in seen], size), pairs[numbers].tolist()
+        for (image, c), rows in zip(chosen, _counts(maps, chosen, samples, configs, protocol.several).tolist(), strict=True):
             counted[outputs, image, c] = dict(zip(configs, rows, strict=True))
     return [
         [
@@ -80,12 +89,12 @@ def _count_batch(trained: Trained, samples: list[Sample], readings: Sequence[Rea
 
 
 def _alike(
-    traced: Trace, readings: Sequence[Reading], labels: dict[Labels, Tensor]
+    pairs: list[list[int]], readings: Sequence[Reading], labels: dict[Labels, Tensor]
 ) -> dict[tuple[Outputs, tuple[Config, ...]], list[int]]:
     """The numbers of the pairs that are read at the same outputs with the same configurations."""
     found: dict[tuple[Outputs, tuple[Config, ...]], list[int]] = {}
     for outputs in dict.fromkeys(p.outputs for _, p in readings):
-        for number, (image, c) in enumerate(traced.pairs.tolist()):
+        for number, (image, c) in enumerate(pairs):
             own = (cs for cs, p in readings if p.outputs == outputs and labels[p.labels][image, c])
             if configs := tuple(dict.fromkeys(config for cs in own for config in cs)):
                 found.setdefault((outputs, configs), []).append(number)
@@ -119,10 +128,9 @@ def _part(traced: Trace, numbers: list[int], own: dict[str, str], every: list[di
     )
 
 
-def _counts(traced: Trace, samples: list[Sample], configs: Sequence[Config]) -> Tensor:
-    """(tp, fp, fn) of every pair and configuration: (P, len(configs), 3) long."""
-    maps = maps_of(traced, [(c.options, c.selection) for c in configs])
-    device, pairs = traced.pairs.device, traced.pairs.tolist()
+def _counts(maps: Found, pairs: list[list[int]], samples: list[Sample], configs: Sequence[Config], fused: bool) -> Tensor:
+    """(tp, fp, fn) of every pair and configuration: (P, len(configs), 3) long. fused: the maps are fused already."""
+    device = next(m.device for layers in maps.values() for m in layers.values())
     masks = [s.mask.to(device) for s in samples]
     counts = torch.zeros(len(pairs), len(configs), 3, dtype=torch.long, device=device)
     numbers: dict[tuple[Options, float | None], list[int]] = {}
@@ -132,7 +140,7 @@ def _counts(traced: Trace, samples: list[Sample], configs: Sequence[Config]) -> 
         regions = torch.stack([metrics.regions(masks[image], c) for image, c in (pairs[pair] for pair in part)])
         for (options, fraction), chosen in numbers.items():
             layers = [maps[options, configs[i].selection] for i in chosen]
-            heat = heatmaps(layers, part, size, *options.fusion)
+            heat = heatmaps(layers, part, size, *(Options() if fused else options).fusion)
             found = otsu_counts(heat, regions) if fraction is None else metrics.count(above(heat, fraction), regions)
             counts[torch.tensor(part)[:, None], chosen] = found.transpose(0, 1)
     return counts

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 from ltcam import data as datasets
 from ltcam.data import Sample, Segmentation
+from ltcam.engine.scales import cost, scaled
 from ltcam.experiment import journals, metrics, provenance
 from ltcam.experiment.checkpoints import Trained
-from ltcam.experiment.configs import FLOATS, Config, Protocol, configurations, plain
+from ltcam.experiment.configs import FLOATS, UNSCALED, Config, Protocol, configurations, plain
 from ltcam.experiment.counting import count
 from ltcam.experiment.locks import alone
 from ltcam.experiment.parallel import PartialState, loader, processes
@@ -90,7 +91,7 @@ class _Counts:
     def __init__(self, wanted: Wanted, data: Segmentation, trained: Trained) -> None:
         self.protocol = replace(wanted.protocol, size=wanted.protocol.size or trained.size)
         self.identity = {
-            "data": data.title, "part": data.part, "fingerprint": data.fingerprint, **asdict(self.protocol),
+            "data": data.title, "part": data.part, "fingerprint": data.fingerprint, **self.protocol.identity,
             "checkpoint": trained.sha256, "probe": behaviour(), "decoded": _decoded(data),
         }  # fmt: skip
         out = Path(wanted.out)
@@ -157,7 +158,10 @@ def _measure(trained: Trained, data: Segmentation, kept: Sequence[_Counts], work
 
 def _loader(data: Segmentation, trained: Trained, protocol: Protocol, batches: list[list[int]]) -> DataLoader[Sample]:
     """Lists of samples whose images are ready for the network."""
-    collate = partial(_preprocessed, protocol.size or trained.size)
+    size = protocol.size or trained.size
+    if protocol.views:
+        log.info("%s", cost(size, protocol.scales, protocol.flip))
+    collate = partial(_preprocessed, scaled(size, max(1.0, *protocol.scales)))  # the largest view, which has all details
     return loader(data, next(trained.model.parameters()).device, batch_sampler=batches, collate_fn=collate)
 
 
@@ -192,7 +196,7 @@ def _known(path: Path, identity: dict[str, Any]) -> pd.DataFrame:
         before = json.loads(record.read_text())
     except ValueError:  # cut off, e.g. by a power failure
         before = {}
-    expected = json.loads(json.dumps(identity)) | {"sha256": sha256(path)}
+    expected = UNSCALED | json.loads(json.dumps(identity)) | {"sha256": sha256(path)}
     if expected != {name: before.get(name) for name in expected}:
         log.warning("%s: the counts are of another checkpoint, data set, protocol or code: measuring again", path.parent.name)
         return pd.DataFrame(columns=[*metrics.CONFIG])

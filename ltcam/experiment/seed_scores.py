@@ -24,14 +24,14 @@ from tqdm import tqdm
 from ltcam.data import Segmentation
 from ltcam.data.base import VOID
 from ltcam.engine.bins import maps_of
-from ltcam.engine.cam import fused
+from ltcam.engine.cam import Options, fused
 from ltcam.engine.targets import describe
 from ltcam.engine.tricks import normalized
 from ltcam.errors import InputError
 from ltcam.experiment.checkpoints import Trained
-from ltcam.experiment.configs import Config
+from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.seed_files import read
-from ltcam.experiment.seeds import batches, grouped, traced
+from ltcam.experiment.seeds import batches, grouped, over_views
 from ltcam.files import AnyPath
 
 THRESHOLDS = np.arange(101) / 100
@@ -132,26 +132,31 @@ def of_folder(folder: AnyPath, data: Segmentation) -> Tally:
     return tally
 
 
-def of_checkpoint(trained: Trained, part: str, configs: Sequence[Config], batch_size: int = 8) -> dict[Config, Tally]:
-    """What `export-seeds` would write for each configuration, scored without files: one trace an image serves all of them."""
-    data = trained.load(part)
+def of_checkpoint(
+    trained: Trained, part: str, configs: Sequence[Config], batch_size: int = 8, scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+) -> dict[Config, Tally]:  # fmt: skip
+    """What `export-seeds` would write for each configuration, scored without files: one trace of a view serves all of them."""
+    data, protocol = trained.load(part), Protocol(batch_size, scales=scales, flip=flip)
     tallies = {config: Tally(len(data.classes)) for config in configs}
     wanted = [(config.options, config.selection) for config in tallies]
     images = sorted(range(len(data)), key=lambda i: data.labels[i].sum())
-    for samples in tqdm(batches(trained, data, grouped(images, batch_size)), f"{data.title} {part}", disable=None, leave=False):
+    loaded = batches(trained, data, grouped(images, batch_size), protocol)
+    for samples in tqdm(loaded, f"{data.title} {part}", disable=None, leave=False):
         for sample in (s for s in samples if not s.label.any()):
             for tally in tallies.values():
                 tally.add(torch.zeros(0, *sample.mask.shape), torch.zeros(0, dtype=torch.long), sample.mask)
         if not (labelled := [s for s in samples if s.label.any()]):
             continue
-        trace = traced(trained, labelled, any(config.method == "fullgrad" for config in tallies))
-        maps = maps_of(trace, wanted)
+        full = any(config.method == "fullgrad" for config in tallies)
+        pairs, maps = over_views(trained, labelled, protocol, full, lambda trace: maps_of(trace, wanted))
         for number, sample in enumerate(labelled):
-            own, mask = trace.pairs[:, 0] == number, sample.mask.to(trace.pairs.device)
+            own, mask = pairs[:, 0] == number, sample.mask.to(pairs.device)
             for config, tally in tallies.items():
                 layers = {name: m[own] for name, m in maps[config.options, config.selection].items()}
-                heat = fused(layers, config.options, (mask.shape[0], mask.shape[1]))
-                tally.add(normalized([heat], "max")[0], trace.pairs[own, 1], mask)
+                options = Options() if protocol.several else config.options
+                heat = fused(layers, options, (mask.shape[0], mask.shape[1]))
+                tally.add(normalized([heat], "max")[0], pairs[own, 1], mask)
     return tallies
 
 

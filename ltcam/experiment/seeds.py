@@ -18,7 +18,7 @@ written under numpy 2 need numpy 1.26 or later to be read.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ltcam.data import Sample, Segmentation
-from ltcam.engine.cam import fused, layer_maps
+from ltcam.engine.cam import Options, fused, layer_maps
+from ltcam.engine.scales import Found, averaged, views
 from ltcam.engine.traces import Trace
 from ltcam.engine.tracing import trace
 from ltcam.engine.tricks import normalized
 from ltcam.errors import InputError
 from ltcam.experiment import provenance
 from ltcam.experiment.checkpoints import Trained
-from ltcam.experiment.configs import Config, Protocol, plain
+from ltcam.experiment.configs import UNSCALED, Config, Protocol, plain
 from ltcam.experiment.evaluation import _loader
 from ltcam.experiment.probe import behaviour
 from ltcam.files import AnyPath, atomic, write
@@ -45,16 +47,21 @@ from ltcam.files import AnyPath, atomic, write
 STRIDE = 4  # of "cam"
 
 
-def export(trained: Trained, part: str, config: Config, out: AnyPath, batch_size: int = 8) -> int:
+def export(
+    trained: Trained, part: str, config: Config, out: AnyPath, batch_size: int = 8, scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+) -> int:  # fmt: skip
     """Write the seeds of every image with a class in part `part` of the model's data set; returns the number of images.
 
     `out/seeds.json` says how they were made. A file gets its name only when it is complete, so an interrupted call goes on with
     the batches that lack a file. Raises InputError if the folder has seeds of other settings.
     """
+    protocol = Protocol(batch_size, scales=scales, flip=flip)
     data, out, config = trained.load(part), Path(out), Config._make(plain(tuple(config)))
     settings = {
         "data": data.title, "part": part, "fingerprint": data.fingerprint, "size": trained.size, "layers": config.selection,
         **asdict(config.options), "refine": config.refine, "checkpoint": trained.sha256, "probe": behaviour(),
+        **protocol.views,
     }  # fmt: skip
     record = out / "seeds.json"
     known = _known(record, settings)
@@ -63,8 +70,8 @@ def export(trained: Trained, part: str, config: Config, out: AnyPath, batch_size
     missing = [batch for batch in grouped(images, batch_size) if not there.issuperset(batch)]
     if missing or "finished" not in known:
         write(record, json.dumps(settings, indent=2) + "\n")
-        for samples in tqdm(batches(trained, data, missing), f"{data.title} {part}", disable=None, leave=False):
-            for name, seeds in _seeds(trained, samples, config):
+        for samples in tqdm(batches(trained, data, missing, protocol), f"{data.title} {part}", disable=None, leave=False):
+            for name, seeds in _seeds(trained, samples, config, protocol):
                 with atomic(out / f"{name}.npy") as temporary:
                     np.save(temporary, np.array(seeds, dtype=object), allow_pickle=True)
         about = {**trained.about(data), **provenance.environment(), **settings, "files": len(images)}
@@ -77,36 +84,46 @@ def grouped(images: list[int], batch_size: int) -> list[list[int]]:
     return [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
 
 
-def batches(trained: Trained, data: Segmentation, chosen: list[list[int]]) -> DataLoader[Sample]:
+def batches(trained: Trained, data: Segmentation, chosen: list[list[int]], protocol: Protocol) -> DataLoader[Sample]:
     """Lists of samples whose images are ready for the network."""
-    return _loader(data, trained, Protocol(), chosen)
+    return _loader(data, trained, protocol, chosen)
 
 
-def traced(trained: Trained, samples: list[Sample], full: bool) -> Trace:
-    """The trace of a batch for the classes that its labels name."""
+def over_views(
+    trained: Trained, samples: list[Sample], protocol: Protocol, full: bool, maps_in: Callable[[Trace], Found]
+) -> tuple[Tensor, Found]:
+    """The pairs of a batch, of the classes that its labels name, and their maps: `maps_in` of one trace a view, averaged."""
     images = torch.stack([s.image for s in samples]).to(next(trained.model.parameters()))
+    labels, size = torch.stack([s.label for s in samples]).to(images.device), protocol.size or trained.size
     with torch.backends.cudnn.flags(allow_tf32=False):
-        return trace(trained.model, images, torch.stack([s.label for s in samples]), fullgrad=full)
+        seen = [
+            (maps_in(trace(trained.model, view, labels, fullgrad=full)), mirrored)
+            for view, mirrored in views(images, size, protocol.scales, protocol.flip)
+        ]
+    return torch.nonzero(labels), averaged(seen, size)
 
 
-def _seeds(trained: Trained, samples: list[Sample], config: Config) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
-    """(name, dictionary) for each image of a batch, from one trace."""
-    options = config.options
-    run = traced(trained, samples, options.method == "fullgrad")
-    maps = layer_maps(run, options, config.selection)
+def _seeds(
+    trained: Trained, samples: list[Sample], config: Config, protocol: Protocol
+) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
+    """(name, dictionary) for each image of a batch."""
+    item = options, selection = config.options, config.selection
+    full = options.method == "fullgrad"
+    pairs, found = over_views(trained, samples, protocol, full, lambda run: {item: layer_maps(run, options, selection)})
+    maps, options = found[item], Options() if protocol.several else options
     for number, sample in enumerate(samples):
-        own = run.pairs[:, 0] == number
+        own = pairs[:, 0] == number
         layers = {name: m[own] for name, m in maps.items()}
         height, width = sample.mask.shape
         sizes = (-(-height // STRIDE), -(-width // STRIDE)), (height, width)
         cam, high_res = (normalized([fused(layers, options, size)], "max")[0].cpu().numpy() for size in sizes)
-        yield sample.name, {"keys": run.pairs[own, 1].cpu().numpy(), "cam": cam, "high_res": high_res}
+        yield sample.name, {"keys": pairs[own, 1].cpu().numpy(), "cam": cam, "high_res": high_res}
 
 
 def _known(record: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What `record` says about the seeds beside it. Raises InputError if they were made with other settings."""
     known: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
-    others = [name for name, value in json.loads(json.dumps(settings)).items() if known.get(name) != value]
+    others = [name for name, value in (UNSCALED | json.loads(json.dumps(settings))).items() if known.get(name) != value]
     if others and any(record.parent.rglob("*.npy")):
         raise InputError(f"{record.parent} has .npy files of another {', '.join(others)}: pass another --out, or delete them")
     return known

@@ -52,7 +52,7 @@ def train(
 
 def evaluate(
     checkpoint: AnyPath, part: str, numbers: Sequence[int], texts: Sequence[str], out: AnyPath | None, batch_size: int,
-    bfloat16: bool,
+    bfloat16: bool, scales: Sequence[float] | None = None, flip: bool = False,
 ) -> Iterator[str]:  # fmt: skip
     """Measure tables of the paper and single configurations. If none are named, measure all tables."""
     started = time.time()
@@ -60,7 +60,8 @@ def evaluate(
     numbers = numbers or ([] if asked else list(paper.TABLES))
     if unknown := set(numbers) - set(paper.TABLES):
         raise InputError(f"table {min(unknown)} is not in the paper: expected one of {list(paper.TABLES)}")
-    trained, protocol = load_checkpoint(checkpoint), Protocol(batch_size, bfloat16=bfloat16)
+    trained = load_checkpoint(checkpoint)
+    protocol = Protocol(batch_size, bfloat16=bfloat16, scales=tuple(scales or [1.0]), flip=flip)
     folder, part = Path(out or Path(checkpoint).parent / part), part or trained.recipe.test
     data = trained.load(part)
     wanted: dict[str, tuple[list[Config], Callable[[pd.DataFrame], pd.DataFrame]]] = {
@@ -78,19 +79,19 @@ def evaluate(
 
 def eval_seeds(
     checkpoint: AnyPath | None, folder: AnyPath | None, data: str, part: str, choose_on: str, texts: Sequence[str],
-    batch_size: int, out: AnyPath | None,
+    batch_size: int, scales: Sequence[float] | None, flip: bool, out: AnyPath | None,
 ) -> Iterator[str]:  # fmt: skip
     """Score the seeds of a checkpoint's configurations, or those in a folder."""
-    if (checkpoint is None) == (folder is None) or bool(folder) != bool(data) or (folder and texts):
-        raise InputError("expected --checkpoint PATH, perhaps with --config, or --folder PATH with --data NAME")
-    started = time.time()
+    if (checkpoint is None) == (folder is None) or bool(folder) != bool(data) or (folder and (texts or scales or flip)):
+        raise InputError("expected --checkpoint PATH, or --folder PATH with --data NAME and without --config, --scale, --flip")
+    started, protocol = time.time(), Protocol(batch_size, scales=tuple(scales or [1.0]), flip=flip)
     if checkpoint:
         trained = load_checkpoint(checkpoint)
         asked = {text: Config.parse(text) for text in texts or ["gradcam:S1-S5:20"]}
         part = part or trained.recipe.train
 
         def tally(name: str) -> dict[str, seed_scores.Tally]:
-            found = seed_scores.of_checkpoint(trained, name, list(asked.values()), batch_size)
+            found = seed_scores.of_checkpoint(trained, name, list(asked.values()), protocol.batch_size, protocol.scales, flip)
             return {text: found[config] for text, config in asked.items()}
 
         about = trained.about(trained.load(part))
@@ -104,7 +105,7 @@ def eval_seeds(
     scored = tally(part)
     scores = seed_scores.table(scored, tally(choose_on) if choose_on else None)
     if out:
-        about |= {"part": part, "choose_on": choose_on}
+        about |= {"part": part, "choose_on": choose_on, **protocol.views}
         provenance.save(scores, Path(out) / "seeds.csv", started, **about)
         provenance.save(seed_scores.curves(scored), Path(out) / "curves.csv", started, **about)
     said = f"; t is the best on {choose_on}" if choose_on else ""

@@ -228,7 +228,10 @@ def test_the_command(checkpoint, run, tmp_path):
     said = called("--folder", tmp_path / "files", "--data", "voc2012", "--part", "val")
     assert "best_t" in said and "mAP" in said and f"{row['best_mIoU']:.2f}" in said
     for wrong in ([], ["--checkpoint", checkpoint, "--folder", tmp_path], ["--folder", tmp_path]):
-        with pytest.raises(InputError, match="expected --checkpoint PATH, perhaps with --config, or --folder PATH with --data"):
+        with pytest.raises(
+            InputError,
+            match="expected --checkpoint PATH, or --folder PATH with --data NAME and without --config, --scale, --flip",
+        ):
             called(*wrong)
     with pytest.raises(MissingError, match="is missing: expected the seeds of an image"):
         called("--folder", tmp_path, "--data", "voc2012", "--part", "val")
