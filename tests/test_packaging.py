@@ -80,4 +80,5 @@ def test_the_plan_of_the_house():
     # 150 more than the design's 1,500: percentiles by counting, and any model's biases, outputs, axes and locks (issue 18).
     # 180 more: the product of maps, the semantic information map, and maps spread along the features.
     # 20 more: the peers' resizing and min-max, and what is said of them.
-    assert sum(n for path, n in lines.items() if path.parent.name == "engine" and path.name != "baselines.py") <= 1955
+    # 85 more: maps averaged over scales and flips.
+    assert sum(n for path, n in lines.items() if path.parent.name == "engine" and path.name != "baselines.py") <= 1945

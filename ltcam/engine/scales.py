@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ltcam.engine.bins import Maps
-from ltcam.engine.cam import Options, Selection, fused, layer_maps
+from ltcam.engine.cam import Options, Selection, fused, layer_maps, wide
 from ltcam.engine.stages import unwrap
 from ltcam.engine.targets import Targets
 from ltcam.engine.tracing import Layers, check_images, trace
@@ -47,42 +47,29 @@ def explain_scales(
 def views(images: Tensor, size: tuple[int, int], scales: Sequence[float], flip: bool) -> Iterator[tuple[Tensor, bool]]:
     """The images (N, 3, h, w) at each scale of `size`, the network's, and whether they are mirrored."""
     for own in (scaled(size, scale) for scale in scales):
-        view = images if images.shape[2:] == own else interpolate(images, own, mode="bilinear", antialias=True)
+        view = images if images.shape[2:] == own else interpolate(wide(images), own, mode="bilinear", antialias=True).to(images)
         yield view, False
         if flip:
             yield view.flip(3), True
 
 
 def averaged(found: Sequence[View], size: tuple[int, int]) -> Found:
-    """Of the views' maps the mean, fused: (P, *size) under one name. Each view's map is over its maximum, and turned upright.
+    """The mean of the views' maps, each fused, over its maximum, and turned back: (P, *size) under one name.
 
     The maps of a single view stay as they are.
     """
-
-    def upright(maps: Maps, options: Options, mirrored: bool) -> Tensor:
-        heat = normalized([fused(maps, options, size)], "max")[0]
-        return heat.flip(2) if mirrored else heat
-
     if len(found) == 1:
         return found[0][0]
-    return {
-        item: {"views": torch.stack([upright(maps[item], item[0], mirrored) for maps, mirrored in found]).mean(dim=0)}
-        for item in found[0][0]
-    }
+    means: Found = {}
+    for item in found[0][0]:
+        heats = ((normalized([fused(maps[item], item[0], size)], "max")[0], mirrored) for maps, mirrored in found)
+        means[item] = {"views": torch.stack([heat.flip(2) if mirrored else heat for heat, mirrored in heats]).mean(dim=0)}
+    return means
 
 
 def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
     """(H, W) times `scale`, in whole pixels."""
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
-def cost(size: tuple[int, int], scales: Sequence[float], flip: bool) -> str:
-    """A line for people: how many traces the views are, and their pixels, to which the time of a trace is proportional."""
-    pixels = [h * w for h, w in (scaled(size, scale) for scale in scales)] * (1 + flip)
-    said = f"scales {', '.join(f'{scale:g}' for scale in scales)}" + ", each mirrored too" * flip
-    return (
-        f"{said}: {len(pixels)} traces of an image, {sum(pixels) / (size[0] * size[1]):.4g} times the pixels of one at scale 1"
-    )
 
 
 def check(scales: Sequence[float], flip: bool) -> None:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ltcam import data as datasets
 from ltcam.data import Sample, Segmentation
-from ltcam.engine.scales import cost, scaled
+from ltcam.engine.scales import scaled
 from ltcam.experiment import journals, metrics, provenance
 from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.configs import FLOATS, UNSCALED, Config, Protocol, configurations, plain
@@ -160,9 +160,18 @@ def _loader(data: Segmentation, trained: Trained, protocol: Protocol, batches: l
     """Lists of samples whose images are ready for the network."""
     size = protocol.size or trained.size
     if protocol.views:
-        log.info("%s", cost(size, protocol.scales, protocol.flip))
+        log.info("%s", _cost(size, protocol))
     collate = partial(_preprocessed, scaled(size, max(1.0, *protocol.scales)))  # the largest view, which has all details
     return loader(data, next(trained.model.parameters()).device, batch_sampler=batches, collate_fn=collate)
+
+
+def _cost(size: tuple[int, int], protocol: Protocol) -> str:
+    """How many traces of an image the views are, and their pixels, to which the time of a trace is proportional."""
+    pixels = [h * w for h, w in (scaled(size, scale) for scale in protocol.scales)] * (1 + protocol.flip)
+    said = f"scales {', '.join(f'{scale:g}' for scale in protocol.scales)}" + ", each mirrored too" * protocol.flip
+    return (
+        f"{said}: {len(pixels)} traces of an image, {sum(pixels) / (size[0] * size[1]):.4g} times the pixels of one at scale 1"
+    )
 
 
 def _preprocessed(size: tuple[int, int], samples: list[Sample]) -> list[Sample]:

@@ -1,0 +1,136 @@
+"""Maps averaged over scales and flips: by hand on linear models, and against `explain` of every view."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import interpolate
+
+from ltcam import Refine, explain, explain_scales, trace
+from ltcam.errors import InputError
+
+WAYS = [
+    ("gradcam", None, {}), ("layercam", 0, {"normalize": "minmax", "fuse": "max"}), ("fullgrad", 20, {}),
+    ("layercam", None, {"normalize": "tanh", "refine": True}), ("gradcam", 20, {"fuse": "prod"}),
+]  # fmt: skip
+
+
+def linear(kernel):
+    """A model whose Grad-CAM is the ReLU of what `kernel` (1, w) makes of the image, which it pads on the right."""
+    model = nn.Sequential(
+        nn.ZeroPad2d((0, len(kernel) - 1, 0, 0)), nn.Conv2d(1, 1, (1, len(kernel)), bias=False),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 1),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor(kernel)[None, None, None])
+        model[4].weight.fill_(1)
+    return model
+
+
+def over_maximum(maps):
+    return maps / maps.amax(dim=(1, 2), keepdim=True)
+
+
+def test_scales_by_hand():
+    """At scale 2 a row 1, 0 becomes 1, 3/4, 1/4, 0, and 7/8, 1/8 on the way back: 1, 1/7 of its maximum."""
+    images = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
+    found = explain_scales(linear([1.0]), images, 0, "gradcam", ["1"], scales=(1.0, 2.0), flip=False)
+    assert torch.allclose(found, torch.tensor([[[1, 1 / 14], [1 / 14, 1 / 98]]]), atol=1e-6)
+    alone = explain_scales(linear([1.0]), images, 0, "gradcam", ["1"], scales=(2.0,), flip=False)
+    once = over_maximum(torch.outer(*[torch.tensor([7.0, 1.0])] * 2)[None])
+    assert torch.allclose(alone, once, atol=1e-6)
+
+
+def test_flips_by_hand():
+    """The kernel looks to the right. So the plain map is a pixel too far left, and the mirrored one too far right."""
+    images = torch.tensor([[[[0.0, 1.0, 0.0, 0.0]]]])
+    model = linear([0.0, 1.0])
+    plain, both = (explain_scales(model, images, 0, "gradcam", ["1"], scales=(1.0,), flip=flip) for flip in (False, True))
+    assert plain.tolist() == [[[1, 0, 0, 0]]] and both.tolist() == [[[1, 0, 1, 0]]]
+
+
+@pytest.mark.parametrize(("method", "delta", "options"), WAYS)
+def test_is_the_mean_of_explain_of_every_view(tiny, images, method, delta, options):
+    """The mean is taken of fused maps, each over its maximum, at the images' size. It is not fused or normalized again."""
+    options = options | ({"refine": Refine("S3-S5", 8)} if "refine" in options else {})
+    targets, expected = [[0, 2], [1], [3]], 0
+    for scale in (0.5, 1.0, 1.5):
+        for mirrored in (False, True):
+            view = interpolate(images, (round(64 * scale),) * 2, mode="bilinear", antialias=True)
+            view = view.flip(3) if mirrored else view
+            run = trace(tiny, view, targets, fullgrad=method == "fullgrad")
+            maps = over_maximum(explain(run, method, None, delta, (64, 64), **options))
+            expected = expected + (maps.flip(2) if mirrored else maps)
+    found = explain_scales(tiny, images, targets, method, None, delta, (0.5, 1.0, 1.5), True, **options)
+    assert found.shape == (4, 64, 64) and found.min() >= 0 and (found.amax(dim=(1, 2)) == 1).all()
+    assert torch.allclose(found, over_maximum(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "delta", "options"), WAYS[:3])
+def test_a_mirrored_image_gives_the_mirrored_map(tiny, images, method, delta, options):
+    def found(given, flip):
+        return explain_scales(tiny, given, [0, 1, 2], method, None, delta, flip=flip, **options)
+
+    assert torch.allclose(found(images.flip(3), True), found(images, True).flip(2), atol=1e-4)
+    assert not torch.allclose(found(images.flip(3), False), found(images, False).flip(2), atol=1e-1)
+
+
+@pytest.mark.parametrize(("method", "delta", "options"), WAYS[:3])
+def test_one_scale_is_explain_bit_for_bit(tiny, images, method, delta, options):
+    plain = explain(trace(tiny, images, [0, 1, 2], fullgrad=method == "fullgrad"), method, None, delta, **options)
+    found = explain_scales(tiny, images, [0, 1, 2], method, None, delta, (1,), False, **options)
+    assert torch.equal(found, over_maximum(plain))
+
+
+def test_the_first_scale_decides_the_class_that_is_not_named():
+    """A single bright pixel makes class 0 likely, unless the image is small. The logit of class 1 is constant."""
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(1, 2)).eval()
+    with torch.no_grad():
+        for parameter, values in zip(model.parameters(), ([1.0], [0.0], [1.0, 0.0], [0.0, 0.5]), strict=True):
+            parameter.copy_(torch.tensor(values).view_as(parameter))
+    images = torch.zeros(1, 1, 8, 8)
+    images[0, 0, 3, 3] = 1
+    assert explain_scales(model, images, layers=["0"], scales=(1.0, 0.5)).any()
+    assert not explain_scales(model, images, layers=["0"], scales=(0.5, 1.0)).any()
+
+
+def test_layers_functions_and_the_models_output_are_those_of_trace(tiny, images):
+    """Also: a view without evidence is zero, and the model stays as it was."""
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = tiny
+
+        def forward(self, images):
+            return [self.inside(images)]
+
+    wrapped, before = Wrapped(), {name: value.clone() for name, value in tiny.state_dict().items()}
+    scales, layers = (1.0, 1.5), ["inside.features.23", "inside.features.30"]
+    found = explain_scales(wrapped, images, 1, "layercam", layers, 20, scales, output=lambda given: given[0])
+    expected = explain_scales(tiny, images, lambda logits: logits[1], "layercam", ["S4-S5"], 20, scales)
+    assert torch.equal(found, expected) and found.any()
+    assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
+    nn.init.zeros_(tiny.classifier[-1].weight)
+    assert not explain_scales(tiny, images, 1).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions(tiny, images, dtype):
+    single = explain_scales(tiny, images, 1, "layercam", scales=(1.0, 1.5))
+    found = explain_scales(tiny.to(dtype), images.to(dtype), 1, "layercam", scales=(1.0, 1.5))
+    assert found.dtype == torch.float32 and torch.allclose(found, single, atol=1e-4 if dtype == torch.float64 else 0.3)
+
+
+@pytest.mark.parametrize("wrong", [(), 1.5, "1", (0,), (-1.0,), (float("inf"),), (float("nan"),), (True,), ("1",), None])
+def test_wrong_scales(tiny, images, wrong):
+    with pytest.raises(InputError, match=r"^scales=.*: expected one or more numbers above 0, e.g. \(1.0, 1.5\)$"):
+        explain_scales(tiny, images, scales=wrong)
+
+
+def test_other_wrong_input(tiny, images):
+    with pytest.raises(InputError, match="flip=1: expected True or False"):
+        explain_scales(tiny, images, flip=1)
+    with pytest.raises(InputError, match="images are a list: expected floats"):
+        explain_scales(tiny, [images])
+    with pytest.raises(InputError, match="method 'scam' is unknown"):
+        explain_scales(tiny, images, method="scam")
