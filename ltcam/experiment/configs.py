@@ -86,12 +86,12 @@ class Protocol:
     layout: Layout = "channels_last"
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         whole("batch_size", self.batch_size)
         one_of("labels", self.labels, Labels)
         one_of("outputs", self.outputs, Outputs)
         one_of("layout", self.layout, Layout)
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
 
     @property
     def forward(self) -> Protocol:
