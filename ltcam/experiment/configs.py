@@ -75,7 +75,7 @@ class Protocol:
     outputs   where the stages S1 to S5 are read, as in `ltcam.engine.stages.stages`
     size      (height, width) of the input; None: the size that the model was trained at
     bfloat16  autocast of the forward and the backward; the maps are still summed in float32
-    layout    how the network holds its images in memory; the faster one is the default
+    layout    how the network holds its images in memory. channels_last is quicker in the network and slower in the thresholds
     """
 
     batch_size: int = 8
@@ -83,7 +83,7 @@ class Protocol:
     outputs: Outputs = "pool"
     size: tuple[int, int] | None = None
     bfloat16: bool = False
-    layout: Layout = "channels_last"
+    layout: Layout = "contiguous"
 
     def __post_init__(self) -> None:
         whole("batch_size", self.batch_size)
