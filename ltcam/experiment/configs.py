@@ -77,7 +77,7 @@ class Protocol:
     outputs   where the stages S1 to S5 are read, as in `ltcam.engine.stages.stages`
     size      (height, width) of the input; None: the size that the model was trained at
     bfloat16  autocast of the forward and the backward; the maps are still summed in float32
-    layout    how the network holds its images in memory; the faster one is the default
+    layout    how the network holds its images in memory. channels_last is quicker in the network and slower in the thresholds
     scales, flip  maps are averaged over the input at each scale, and mirrored too; as in `ltcam.explain_scales`
     """
 
@@ -86,18 +86,18 @@ class Protocol:
     outputs: Outputs = "pool"
     size: tuple[int, int] | None = None
     bfloat16: bool = False
-    layout: Layout = "channels_last"
+    layout: Layout = "contiguous"
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         whole("batch_size", self.batch_size)
         one_of("labels", self.labels, Labels)
         one_of("outputs", self.outputs, Outputs)
         one_of("layout", self.layout, Layout)
         check(self.scales, self.flip)
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
 
     @property
     def forward(self) -> Protocol:
