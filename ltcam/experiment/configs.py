@@ -25,7 +25,7 @@ UNSCALED = {"scales": None, "flip": None}  # of results that name no views
 class Config(NamedTuple):
     """One way to make a mask: a method, the layers it fuses (a stage label, a range, or "all"), the options of `ltcam.explain`,
     and the cut of the heatmap: above `fraction` of its maximum, or at Otsu's threshold (None). refine is the text of an
-    `ltcam.Refine`. Tables have the column only if a row has it."""
+    `ltcam.Refine`, align_corners True or None. Tables have these two columns only if a row has a value."""
 
     method: str
     layers: str = "S5"
@@ -36,13 +36,17 @@ class Config(NamedTuple):
     normalize: Normalize = "none"
     fraction: float | None = None
     refine: str | None = None
+    align_corners: bool | None = None
 
     @property
     def options(self) -> Options:
         if self.fraction is not None and not 0 <= self.fraction < 1:
             raise InputError(f"fraction={self.fraction} is no part of the maximum: expected None (Otsu) or a number in [0, 1)")
         how = None if self.refine is None else Refine.parse(self.refine)
-        return Options(self.method, self.delta, self.per, self.compare, self.fuse, self.normalize, refine=how)
+        corners = bool(self.align_corners)
+        return Options(
+            self.method, self.delta, self.per, self.compare, self.fuse, self.normalize, align_corners=corners, refine=how
+        )
 
     @property
     def selection(self) -> str | None:
@@ -60,6 +64,8 @@ class Config(NamedTuple):
                 raise InputError("an empty part, or an unknown name")
             if "fraction" in fields:
                 fields["fraction"] = float(fields["fraction"])
+            if "align_corners" in fields:
+                fields["align_corners"] = bool(("False", "True").index(fields["align_corners"])) or None
             return cls(name, layers, float(delta) if delta else None, **fields)
         except ValueError as error:
             raise InputError(
@@ -130,5 +136,6 @@ def plain(value: Any) -> Any:
 
 def configurations(table: pd.DataFrame) -> list[Config]:
     """The configuration of each row of a table with the columns `ltcam.experiment.metrics.CONFIG`."""
-    rows = zip(*(table[name] for name in metrics.of_config(table)), strict=True)
+    columns = [table[name] if name in table else [None] * len(table) for name in metrics.CONFIG]
+    rows = zip(*columns, strict=True)
     return [Config(*(None if pd.isna(value) else value for value in row)) for row in rows]  # type: ignore[arg-type]

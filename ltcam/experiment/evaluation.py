@@ -112,8 +112,9 @@ class _Counts:
         measured.insert(1, "group", measured["name"].map(groups))
         known = _known(self.path, self.identity)
         if len(known):
-            columns = [*max(known, measured, key=lambda table: len(table.columns))]
-            measured = pd.concat([known, measured], ignore_index=True)[columns]
+            columns = ["name", "group", "class", *metrics.CONFIG, "tp", "fp", "fn"]
+            measured = pd.concat([known, measured], ignore_index=True)
+            measured = measured[[name for name in columns if name in measured]]
         order = ["name", "class", *metrics.of_config(measured)]
         known = measured.sort_values(order, ignore_index=True, na_position="first")
         provenance.save(known, self.path, started, **{**about, **self.identity})

@@ -19,17 +19,19 @@ from ltcam.errors import InputError
 
 SCORES = ["mIoU", "mPrecision", "mRecall", "mF1", "IoU", "Precision", "Recall", "F1"]
 OTHER, CLASS = 1, 2
-CONFIG = ["method", "layers", "delta", "per", "compare", "fuse", "normalize", "fraction", "refine"]
+ALWAYS = ["method", "layers", "delta", "per", "compare", "fuse", "normalize", "fraction"]
+LATER = ["refine", "align_corners"]  # a table has these columns only if a row has a value
+CONFIG = [*ALWAYS, *LATER]
 
 
 def of_config(table: pd.DataFrame) -> list[str]:
-    """The columns of the configuration: `CONFIG`, but without `refine` if the table has no such column."""
-    return [name for name in CONFIG if name != "refine" or name in table]
+    """The columns of the configuration: `CONFIG`, but only those of `LATER` that the table has."""
+    return [*ALWAYS, *(name for name in LATER if name in table)]
 
 
 def compact(table: pd.DataFrame) -> pd.DataFrame:
-    """The table without a column `refine` that is empty. So a table without refined maps is as it always was."""
-    return table.drop(columns="refine") if "refine" in table and table["refine"].isna().all() else table
+    """The table without the empty columns of `LATER`. So a table that does not need them is as it always was."""
+    return table.drop(columns=[name for name in LATER if name in table and table[name].isna().all()])
 
 
 def count(predicted: Tensor, region: Tensor) -> Tensor:

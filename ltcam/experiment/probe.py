@@ -12,7 +12,7 @@ from typing import get_args
 import torch
 
 from ltcam import data as datasets
-from ltcam.engine.tricks import Normalize
+from ltcam.engine.tricks import Fuse, Normalize
 from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.counting import count
@@ -21,15 +21,16 @@ from ltcam.experiment.vgg16 import Head, vgg16
 
 SIZE = (64, 64)
 LT = Config("gradcam", "S1-S5", 20.0)
-# What came later is not in it, so that older counts stay valid.
-PLAIN = ["gradcam", "gradcam++", "xgradcam", "hirescam", "layercam"]
+PLAIN = ["gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "sim"]
 CONFIGS = [
     *(Config(m, layers, delta) for m in PLAIN for layers in ("S5", "S1-S5") for delta in (None, 0, 20)),
     *(Config("fullgrad", layers, delta) for layers in ("all", "S4-S5") for delta in (None, 0, 20)),
-    *(LT._replace(fuse=fuse) for fuse in ("sum", "max", "mean")),
+    *(LT._replace(fuse=fuse) for fuse in get_args(Fuse)),
     *(LT._replace(normalize=normalize) for normalize in get_args(Normalize)),
     *(config._replace(per="channel") for config in (LT, LT._replace(method="layercam"), Config("fullgrad", "all", 20.0))),
     LT._replace(compare="gt"),
+    LT._replace(refine="S3-S5:8"),
+    Config("fullgrad", "all", align_corners=True),
     LT._replace(fraction=0.35),
 ]
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ltcam.engine.tricks import Normalize, Scope
 from ltcam.errors import InputError
+from ltcam.experiment import metrics
 from ltcam.experiment.configs import FLOATS, Config, Protocol
 from ltcam.experiment.counting import Reading
 from ltcam.experiment.evaluation import evaluate
@@ -48,6 +49,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {  # no fuse="mean": Otsu cuts it like the
     "fuse": ("max",),
     "normalize": ("max", "minmax", "tanh"),
     "fraction": (0.2, 0.35, 0.5),
+    "align_corners": (True,),  # as FullGrad's reference implementation resizes
 }
 TRICKS = {  # the row with the trick, and the row without
     "truncation at S5": ("Grad-CAM, truncated", "Grad-CAM"),
@@ -71,7 +73,8 @@ def variants(config: Config) -> Iterator[tuple[Run, Config]]:
         untruncated = config.delta is None and option in ("per", "compare")
         alone = config.layers in ("S1", "S2", "S3", "S4", "S5") and option in ("fuse", "normalize")
         scaled = config.method == "fullgrad" and option == "normalize"  # by Eq. 7
-        if not (untruncated or alone or scaled):
+        resized = config.method != "fullgrad" and option == "align_corners"
+        if not (untruncated or alone or scaled or resized):
             yield from (((option, str(value)), config._replace(**{option: value})) for value in values)
 
 
@@ -214,7 +217,7 @@ def _tau(printed: NDArray[np.float64], ours: NDArray[np.float64]) -> NDArray[np.
 
 
 def _row(run: Run, name: str, config: Config, scores: Draws, before: Any = None) -> dict[str, Any]:
-    fields = {field: value for field, value in config._asdict().items() if field != "refine" or value}
+    fields = {field: value for field, value in config._asdict().items() if field not in metrics.LATER or value}
     row = {"factor": run[0], "level": run[1], "row": name, **fields, **ends(scores[config])}
     return row if before is None else row | _change(scores[config] - before)
 

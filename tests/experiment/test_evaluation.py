@@ -53,6 +53,7 @@ EVERY = [
     Config("layercam", "S1-S5", None, normalize="tanh", refine="S3-S5:8"),
     Config("gradcam", "S3-S5", 20.0, refine="S3-S5:8:4:2:times"),
     Config("layercam", "S1-S5", 0.0, fraction=0.3, refine="S3-S5:8"),
+    Config("fullgrad", "all", 20.0, align_corners=True),
     Config("layercam", "S1-S5", 0.0, fraction=0.3),
     Config("fullgrad", "all", 0.0, fraction=0.3),
 ]
@@ -131,7 +132,18 @@ def test_counts_are_those_of_explain_and_scikit_image_one_by_one(role, request, 
 def test_the_text_of_a_configuration_has_further_fields_by_name():
     text = "layercam:S1-S5:0,normalize=tanh,fraction=0.3,refine=S3-S5:28"
     assert Config.parse(text) == Config("layercam", "S1-S5", 0.0, normalize="tanh", fraction=0.3, refine="S3-S5:28")
-    for wrong in ("layercam,delta=3", "layercam,x=1", "layercam,fuse", "layercam,fuse=a=b", "layercam,fraction=x", ",fuse=max"):
+    assert Config.parse("fullgrad:all,align_corners=True") == Config("fullgrad", "all", align_corners=True)
+    assert Config("fullgrad", align_corners=True).options.align_corners is True
+    assert Config.parse("fullgrad:all,align_corners=False") == Config("fullgrad", "all")
+    for wrong in (
+        "layercam,delta=3",
+        "fullgrad,align_corners=yes",
+        "layercam,x=1",
+        "layercam,fuse",
+        "layercam,fuse=a=b",
+        "layercam,fraction=x",
+        ",fuse=max",
+    ):
         with pytest.raises(ValueError, match="is not a configuration: expected METHOD"):
             Config.parse(wrong)
     with pytest.raises(ValueError, match="fuse='x' is unknown"):
@@ -141,12 +153,12 @@ def test_the_text_of_a_configuration_has_further_fields_by_name():
 def test_a_refined_row_adds_a_column_and_changes_no_other_table(run, tmp_path):
     plain = evaluate(run, "val", CONFIGS[:2], tmp_path / "one")
     before = (tmp_path / "one" / "counts.csv.gz").read_bytes()
-    assert list(plain) == ["name", "group", "class", *metrics.CONFIG[:-1], "tp", "fp", "fn"]
+    assert list(plain) == ["name", "group", "class", *metrics.ALWAYS, "tp", "fp", "fn"]
     refined = [CONFIGS[0], CONFIGS[0]._replace(refine="S4-S5:8"), CONFIGS[0]._replace(refine="S4-S5:9")]
     both = evaluate(run, "val", refined, tmp_path / "one")
     assert configs.configurations(both) == [config for config in refined for _ in range(len(both) // 3)]
     known = pd.read_csv(tmp_path / "one" / "counts.csv.gz")
-    assert [*known] == ["name", "group", "class", *metrics.CONFIG, "tp", "fp", "fn"] and len(known) == 2 * len(plain)
+    assert [*known] == ["name", "group", "class", *metrics.ALWAYS, "refine", "tp", "fp", "fn"] and len(known) == 2 * len(plain)
     rows = metrics.compact(known[known["refine"].isna()].reset_index(drop=True))
     assert gzip.decompress(before).decode() == rows.to_csv(index=False, lineterminator="\n")
     for again in (evaluate(run, "val", CONFIGS[:2], tmp_path / "one"), pick(known, CONFIGS[:2])):
@@ -155,6 +167,12 @@ def test_a_refined_row_adds_a_column_and_changes_no_other_table(run, tmp_path):
     scored = metrics.scores(both)
     assert configs.configurations(scored) == refined and scored["mIoU"].nunique() == 3
     pd.testing.assert_frame_equal(metrics.compact(scored[:1]), metrics.scores(plain)[:1], check_dtype=False)
+    resized = CONFIGS[0]._replace(layers="S1-S5", align_corners=True)
+    evaluate(run, "val", [resized], tmp_path / "one")
+    known = pd.read_csv(tmp_path / "one" / "counts.csv.gz")
+    assert [*known] == ["name", "group", "class", *metrics.CONFIG, "tp", "fp", "fn"] and len(known) == 5 * len(plain) // 2
+    pd.testing.assert_frame_equal(evaluate(run, "val", refined, tmp_path / "one"), both, check_dtype=False)
+    assert configs.configurations(evaluate(run, "val", [resized], tmp_path / "one")) == [resized] * (len(plain) // 2)
     with pytest.raises(ValueError, match="refine='S5:x' is no way to spread a map"):
         evaluate(run, "val", [CONFIGS[0]._replace(refine="S5:x")], tmp_path / "one")
 

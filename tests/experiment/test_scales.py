@@ -158,7 +158,7 @@ def test_kept_counts_and_seeds_of_other_views_are_never_taken_for_each_other(run
     out = tmp_path / "counts"
     plain = evaluate(run, "test", CONFIGS[:1], out, Protocol(4))
     record, bytes_ = json.loads((out / "counts.json").read_text()), (out / "counts.csv.gz").read_bytes()
-    assert record["layout"] == "channels_last" and not {"scales", "flip"} & {*record}
+    assert record["layout"] == "contiguous" and not {"scales", "flip"} & {*record}
     evaluate(run, "test", CONFIGS[:1], out, Protocol(4, scales=(1,), flip=False))
     assert "measuring again" not in caplog.text
     for views in ({"scales": SCALES}, {"flip": True}, {"scales": (1.5,)}, {}):

@@ -30,7 +30,8 @@ def test_an_option_is_changed_wherever_it_can_change_a_mask():
     assert of["Grad-CAM"] == {"fraction"} and of["Grad-CAM, truncated"] == {"per", "compare", "fraction"}
     assert of["Grad-CAM, fused"] == {"fuse", "normalize", "fraction"}
     assert of["LTGrad-CAM"] == of["Layer-CAM"] == {"per", "compare", "fuse", "normalize", "fraction"}
-    assert of["FullGrad"] == {"fuse", "fraction"} and of["LTFullGrad"] == {"per", "compare", "fuse", "fraction"}
+    assert of["FullGrad"] == {"fuse", "fraction", "align_corners"}
+    assert of["LTFullGrad"] == {"per", "compare", "fuse", "fraction", "align_corners"}
     for config in ROWS.values():
         for (option, level), changed in ablations.variants(config):
             changed.options  # noqa: B018 - exists
@@ -137,7 +138,7 @@ def test_measured_runs_are_kept_and_found_again(study, monkeypatch):  # noqa: F8
     again = ablations.measure(Study("paper", "voc2012"), [20.0], others=["other"])
     assert {path: path.stat().st_mtime_ns for path in study.out.rglob("counts.csv.gz")} == kept and [*again] == [*measured]
     table = ablations.table(again, "mIoU", number=5)
-    scores = metrics.scores(measured["outputs", "relu"]).set_index(metrics.CONFIG[:-1])["mIoU"]
-    relu = table[(table["factor"] == "outputs")].set_index(metrics.CONFIG[:-1])["value"]
+    scores = metrics.scores(measured["outputs", "relu"]).set_index(metrics.ALWAYS)["mIoU"]
+    relu = table[(table["factor"] == "outputs")].set_index(metrics.ALWAYS)["value"]
     assert relu.to_numpy() == pytest.approx(scores.loc[relu.index].to_numpy())
     assert set(paper.SEVEN.values()) - set(ROWS.values())  # the rows are not just the paper's
