@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pandas as pd
@@ -36,7 +37,7 @@ from ltcam.experiment.parallel import loader, processes, reduce
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.vgg16 import vgg16
 from ltcam.experiment.weights import load
-from ltcam.files import AnyPath, sha256
+from ltcam.files import AnyPath, sha256, writing
 
 log = logging.getLogger(__name__)
 _REMEDY = "train with a smaller lr; earlier epochs are kept"
@@ -73,6 +74,10 @@ def _train(recipe: Recipe, out: Path) -> Path:
         log.info("%s: trained already", recipe.data)
         return kept
 
+    if workers.is_main_process:
+        with writing(out):  # a closed folder is named now, not after the first epoch
+            out.mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=out).close()
     if recipe.bfloat16 and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
         log.warning("this CPU has no bfloat16 and emulates it many times slower than float32: use --set bfloat16=false")
     torch.manual_seed(recipe.seed)

@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score
 from ltcam import data as datasets
 from ltcam import files
 from ltcam.data import base
-from ltcam.errors import InputError
+from ltcam.errors import InputError, UnavailableError
 from ltcam.experiment import features, training
 from ltcam.experiment.checkpoints import load_checkpoint
 from ltcam.experiment.recipe import Recipe, settings, tried, tuning
@@ -42,6 +42,13 @@ def quiet_recipes():
 
 def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True))
+
+
+def test_a_closed_folder_is_named_before_the_first_epoch(voc, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_fit_epoch", lambda *_: pytest.fail("an epoch was trained"))
+    (tmp_path / "file").touch()
+    with pytest.raises(UnavailableError, match=r"file/run cannot be written \(Not a directory\): name a place where"):
+        train(voc, tmp_path / "file" / "run")
 
 
 def test_a_run_leaves_checkpoint_tables_and_provenance(voc, tmp_path):
