@@ -161,6 +161,20 @@ def eval_seeds(
 
 
 @app.command()
+def search(
+    checkpoint: Annotated[list[Path], typer.Option(help="checkpoint.pt of a training; again for one with another head")],
+    out: Annotated[Path, typer.Option(help="folder for search.csv, a row for every try")],
+) -> None:
+    """Search for the best maps on the training part (beyond the paper). It takes hours, and goes on where it stopped."""
+    from ltcam.experiment.checkpoints import load_checkpoint
+    from ltcam.paper import search as beyond
+
+    table = beyond.search([load_checkpoint(path) for path in checkpoint], out)
+    for score, (head, protocol, config) in beyond.chosen(table).items():
+        typer.echo(f"best by {score}, of {len(table)} tries: head {head}, {protocol}, {config}")
+
+
+@app.command()
 def reproduce(
     profile: Profile = "demo",
     only: Annotated[str, typer.Option(help="run the notebooks whose names start with this, e.g. 04")] = "",

@@ -133,15 +133,17 @@ def of_folder(folder: AnyPath, data: Segmentation) -> Tally:
 
 
 def of_checkpoint(
-    trained: Trained, part: str, configs: Sequence[Config], batch_size: int = 8, scales: tuple[float, ...] = (1.0,),
-    flip: bool = False,
-) -> dict[Config, Tally]:  # fmt: skip
-    """What `export-seeds` would write for each configuration, scored without files: one trace of a view serves all of them."""
-    data, protocol = trained.load(part), Protocol(batch_size, scales=scales, flip=flip)
+    trained: Trained, part: str, configs: Sequence[Config], protocol: Protocol | None = None
+) -> dict[Config, Tally]:
+    """What `export-seeds` would write for each configuration, scored without files: one trace of a view serves all of them.
+
+    protocol  its batch size, input size, scales and flip; None: the defaults
+    """
+    data, protocol = trained.load(part), protocol or Protocol()
     tallies = {config: Tally(len(data.classes)) for config in configs}
     wanted = [(config.options, config.selection) for config in tallies]
     images = sorted(range(len(data)), key=lambda i: data.labels[i].sum())
-    loaded = batches(trained, data, grouped(images, batch_size), protocol)
+    loaded = batches(trained, data, grouped(images, protocol.batch_size), protocol)
     for samples in tqdm(loaded, f"{data.title} {part}", disable=None, leave=False):
         for sample in (s for s in samples if not s.label.any()):
             for tally in tallies.values():

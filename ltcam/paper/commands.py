@@ -91,7 +91,7 @@ def eval_seeds(
         part = part or trained.recipe.train
 
         def tally(name: str) -> dict[str, seed_scores.Tally]:
-            found = seed_scores.of_checkpoint(trained, name, list(asked.values()), protocol.batch_size, protocol.scales, flip)
+            found = seed_scores.of_checkpoint(trained, name, list(asked.values()), protocol)
             return {text: found[config] for text, config in asked.items()}
 
         about = trained.about(trained.load(part))

@@ -95,7 +95,7 @@ def test_counts_are_those_of_the_mean_of_every_view(run, few, tmp_path):
 
 def test_seeds_are_the_mean_of_every_view_and_scored_as_they_are_written(run, tmp_path):
     data = datasets.load("demo", "test")
-    tallies = of_checkpoint(run, "test", CONFIGS[:3], 8, SCALES, True)
+    tallies = of_checkpoint(run, "test", CONFIGS[:3], Protocol(8, scales=SCALES, flip=True))
     for number, config in enumerate(CONFIGS[:3]):
         out, tally = tmp_path / str(number), Tally(len(data.classes))
         seeds.export(run, "test", config, out, 8, SCALES, True)
@@ -135,7 +135,7 @@ def test_the_printed_cost_is_the_sum_of_the_pixels(run, few, tmp_path, monkeypat
     images = int(few.labels.any(dim=1).sum())
     assert paid() == (images * 3.25, images * 2)
     assert caplog.messages[-1] == "scales 1, 1.5: 2 traces of an image, 3.25 times the pixels of one at scale 1"
-    of_checkpoint(run, "test", CONFIGS, 2, flip=True)
+    of_checkpoint(run, "test", CONFIGS, Protocol(2, flip=True))
     assert paid() == (images * 2, images * 2)
     assert caplog.messages[-1] == "scales 1, each mirrored too: 2 traces of an image, 2 times the pixels of one at scale 1"
 

@@ -15,7 +15,7 @@ from ltcam.__main__ import app
 from ltcam.errors import InputError, MissingError
 from ltcam.experiment import seed_scores, seeds
 from ltcam.experiment.checkpoints import load_checkpoint
-from ltcam.experiment.configs import Config
+from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.seed_files import read
 from ltcam.experiment.seed_scores import BINS, THRESHOLDS, Tally, of_checkpoint, of_folder
@@ -132,12 +132,12 @@ def test_a_checkpoint_and_its_exported_files_get_the_same_counts(run, tmp_path):
     config = Config.parse(LT)
     seeds.export(run, "train", config, tmp_path, batch_size=3)
     others = [config, Config("gradcam", "S1-S5", 20.0, fuse="prod"), Config("fullgrad", "all")]
-    found = of_checkpoint(run, "train", others, batch_size=3)
+    found = of_checkpoint(run, "train", others, Protocol(3))
     folder = of_folder(tmp_path, datasets.load("voc2012", "train"))
     assert list(found) == others and folder.images == found[config].images == 8
     assert torch.equal(folder.joint, found[config].joint) and torch.equal(folder.ranked, found[config].ranked)
     for other in others[1:]:
-        (alone,) = of_checkpoint(run, "train", [other], batch_size=8).values()
+        (alone,) = of_checkpoint(run, "train", [other]).values()
         assert (alone.joint - found[other].joint).abs().sum() <= 0.01 * alone.joint.sum()
         assert not torch.equal(folder.joint, alone.joint)
 
