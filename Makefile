@@ -22,7 +22,7 @@ gpu: $(STAMP)
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('no CUDA device: torch.cuda.is_available() is False')"
 	for what in peers scale floor; do $(BIN)/python -m benchmarks.$$what || exit 1; done
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
-	$(BIN)/python -m ltcam train --data demo --profile demo --epochs 1 --out $$out/epoch && \
+	$(BIN)/python -m ltcam train --data demo --profile demo --set epochs=1 --out $$out/epoch && \
 	LTCAM_OUTPUT=$$out $(BIN)/python -m ltcam reproduce --profile demo
 	$(BIN)/python -m benchmarks.beside
 

@@ -8,8 +8,10 @@ import sys
 
 import pandas as pd
 import pytest
+import typer
 from typer.testing import CliRunner
 
+from ltcam import files
 from ltcam.__main__ import app, main
 from ltcam.errors import InputError, UnavailableError
 from tests import lookalikes
@@ -198,3 +200,19 @@ def test_a_process_that_is_not_the_first_only_warns(saying, monkeypatch):
 def test_quiet_and_verbose_exclude_each_other():
     done = CliRunner().invoke(app, ["--quiet", "--verbose", "data", "list"])
     assert done.exit_code == 2 and "not both" in done.stderr
+
+
+PAGES = ["Makefile", "README.md", "CONTRIBUTING.md", "data/README.md", "docs/running.md", "docs/settings.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_documented_commands_have_their_options(page):
+    """Every `ltcam COMMAND --option` on the page, and in a comment behind it."""
+    commands = typer.main.get_command(app).commands
+    commands |= {f"data {name}": command for name, command in commands["data"].commands.items()}
+    lines = (files.ROOT / page).read_text().replace("\\\n", " ").splitlines()
+    found = [m for line in lines if (m := re.search(r"ltcam ((?:data )?[a-z-]+)\b(.*)", line)) and m[1] in commands]
+    assert found or page not in ("Makefile", "README.md", "docs/running.md")
+    for match in found:
+        known = {name for option in commands[match[1]].params for name in option.opts}
+        assert not {*re.findall(r"(?<![\w-])--[a-z][a-z-]*", match[2])} - known, match[0]
