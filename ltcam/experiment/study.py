@@ -86,7 +86,7 @@ class Study:
         for training in trainings:
             checkpoint = train(training.recipe, runs / training.name)
             for file in ("train", "labels"):
-                for name in (f"{training.name}/{file}.csv", f"{training.name}/{file}.json"):
+                for name in (Path(training.name, f"{file}.csv"), Path(training.name, f"{file}.json")):
                     if runs != out:
                         with files.atomic(out / name) as temporary:
                             shutil.copyfile(runs / name, temporary)

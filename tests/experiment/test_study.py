@@ -62,6 +62,14 @@ def test_checkpoints_and_results_have_places_of_their_own(two):
     assert two.trained.recipe.seed == 0 and two.test.part == "val" and [t.recipe.seed for t in two.folds()] == [0]
 
 
+def test_a_training_without_a_name_leaves_its_results_in_the_folder_itself(two, monkeypatch, tmp_path):
+    monkeypatch.setenv("LTCAM_DATA", str(two.runs.parent.parent / "data"))
+    monkeypatch.setenv("LTCAM_OUTPUT", str(tmp_path / "output"))
+    monkeypatch.setenv("LTCAM_RUNS", str(tmp_path / "runs"))
+    alone = Study.train("paper", "voc2012", planned("voc2012", {"test": "val", **TINY, "epochs": 1}))
+    assert (alone.out / "train.csv").read_bytes() == (tmp_path / "runs" / "voc2012" / "train.csv").read_bytes()
+
+
 def test_a_table_is_the_mean_and_the_standard_deviation_of_its_trainings(two):
     counts = two.counts(list(paper.TABLES[1].values()), Protocol(4))
     table = paper.table(1, counts)
