@@ -59,10 +59,10 @@ def search(heads: Sequence[Trained], out: AnyPath) -> pd.DataFrame:
     log_of = _Log(Path(out), by_head)
     log_of.add("maps", [(first, ONE, config) for config in maps()])
     log_of.add("refine", [(h, p, c._replace(refine=how)) for h, p, c in log_of.best("maps") for how in REFINES])
-    log_of.add("views", [(h, view, c) for h, _, c in log_of.best() for view in VIEWS])
-    log_of.add("head", [(head, p, c) for head in others for _, p, c in log_of.best()])
-    log_of.add("head", [(head, ONE, Config("cam")) for head in others if head == "gap"])
-    log_of.add("more", log_of.best(), MORE)
+    log_of.add("views", [(h, view, c) for h, _, c in log_of.best("maps", "refine") for view in VIEWS])
+    of_others = [(head, p, c) for head in others for _, p, c in log_of.best("maps", "refine", "views")]
+    log_of.add("head", of_others + [(head, ONE, Config("cam")) for head in others if head == "gap"])
+    log_of.add("more", log_of.best("maps", "refine", "views", "head"), MORE)
     return log_of.table
 
 
@@ -89,9 +89,8 @@ class _Log:
         for (head, protocol), configs in lacking.items():
             started = time.process_time()
             rows = pd.DataFrame(self._rows(self.heads[head], protocol, configs, part))
-            about = {"round": name, "part": part, "head": head, **_fields(protocol)}
-            for place, (field, value) in enumerate(about.items()):
-                rows.insert(place, field, [value] * len(rows))
+            for field, value in reversed({"round": name, "part": part, "head": head, **_fields(protocol)}.items()):
+                rows.insert(0, field, value)
             rows["cpu_seconds"] = round((time.process_time() - started) / len(rows), 1)
             self.table = pd.concat([self.table, rows], ignore_index=True)
             first = next(iter(self.heads.values()))
@@ -113,9 +112,9 @@ class _Log:
                 "AP": tally.precision()[0],
             }  # fmt: skip
 
-    def best(self, name: str | None = None) -> list[Try]:
-        """The `BEST` by each of `SCORES`, of one round or of all rounds on the sample."""
-        rows = self.table[self.table["part"] == SAMPLE if name is None else self.table["round"] == name]
+    def best(self, *rounds: str) -> list[Try]:
+        """The `BEST` by each of `SCORES` in these rounds. Later rounds of a search that goes on do not count."""
+        rows = self.table[self.table["round"].isin(rounds)]
         return list(dict.fromkeys(t for score in SCORES for t in _tries(rows.nlargest(BEST, score))))
 
 

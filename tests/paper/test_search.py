@@ -56,7 +56,10 @@ def test_every_try_is_a_row_with_the_scores_of_its_protocol(heads, short, tmp_pa
         row = last.loc[last[score].idxmax()]
         assert (head, config) == (row["head"], search._tries(last[last.index == row.name])[0][2])
         assert search._fields(protocol)["flip"] == row["flip"]
-    assert set(search._tries(last)) == set(search._Log(tmp_path, {}).best())
+    assert set(search._tries(last)) == set(search._Log(tmp_path, {}).best("maps", "refine", "views", "head"))
+    views = set(search._tries(table[table["round"] == "views"]))
+    early = search._Log(tmp_path, {}).best("maps", "refine")
+    assert views == {(head, view, config) for head, _, config in early for view in VIEWS}
 
 
 def test_it_goes_on_where_it_stopped(heads, short, tmp_path, monkeypatch):
