@@ -18,7 +18,7 @@ written under numpy 2 need numpy 1.26 or later to be read.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -90,14 +90,21 @@ def batches(trained: Trained, data: Segmentation, chosen: list[list[int]], proto
 
 
 def over_views(
-    trained: Trained, samples: list[Sample], protocol: Protocol, full: bool, maps_in: Callable[[Trace], Found]
+    trained: Trained, samples: list[Sample], protocol: Protocol, configs: Sequence[Config], maps_in: Callable[[Trace], Found]
 ) -> tuple[Tensor, Found]:
-    """The pairs of a batch, of the classes that its labels name, and their maps: `maps_in` of one trace a view, averaged."""
+    """The pairs of a batch, of the classes that its labels name, and their maps: `maps_in` of one trace a view, averaged.
+
+    A trace keeps the layers that `configs` ask for, so the backward ends at the first of them.
+    """
+    full = any(config.method == "fullgrad" for config in configs)
+    refined = (config.options.refine for config in configs)
+    asked = {*(config.selection for config in configs), *(how.layers for how in refined if how)}
+    layers = None if full or None in asked else sorted(map(str, asked))
     images = torch.stack([s.image for s in samples]).to(next(trained.model.parameters()))
     labels, size = torch.stack([s.label for s in samples]).to(images.device), protocol.size or trained.size
     with torch.backends.cudnn.flags(allow_tf32=False):
         seen = [
-            (maps_in(trace(trained.model, view, labels, fullgrad=full)), mirrored)
+            (maps_in(trace(trained.model, view, labels, layers, full)), mirrored)
             for view, mirrored in views(images, size, protocol.scales, protocol.flip)
         ]
     return torch.nonzero(labels), averaged(seen, size)
@@ -108,8 +115,7 @@ def _seeds(
 ) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
     """(name, dictionary) for each image of a batch."""
     item = options, selection = config.options, config.selection
-    full = options.method == "fullgrad"
-    pairs, found = over_views(trained, samples, protocol, full, lambda run: {item: layer_maps(run, options, selection)})
+    pairs, found = over_views(trained, samples, protocol, [config], lambda run: {item: layer_maps(run, options, selection)})
     maps, options = found[item], Options() if protocol.several else options
     for number, sample in enumerate(samples):
         own = pairs[:, 0] == number

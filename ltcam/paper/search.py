@@ -19,29 +19,31 @@ import pandas as pd
 from ltcam.experiment import metrics, provenance, seed_scores
 from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.configs import Config, Protocol, configurations
-from ltcam.experiment.evaluation import evaluate
 from ltcam.files import AnyPath
 
 log = logging.getLogger(__name__)
 
-SAMPLE, MORE = "train/tune", "train/500"  # a tenth of the training part, and its first 500 images
+SAMPLE, MORE = "train/tune", "train/300"  # a tenth of the training part, and its first 300 images
 SCORES = ("otsu", "argmax")
-BEST = 10
+BEST = 5
 ONE = Protocol()
 FUSIONS = (("sum", "none"), ("sum", "max"), ("sum", "tanh"), ("max", "max"), ("prod", "none"))
 REFINES = [
     *(f"S3-S5:28:{power}:{steps}{times}" for power in (4, 8, 16) for steps in (1, 2) for times in ("", ":times")),
     *("S4-S5:28:8:1", "S2-S5:28:8:1", "S3-S5:56:8:1"),
 ]
-VIEWS = [Protocol(flip=True), Protocol(scales=(1.0, 1.5), flip=True), *(Protocol(size=(n, n)) for n in (320, 448))]
+VIEWS = [  # at most 4.1 times the pixels of one
+    Protocol(flip=True), Protocol(scales=(1.0, 1.5)), Protocol(size=(320, 320)), Protocol(size=(320, 320), flip=True),
+    Protocol(size=(448, 448)),
+]  # fmt: skip
 Try = tuple[str, Protocol, Config]  # a head of the classifier, and what it is read with
 
 
 def maps() -> list[Config]:
     """Methods x layers x delta x fusion. Layer-CAM and "sim" take positive gradients alone, so no delta is delta 0 there."""
-    found = [Config("fullgrad", layers, delta) for layers in ("all", "S3-S5", "S5") for delta in (None, 0.0, 20.0)]
+    found = [Config("fullgrad", layers, delta) for layers in ("all", "S3-S5", "S5") for delta in (None, 0.0)]
     for method in ("gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "sim"):
-        for delta in (0.0, 20.0) if method in ("layercam", "sim") else (None, 0.0, 20.0):
+        for delta in (0.0,) if method in ("layercam", "sim") else (None, 0.0):
             found.append(Config(method, "S5", delta))
             for layers in ("S4-S5", "S3-S5", "S1-S5"):
                 found += [Config(method, layers, delta, fuse=fuse, normalize=how) for fuse, how in FUSIONS]  # type: ignore[arg-type]
@@ -88,7 +90,7 @@ class _Log:
                 lacking.setdefault((head, protocol), []).append(config)
         for (head, protocol), configs in lacking.items():
             started = time.process_time()
-            rows = pd.DataFrame(self._rows(self.heads[head], protocol, configs, part))
+            rows = pd.DataFrame(_scored(self.heads[head], protocol, configs, part))
             for field, value in reversed({"round": name, "part": part, "head": head, **_fields(protocol)}.items()):
                 rows.insert(0, field, value)
             rows["cpu_seconds"] = round((time.process_time() - started) / len(rows), 1)
@@ -99,23 +101,19 @@ class _Log:
             provenance.save(metrics.compact(self.table), self.path, self.started, **about, checkpoints=hashes)
             log.info("%s, head %s, %s: %d tries, %d in all", name, head, _fields(protocol), len(rows), len(self.table))
 
-    def _rows(self, trained: Trained, protocol: Protocol, configs: list[Config], part: str) -> Iterator[dict[str, Any]]:
-        place = self.path.parent / "search" / "-".join(map(str, (trained.recipe.head, part, *_fields(protocol).values())))
-        counts = evaluate(trained, part, configs, place, protocol)
-        scores = metrics.scores(counts)
-        otsu = dict(zip(configurations(scores), scores["mIoU"], strict=True))
-        tallies = seed_scores.of_checkpoint(trained, part, configs, protocol)
-        for config, tally in tallies.items():
-            curve = tally.curve()
-            yield {
-                **config._asdict(), "images": tally.images, "otsu": otsu[config], "argmax": curve.max(), "t": curve.idxmax(),
-                "AP": tally.precision()[0],
-            }  # fmt: skip
-
     def best(self, *rounds: str) -> list[Try]:
         """The `BEST` by each of `SCORES` in these rounds. Later rounds of a search that goes on do not count."""
         rows = self.table[self.table["round"].isin(rounds)]
         return list(dict.fromkeys(t for score in SCORES for t in _tries(rows.nlargest(BEST, score))))
+
+
+def _scored(trained: Trained, protocol: Protocol, configs: list[Config], part: str) -> Iterator[dict[str, Any]]:
+    for config, tally in seed_scores.of_checkpoint(trained, part, configs, protocol).items():
+        curve = tally.curve()
+        yield {
+            **config._asdict(), "images": tally.images, "otsu": tally.class_mean(), "argmax": curve.max(), "t": curve.idxmax(),
+            "AP": tally.precision()[0],
+        }  # fmt: skip
 
 
 def _fields(protocol: Protocol) -> dict[str, Any]:

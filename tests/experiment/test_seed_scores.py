@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from ltcam import data as datasets
 from ltcam.__main__ import app
 from ltcam.errors import InputError, MissingError
-from ltcam.experiment import seed_scores, seeds
+from ltcam.experiment import metrics, seed_scores, seeds
 from ltcam.experiment.checkpoints import load_checkpoint
 from ltcam.experiment.configs import Config, Protocol
+from ltcam.experiment.evaluation import evaluate
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.seed_files import read
 from ltcam.experiment.seed_scores import BINS, THRESHOLDS, Tally, of_checkpoint, of_folder
@@ -57,6 +58,31 @@ def test_by_hand():
     assert tally.confusion()[100].tolist() == [[9, 0, 0], [3, 0, 0], [3, 0, 0]]  # nothing is above 1
     # above 0: the second class claims two background pixels and one of the first; the first claims two
     assert tally.confusion()[0].tolist() == [[5, 2, 2], [0, 2, 1], [0, 0, 3]]
+
+
+def test_otsus_class_mean_is_that_of_the_papers_protocol(run, tmp_path):
+    """By hand: Otsu's thresholds are 0.20 and 0.30, and one of the pixels above them is void."""
+    tally = Tally(3)
+    tally.add(MAPS, torch.tensor([0, 2]), torch.where(MASK == 2, 3, MASK))
+    assert tally.otsu.tolist() == [[3, 2, 0], [0, 0, 0], [3, 4, 0]]
+    assert tally.class_mean() == pytest.approx(100 * (3 / 5 + 3 / 7) / 2, rel=1e-12)
+    configs = [Config("gradcam"), Config("layercam", "S3-S5", 0.0, fuse="prod")]
+    for config, found in of_checkpoint(run, "val", configs, Protocol(3)).items():
+        counts = evaluate(run, "val", [config], tmp_path)
+        assert found.class_mean() == pytest.approx(metrics.scores(counts)["mIoU"][0], abs=0.02)
+
+
+def test_a_trace_keeps_only_what_is_asked_for(run, monkeypatch):
+    """And gives the same counts as one of all stages."""
+    traced, real = [], seeds.trace
+    monkeypatch.setattr(seeds, "trace", lambda *a: traced.append(a[3]) or real(*a))
+    config = Config.parse("layercam:S4-S5,refine=S3:8")
+    (found,) = of_checkpoint(run, "val", [config]).values()
+    both = of_checkpoint(run, "val", [config, Config("gradcam", "S1")])
+    assert traced[0] == ["S3", "S4-S5"] and traced[-1] == ["S1", "S3", "S4-S5"] and torch.equal(found.joint, both[config].joint)
+    for everything in (Config("layercam", "all"), Config("fullgrad", "S5")):
+        of_checkpoint(run, "val", [everything])
+        assert traced[-1] is None
 
 
 def test_an_image_without_a_class_is_background_and_a_label_without_pixels_is_left_out():
