@@ -104,7 +104,7 @@ golden: $(STAMP)
 	rm -rf data/golden/demo && mkdir -p data/golden/demo
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
 	LTCAM_OUTPUT=$$out $(BIN)/python -m ltcam reproduce --profile demo && \
-	cd $$out/results/demo/demo && cp ablations.csv comparison.csv cross.csv data.csv labels.csv plug_in.csv sweep.csv table*.csv $(CURDIR)/data/golden/demo/
+	cd $$out/results/demo/demo && cp ablations.csv best.csv comparison.csv cross.csv data.csv labels.csv plug_in.csv sweep.csv table*.csv $(CURDIR)/data/golden/demo/
 
 notebooks: $(STAMP)
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \

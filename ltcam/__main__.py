@@ -130,14 +130,12 @@ def export_seeds(
     batch_size: int = 8,
     scales: Scales = None,
     flip: Flip = False,
+    best: Annotated[bool, typer.Option("--best", help="the best that was found, in its own views (notebook 09)")] = False,
 ) -> None:
     """Write seeds for weakly-supervised segmentation, in IRN's format. An interrupted run goes on where it stopped."""
-    from ltcam.experiment import checkpoints, configs, seeds
+    from ltcam.paper import commands
 
-    asked = configs.Config.parse(config)
-    trained = checkpoints.load_checkpoint(checkpoint)
-    views = tuple(scales or [1.0]), flip
-    typer.echo(f"{out}: {seeds.export(trained, part or trained.recipe.train, asked, out, batch_size, *views)} images")
+    typer.echo(commands.export_seeds(checkpoint, part, config, out, batch_size, scales, flip, best))
 
 
 @app.command()

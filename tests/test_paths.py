@@ -79,7 +79,7 @@ def test_they_work_with_a_str(tmp_path, monkeypatch):
     again = evaluation.evaluate(trained, "test", [Config("gradcam", "S1-S5", 20.0)], folder, Protocol(8, size=(32, 48)))
     pd.testing.assert_frame_equal(counts, again)
     assert Kept(folder).title == "demo (generated)"
-    assert seeds.export(trained, "test", config, str(tmp_path / "seeds"), np.int64(30)) > 0
+    assert seeds.export(trained, "test", config, str(tmp_path / "seeds"), Protocol(np.int64(30))) > 0
     provenance.save(pd.DataFrame({"a": [1]}), str(tmp_path / "t.csv"), 0)
     assert files.sha256(str(tmp_path / "t.csv")) == files.sha256(tmp_path / "t.csv")
     Image.new("RGB", (40, 30), "red").save(tmp_path / "photo.png")

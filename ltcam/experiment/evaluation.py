@@ -33,7 +33,7 @@ from ltcam.experiment.counting import count
 from ltcam.experiment.locks import alone
 from ltcam.experiment.parallel import PartialState, loader, processes
 from ltcam.experiment.probe import behaviour
-from ltcam.files import AnyPath, sha256, writing
+from ltcam.files import AnyPath, writing
 
 log = logging.getLogger(__name__)
 
@@ -199,15 +199,8 @@ def _batches(data: Segmentation, batch_size: int) -> list[list[int]]:
 
 def _known(path: Path, identity: dict[str, Any]) -> pd.DataFrame:
     """The counts kept at `path`, if checkpoint, data, protocol and code are the same."""
-    record = path.with_name("counts.json")
-    if not (path.is_file() and record.is_file()):
-        return pd.DataFrame(columns=[*metrics.CONFIG])
-    try:
-        before = json.loads(record.read_text())
-    except ValueError:  # cut off, e.g. by a power failure
-        before = {}
-    expected = UNSCALED | json.loads(json.dumps(identity)) | {"sha256": sha256(path)}
-    if expected != {name: before.get(name) for name in expected}:
+    if provenance.made_by(path, UNSCALED | identity):
+        return pd.read_csv(path, dtype=FLOATS)
+    if path.is_file():
         log.warning("%s: the counts are of another checkpoint, data set, protocol or code: measuring again", path.parent.name)
-        return pd.DataFrame(columns=[*metrics.CONFIG])
-    return pd.read_csv(path, dtype=FLOATS)
+    return pd.DataFrame(columns=[*metrics.CONFIG])

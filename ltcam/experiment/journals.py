@@ -1,4 +1,4 @@
-"""What an interrupted evaluation has counted: one `.partial.jsonl` per process, one line [number, rows] per batch."""
+"""What an interrupted evaluation has counted: one `.partial.jsonl` per process, one line [key, rows] per batch or image."""
 
 import json
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ def place(stem: AnyPath, process: int) -> Path:
     return stem.with_name(f"{stem.name}.{process}.partial.jsonl")
 
 
-def line(number: int, rows: list[Any]) -> str:
-    return f"\n{json.dumps([number, rows])}\n"  # starts a new line, since the line before may be cut off
+def line(key: int | str, rows: list[Any]) -> str:
+    return f"\n{json.dumps([key, rows])}\n"  # starts a new line, since the line before may be cut off
 
 
-def read(stem: AnyPath) -> dict[int, list[Any]]:
-    """{batch: its rows} for the batches that an interrupted call finished, in all its processes."""
+def read(stem: AnyPath) -> dict[Any, list[Any]]:
+    """{key: its rows} for the batches or images that an interrupted call finished, in all its processes."""
     stem = Path(stem)
     return dict(batch for path in stem.parent.glob(f"{stem.name}.*.partial.jsonl") for batch in _whole(path))
 

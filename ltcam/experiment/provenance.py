@@ -33,6 +33,19 @@ def save(table: pd.DataFrame, path: AnyPath, started: float, **parameters: Any) 
     write(path.with_name(path.name.split(".")[0] + ".json"), json.dumps(record, indent=2, default=str) + "\n")
 
 
+def made_by(path: AnyPath, parameters: dict[str, Any]) -> bool:
+    """Whether `path` is as `save` left it, with these parameters."""
+    record = Path(path).with_name(Path(path).name.split(".")[0] + ".json")
+    if not (Path(path).is_file() and record.is_file()):
+        return False
+    try:
+        kept = json.loads(record.read_text())
+    except ValueError:  # cut off, e.g. by a power failure
+        return False
+    expected = json.loads(json.dumps(parameters)) | {"sha256": sha256(path)}
+    return bool(expected == {name: kept.get(name) for name in expected})
+
+
 def environment() -> dict[str, Any]:
     """The properties of this machine and checkout that a number may depend on."""
     cuda = torch.cuda.is_available()

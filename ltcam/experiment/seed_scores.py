@@ -11,7 +11,7 @@ another part. The average precision of pixels needs no t. Neither does Otsu's th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -158,11 +158,14 @@ def of_checkpoint(
 
 
 def heatmaps(
-    trained: Trained, data: Segmentation, configs: Sequence[Config], protocol: Protocol
+    trained: Trained, data: Segmentation, configs: Sequence[Config], protocol: Protocol, images: Iterable[int] | None = None
 ) -> Iterator[tuple[Sample, Config, Tensor, Tensor]]:
-    """Every image of `data` with each configuration, its maps (n, H, W) and classes (n,), as `Tally.add` takes them."""
+    """Images of `data` with each configuration, its maps (n, H, W) and classes (n,), as `Tally.add` takes them.
+
+    images  their numbers; None: all. Those with equally many classes come together, and an image with all its configurations
+    """
     wanted = [(config.options, config.selection) for config in configs]
-    images = sorted(range(len(data)), key=lambda i: data.labels[i].sum())
+    images = sorted(range(len(data)) if images is None else images, key=lambda i: data.labels[i].sum())
     loaded = batches(trained, data, grouped(images, protocol.batch_size), protocol)
     for samples in tqdm(loaded, f"{data.title} {data.part}", disable=None, leave=False):
         for sample in (s for s in samples if not s.label.any()):

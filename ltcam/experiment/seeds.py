@@ -47,19 +47,19 @@ from ltcam.files import AnyPath, atomic, write
 STRIDE = 4  # of "cam"
 
 
-def export(
-    trained: Trained, part: str, config: Config, out: AnyPath, batch_size: int = 8, scales: tuple[float, ...] = (1.0,),
-    flip: bool = False,
-) -> int:  # fmt: skip
+def export(trained: Trained, part: str, config: Config, out: AnyPath, protocol: Protocol | None = None) -> int:
     """Write the seeds of every image with a class in part `part` of the model's data set; returns the number of images.
+
+    protocol  its batch size, input size, scales and flip; None: the defaults
 
     `out/seeds.json` says how they were made. A file gets its name only when it is complete, so an interrupted call goes on with
     the batches that lack a file. Raises InputError if the folder has seeds of other settings.
     """
-    protocol = Protocol(batch_size, scales=scales, flip=flip)
+    protocol = protocol or Protocol()
     data, out, config = trained.load(part), Path(out), Config._make(plain(tuple(config)))
     settings = {
-        "data": data.title, "part": part, "fingerprint": data.fingerprint, "size": trained.size, "layers": config.selection,
+        "data": data.title, "part": part, "fingerprint": data.fingerprint, "layers": config.selection,
+        "size": protocol.size or trained.size,
         **asdict(config.options), "refine": config.refine, "checkpoint": trained.sha256, "probe": behaviour(),
         **protocol.views,
     }  # fmt: skip
@@ -67,7 +67,7 @@ def export(
     known = _known(record, settings)
     images = sorted(data.labels.any(dim=1).nonzero().flatten().tolist(), key=lambda i: data.labels[i].sum())
     there = {i for i in images if (out / f"{data.entries[i].name}.npy").is_file()}
-    missing = [batch for batch in grouped(images, batch_size) if not there.issuperset(batch)]
+    missing = [batch for batch in grouped(images, protocol.batch_size) if not there.issuperset(batch)]
     if missing or "finished" not in known:
         write(record, json.dumps(settings, indent=2) + "\n")
         for samples in tqdm(batches(trained, data, missing, protocol), f"{data.title} {part}", disable=None, leave=False):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +13,16 @@ import pandas as pd
 from ltcam import data as datasets
 from ltcam import files
 from ltcam.errors import InputError
-from ltcam.experiment import evaluation, metrics, provenance, recipe, seed_scores, training
+from ltcam.experiment import evaluation, metrics, provenance, recipe, seed_scores, seeds, training
 from ltcam.experiment.checkpoints import load_checkpoint
 from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.locks import alone
 from ltcam.experiment.parallel import processes
 from ltcam.files import AnyPath
-from ltcam.paper import reproduce
+from ltcam.paper import beyond, reproduce
 from ltcam.paper import tables as paper
+
+DEFAULT = "gradcam:S1-S5:20"  # of export-seeds and eval-seeds
 
 
 def train(
@@ -77,6 +80,20 @@ def evaluate(
                 yield f"{name} on {data.title}, part {part}\n{scores.round(2).to_string(index=False)}\n"
 
 
+def export_seeds(
+    checkpoint: AnyPath, part: str, text: str, out: AnyPath, batch_size: int, scales: Sequence[float] | None, flip: bool,
+    best: bool,
+) -> str:  # fmt: skip
+    """Write the seeds of one configuration, or of the best for the protocol of weakly-supervised segmentation."""
+    if best and (text != DEFAULT or scales or flip):
+        raise InputError(f"--best has its own configuration and views: expected no --config {text}, --scale or --flip with it")
+    way = beyond.Way(Config.parse(text), Protocol(scales=tuple(scales or [1.0]), flip=flip))
+    config, views = beyond.BEST["argmax"] if best else way
+    trained = load_checkpoint(checkpoint)
+    images = seeds.export(trained, part or trained.recipe.train, config, out, replace(views, batch_size=batch_size))
+    return f"{out}: {images} images"
+
+
 def eval_seeds(
     checkpoint: AnyPath | None, folder: AnyPath | None, data: str, part: str, choose_on: str, texts: Sequence[str],
     batch_size: int, scales: Sequence[float] | None, flip: bool, out: AnyPath | None,
@@ -87,7 +104,7 @@ def eval_seeds(
     started, protocol = time.time(), Protocol(batch_size, scales=tuple(scales or [1.0]), flip=flip)
     if checkpoint:
         trained = load_checkpoint(checkpoint)
-        asked = {text: Config.parse(text) for text in texts or ["gradcam:S1-S5:20"]}
+        asked = {text: Config.parse(text) for text in texts or [DEFAULT]}
         part = part or trained.recipe.train
 
         def tally(name: str) -> dict[str, seed_scores.Tally]:

@@ -1,9 +1,9 @@
 """Every table that is made from counts alone, one function each. `makers` lists them; `ltcam tables FOLDER` makes them again.
 
-The functions give what notebooks 02 to 06 and 08 save, to the byte. A table whose counts are missing is skipped, and its file
-stays as it is. Files that need images always stay: data.csv, train.csv, labels.csv, trainings.csv and tries.csv (of training),
-signs.csv.gz and stages.csv.gz (of gradients), breakdown.csv and correlations.csv (of masks: how much of an image an object
-covers). findings.csv is made again from all of these.
+The functions give what notebooks 02 to 06, 08 and 09 save, to the byte. A table whose counts are missing is skipped, and its
+file stays as it is. Files that need images always stay: data.csv, train.csv, labels.csv, trainings.csv and tries.csv
+(of training), curves.csv (of seeds), signs.csv.gz and stages.csv.gz (of gradients), breakdown.csv and correlations.csv (of
+masks: how much of an image an object covers). findings.csv is made again from all of these.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ltcam.experiment.locks import alone
 from ltcam.experiment.study import Role, known
 from ltcam.files import AnyPath, atomic, sha256
 from ltcam.paper import ablations, findings, judging
+from ltcam.paper import beyond as beyond_the_paper
 from ltcam.paper import sweep as over_delta
 from ltcam.paper import tables as paper
 from ltcam.paper.kept import Kept, counted
@@ -45,6 +46,7 @@ def makers(data: str) -> dict[str, Maker]:
         "readings.csv": readings,
         "cross.csv": crossed,
         "beyond.csv": beyond,
+        "best.csv": best,
         "findings.csv": found,
     }
 
@@ -122,6 +124,11 @@ def beyond(kept: Kept) -> pd.DataFrame:
     kept.counts(paper.SEVEN.values())
     kept.counts(over_delta.CONFIGS, "train")
     return _labelled(kept, ablations.beyond(kept.test, kept.train, paper.SEVEN, over_delta.headline(kept.data)))
+
+
+def best(kept: Kept) -> pd.DataFrame:
+    """What goes beyond the paper, step by step: notebook 09."""
+    return beyond_the_paper.table(kept.folder, kept.data)
 
 
 def found(kept: Kept) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.counting import Reading
 from ltcam.experiment.study import Role, Study, Training
 from ltcam.files import sha256
-from ltcam.paper import ablations, golden, judging, sentences, sweep, tables
+from ltcam.paper import ablations, beyond, golden, judging, sentences, sweep, tables
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
@@ -122,6 +122,13 @@ class Run(Study):
     def sweep(self, first: int | None = None) -> pd.DataFrame:
         """The scores of every delta on both parts, kept as sweep.csv. first: as in `ltcam.paper.sweep.sweep`."""
         return self.keep("sweep", sweep.sweep(self, first=first))
+
+    def beyond(self, first: int | None = None) -> pd.DataFrame:
+        """What goes beyond the paper, kept as best.csv. first: as in `ltcam.paper.beyond.measure`."""
+        for name in self.names:
+            trained = self.trained if name == self.names[0] else self.load(name)
+            beyond.measure(trained, self.out / name / "beyond", trained.recipe.test, self.protocol.batch_size, first)
+        return self.keep("best", beyond.table(self.out, self.data))
 
     def keep(self, name: str, table: pd.DataFrame, packed: bool = False, **about: Any) -> pd.DataFrame:
         """Save `table` as <name>.csv (packed: <name>.csv.gz) with its provenance, and return it."""

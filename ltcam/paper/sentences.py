@@ -83,6 +83,21 @@ def failures(made: Tables, scored: Mapping[str, Mapping[tuple[int, int], float]]
     )
 
 
+def beyond(made: Tables) -> str:
+    said = []
+    for cut, rows in made["best"].groupby("cut", sort=False):
+        steps, others = (rows[rows["kind"] == kind] for kind in ("step", "row"))
+        start, best = steps.iloc[0], steps.iloc[-1]
+        lines = [f"By {cut}, the steps lead from {start['value']:.2f} to {best['value']:.2f}."]
+        for views, own in others.groupby("views", sort=False):
+            top = own.iloc[int(own["value"].argmax())]
+            margin = f"{top['change']:+z.2f} points ({top['change_low']:+z.2f} to {top['change_high']:+z.2f})"
+            word = {"holds": "above", "does not hold": "below", "tie": "in a tie with"}[top["verdict"]]
+            lines.append(f"That is {word} our best row of Table 3 in {views}, {top['name']} with {top['value']:.2f}: {margin}.")
+        said += lines
+    return " ".join(said)
+
+
 def sweep(made: Tables, metric: str) -> str:
     curves, choice = over_delta.curves(made["sweep"], metric), made["delta_choice"]
     shapes = {part: [over_delta.shape(curve[part]) for curve in curves.values()] for part in ("test", "train")}

@@ -98,7 +98,7 @@ def test_seeds_are_the_mean_of_every_view_and_scored_as_they_are_written(run, tm
     tallies = of_checkpoint(run, "test", CONFIGS[:3], Protocol(8, scales=SCALES, flip=True))
     for number, config in enumerate(CONFIGS[:3]):
         out, tally = tmp_path / str(number), Tally(len(data.classes))
-        seeds.export(run, "test", config, out, 8, SCALES, True)
+        seeds.export(run, "test", config, out, Protocol(8, scales=SCALES, flip=True))
         for sample in data:
             found = np.load(out / f"{sample.name}.npy", allow_pickle=True).item() if sample.label.any() else {}
             maps = torch.from_numpy(found.get("high_res", np.zeros((0, *sample.mask.shape), np.float32)))
@@ -131,7 +131,7 @@ def test_the_printed_cost_is_the_sum_of_the_pixels(run, few, tmp_path, monkeypat
     assert caplog.messages[-1] == (
         "scales 0.5, 1, 1.5, each mirrored too: 6 traces of an image, 7 times the pixels of one at scale 1"
     )
-    seeds.export(run, "test", CONFIGS[0], tmp_path / "seeds", 2, scales=(1.0, 1.5))
+    seeds.export(run, "test", CONFIGS[0], tmp_path / "seeds", Protocol(2, scales=(1.0, 1.5)))
     images = int(few.labels.any(dim=1).sum())
     assert paid() == (images * 3.25, images * 2)
     assert caplog.messages[-1] == "scales 1, 1.5: 2 traces of an image, 3.25 times the pixels of one at scale 1"
@@ -171,10 +171,10 @@ def test_kept_counts_and_seeds_of_other_views_are_never_taken_for_each_other(run
     assert (out / "counts.csv.gz").read_bytes() == bytes_
     for first, other, named in (({}, {"flip": True}, "scales, flip"), ({"flip": True}, {}, "scales, flip"), *SOME):
         folder = tmp_path / f"seeds{first}{other}"
-        seeds.export(run, "test", CONFIGS[0], folder, **first)
+        seeds.export(run, "test", CONFIGS[0], folder, Protocol(**first))
         with pytest.raises(InputError, match=rf"has \.npy files of another {named}: pass another --out"):
-            seeds.export(run, "test", CONFIGS[0], folder, **other)
-        seeds.export(run, "test", CONFIGS[0], folder, **first)
+            seeds.export(run, "test", CONFIGS[0], folder, Protocol(**other))
+        seeds.export(run, "test", CONFIGS[0], folder, Protocol(**first))
 
 
 SOME = [({"scales": (0.5,)}, {"scales": (0.75,)}, "scales")]

@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_refused(maps, keys, mask, said):
 
 def test_a_checkpoint_and_its_exported_files_get_the_same_counts(run, tmp_path):
     config = Config.parse(LT)
-    seeds.export(run, "train", config, tmp_path, batch_size=3)
+    seeds.export(run, "train", config, tmp_path, Protocol(3))
     others = [config, Config("gradcam", "S1-S5", 20.0, fuse="prod"), Config("fullgrad", "all")]
     found = of_checkpoint(run, "train", others, Protocol(3))
     folder = of_folder(tmp_path, datasets.load("voc2012", "train"))

@@ -1,0 +1,172 @@
+"""Beyond the paper: the best configuration of each protocol that the search found, step by step, beside our rows of Table 3.
+
+`ltcam search` chose them on training images of VOC 2012; `results/paper/voc2012/search/search.csv` has every try. Here they
+are measured on the held-out part of any data set, under both cuts of `ltcam.experiment.seed_counts`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ltcam.errors import MissingError
+from ltcam.experiment import metrics, provenance, seed_scores
+from ltcam.experiment.checkpoints import Trained
+from ltcam.experiment.configs import FLOATS, Config, Protocol, configurations
+from ltcam.experiment.intervals import draws, ends, verdict
+from ltcam.experiment.seed_counts import count
+from ltcam.experiment.seed_scores import THRESHOLDS
+from ltcam.experiment.study import Role, Study, known
+from ltcam.files import ROOT, AnyPath
+from ltcam.paper import sweep, tables
+
+ONE = Protocol()
+PUBLISHED = ROOT / "data/published_seeds.csv"
+Values = NDArray[np.float64]  # an entry of `draws`
+
+
+class Way(NamedTuple):
+    """A configuration, and the views of an image that its maps are averaged over."""
+
+    config: Config
+    views: Protocol = ONE
+
+
+BEST = {
+    "otsu": Way(Config("layercam", "S1-S5", 0.0)),
+    "argmax": Way(Config("layercam", "S3-S5", 0.0, refine="S3-S5:28:8:1")),
+}
+
+
+def steps(best: Way) -> dict[str, Way]:
+    """From Grad-CAM at S5 to `best`: each step changes one thing, and is named by it."""
+    config, start = best.config, Config("gradcam")
+    each = {
+        "Grad-CAM at S5": start,
+        f"method: {config.method}": start._replace(method=config.method, delta=config.delta),
+        f"stages: {config.layers}": config._replace(fuse="sum", normalize="none", refine=None),
+        f"fusion: {config.fuse}, scale: {config.normalize}": config._replace(refine=None),
+        f"refine: {config.refine}": config,
+    }
+    found = {name: Way(way) for name, way in each.items()} | {f"views: {label(best.views)}": best}
+    return {name: way for (name, way), before in zip(found.items(), [None, *found.values()], strict=False) if way != before}
+
+
+def label(views: Protocol) -> str:
+    """The views in words, also as the name of a folder."""
+    size = f"size {views.size[0]}" if views.size else "one view"
+    scales = f", scales {' '.join(f'{s:g}' for s in views.scales)}" * (len(views.scales) > 1)
+    return size + scales + ", mirrored" * views.flip
+
+
+def ways() -> dict[Protocol, list[Config]]:
+    """All that is measured, by view: our rows of Table 3, and every step, in the views of each of `BEST` and in one view."""
+    found: dict[Protocol, list[Config]] = {
+        views: list(tables.SEVEN.values()) for views in (ONE, *(b.views for b in BEST.values()))
+    }
+    for best in BEST.values():
+        for config, views in steps(best).values():
+            found[views].append(config)
+    return {views: list(dict.fromkeys(configs)) for views, configs in found.items()}
+
+
+def measure(trained: Trained, out: AnyPath, part: str, batch_size: int = 8, first: int | None = None) -> None:
+    """Count every way on `part`, below `out`. t is the best on the training part, or on its first images."""
+    for views, configs in ways().items():
+        folder, protocol = Path(out) / label(views), replace(views, batch_size=batch_size)
+        best = {
+            config: float(THRESHOLDS[int(curve.argmax())])
+            for config, curve in curves(trained, configs, folder, protocol, first).items()
+        }
+        count(trained, part, best, folder, protocol)
+
+
+def curves(
+    trained: Trained, configs: list[Config], out: AnyPath, protocol: Protocol = ONE, first: int | None = None
+) -> dict[Config, pd.Series[float]]:
+    """{configuration: the mIoU with background by t} on the training part, or on its first images.
+
+    Kept as `out/curves.csv`, and measured again only for another checkpoint, part or set of configurations.
+    """
+    path, started, part = Path(out) / "curves.csv", time.time(), trained.recipe.train + (f"/{first}" if first else "")
+    asked = {"part": part, "checkpoint": trained.sha256, "configs": [list(config) for config in configs]}
+    if not provenance.made_by(path, asked):
+        found = seed_scores.of_checkpoint(trained, part, configs, protocol)
+        table = pd.concat([tally.curve().reset_index().assign(**config._asdict()) for config, tally in found.items()])
+        provenance.save(table, path, started, **{**trained.about(trained.load(part)), **protocol.views, **asked})
+    return kept_curves(out)
+
+
+def kept_curves(folder: AnyPath) -> dict[Config, pd.Series[float]]:
+    """`curves` as they are kept in `folder`."""
+    kept = pd.read_csv(Path(folder) / "curves.csv", dtype=FLOATS)
+    groups = kept.groupby(pd.Series(configurations(kept), kept.index), sort=False)
+    return {Config(*config): rows.set_index("t")["mIoU"] for config, rows in groups}
+
+
+def table(folder: AnyPath, data: str) -> pd.DataFrame:
+    """What each step adds, and how far the best is above our rows of Table 3, from the counts below the trainings in `folder`.
+
+    Columns cut, kind ("step" or "row"), name, views, configuration, value in percent (the headline score of the data set for
+    "otsu", mIoU with background for "argmax") and its ends, change (of a step: from the step before; of a row: to the best) and
+    its ends, verdict. Raises MissingError if something was not counted.
+    """
+    rows = []
+    for cut, best in BEST.items():
+        metric = sweep.headline(data) if cut == "otsu" else "mIoU"
+        scored = {views: draws(counts(folder, cut, views), metric) for views in (ONE, best.views)}
+        ways = list(steps(best).items())
+        for (name, way), (_, before) in zip(ways, [ways[0], *ways], strict=False):
+            value = scored[way.views][way.config]
+            change = None if way == before else value - scored[before.views][before.config]
+            rows.append({"cut": cut, "kind": "step", "name": name, **_row(way, value, change)})
+        for views in scored:
+            for name, config in tables.SEVEN.items():
+                value = scored[views][config]
+                margin = scored[best.views][best.config] - value
+                rows.append({"cut": cut, "kind": "row", "name": name, **_row(Way(config, views), value, margin)})
+    return metrics.compact(pd.DataFrame(rows))
+
+
+def lines(study: Study) -> dict[str, pd.Series[float]]:
+    """The curves of Grad-CAM at S5 and of the best for "argmax", in the first training."""
+    ends = {"Grad-CAM at S5": Way(Config("gradcam")), "our best": BEST["argmax"]}
+    home = study.out / study.names[0] / "beyond"
+    return {name: kept_curves(home / label(views))[config] for name, (config, views) in ends.items()}
+
+
+def beside(table: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """Published seeds on PASCAL VOC 2012, then ours: name, network, data, part, mIoU in percent, source.
+
+    On the training part ours is that of `lines` at its best threshold, as the field reports it. On the held-out part it is in
+    `table`: at the training part's threshold, the mean over trainings.
+    """
+    steps = table[(table["cut"] == "argmax") & (table["kind"] == "step")]["value"]
+    curves = lines(study)
+    part = study.trained.recipe.train
+    ours = [[name, part, curve.max()] for name, curve in curves.items()]
+    ours += [[name, study.test.part, value] for name, value in zip(curves, steps.iloc[[0, -1]], strict=True)]
+    found = pd.DataFrame(ours, columns=["name", "part", "mIoU"]).assign(network="VGG16", data=study.test.title, source="here")
+    published = pd.read_csv(PUBLISHED).assign(data="PASCAL VOC 2012")
+    return pd.concat([published, found], ignore_index=True)[["name", "network", "data", "part", "mIoU", "source"]]
+
+
+def counts(folder: AnyPath, cut: str, views: Protocol | None = None) -> pd.DataFrame:
+    """The counts of all trainings under `cut`, in `views` (None: those of the best). Raises MissingError if there are none."""
+    name = label(views or BEST[cut].views)
+    found = known(folder, cast(Role, f"beyond/{name}"))
+    if found.empty:
+        raise MissingError(f"{folder} has no counts of seeds ({name}). Run notebook 09 first")
+    return found[found["cut"] == cut].drop(columns="cut")
+
+
+def _row(way: Way, value: Values, change: Values | None) -> dict[str, Any]:
+    about = {"views": label(way.views), **way.config._asdict(), **ends(value)}
+    changed = {} if change is None else ends(change, "change", "change_low", "change_high") | {"verdict": verdict(change)}
+    return about | changed

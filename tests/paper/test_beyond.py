@@ -1,0 +1,119 @@
+"""Beyond the paper: the ladder of steps, what is measured, and the table that is made of it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ltcam import files
+from ltcam.errors import MissingError
+from ltcam.experiment import metrics
+from ltcam.experiment.configs import Config, Protocol, configurations
+from ltcam.experiment.seed_scores import of_checkpoint
+from ltcam.experiment.study import Study, planned
+from ltcam.paper import beyond, search, tables
+from ltcam.paper.beyond import ONE, Way, label, steps, ways
+from tests import lookalikes
+from tests.experiment.test_training import TINY
+
+FAR = Way(Config("hirescam", "S4-S5", 0.0, fuse="prod", refine="S4-S5:8"), Protocol(flip=True))
+NEAR = Way(Config("gradcam", "S3-S5"))
+
+
+def test_each_step_changes_one_thing():
+    found = steps(FAR)
+    assert list(found.values()) == [
+        Way(Config("gradcam")),
+        Way(Config("hirescam", "S5", 0.0)),
+        Way(Config("hirescam", "S4-S5", 0.0)),
+        Way(FAR.config._replace(refine=None)),
+        Way(FAR.config),
+        FAR,
+    ]
+    assert list(steps(NEAR).values()) == [Way(Config("gradcam")), NEAR]  # what changes nothing is no step
+    for best in (FAR, NEAR, *beyond.BEST.values()):
+        assert list(steps(best).values())[-1] == best and len(set(steps(best).values())) == len(steps(best))
+
+
+def test_a_view_has_a_name_of_its_own():
+    views = [ONE, *search.VIEWS, Protocol(size=(320, 320), scales=(1.0, 1.5), flip=True)]
+    names = [label(view) for view in views]
+    assert len(set(names)) == len(views) and names[0] == "one view" and names[-1] == "size 320, scales 1 1.5, mirrored"
+
+
+def test_the_best_are_those_that_the_search_chose():
+    table = pd.read_csv(files.ROOT / "results/paper/voc2012/search/search.csv", dtype={"delta": float})
+    for cut, (head, views, config) in search.chosen(table).items():
+        assert (head, Way(config, views)) == ("fc", beyond.BEST[cut])
+
+
+def test_published_seeds_have_a_source():
+    published = pd.read_csv(beyond.PUBLISHED)
+    assert list(published) == ["name", "network", "part", "mIoU", "source"] and not published.isna().any(axis=None)
+    assert published["mIoU"].between(40, 80).all() and set(published["part"]) == {"train", "val"}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    root = tmp_path_factory.mktemp("beyond")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LTCAM_DATA", str(lookalikes.voc(root / "data")))
+        patch.setenv("LTCAM_OUTPUT", str(root))
+        patch.setattr(beyond, "BEST", {"otsu": FAR, "argmax": NEAR})
+        study = Study.train("paper", "voc2012", planned("voc2012", {"test": "val", **TINY}, [0, 1]))
+        for name in study.names:
+            beyond.measure(study.load(name), study.out / name / "beyond", "val", first=5)
+        yield study
+
+
+def test_the_table_is_made_of_the_counts(study):
+    table = beyond.table(study.out, "voc2012")
+    chosen = {"otsu": FAR, "argmax": NEAR}
+    for cut, best in chosen.items():
+        own, views = table[table["cut"] == cut], list(dict.fromkeys([ONE, best.views]))
+        assert own.loc[own["kind"] == "step", "name"].tolist() == list(steps(best))
+        assert own.loc[own["kind"] == "row", "name"].tolist() == [*tables.SEVEN] * len(views)
+        counts = beyond.counts(study.out, cut)
+        score = metrics.scores(counts).set_index(pd.Index(configurations(metrics.scores(counts))))["mIoU"]
+        rows = own[own["kind"] == "row"]
+        last = own[own["kind"] == "step"].iloc[-1]
+        assert last["value"] == pytest.approx(score[best.config]) and last["views"] == label(best.views)
+        np.testing.assert_allclose(rows["change"], last["value"] - rows["value"], atol=1e-9)
+        assert ((rows["change_low"] <= rows["change"]) & (rows["change"] <= rows["change_high"])).all()
+        ladder = own[own["kind"] == "step"]
+        np.testing.assert_allclose(ladder["change"].iloc[1:], np.diff(ladder["value"]), atol=1e-9)
+        assert pd.isna(ladder["change"].iloc[0])
+
+
+def test_t_is_the_best_of_the_training_images(study):
+    trained = study.load("seed0")
+    folder = study.out / "seed0" / "beyond" / label(ONE)
+    kept = beyond.kept_curves(folder)
+    assert list(kept) == ways()[ONE]
+    expected = of_checkpoint(trained, "train/5", [NEAR.config])[NEAR.config].curve()
+    np.testing.assert_allclose(kept[NEAR.config], expected, atol=1e-4)
+    counts = beyond.counts(study.out, "argmax")
+    counts = counts[(counts["training"] == "seed0") & (pd.Series(configurations(counts), counts.index) == NEAR.config)]
+    on_val = of_checkpoint(trained, "val", [NEAR.config])[NEAR.config].curve()
+    assert metrics.scores(counts)["mIoU"][0] == pytest.approx(on_val[expected.idxmax()], rel=1e-6)
+
+
+def test_it_is_measured_once(study, monkeypatch):
+    monkeypatch.setattr(beyond.seed_scores, "of_checkpoint", None)
+    monkeypatch.setattr("ltcam.experiment.seed_counts.heatmaps", None)
+    beyond.measure(study.load("seed0"), study.out / "seed0" / "beyond", "val", first=5)
+    with pytest.raises(TypeError):
+        beyond.measure(study.load("seed0"), study.out / "seed0" / "beyond", "val", first=4)
+
+
+def test_beside_has_both(study):
+    found = beyond.beside(beyond.table(study.out, "voc2012"), study)
+    ours = found[found["source"] == "here"]
+    assert len(found) == len(ours) + len(pd.read_csv(beyond.PUBLISHED))
+    assert ours["part"].tolist() == ["train", "train", "val", "val"]
+    assert ours["mIoU"].iloc[1] == beyond.lines(study)["our best"].max()
+
+
+def test_what_was_not_counted_is_named(tmp_path):
+    pd.DataFrame({"name": ["seed0"], "seed": "seed0", "fold": ""}).to_csv(tmp_path / "trainings.csv", index=False)
+    with pytest.raises(MissingError, match=r"no counts of seeds .*one view.*notebook 09"):
+        beyond.counts(tmp_path, "otsu", ONE)
