@@ -13,12 +13,14 @@ from typer.testing import CliRunner
 from ltcam import data as datasets
 from ltcam import explain, trace
 from ltcam.__main__ import app
+from ltcam.errors import InputError
 from ltcam.experiment import seeds
 from ltcam.experiment.checkpoints import load_checkpoint
-from ltcam.experiment.configs import Config
+from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.seeds import export
 from ltcam.experiment.training import train
+from ltcam.paper import beyond
 from tests import lookalikes
 from tests.experiment.test_training import TINY
 
@@ -55,7 +57,7 @@ def labelled(maps, keys, threshold):
 @pytest.mark.parametrize("text", ["gradcam:S1-S5:20", "fullgrad:all", "layercam"])
 def test_irns_steps_read_the_masks_of_explain(run, tmp_path, text):
     config, data = Config.parse(text), datasets.load("voc2012", "train")
-    assert export(run, "train", config, tmp_path, batch_size=3) == len(data) == len(list(tmp_path.glob("*.npy")))
+    assert export(run, "train", config, tmp_path, Protocol(3)) == len(data) == len(list(tmp_path.glob("*.npy")))
     assert len(set(data.sizes)) == 2 and set(data.labels.sum(dim=1).tolist()) == {1, 2}
     for sample in data:
         found = load(tmp_path / f"{sample.name}.npy")
@@ -100,7 +102,7 @@ def test_a_file_holds_nothing_but_arrays(run, tmp_path):
 
 def test_an_interrupted_export_goes_on(run, tmp_path, monkeypatch):
     """Cut off in the middle of a file, whose name then stays free."""
-    export(run, "train", CONFIG, tmp_path / "whole", batch_size=2)
+    export(run, "train", CONFIG, tmp_path / "whole", Protocol(2))
     save, written = np.save, []
 
     def cut_off(path, seeds, allow_pickle):
@@ -113,7 +115,7 @@ def test_an_interrupted_export_goes_on(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(np, "save", cut_off)
         with pytest.raises(KeyboardInterrupt):
-            export(run, "train", CONFIG, tmp_path / "cut", batch_size=2)
+            export(run, "train", CONFIG, tmp_path / "cut", Protocol(2))
     there = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").glob("*.npy")}
     assert len(there) == 5 and all(load(path) for path in there) and not list((tmp_path / "cut").glob(".*"))
     assert "finished" not in json.loads((tmp_path / "cut" / "seeds.json").read_text())
@@ -121,13 +123,13 @@ def test_an_interrupted_export_goes_on(run, tmp_path, monkeypatch):
     monkeypatch.setattr(
         seeds, "trace", lambda model, images, *a, **k: traced.append(len(images)) or trace(model, images, *a, **k)
     )
-    assert export(run, "train", CONFIG, tmp_path / "cut", batch_size=2) == 8 and sum(traced) == 4
+    assert export(run, "train", CONFIG, tmp_path / "cut", Protocol(2)) == 8 and sum(traced) == 4
     assert sum(path.stat().st_mtime_ns == before for path, before in there.items()) == 4
     for path in (tmp_path / "whole").glob("*.npy"):
         assert path.read_bytes() == (tmp_path / "cut" / path.name).read_bytes()
     record = tmp_path / "cut" / "seeds.json"
     written_at = record.stat().st_mtime_ns
-    assert export(run, "train", CONFIG, tmp_path / "cut", batch_size=3) == 8 and sum(traced) == 4
+    assert export(run, "train", CONFIG, tmp_path / "cut", Protocol(3)) == 8 and sum(traced) == 4
     assert record.stat().st_mtime_ns == written_at
 
 
@@ -215,5 +217,12 @@ def test_the_command(checkpoint, tmp_path):
     assert (record["part"], record["method"], record["layers"], record["delta"]) == ("train", "gradcam", "S1-S5", 20)
     asked = [*command[:-1], str(tmp_path / "val"), "--part", "val", "--config", "layercam", "--batch-size", "4"]
     assert CliRunner().invoke(app, asked, catch_exceptions=False).output == f"{tmp_path / 'val'}: 6 images\n"
+    best = [*command[:-1], str(tmp_path / "best"), "--best"]
+    assert CliRunner().invoke(app, best, catch_exceptions=False).output == f"{tmp_path / 'best'}: 8 images\n"
+    record, (config, views) = json.loads((tmp_path / "best" / "seeds.json").read_text()), beyond.BEST["argmax"]
+    assert (record["method"], record["fuse"], record["refine"]) == (config.method, config.fuse, config.refine)
+    assert record.get("flip", False) is views.flip and record["size"][0] == (views.size or (64,))[0]
+    with pytest.raises(InputError, match="--best has its own configuration and views: expected no"):
+        CliRunner().invoke(app, [*best, "--flip"], catch_exceptions=False)
     with pytest.raises(ValueError, match="is not a configuration"):
         CliRunner().invoke(app, [*command, "--config", "gradcam:S5:x"], catch_exceptions=False)
