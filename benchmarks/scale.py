@@ -23,8 +23,8 @@ from torchvision.models import VGG, vgg16
 from benchmarks.figure import RESULTS
 from benchmarks.peers import bare
 from benchmarks.timing import DEVICE, memory, turns
+from ltcam import Refine, explain_scales, trace
 from ltcam import data as datasets
-from ltcam import trace
 from ltcam.engine.bins import maps_of
 from ltcam.engine.cam import Options
 from ltcam.experiment import provenance
@@ -79,6 +79,15 @@ def added(model: VGG, images: Tensor, rounds: int) -> dict[str, Rounds]:
     works = [lambda: run(1), lambda: run(20), lambda: run(10), lambda: run(10, ("gradcam", "layercam", "hirescam"))]
     one, twenty, ten, three, least = turns(*works, lambda: bare(model, images, [0]), rounds=rounds)
     return {"a delta": 100 * (twenty - one) / 19 / least, "a method with 10 deltas": 100 * (three - ten) / 2 / least}
+
+
+def beyond(model: VGG, images: Tensor, rounds: int) -> dict[str, Rounds]:
+    """What `refine` costs in percent of the floor's time, and scaled and mirrored views in the time of one view."""
+    run = partial(explain_scales, model, images, 0, "layercam", delta=0.0)
+    views = {"one": {"scales": (1.0,), "flip": False}, "many": {"scales": (1.0, 1.5), "flip": True}}
+    works = [partial(run, **views["one"]), partial(run, **views["one"], refine=Refine()), partial(run, **views["many"])]
+    one, refined, many, least = turns(*works, lambda: bare(model, images, [0]), rounds=rounds)
+    return {"refine, % of the floor": 100 * (refined - one) / least, "views of 6.5 times the pixels, over one": many / one}
 
 
 def slopes(model: nn.Module, images: Tensor, rounds: int) -> dict[str, Rounds]:
@@ -159,6 +168,7 @@ def main() -> None:
     found = table(**{
         "end to end, 40 configurations": whole,
         "percent of the floor": added(*rest),
+        "beyond the paper": beyond(*rest),
         "log-log slope over": slopes(*rest),
         "torch.compile, bare forward and backward": compiled(*rest),
     })  # fmt: skip

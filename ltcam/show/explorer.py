@@ -16,16 +16,17 @@ from torchvision.transforms.v2 import functional as F
 from ltcam import data as datasets
 from ltcam.data import Segmentation
 from ltcam.engine.bins import maps_of
-from ltcam.engine.cam import Options
+from ltcam.engine.cam import Options, fused
+from ltcam.engine.refine import Refine
 from ltcam.engine.tracing import trace
-from ltcam.engine.tricks import layerize
 from ltcam.experiment import metrics
 from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.segmentation import otsu_masks
 from ltcam.paper import sweep
 from ltcam.show import plotting
 
-METHODS = {method: plotting.SWEPT[method][0] for method in ("gradcam", "layercam")}
+REFINED = "refined"
+METHODS = {"gradcam": "Grad-CAM", "layercam": "Layer-CAM", REFINED: "Layer-CAM, refined"}
 DELTAS = (None, *sweep.DELTAS)
 FUSED = ("S5", "S4-S5", "S3-S5", "S2-S5", "S1-S5")
 LAYERS = (*FUSED, "S4", "S3", "S2", "S1")
@@ -44,15 +45,17 @@ def pictures(trained: Trained, data: Segmentation, count: int) -> list[dict[str,
     samples = [data[i] for i, _ in chosen]
     images = torch.stack([datasets.preprocess(s.image, trained.size) for s in samples])
     traced = trace(trained.model, images.to(next(trained.model.parameters()).device), [c for _, c in chosen])
-    maps = maps_of(traced, [(Options(method, delta), None) for method in METHODS for delta in DELTAS])
+    maps = maps_of(traced, [(_options(*way), layers) for way in product(METHODS, DELTAS) for layers in LAYERS])
     shown = []
     for pair, (sample, (_, c)) in enumerate(zip(samples, chosen, strict=True)):
         size = (sample.mask.shape[0], sample.mask.shape[1])
         small = F.resize(sample.image, _fit(size, plotting.THUMBNAIL), antialias=True)
         views: dict[str, dict[str, Any]] = {method: {} for method in METHODS}
         for method, layers in product(METHODS, LAYERS):
-            fused = [[maps[Options(method, d), None][name][pair : pair + 1] for name in traced.select(layers)] for d in DELTAS]
-            views[method][layers] = _view(torch.cat([layerize(m, size) for m in fused]).cpu(), sample.mask, c)
+            ways = [_options(method, delta) for delta in DELTAS]
+            of_pair = [{name: m[pair : pair + 1] for name, m in maps[way, layers].items()} for way in ways]
+            heats = [fused(own, way, size) for own, way in zip(of_pair, ways, strict=True)]
+            views[method][layers] = _view(torch.cat(heats).cpu(), sample.mask, c)
         shown.append(
             {
                 "data": data.title, "name": sample.name, "class": data.classes[c], "size": _fit(size, SIDE)[::-1],
@@ -61,6 +64,10 @@ def pictures(trained: Trained, data: Segmentation, count: int) -> list[dict[str,
             }
         )  # fmt: skip
     return shown
+
+
+def _options(method: str, delta: float | None) -> Options:
+    return Options("layercam", delta, refine=Refine()) if method == REFINED else Options(method, delta)
 
 
 def _view(heatmaps: Tensor, mask: Tensor, c: int) -> dict[str, Any]:

@@ -291,17 +291,18 @@ def test_without_a_model_a_sentence_says_so(site):
     assert start.select(".lead .chip") and start.select(".tabs section")
 
 
-def test_the_pictures_are_what_ltcam_computes(tmp_path):
+@pytest.mark.parametrize(("method", "refine"), [("layercam", None), ("refined", ltcam.Refine())])
+def test_the_pictures_are_what_ltcam_computes(tmp_path, method, refine):
     checkpoint(tmp_path / "checkpoint.pt")
     trained, data = checkpoints.load_checkpoint(tmp_path / "checkpoint.pt"), datasets.load("demo", "test")
     made = explorer.pictures(trained, data, 2)
-    assert [set(view) for p in made for view in p["views"].values()] == [set(explorer.LAYERS)] * 4
+    assert [set(view) for p in made for view in p["views"].values()] == [set(explorer.LAYERS)] * 6
     index, c = plotting.examples(data, 2)[1]
     sample = data[index]
     traced = ltcam.trace(trained.model, datasets.preprocess(sample.image, trained.size)[None], [c])
-    heatmap = ltcam.explain(traced, "layercam", "S3-S5", 40.0, size=(160, 160))[0]
+    heatmap = ltcam.explain(traced, "layercam", "S3-S5", 40.0, size=(160, 160), refine=refine)[0]
     predicted, truth = otsu_masks(heatmap[None])[0].numpy(), sample.mask.numpy() == c + 1
-    view, frame = made[1]["views"]["layercam"]["S3-S5"], explorer.DELTAS.index(40.0)
+    view, frame = made[1]["views"][method]["S3-S5"], explorer.DELTAS.index(40.0)
     assert view["iou"][frame] == pytest.approx(100 * (predicted & truth).sum() / (predicted | truth).sum(), abs=0.006)
     sprite = decode(view["sprite"])
     assert made[1]["size"] == [112, 112] and sprite.shape == (11 * 112, 112)
