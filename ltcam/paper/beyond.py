@@ -157,6 +157,21 @@ def beside(table: pd.DataFrame, study: Study) -> pd.DataFrame:
     return pd.concat([published, found], ignore_index=True)[["name", "network", "data", "part", "mIoU", "source"]]
 
 
+def listed(table: pd.DataFrame) -> list[list[str]]:
+    """`table` in words: every step with its score and what it adds, then the best against the best row of Table 3 in a view."""
+    rows = []
+    for cut, own in table.groupby("cut", sort=False):
+        steps, others = (own[own["kind"] == kind] for kind in ("step", "row"))
+        top = others.loc[others.groupby("views", sort=False)["value"].idxmax()]
+        names = [*steps["name"], *("best, against " + top["name"] + ", " + top["views"])]
+        for name, row in zip(names, pd.concat([steps, top]).to_dict("records"), strict=True):
+            change = [row["change"], row["change_low"], row["change_high"]]
+            said = "" if pd.isna(row["change"]) else "{:+.2f} ({:+.2f} to {:+.2f})".format(*change)
+            value = "{:.2f} ({:.2f} to {:.2f})".format(row["value"], row["ci_low"], row["ci_high"])
+            rows.append([str(cut), name, value, said, "" if pd.isna(row["verdict"]) else row["verdict"]])
+    return rows
+
+
 def counts(folder: AnyPath, cut: str, views: Protocol | None = None) -> pd.DataFrame:
     """The counts of all trainings under `cut`, in `views` (None: those of the best). Raises MissingError if there are none."""
     name = label(views or BEST[cut].views)

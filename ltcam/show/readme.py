@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pandas as pd
 from ltcam.errors import InputError
 from ltcam.experiment.recipe import Recipe
 from ltcam.files import ROOT, atomic
+from ltcam.paper import beyond as best
 from ltcam.paper import findings
 from ltcam.paper import tables as paper
 from ltcam.paper.claims import NOT_MEASURED
@@ -74,15 +76,25 @@ def outputs() -> str:
     return _table(["in the paper", "notebook", "command", "ours"], rows)
 
 
-def claims() -> str:
+def claims(numbers: bool = True) -> str:
     """Every claim of the paper, with the verdicts of its own numbers and of ours, from `claims.csv` of each data set."""
     judged = _judged()
-    if not judged:
-        return NOT_YET
-    columns = {"the paper's own numbers": next(iter(judged.values()))["paper"]}
+    columns = {}
     for title, t in judged.items():
-        columns[title] = t["verdict"].where(t["verdict"] == NOT_MEASURED, "**" + t["verdict"] + "**: " + t["numbers"])
-    return _table(["Sec.", "claim", *columns], pd.DataFrame(columns).reset_index().to_numpy())
+        columns["the paper's own numbers"] = t["paper"]
+        full = "**" + t["verdict"] + "**: " + t["numbers"] if numbers else t["verdict"]
+        columns[title] = t["verdict"].where(t["verdict"] == NOT_MEASURED, full)
+    return _table(["Sec.", "claim", *columns], pd.DataFrame(columns).reset_index().to_numpy()) if judged else NOT_YET
+
+
+def beyond() -> str:
+    """What each step beyond the paper adds, from `best.csv` of each data set."""
+    found = []
+    for data, title in TITLES.items():
+        if (path := _results(data) / "best.csv").is_file():
+            rows = best.listed(pd.read_csv(path))
+            found.append(f"**{title}**\n\n" + _table(["protocol", "step", "IoU (%)", "points", ""], rows))
+    return "\n\n".join(found) or NOT_YET
 
 
 def found() -> str:
@@ -123,20 +135,11 @@ def verdicts() -> str:
     return _table(["claims of the paper that", "hold", "tie", "fail", "are not measured"], rows) if rows else NOT_YET
 
 
-def replication() -> str:
-    """One row per claim: the verdict of the paper's own numbers, and the verdict on each data set."""
-    judged = _judged()
-    if not judged:
-        return NOT_YET
-    columns = {"paper": next(iter(judged.values()))["paper"], **{title: table["verdict"] for title, table in judged.items()}}
-    return _table(["Sec.", "claim", *columns], pd.DataFrame(columns).reset_index().to_numpy())
-
-
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"summary": summary, "verdicts": verdicts},
-    "docs/results.md": {"tables": tables, "claims": claims, "findings": found, "map": outputs},
+    "docs/results.md": {"tables": tables, "claims": claims, "findings": found, "beyond": beyond, "map": outputs},
     "docs/settings.md": {"settings": settings},
-    "docs/replication.md": {"replication": replication},
+    "docs/replication.md": {"replication": partial(claims, numbers=False)},
 }
 
 

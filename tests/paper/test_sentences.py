@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from ltcam.paper import sentences
+from ltcam.paper import beyond, sentences
 from ltcam.paper import tables as paper
 
 
@@ -92,3 +92,34 @@ def test_areas():
     assert "The classes shown range from cat (0.5%) to dog (9%)." in said and "range" not in sentences.areas(
         cells, {"dog": 9.0}
     )
+
+
+def ladder(margin, low, high, verdict):
+    rows = [
+        ("otsu", "step", "Grad-CAM at S5", "one view", 30.0, 29.0, 31.0, None, None, None, None),
+        ("otsu", "step", "stages: S3-S5", "one view", 35.0, 34.0, 36.0, 5.0, 4.0, 6.0, "holds"),
+        ("otsu", "row", "Grad-CAM", "one view", 30.0, 29.0, 31.0, 5.0, 4.0, 6.0, "holds"),
+        ("otsu", "row", "Layer-CAM(l=5, δ=0)", "one view", 35.0 - margin, 0, 50, margin, low, high, verdict),
+    ]
+    names = ["cut", "kind", "name", "views", "value", "ci_low", "ci_high", "change", "change_low", "change_high", "verdict"]
+    return pd.DataFrame(rows, columns=names)
+
+
+@pytest.mark.parametrize(
+    ("margin", "low", "high", "verdict", "words"),
+    [(2, 1, 3, "holds", "above"), (-2, -3, -1, "does not hold", "below"), (1, -1, 3, "tie", "in a tie with")],
+)
+def test_beyond_names_the_strongest_row(margin, low, high, verdict, words):
+    said = sentences.beyond({"best": ladder(margin, low, high, verdict)})
+    assert said == (
+        f"By otsu, the steps lead from 30.00 to 35.00. That is {words} our best row of Table 3 in one view, Layer-CAM(l=5, "
+        f"δ=0) with {35 - margin:.2f}: {margin:+.2f} points ({low:+.2f} to {high:+.2f})."
+    )
+
+
+def test_beyond_is_listed_step_by_step():
+    assert beyond.listed(ladder(2, 1, 3, "holds")) == [
+        ["otsu", "Grad-CAM at S5", "30.00 (29.00 to 31.00)", "", ""],
+        ["otsu", "stages: S3-S5", "35.00 (34.00 to 36.00)", "+5.00 (+4.00 to +6.00)", "holds"],
+        ["otsu", "best, against Layer-CAM(l=5, δ=0), one view", "33.00 (0.00 to 50.00)", "+2.00 (+1.00 to +3.00)", "holds"],
+    ]
