@@ -32,10 +32,8 @@ REFINES = [
     *(f"S3-S5:28:{power}:{steps}{times}" for power in (4, 8, 16) for steps in (1, 2) for times in ("", ":times")),
     *("S4-S5:28:8:1", "S2-S5:28:8:1", "S3-S5:56:8:1"),
 ]
-VIEWS = [  # at most 4.1 times the pixels of one
-    Protocol(flip=True), Protocol(scales=(1.0, 1.5)), Protocol(size=(320, 320)), Protocol(size=(320, 320), flip=True),
-    Protocol(size=(448, 448)),
-]  # fmt: skip
+# At most four times the pixels of one view.
+VIEWS = [Protocol(flip=True), Protocol(scales=(1.0, 1.5)), *(Protocol(size=(n, n)) for n in (320, 448))]
 Try = tuple[str, Protocol, Config]  # a head of the classifier, and what it is read with
 
 
