@@ -122,6 +122,18 @@ def stages(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
+def dropped(table: pd.DataFrame, title: str) -> Figure:
+    """The share of the positive gradient that Eq. 9 drops, over delta, a line for each stage: medians over the pairs."""
+    figure, axes = plt.subplots(figsize=(5.4, 3), layout="constrained")
+    wide = table.pivot(index="delta", columns="stage", values="share")
+    wide.plot(marker="o", markersize=4, color=sns.color_palette("viridis_r", wide.shape[1]), ax=axes)
+    axes.plot([0, 100], [0, 100], color="gray", linewidth=0.8, linestyle="--")
+    axes.set(xlabel="δ (percentile of the positive gradients)", ylabel="dropped (% of their sum)", title=title)
+    axes.title.set_fontsize(10)
+    axes.legend(fontsize=8)
+    return figure
+
+
 def _plain(axis: Axis) -> None:
     """Plain numbers on a logarithmic axis: 1, 2 and 5 if there is room for them, else only 1."""
     low, high = axis.get_view_interval()

@@ -123,3 +123,13 @@ def test_beyond_is_listed_step_by_step():
         ["otsu", "stages: S3-S5", "35.00 (34.00 to 36.00)", "+5.00 (+4.00 to +6.00)", "holds"],
         ["otsu", "best, against Layer-CAM(l=5, δ=0), one view", "33.00 (0.00 to 50.00)", "+2.00 (+1.00 to +3.00)", "holds"],
     ]
+
+
+def test_eq9_names_the_reading_that_changes_most():
+    shares = pd.DataFrame({"stage": ["S1", "S5", "S5"], "delta": [20.0, 20.0, 40.0], "share": [0.5, 1.25, 7.0]})
+    table = pd.DataFrame({"reading": ["δ = 0", "positive", "all", "largest"], "change": [0.0, 0.04, -3.0, 2.0]})
+    assert sentences.eq9({"dropped": shares, "eq9": table}) == (
+        "At the median pair, the gradients that δ=20 drops carry 0.5% to 1.2% of a stage's positive gradient. So δ=20 instead "
+        "of δ=0 changes the score by +0.04 points (paper: +1.47 on VOC 2012, +2.36 on KSDD2). Of the 3 readings, 'all' changes it "
+        "most: by -3.00 points."
+    )

@@ -81,3 +81,10 @@ def test_signs_and_stages_have_a_place_for_each_stage():
     assert [bar.get_height() for bar in energy.patches] == [50.0] * 4
     assert [label.get_text() for label in half.get_xticklabels()] == ["none", "0"]
     assert kept.lines[0].get_ydata().tolist() == [100, 100]
+
+
+def test_what_is_dropped_is_a_line_for_each_stage():
+    table = pd.DataFrame({"stage": ["S1", "S1", "S5", "S5"], "delta": [10.0, 20.0] * 2, "share": [1.0, 2.0, 3.0, 4.0]})
+    (axes,) = charts.dropped(table, "title").axes
+    assert [line.get_ydata().tolist() for line in axes.lines[:2]] == [[1, 2], [3, 4]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["S1", "S5"]

@@ -1,0 +1,117 @@
+"""Why delta = 20 hardly matters, and whether another reading of Eq. 9 would make it matter.
+
+Eq. 9 has "the delta-th percentile of the positive values in each feature map". `READINGS` are other ways to read it. They are
+here for notebook 08 alone, and no option of the library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import ceil
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ltcam import data as datasets
+from ltcam.engine.cam import wide
+from ltcam.engine.methods import gradcam
+from ltcam.engine.percentiles import thresholds
+from ltcam.engine.traces import Trace
+from ltcam.engine.tracing import trace
+from ltcam.engine.tricks import layerize, truncate
+from ltcam.experiment import metrics
+from ltcam.experiment.checkpoints import Trained
+from ltcam.experiment.configs import FLOATS, Config
+from ltcam.experiment.intervals import VERDICTS, draws, ends, verdict
+from ltcam.experiment.segmentation import otsu_counts
+
+Reading = Callable[[Tensor, Tensor, float], Tensor]  # of A, G (P, K, h, w) and delta: which gradients are kept, bool
+DELTA = 20.0
+SHARES = (10.0, 20.0, 40.0, 60.0, 80.0, 90.0)
+FUSED = Config("gradcam", "S1-S5", DELTA)
+
+
+def _over(values: Tensor, limits: Tensor) -> Tensor:
+    return values >= limits.view(-1, 1, 1, 1)
+
+
+def _percentile(values: Tensor, delta: float) -> Tensor:
+    """(P, ...) -> (P,): s[ceil((n - 1) delta / 100)] of all n values in ascending order."""
+    rows = values.flatten(1)
+    return rows.kthvalue(1 + ceil((rows.shape[1] - 1) * delta / 100), dim=1).values
+
+
+def _of_weights(a: Tensor, g: Tensor, delta: float) -> Tensor:
+    weights = g.clamp(min=0).mean(dim=(2, 3), keepdim=True)
+    return _over(weights, thresholds(weights.flatten(1), [delta])) & (g > 0)
+
+
+READINGS: dict[str, Reading] = {
+    "positive values (Eq. 9)": lambda a, g, delta: _over(g, thresholds(g.flatten(1), [delta])),
+    "all values": lambda a, g, delta: _over(g, _percentile(g, delta)),
+    "absolute values": lambda a, g, delta: _over(g, _percentile(g.abs(), delta)),
+    "positive channel weights": _of_weights,
+    "positive activation times gradient": lambda a, g, delta: _over(a * g, thresholds((a * g).flatten(1), [delta])),
+    "fraction of the maximum": lambda a, g, delta: (g > 0) & _over(g, g.amax(dim=(1, 2, 3)) * delta / 100),
+}
+
+
+def maps(traced: Trace, kept: Reading, delta: float = DELTA) -> list[Tensor]:
+    """Grad-CAM's map of every traced layer (P, h, w), of the gradients that `kept` keeps."""
+    layers = ((wide(traced.activation(name)), wide(traced.gradient(name))) for name in traced.layers)
+    return [gradcam(a, torch.where(kept(a, g, delta), g, 0)) for a, g in layers]
+
+
+def dropped(traced: Trace, deltas: Sequence[float] = SHARES) -> Iterator[list[Any]]:
+    """(pair, stage, delta, share): the percentage of the sum of positive gradients that Eq. 9 drops. NaN if there are none."""
+    for stage, layer in traced.stages.items():
+        gradient = wide(traced.gradient(layer))
+        whole = truncate(gradient, 0).double().sum(dim=(1, 2, 3))
+        for delta in deltas:
+            left = truncate(gradient, delta).double().sum(dim=(1, 2, 3))
+            for pair, share in enumerate((100 * (1 - left / whole)).tolist()):
+                yield [pair, stage, delta, share]
+
+
+def measure(trained: Trained, batch_size: int = 8, images: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """For every scored pair of the held-out part: the counts of LTGrad-CAM under each reading, and what `dropped` gives.
+
+    The counts have a column `reading` beside those of `ltcam.experiment.metrics`; images: use only the first so many.
+    """
+    data = datasets.load(trained.recipe.data, trained.recipe.test)
+    weight, counted, shares = next(trained.model.parameters()), [], []
+    scored = sorted(data.scored[:images], key=lambda i: int(data.labels[i].sum()))
+    readings: Mapping[str, tuple[Reading, float]] = {name: (kept, DELTA) for name, kept in READINGS.items()}
+    readings = {"δ = 0": (READINGS["positive values (Eq. 9)"], 0.0), **readings}
+    for batch in (scored[start : start + batch_size] for start in range(0, len(scored), batch_size)):
+        inputs = torch.stack([datasets.preprocess(data.image(i), trained.size) for i in batch])
+        traced = trace(trained.model, inputs.to(weight), data.labels[batch])
+        pairs = [(batch[image], c) for image, c in traced.pairs.tolist()]
+        found = {name: maps(traced, kept, delta) for name, (kept, delta) in readings.items()}
+        for pair, (i, c) in enumerate(pairs):
+            region = metrics.regions(torch.from_numpy(data.mask(i)).to(weight.device), c)
+            size = (region.shape[0], region.shape[1])
+            heats = torch.cat([layerize([m[pair : pair + 1] for m in own], size) for own in found.values()])
+            for name, row in zip(readings, otsu_counts(heats[:, None], region[None])[:, 0].tolist(), strict=True):
+                counted.append([data.entries[i].name, data.groups[i], c, name, *FUSED, *row])
+        shares += [[data.entries[pairs[n][0]].name, pairs[n][1], *rest] for n, *rest in dropped(traced)]
+    columns = ["name", "group", "class", "reading", *metrics.CONFIG, "tp", "fp", "fn"]
+    counts = metrics.compact(pd.DataFrame(counted, columns=columns).astype(FLOATS))
+    return counts, pd.DataFrame(shares, columns=["name", "class", "stage", "delta", "share"])
+
+
+def table(counts: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The score of each reading in percent, and its difference from delta = 0, with intervals and verdict."""
+    scored: dict[str, NDArray[np.float64]] = {}
+    for name, rows in counts.groupby("reading", sort=False):
+        (scored[str(name)],) = draws(rows.drop(columns="reading"), metric).values()
+    table = []
+    for name, own in scored.items():
+        change = own - scored["δ = 0"]
+        changed = ends(change, "change", "change_low", "change_high")
+        table.append({"reading": name, **ends(own), **changed, "verdict": VERDICTS[verdict(change)]})
+    return pd.DataFrame(table)
