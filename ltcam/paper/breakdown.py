@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ltcam.data import Segmentation
 from ltcam.experiment.configs import Config, configurations
@@ -14,6 +15,7 @@ from ltcam.experiment.intervals import DRAWS, VERDICTS, draws, ends, verdict
 
 QUANTILES = 5
 AMOUNTS = {"area": "{:.2g} to {:.2g}%", "overlap": "{:.2g} to {:.2g}"}  # grouped into fifths, which are named by their range
+FIXED = "overlap, area fixed"
 Gain = tuple[Config, Config]  # with and without
 
 
@@ -85,8 +87,9 @@ def each(counts: pd.DataFrame, pairs: pd.DataFrame, gains: Mapping[str, Gain]) -
 def correlations(each: pd.DataFrame, gains: Sequence[str], number: int = DRAWS) -> pd.DataFrame:
     """Spearman's rank correlation of the gains on single pairs with every amount that varies.
 
-    each: from the function `each`. Columns gain, amount ("area", "overlap", "classes"), images, value in [-1, 1], ci_low,
-    ci_high (bootstrap over images), and verdict: the gain "rises" or "falls" with the amount, or "tie".
+    each: from the function `each`. Columns gain, amount ("area", "overlap", "classes", and "overlap, area fixed": the partial
+    correlation), images, value in [-1, 1], ci_low, ci_high (bootstrap over images), and verdict: the gain "rises" or "falls"
+    with the amount, or "tie".
     """
     amounts = [name for name in (*AMOUNTS, "classes") if name in each and each[name].nunique() > 1]
     known = each.dropna(subset=amounts).reset_index(drop=True)
@@ -96,10 +99,21 @@ def correlations(each: pd.DataFrame, gains: Sequence[str], number: int = DRAWS) 
     both = np.array([known.loc[pick, [*gains, *amounts]].corr(method="spearman").to_numpy() for pick in picks])
     found = []
     for g, gain in enumerate(gains):
-        for a, amount in enumerate(amounts, len(gains)):
-            said = {"holds": "rises", "does not hold": "falls", "tie": "tie"}[verdict(both[:, g, a])]
-            found.append({"gain": gain, "amount": amount, "images": len(rows)} | ends(both[:, g, a]) | {"verdict": said})
+        values = {amount: both[:, g, a] for a, amount in enumerate(amounts, len(gains))}
+        if {"area", "overlap"} <= values.keys():
+            of_amounts = both[:, len(gains) + amounts.index("area"), len(gains) + amounts.index("overlap")]
+            values[FIXED] = _partial(values["overlap"], values["area"], of_amounts)
+        for amount, value in values.items():
+            said = {"holds": "rises", "does not hold": "falls", "tie": "tie"}[verdict(value)]
+            found.append({"gain": gain, "amount": amount, "images": len(rows)} | ends(value) | {"verdict": said})
     return pd.DataFrame(found)
+
+
+def _partial(xy: NDArray[np.float64], xz: NDArray[np.float64], yz: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The correlation of x and y with z held fixed, from the three correlations. NaN where z tells all of x or y."""
+    left = np.sqrt((1 - xz**2).clip(min=0) * (1 - yz**2).clip(min=0))
+    partial: NDArray[np.float64] = np.divide(xy - xz * yz, left, out=np.full_like(xy, np.nan), where=left > 1e-9)
+    return partial
 
 
 def shown(grouped: pd.DataFrame, rows: Sequence[str]) -> pd.DataFrame:

@@ -41,6 +41,7 @@ TRICKS = {  # in another run
 AMOUNTS = {
     "area": "the object's share of the image",
     "overlap": "how far the negative gradients' map lies on the object where the positive ones' does",
+    "overlap, area fixed": "the same overlap, with the object's share of the image held fixed,",
     "classes": "the number of classes in the image",
 }
 

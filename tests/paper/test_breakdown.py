@@ -52,9 +52,14 @@ def test_correlations_are_scipys_over_images():
     each["gain"], each["loss"] = each["area"] + 0.3 * rng.random(80), -each["area"]
     each["overlap"] = np.where(np.arange(80) < 4, math.nan, rng.random(80))
     found = breakdown.correlations(each, ["gain", "loss"], number=50).set_index(["gain", "amount"])
-    assert set(found.index.get_level_values("amount")) == {"area", "overlap"} and set(found["images"]) == {38}
+    amounts = {"area", "overlap", breakdown.FIXED}
+    assert set(found.index.get_level_values("amount")) == amounts and set(found["images"]) == {38}
     known = each.dropna()
-    for (gain, amount), row in found.iterrows():
+    gain, overlap, area = (stats.rankdata(known[name]) for name in ("gain", "overlap", "area"))
+    left = [ranks - np.polyval(np.polyfit(area, ranks, 1), area) for ranks in (gain, overlap)]  # what the area does not tell
+    assert found.loc[("gain", breakdown.FIXED), "value"] == pytest.approx(np.corrcoef(*left)[0, 1])
+    assert np.isnan(found.loc[("loss", breakdown.FIXED), "value"])
+    for (gain, amount), row in found.drop(index=breakdown.FIXED, level="amount").iterrows():
         assert row["value"] == pytest.approx(stats.spearmanr(known[gain], known[amount]).statistic)
         assert row["ci_low"] <= row["value"] <= row["ci_high"]
     assert found.loc[("loss", "area"), ["value", "ci_low", "ci_high"]].tolist() == pytest.approx([-1, -1, -1])

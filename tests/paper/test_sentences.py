@@ -130,6 +130,6 @@ def test_eq9_names_the_reading_that_changes_most():
     table = pd.DataFrame({"reading": ["δ = 0", "positive", "all", "largest"], "change": [0.0, 0.04, -3.0, 2.0]})
     assert sentences.eq9({"dropped": shares, "eq9": table}) == (
         "At the median pair, the gradients that δ=20 drops carry 0.5% to 1.2% of a stage's positive gradient. So δ=20 instead "
-        "of δ=0 changes the score by +0.04 points (paper: +1.47 on VOC 2012, +2.36 on KSDD2). Of the 3 readings, 'all' changes it "
-        "most: by -3.00 points."
+        "of δ=0 changes the score by +0.04 points (paper: +1.47 on VOC 2012, +2.36 on KSDD2). Of the 3 readings, 'all' changes "
+        "it most: by -3.00 points."
     )
