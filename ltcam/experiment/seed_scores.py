@@ -12,7 +12,9 @@ another part. The average precision of pixels needs no t. Neither does Otsu's th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -40,6 +42,27 @@ THRESHOLDS = np.arange(101) / 100
 BINS = 2**14  # of the average precision
 
 
+class Truth(NamedTuple):
+    """What an image's mask says, made once for all tallies that count the image.
+
+    rows (H W,) int32: where the counts of a pixel's true label begin in `Tally.joint`; void is one row more
+    regions (n, H, W) int32: for each of its classes, as `metrics.regions` gives them
+    """
+
+    rows: Tensor
+    regions: Tensor
+    size: torch.Size
+
+    @classmethod
+    def of(cls, mask: Tensor, keys: Tensor, classes: int) -> Self:
+        void = mask == VOID
+        if (most := int(mask.masked_fill(void, 0).max())) > classes:
+            raise InputError(f"a mask has the label {most}: expected at most {classes}, or {VOID}")
+        rows = mask.int().masked_fill(void, classes + 1).flatten() * ((classes + 1) * (len(THRESHOLDS) + 1))
+        regions = [metrics.regions(mask, key) for key in keys.tolist()]
+        return cls(rows, torch.stack(regions) if regions else torch.zeros(0), mask.shape)
+
+
 class Tally:
     """The counts of a part from which every score is derived. Add image after image; no map is kept.
 
@@ -52,32 +75,33 @@ class Tally:
         self.ranked = torch.zeros(classes, 2, BINS, dtype=torch.long)
         self.otsu = torch.zeros(classes, 3, dtype=torch.long)  # tp, fp, fn
 
-    def add(self, maps: Tensor, keys: Tensor, mask: Tensor) -> None:
+    def add(self, maps: Tensor, keys: Tensor, mask: Tensor | Truth) -> None:
         """Count an image: maps (n, H, W) in [0, 1] of its classes `keys` (n,), from 0, and its mask (H, W), as in `Sample`.
 
-        An image without a class is background. Raises InputError for shapes or labels that do not fit.
+        An image without a class is background. mask  its `Truth`, where several tallies count the image. Raises InputError for
+        shapes or labels that do not fit.
         """
-        if maps.ndim != 3 or maps.shape[1:] != mask.shape or len(keys) != len(maps):
-            raise InputError(f"{len(keys)} classes with {describe(maps)} for {describe(mask)}: expected (n, H, W) for (H, W)")
-        valid = mask != VOID
-        truth, scores = mask[valid].long(), maps[:, valid]
-        if len(truth) and int(truth.max()) > self.classes:
-            raise InputError(f"a mask has the label {int(truth.max())}: expected at most {self.classes}, or {VOID}")
-        label = below = torch.zeros_like(truth)
+        truth = mask if isinstance(mask, Truth) else Truth.of(mask, keys, self.classes)
+        if maps.ndim != 3 or maps.shape[1:] != truth.size or len(keys) != len(maps):
+            raise InputError(
+                f"{len(keys)} classes with {describe(maps)} for a mask {tuple(truth.size)}: expected (n, H, W) for (H, W)"
+            )
+        index = truth.rows
         if len(keys):
-            place = scores.argmax(dim=0)  # of equal values the first, as numpy does
-            largest = scores.gather(0, place[None])[0]
-            label = keys[place] + 1
+            largest, label = maps[0].flatten(), keys[:1] + 1
+            if len(keys) > 1:
+                largest, place = maps.flatten(1).max(dim=0)  # of equal values the first, as numpy does
+                label = keys[place] + 1
             # A class wins if it is above t. IRN's t is in the maps' precision.
-            below = torch.searchsorted(torch.from_numpy(THRESHOLDS).to(largest), largest)
-        index = (truth * (self.classes + 1) + label) * (len(THRESHOLDS) + 1) + below
-        self.joint += torch.bincount(index, minlength=self.joint.numel()).view(self.joint.shape).cpu()
-        for key, own in zip(keys.tolist(), scores, strict=True):
-            bins = (own * BINS).long().clamp(max=BINS - 1) + BINS * (truth == key + 1)
-            self.ranked[key] += torch.bincount(bins, minlength=2 * BINS).view(2, BINS).cpu()
+            below = torch.searchsorted(torch.from_numpy(THRESHOLDS).to(largest), largest, out_int32=True)
+            index = index + label.int() * (len(THRESHOLDS) + 1) + below
+        counts = torch.bincount(index, minlength=(self.classes + 2) * self.joint[0].numel()).cpu()
+        self.joint += counts[: self.joint.numel()].view(self.joint.shape)
+        for number, key in enumerate(keys.tolist()):
+            bins = (maps[number] * BINS).int().clamp_(max=BINS - 1) + BINS * truth.regions[number]
+            self.ranked[key] += torch.bincount(bins.flatten(), minlength=3 * BINS)[BINS:].view(2, BINS).cpu()
         if len(keys):
-            regions = torch.stack([metrics.regions(mask, key) for key in keys.tolist()])
-            self.otsu[keys.cpu()] += otsu_counts(maps[None], regions)[0].cpu()
+            self.otsu[keys.cpu()] += otsu_counts(maps[None], truth.regions)[0].cpu()
         self.images += 1
 
     def confusion(self) -> NDArray[np.int64]:
@@ -152,8 +176,12 @@ def of_checkpoint(
     """
     data = trained.load(part)
     tallies = {config: Tally(len(data.classes)) for config in configs}
-    for sample, config, maps, keys in heatmaps(trained, data, list(tallies), protocol or Protocol()):
-        tallies[config].add(maps, keys, sample.mask.to(keys.device))
+    images = groupby(heatmaps(trained, data, list(tallies), protocol or Protocol()), key=lambda found: found[0].name)
+    for _, found in images:
+        truth = None
+        for sample, config, maps, keys in found:
+            truth = truth or Truth.of(sample.mask.to(keys.device), keys, len(data.classes))
+            tallies[config].add(maps, keys, truth)
     return tallies
 
 

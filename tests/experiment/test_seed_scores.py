@@ -144,7 +144,7 @@ def test_average_precision_is_scikit_learns():
 @pytest.mark.parametrize(
     ("maps", "keys", "mask", "said"),
     [
-        (MAPS[:, :3], [0, 1], MASK, r"2 classes with a torch.float32 tensor \(2, 3, 4\) for a torch.uint8 tensor \(4, 4\)"),
+        (MAPS[:, :3], [0, 1], MASK, r"2 classes with a torch.float32 tensor \(2, 3, 4\) for a mask \(4, 4\)"),
         (MAPS, [0], MASK, r"1 classes with .* expected \(n, H, W\) for \(H, W\)"),
         (MAPS, [0, 1], MASK * 2, "a mask has the label 4: expected at most 2, or 255"),
     ],
