@@ -43,7 +43,7 @@ def data_check(name: Name) -> None:
 def data_show(
     name: Name,
     part: Part = "train",
-    out: Annotated[Path, typer.Option(help="draw samples with their masks as OUT.png and OUT.pdf")] = Path("samples"),
+    out: Annotated[Path, typer.Option(help="draw samples with their masks as OUT.png, and OUT.pdf if small")] = Path("samples"),
 ) -> None:
     """Show how many images have each class and how much of them it covers, and draw samples."""
     from ltcam import data as datasets

@@ -2,7 +2,9 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from itertools import zip_longest
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,6 +27,7 @@ from ltcam.experiment.configs import FLOATS, Config
 from ltcam.files import AnyPath, atomic
 
 THUMBNAIL = 160  # pixels of the longer side: figures show photographs small
+PDF = 500_000  # bytes; photographs make it larger
 SWEPT = {  # the paper's colors in Figs. 4 and 5
     "gradcam": ("Grad-CAM", "tab:blue"),
     "fullgrad": ("FullGrad", "tab:orange"),
@@ -202,12 +205,17 @@ def sweep_figure(table: pd.DataFrame, metric: str, label: str, title: str) -> Fi
 
 
 def save(figure: Figure, path: AnyPath) -> None:
-    """`path` + .png (200 dpi) and .pdf, the same bytes on every run of one machine."""
+    """`path` + .png (150 dpi), and .pdf if that is small (`PDF`). The same bytes on every run of one machine."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once, since each drawing moves things a little
     for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None, "Producer": None, "Creator": None})):
-        with atomic(f"{path}{suffix}") as temporary:
-            figure.savefig(temporary, dpi=200, metadata=metadata)
+        drawn, target = BytesIO(), Path(f"{path}{suffix}")
+        figure.savefig(drawn, format=suffix[1:], dpi=150, metadata=metadata)
+        if suffix == ".pdf" and drawn.tell() > PDF:
+            target.unlink(missing_ok=True)
+            continue
+        with atomic(target) as temporary:
+            temporary.write_bytes(drawn.getvalue())
 
 
 def _panel(axes: Axes, image: NDArray[np.uint8], heatmap: Tensor | None) -> None:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -138,16 +140,30 @@ def test_files_are_the_same_bytes_every_time(figure, tmp_path):
     for suffix in (".png", ".pdf"):
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
     with Image.open(tmp_path / "a.png") as image:
-        assert np.array(image.convert("L")).std() > 10 and image.info["dpi"][0] == pytest.approx(200, abs=1)
+        assert np.array(image.convert("L")).std() > 10 and image.info["dpi"][0] == pytest.approx(150, abs=1)
     assert len(list(tmp_path.iterdir())) == 4
 
 
+def test_a_large_pdf_is_not_kept(figure, tmp_path, monkeypatch):
+    """Neither that of an earlier run."""
+    plotting.save(figure, tmp_path / "a")
+    size = (tmp_path / "a.pdf").stat().st_size
+    monkeypatch.setattr(plotting, "PDF", size)
+    plotting.save(figure, tmp_path / "a")
+    assert (tmp_path / "a.pdf").stat().st_size == size < 500_000
+    monkeypatch.setattr(plotting, "PDF", size - 1)
+    plotting.save(figure, tmp_path / "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
 def test_a_failed_write_leaves_nothing(figure, tmp_path, monkeypatch):
-    def full(path, **kwargs):
-        path.write_bytes(b"half")
+    write = Path.write_bytes
+
+    def full(path, content):
+        write(path, content[: len(content) // 2])
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(figure, "savefig", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         plotting.save(figure, tmp_path / "a")
     assert not list(tmp_path.iterdir())

@@ -63,9 +63,8 @@ def test_it_is_what_the_committed_files_give():
 
 def test_every_file_of_the_map_is_committed():
     listed = [file for item in readme.SOURCES for file in readme.files(item)]
-    pdfs = [file.replace(".png", ".pdf") for file in listed if file.endswith(".png")]
     notebooks = [f"notebooks/{notebook}.ipynb" for notebook, _, _ in readme.SOURCES.values()]
-    missing = sorted({file for file in [*listed, *pdfs, *notebooks] if not (files.ROOT / file).is_file()})
+    missing = sorted({file for file in [*listed, *notebooks] if not (files.ROOT / file).is_file()})
     assert not missing, "\n".join(missing)
 
 
