@@ -19,6 +19,7 @@ from ltcam.experiment.recipe import Recipe
 from ltcam.paper import findings, judging
 from ltcam.paper import tables as paper
 from ltcam.show import readme
+from tests.paper.test_sentences import ladder
 
 TEXTS = {page: (files.ROOT / page).read_text() for page in readme.PAGES}
 
@@ -131,7 +132,7 @@ def test_a_table_of_several_trainings_has_their_spread(page):
 
 
 def test_claims(page):
-    assert readme.claims() == readme.replication() == readme.verdicts() == "not measured yet"
+    assert readme.claims() == readme.claims(numbers=False) == readme.verdicts() == "not measured yet"
     judged = pd.DataFrame(
         [["Fusing helps", "3.2", "a | b", "holds", "2 of 2 | least 1.00", "does not hold"],
          ["Objects: more", "3.4", "c", "not measured", "not measured (paper 3)", "no numbers"]],
@@ -145,7 +146,10 @@ def test_claims(page):
         "| 3.4 | Objects: more | no numbers | not measured |",
     ]
     assert readme.verdicts().splitlines()[2:] == ["| PASCAL VOC 2012 | 1 | 0 | 0 | 1 |"]
-    assert readme.replication().splitlines()[3] == "| 3.4 | Objects: more | no numbers | not measured |"
+    assert readme.claims(numbers=False).splitlines()[2:] == [
+        "| 3.2 | Fusing helps | does not hold | holds |",
+        "| 3.4 | Objects: more | no numbers | not measured |",
+    ]
     results(page, "magnetic_tile", "claims", judged.assign(verdict="does not hold"))
     assert (
         readme.claims()
@@ -161,6 +165,20 @@ def test_claims_are_read_as_they_are_judged(page):
     assert len(lines) == len(judged) > 10 and {line.count(" | ") for line in lines} == {3}
     for row, line in zip(judged.itertuples(), lines, strict=True):
         assert row.claim in line and row.verdict in line
+
+
+def test_beyond_is_listed_for_each_data_set(page):
+    assert readme.beyond() == "not measured yet"
+    results(page, "voc2012", "best", ladder(2, 1, 3, "holds"))
+    assert readme.beyond().splitlines() == [
+        "**PASCAL VOC 2012**",
+        "",
+        "| protocol | step | IoU (%) | points |  |",
+        "| --- | --- | --- | --- | --- |",
+        "| otsu | Grad-CAM at S5 | 30.00 (29.00 to 31.00) |  |  |",
+        "| otsu | stages: S3-S5 | 35.00 (34.00 to 36.00) | +5.00 (+4.00 to +6.00) | holds |",
+        "| otsu | best, against Layer-CAM(l=5, δ=0), one view | 33.00 (0.00 to 50.00) | +2.00 (+1.00 to +3.00) | holds |",
+    ]
 
 
 def test_findings_are_the_summarys(page):
