@@ -6,6 +6,7 @@ are measured on the held-out part of any data set, under both cuts of `ltcam.exp
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -65,12 +66,17 @@ def label(views: Protocol) -> str:
     return size + scales + ", mirrored" * views.flip
 
 
+def rows(views: Protocol) -> dict[str, Config]:
+    """Our rows of Table 3 that are measured in `views`: FullGrad, which costs as much as all others, in one view alone."""
+    return {name: row for name, row in tables.SEVEN.items() if views == ONE or row.method != "fullgrad"}
+
+
 def ways() -> dict[Protocol, list[Config]]:
-    """All that is measured, by view: our rows of Table 3, and every step, in the views of each of `BEST` and in one view."""
-    found: dict[Protocol, list[Config]] = {
-        views: list(tables.SEVEN.values()) for views in (ONE, *(b.views for b in BEST.values()))
-    }
+    """All that is measured, by view: our rows of Table 3 in one view and in those of each of `BEST`, and every step."""
+    found: dict[Protocol, list[Config]] = {}
     for best in BEST.values():
+        for views in (ONE, best.views):
+            found.setdefault(views, [*rows(views).values()])
         for config, views in steps(best).values():
             found[views].append(config)
     return {views: list(dict.fromkeys(configs)) for views, configs in found.items()}
@@ -117,7 +123,7 @@ def table(folder: AnyPath, data: str) -> pd.DataFrame:
     "otsu", mIoU with background for "argmax") and its ends, change (of a step: from the step before; of a row: to the best) and
     its ends, verdict. Raises MissingError if something was not counted.
     """
-    rows = []
+    found = []
     for cut, best in BEST.items():
         metric = sweep.headline(data) if cut == "otsu" else "mIoU"
         scored = {views: draws(counts(folder, cut, views), metric) for views in (ONE, best.views)}
@@ -125,13 +131,13 @@ def table(folder: AnyPath, data: str) -> pd.DataFrame:
         for (name, way), (_, before) in zip(ways, [ways[0], *ways], strict=False):
             value = scored[way.views][way.config]
             change = None if way == before else value - scored[before.views][before.config]
-            rows.append({"cut": cut, "kind": "step", "name": name, **_row(way, value, change)})
+            found.append({"cut": cut, "kind": "step", "name": name, **_row(way, value, change)})
         for views in scored:
-            for name, config in tables.SEVEN.items():
+            for name, config in rows(views).items():
                 value = scored[views][config]
                 margin = scored[best.views][best.config] - value
-                rows.append({"cut": cut, "kind": "row", "name": name, **_row(Way(config, views), value, margin)})
-    return metrics.compact(pd.DataFrame(rows))
+                found.append({"cut": cut, "kind": "row", "name": name, **_row(Way(config, views), value, margin)})
+    return metrics.compact(pd.DataFrame(found))
 
 
 def lines(study: Study) -> dict[str, pd.Series[float]]:
@@ -148,10 +154,10 @@ def beside(table: pd.DataFrame, study: Study) -> pd.DataFrame:
     `table`: at the training part's threshold, the mean over trainings.
     """
     steps = table[(table["cut"] == "argmax") & (table["kind"] == "step")]["value"]
-    curves = lines(study)
-    part = study.trained.recipe.train
-    ours = [[name, part, curve.max()] for name, curve in curves.items()]
-    ours += [[name, study.test.part, value] for name, value in zip(curves, steps.iloc[[0, -1]], strict=True)]
+    curves, home = lines(study), study.out / study.names[0] / "beyond" / label(ONE)
+    trained_on, scored = (json.loads((home / f"{name}.json").read_text())["part"] for name in ("curves", "counts"))
+    ours = [[name, trained_on, curve.max()] for name, curve in curves.items()]
+    ours += [[name, scored, value] for name, value in zip(curves, steps.iloc[[0, -1]], strict=True)]
     found = pd.DataFrame(ours, columns=["name", "part", "mIoU"]).assign(network="VGG16", data=study.test.title, source="here")
     published = pd.read_csv(PUBLISHED).assign(data="PASCAL VOC 2012")
     return pd.concat([published, found], ignore_index=True)[["name", "network", "data", "part", "mIoU", "source"]]
@@ -159,7 +165,7 @@ def beside(table: pd.DataFrame, study: Study) -> pd.DataFrame:
 
 def listed(table: pd.DataFrame) -> list[list[str]]:
     """`table` in words: every step with its score and what it adds, then the best against the best row of Table 3 in a view."""
-    rows = []
+    cells = []
     for cut, own in table.groupby("cut", sort=False):
         steps, others = (own[own["kind"] == kind] for kind in ("step", "row"))
         top = others.loc[others.groupby("views", sort=False)["value"].idxmax()]
@@ -168,8 +174,8 @@ def listed(table: pd.DataFrame) -> list[list[str]]:
             change = [row["change"], row["change_low"], row["change_high"]]
             said = "" if pd.isna(row["change"]) else "{:+.2f} ({:+.2f} to {:+.2f})".format(*change)
             value = "{:.2f} ({:.2f} to {:.2f})".format(row["value"], row["ci_low"], row["ci_high"])
-            rows.append([str(cut), name, value, said, "" if pd.isna(row["verdict"]) else row["verdict"]])
-    return rows
+            cells.append([str(cut), name, value, said, "" if pd.isna(row["verdict"]) else row["verdict"]])
+    return cells
 
 
 def counts(folder: AnyPath, cut: str, views: Protocol | None = None) -> pd.DataFrame:

@@ -123,11 +123,13 @@ class Run(Study):
         """The scores of every delta on both parts, kept as sweep.csv. first: as in `ltcam.paper.sweep.sweep`."""
         return self.keep("sweep", sweep.sweep(self, first=first))
 
-    def beyond(self, first: int | None = None) -> pd.DataFrame:
-        """What goes beyond the paper, kept as best.csv. first: as in `ltcam.paper.beyond.measure`."""
+    def beyond(self, chosen_on: int | None = None, scored_on: int | None = None) -> pd.DataFrame:
+        """What goes beyond the paper, kept as best.csv. t is chosen on the first images of the training part, and the first of
+        the held-out part are scored; None: all."""
         for name in self.names:
             trained = self.trained if name == self.names[0] else self.load(name)
-            beyond.measure(trained, self.out / name / "beyond", trained.recipe.test, self.protocol.batch_size, first)
+            part = trained.recipe.test + (f"/{scored_on}" if scored_on else "")
+            beyond.measure(trained, self.out / name / "beyond", part, self.protocol.batch_size, chosen_on)
         return self.keep("best", beyond.table(self.out, self.data))
 
     def keep(self, name: str, table: pd.DataFrame, packed: bool = False, **about: Any) -> pd.DataFrame:
