@@ -110,7 +110,7 @@ def test_beside_has_both(study):
     found = beyond.beside(beyond.table(study.out, "voc2012"), study)
     ours = found[found["source"] == "here"]
     assert len(found) == len(ours) + len(pd.read_csv(beyond.PUBLISHED))
-    assert ours["part"].tolist() == ["train", "train", "val", "val"]
+    assert ours["part"].tolist() == ["train/5", "train/5", "val", "val"]
     assert ours["mIoU"].iloc[1] == beyond.lines(study)["our best"].max()
 
 
