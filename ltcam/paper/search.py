@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from ltcam.engine.refine import Refine
 from ltcam.experiment import metrics, provenance, seed_scores
 from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.configs import Config, Protocol, configurations
@@ -49,6 +50,15 @@ def maps() -> list[Config]:
     return found
 
 
+def beside(refine: str) -> list[str]:
+    """The refinements that differ from this one in one field: those of `REFINES` may end where it is best."""
+    how = Refine.parse(refine)
+    powers = [how._replace(power=how.power / 2), how._replace(power=how.power * 2)]
+    steps = [how._replace(steps=how.steps + 1), how._replace(steps=how.steps * 2)]
+    others = [how._replace(size=min(2 * how.size, 64)), how._replace(times=not how.times)]
+    return [str(other) for other in dict.fromkeys([*powers, *steps, *others])]
+
+
 def search(heads: Sequence[Trained], out: AnyPath) -> pd.DataFrame:
     """All tries, in order; the last round, "more", scores the best of all others on more images. Goes on where it stopped.
 
@@ -63,7 +73,9 @@ def search(heads: Sequence[Trained], out: AnyPath) -> pd.DataFrame:
     log_of.add("views", [(h, view, c) for h, _, c in log_of.best("maps", "refine") for view in VIEWS])
     of_others = [(head, p, c) for head in others for _, p, c in log_of.best("maps", "refine", "views")]
     log_of.add("head", of_others + [(head, ONE, Config("cam")) for head in others if head == "gap"])
-    log_of.add("more", log_of.best("maps", "refine", "views", "head"), MORE)
+    best = log_of.best("maps", "refine", "views", "head", count=2)
+    log_of.add("beside", [(h, p, c._replace(refine=how)) for h, p, c in best if c.refine for how in beside(c.refine)])
+    log_of.add("more", log_of.best("maps", "refine", "views", "head", "beside"), MORE)
     return log_of.table
 
 
@@ -100,10 +112,10 @@ class _Log:
             provenance.save(metrics.compact(self.table), self.path, self.started, **about, checkpoints=hashes)
             log.info("%s, head %s, %s: %d tries, %d in all", name, head, _fields(protocol), len(rows), len(self.table))
 
-    def best(self, *rounds: str) -> list[Try]:
-        """The `BEST` by each of `SCORES` in these rounds. Later rounds of a search that goes on do not count."""
+    def best(self, *rounds: str, count: int | None = None) -> list[Try]:
+        """The `BEST`, or `count`, by each of `SCORES` in these rounds. Later rounds of a search that goes on do not count."""
         rows = self.table[self.table["round"].isin(rounds)]
-        return list(dict.fromkeys(t for score in SCORES for t in _tries(rows.nlargest(BEST, score))))
+        return list(dict.fromkeys(t for score in SCORES for t in _tries(rows.nlargest(count or BEST, score))))
 
 
 def _scored(trained: Trained, protocol: Protocol, configs: list[Config], part: str) -> Iterator[dict[str, Any]]:

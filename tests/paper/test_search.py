@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from ltcam.data.base import Segmentation
+from ltcam.engine.refine import Refine
 from ltcam.experiment import metrics, seed_scores
 from ltcam.experiment.checkpoints import load_checkpoint
 from ltcam.experiment.configs import Config, Protocol
@@ -41,7 +42,7 @@ def test_every_try_is_a_row_with_the_scores_of_its_protocol(heads, short, tmp_pa
     monkeypatch.setattr(Segmentation, "mask", lambda data, index: opened.append(data.part) or load(data, index))
     table = search.search(heads, tmp_path)
     assert {part.split("/")[0] for part in opened} <= {"train"}  # nothing of the held-out part
-    assert table["round"].drop_duplicates().tolist() == ["maps", "refine", "views", "head", "more"]
+    assert table["round"].drop_duplicates().tolist() == ["maps", "refine", "views", "head", "beside", "more"]
     assert (table["round"] == "maps").sum() == len(MAPS) and set(table["head"]) == {"fc", "gap"}
     assert not table.duplicated(["round", "head", "size", "scales", "flip", *metrics.of_config(table)]).any()
     tries = search._tries(table)
@@ -56,7 +57,7 @@ def test_every_try_is_a_row_with_the_scores_of_its_protocol(heads, short, tmp_pa
         row = last.loc[last[score].idxmax()]
         assert (head, config) == (row["head"], search._tries(last[last.index == row.name])[0][2])
         assert search._fields(protocol)["flip"] == row["flip"]
-    assert set(search._tries(last)) == set(search._Log(tmp_path, {}).best("maps", "refine", "views", "head"))
+    assert set(search._tries(last)) == set(search._Log(tmp_path, {}).best("maps", "refine", "views", "head", "beside"))
     views = set(search._tries(table[table["round"] == "views"]))
     early = search._Log(tmp_path, {}).best("maps", "refine")
     assert views == {(head, view, config) for head, _, config in early for view in VIEWS}
@@ -81,6 +82,15 @@ def test_it_goes_on_where_it_stopped(heads, short, tmp_path, monkeypatch):
     before = len(calls)
     search.search(heads, tmp_path / "cut")
     assert len(calls) == before and len(whole) == len(second)
+
+
+def test_what_lies_beside_a_refinement_differs_in_one_field():
+    how = Refine.parse("S3-S5:28:4:2")
+    found = [Refine.parse(text) for text in search.beside(str(how))]
+    assert len(found) == len(set(found)) == 6 and how not in found
+    assert all(sum(a != b for a, b in zip(how, other, strict=True)) == 1 for other in found)
+    assert {other.power for other in found} == {2, 4, 8} and {other.steps for other in found} == {2, 3, 4}
+    assert len(search.beside("S3-S5:28:4:1")) == 5  # one step more is twice as many
 
 
 def test_the_grid_holds_only_what_can_differ():
