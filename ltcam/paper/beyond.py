@@ -40,8 +40,8 @@ class Way(NamedTuple):
 
 
 BEST = {
-    "otsu": Way(Config("layercam", "S1-S5", 0.0)),
-    "argmax": Way(Config("layercam", "S3-S5", 0.0, refine="S3-S5:28:8:1")),
+    "otsu": Way(Config("xgradcam", "S3-S5", 0.0, refine="S3-S5:28:4:2:times"), Protocol(flip=True)),
+    "argmax": Way(Config("xgradcam", "S3-S5", 0.0, refine="S3-S5:28:4:2"), Protocol(size=(448, 448))),
 }
 
 
@@ -61,9 +61,9 @@ def steps(best: Way) -> dict[str, Way]:
 
 def label(views: Protocol) -> str:
     """The views in words, also as the name of a folder."""
-    size = f"size {views.size[0]}" if views.size else "one view"
-    scales = f", scales {' '.join(f'{s:g}' for s in views.scales)}" * (len(views.scales) > 1)
-    return size + scales + ", mirrored" * views.flip
+    size = [f"size {views.size[0]}"] if views.size else []
+    scales = [f"scales {' '.join(f'{s:g}' for s in views.scales)}"] if len(views.scales) > 1 else []
+    return ", ".join(size + scales + ["also mirrored"] * views.flip) or "one view"
 
 
 def rows(views: Protocol) -> dict[str, Config]:

@@ -37,7 +37,7 @@ def test_each_step_changes_one_thing():
 def test_a_view_has_a_name_of_its_own():
     views = [ONE, *search.VIEWS, Protocol(size=(320, 320), scales=(1.0, 1.5), flip=True)]
     names = [label(view) for view in views]
-    assert len(set(names)) == len(views) and names[0] == "one view" and names[-1] == "size 320, scales 1 1.5, mirrored"
+    assert len(set(names)) == len(views) and names[0] == "one view" and names[-1] == "size 320, scales 1 1.5, also mirrored"
 
 
 def test_the_best_are_those_that_the_search_chose():
