@@ -21,6 +21,7 @@ from ltcam.experiment import metrics, provenance, seed_scores
 from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.configs import Config, Protocol, configurations
 from ltcam.files import AnyPath
+from ltcam.paper.beyond import label
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,23 @@ def chosen(table: pd.DataFrame) -> dict[str, Try]:
     """The best try of the last round by each of `SCORES`."""
     last = table[table["round"] == "more"]
     return {score: _tries(last.nlargest(1, score))[0] for score in SCORES}
+
+
+def rounds(table: pd.DataFrame) -> list[list[str]]:
+    """Each round in words: its images, its number of tries, and the best try by each of `SCORES`."""
+    cells = []
+    for (name, part, images), own in table.groupby(["round", "part", "images"], sort=False):
+        best = []
+        for score in SCORES:
+            top = own.nlargest(1, score)
+            ((_, protocol, config),) = _tries(top)
+            delta = "" if config.delta is None else f" δ={config.delta:g}"
+            fields = {name: getattr(config, name) for name in ("fuse", "normalize", "refine")}
+            changed = [f"{name}={value}" for name, value in fields.items() if value not in ("sum", "none", None)]
+            said = [f"{config.method} {config.layers}{delta}", *changed, *([] if protocol == ONE else [label(protocol)])]
+            best.append(f"{top[score].iloc[0]:.2f}: " + ", ".join(said))
+        cells.append([str(name), f"{part} ({images})", str(len(own)), *best])
+    return cells
 
 
 class _Log:

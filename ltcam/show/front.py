@@ -36,6 +36,11 @@ FIGURES = {
     "gain_by_overlap": "Points gained, by how far negative gradients lie on the object",
     "signs": "Where positive and negative gradients lie",
     "stages": "What each stage adds to the sum, and how much δ leaves",
+    "dropped": "How much of the positive gradient δ drops",
+    "steps": "Beyond the paper: what each step adds",
+    "beyond": "Beyond the paper: the same images after each step",
+    "seeds": "Beyond the paper: the score of seeds by threshold",
+    "failures_beyond": "Beyond the paper: where it fails",
     "plug_in": "The tricks on other kinds of networks",
 }
 MORE = {
@@ -45,6 +50,9 @@ MORE = {
     "breakdown": "Scores by class or defect type, object size, number of classes, and overlap of the signs",
     "correlations": "What the gains correlate with",
     "readings": "How well each reading agrees with the paper's order of methods",
+    "eq9": "Other readings of Eq. 9",
+    "best": "Beyond the paper, step by step",
+    "search": "Beyond the paper: every try of the search",
 }
 
 

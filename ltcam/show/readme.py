@@ -18,7 +18,7 @@ from ltcam.errors import InputError
 from ltcam.experiment.recipe import Recipe
 from ltcam.files import ROOT, atomic
 from ltcam.paper import beyond as best
-from ltcam.paper import findings
+from ltcam.paper import findings, search
 from ltcam.paper import tables as paper
 from ltcam.paper.claims import NOT_MEASURED
 from ltcam.paper.reproduce import profile, trainings
@@ -88,8 +88,10 @@ def claims(numbers: bool = True) -> str:
 
 
 def beyond() -> str:
-    """What each step beyond the paper adds, from `best.csv` of each data set."""
-    found = []
+    """The rounds of the search, then what each step adds on the held-out part, from `best.csv` of each data set."""
+    found, header = [], ["round", "training images", "tries", "best by otsu", "best by argmax"]
+    if (path := _results("voc2012") / "search/search.csv").is_file():
+        found.append(_table(header, search.rounds(pd.read_csv(path, dtype={"delta": float}))))
     for data, title in TITLES.items():
         if (path := _results(data) / "best.csv").is_file():
             rows = best.listed(pd.read_csv(path))
@@ -108,10 +110,8 @@ def found() -> str:
                 finding.finding: f"[{finding.number}]({folder}/{finding.table})"
                 for finding in findings.listed(pd.read_csv(path))
             }
-    if not columns:
-        return NOT_YET
     rows = [[sentence, *(column.get(sentence, NOT_MEASURED) for column in columns.values())] for sentence in findings.SUMMARY]
-    return _table(["", *columns], rows)
+    return _table(["", *columns], rows) if columns else NOT_YET
 
 
 def settings() -> str:

@@ -98,3 +98,20 @@ def test_the_grid_holds_only_what_can_differ():
     assert len(grid) == len(set(grid)) > 150 and {c.method for c in grid} >= {"gradcam", "fullgrad", "layercam", "sim"}
     for config in [*grid, *(grid[0]._replace(refine=how) for how in search.REFINES)]:
         config.options  # noqa: B018 - exists
+
+
+def test_a_round_in_words():
+    one = {"round": "maps", "part": "train/tune", "images": 9, "head": "fc", "size": 0, "scales": 1, "flip": False}
+    tries = [
+        one | Config("xgradcam", "S3-S5", 0.0)._asdict() | {"otsu": 1.0, "argmax": 4.0},
+        one | Config("layercam", "S4-S5", None, fuse="prod")._asdict() | {"otsu": 2.0, "argmax": 3.0},
+        one
+        | {"round": "views", "size": 448, "flip": True}
+        | Config("gradcam", "S5", normalize="max", refine="S4-S5:8")._asdict()
+        | {"otsu": 5.0, "argmax": 6.0},
+    ]
+    last = "gradcam S5, normalize=max, refine=S4-S5:8, size 448, also mirrored"
+    assert search.rounds(pd.DataFrame(tries).astype({"delta": float})) == [
+        ["maps", "train/tune (9)", "2", "2.00: layercam S4-S5, fuse=prod", "4.00: xgradcam S3-S5 δ=0"],
+        ["views", "train/tune (9)", "1", f"5.00: {last}", f"6.00: {last}"],
+    ]

@@ -276,7 +276,7 @@ def test_the_small_tables_have_the_headline_score_of_each_data_set(page):
         ("<!-- end map -->", "", "map"),
         ("<!-- end map -->", "<!-- end map -->\n<!-- begin map -->\n<!-- end map -->", "map"),
         ("<!-- begin map -->\n<!-- end map -->", "<!-- end map -->\n<!-- begin map -->", "map"),
-        ("<!-- end findings -->\nafter findings\n<!-- begin map -->", "<!-- begin map -->\n<!-- end findings -->", "map"),
+        ("<!-- end beyond -->\nafter beyond\n<!-- begin map -->", "<!-- begin map -->\n<!-- end beyond -->", "map"),
         ("by hand", "<!-- begin speed -->\n<!-- end speed -->", "speed"),
     ],
 )
