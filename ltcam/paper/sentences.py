@@ -93,7 +93,7 @@ def beyond(made: Tables) -> str:
             top = own.iloc[int(own["value"].argmax())]
             margin = f"{top['change']:+z.2f} points ({top['change_low']:+z.2f} to {top['change_high']:+z.2f})"
             word = {"holds": "above", "does not hold": "below", "tie": "in a tie with"}[top["verdict"]]
-            lines.append(f"That is {word} our best row of Table 3 in {views}, {top['name']} with {top['value']:.2f}: {margin}.")
+            lines.append(f"That is {word} our best row of Table 3 ({views}), {top['name']} with {top['value']:.2f}: {margin}.")
         said += lines
     return " ".join(said)
 

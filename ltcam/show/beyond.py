@@ -26,8 +26,9 @@ def steps(table: pd.DataFrame, title: str) -> Figure:
         rows = chosen[chosen["cut"] == cut]
         ends = np.abs(rows[["ci_low", "ci_high"]].to_numpy().T - rows["value"].to_numpy())
         panel.barh(rows["name"], rows["value"], xerr=ends, color="tab:blue", alpha=0.7, height=0.6)
-        for y, value in enumerate(rows["value"]):
-            panel.text(1, y, f"{value:.1f}", va="center", fontsize=8, color="white")
+        for y, (value, high) in enumerate(zip(rows["value"], rows["ci_high"], strict=True)):
+            panel.text(high, y, f" {value:.1f}", va="center", fontsize=8)
+        panel.margins(x=0.12)
         panel.invert_yaxis()
         panel.set_title(named, fontsize=9)
         panel.tick_params(labelsize=8)

@@ -112,7 +112,7 @@ def ladder(margin, low, high, verdict):
 def test_beyond_names_the_strongest_row(margin, low, high, verdict, words):
     said = sentences.beyond({"best": ladder(margin, low, high, verdict)})
     assert said == (
-        f"By otsu, the steps lead from 30.00 to 35.00. That is {words} our best row of Table 3 in one view, Layer-CAM(l=5, "
+        f"By otsu, the steps lead from 30.00 to 35.00. That is {words} our best row of Table 3 (one view), Layer-CAM(l=5, "
         f"δ=0) with {35 - margin:.2f}: {margin:+.2f} points ({low:+.2f} to {high:+.2f})."
     )
 
