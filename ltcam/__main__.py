@@ -70,7 +70,7 @@ def explain(
     delta: Annotated[float | None, typer.Option(help="percentile to truncate at, in [0, 100)")] = None,
     per_stage: Annotated[bool, typer.Option(help="draw each stage's own map too")] = False,
     refine: Annotated[
-        str, typer.Option(help="spread the fused map along features: LAYERS[:SIZE[:POWER[:STEPS[:times]]]], e.g. S3-S5:28:8")
+        str, typer.Option(help="spread the fused map along features: LAYERS[:SIZE[:POWER[:STEPS[:THEN]]]], e.g. S3-S5:28:8")
     ] = "",
     out: Annotated[Path, typer.Option(help="the picture: .png, .jpg, .pdf or .svg")] = Path("heat.png"),
 ) -> None:

@@ -6,7 +6,7 @@ random walk of AffinityNet (Ahn and Kwak 2018) spread maps too. The similarity h
 
 import math
 from numbers import Real
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor
@@ -14,40 +14,44 @@ from torch.nn.functional import interpolate, normalize
 
 from ltcam.engine.targets import describe
 from ltcam.engine.traces import Trace
-from ltcam.engine.tricks import whole
+from ltcam.engine.tricks import one_of, whole
 from ltcam.errors import InputError
+
+Then = Literal["", "times", "floor"]
+THENS: tuple[Then, ...] = get_args(Then)
 
 
 class Refine(NamedTuple):
-    """How maps are spread, as an option of `ltcam.explain`. The text of one is LAYERS[:SIZE[:POWER[:STEPS[:times]]]].
+    """How maps are spread, as an option of `ltcam.explain`. The text of one is LAYERS[:SIZE[:POWER[:STEPS[:THEN]]]].
 
     layers  whose features are compared: a name, a stage label ("S5") or a range of labels ("S3-S5")
     size    the map gets about size x size places, in the images' aspect: 28 x 28 for square images
     power   of the similarities, above 0. The larger it is, the fewer places share
     steps   how often the map is spread
-    times   multiply the spread map by the map itself
+    then    what follows: "" nothing, "times" the spread map is multiplied by the map itself, "floor" its least value is taken
+            off, since spreading leaves something everywhere
     """
 
     layers: str = "S3-S5"
     size: int = 28
     power: float = 8.0
     steps: int = 1
-    times: bool = False
+    then: Then = ""
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """The `Refine` of a text such as "S3-S5:28:8". Raises InputError for anything else."""
         parts = text.split(":")
         try:
-            layers, size, power, steps, times = (*parts, *f"{cls()}:".split(":")[len(parts) :])
-            how = cls(layers, int(size), float(power), int(steps), bool(("", "times").index(times)))
+            layers, size, power, steps, then = (*parts, *f"{cls()}:".split(":")[len(parts) :])
+            how = cls(layers, int(size), float(power), int(steps), THENS[THENS.index(then)])
         except ValueError as error:
-            said = "expected LAYERS[:SIZE[:POWER[:STEPS[:times]]]], e.g. S3-S5:28:8"
+            said = "expected LAYERS[:SIZE[:POWER[:STEPS[:THEN]]]], e.g. S3-S5:28:8"
             raise InputError(f"refine={text!r} is no way to spread a map: {said}") from error
         return how.checked()
 
     def __str__(self) -> str:
-        return f"{self.layers}:{self.size}:{self.power:g}:{self.steps}" + ":times" * self.times
+        return f"{self.layers}:{self.size}:{self.power:g}:{self.steps}" + (self.then and f":{self.then}")
 
     def checked(self) -> Self:
         """Itself. Raises InputError for a field that is out of range."""
@@ -58,8 +62,7 @@ class Refine(NamedTuple):
         number = isinstance(self.power, int | float | Real) and not isinstance(self.power, bool)
         if not number or not 0 < self.power < math.inf:
             raise InputError(f"refine's power={self.power!r}: expected a number above 0")
-        if not isinstance(self.times, bool):
-            raise InputError(f"refine's times={self.times!r}: expected True or False")
+        one_of("refine's then", self.then, Then)
         return self
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -86,7 +89,11 @@ def refine(maps: Tensor, trace: Trace, how: Refine | None = None, alike: Tensor 
     spread = small.new_zeros(len(alike), int(rank.max()) + 1, small.shape[1]).index_put((image, rank), small)
     for _ in range(how.steps):
         spread = spread @ alike.mT
-    found = spread[image, rank] * small if how.times else spread[image, rank]
+    found = spread[image, rank]
+    if how.then == "times":
+        found = found * small
+    if how.then == "floor":
+        found = found - found.amin(dim=1, keepdim=True)
     return found.view(-1, *how.grid(trace.size)).to(maps.dtype)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from ltcam.engine.refine import Refine
+from ltcam.engine.refine import THENS, Refine
 from ltcam.experiment import metrics, provenance, seed_scores
 from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.configs import Config, Protocol, configurations
@@ -56,8 +56,8 @@ def beside(refine: str) -> list[str]:
     how = Refine.parse(refine)
     powers = [how._replace(power=how.power / 2), how._replace(power=how.power * 2)]
     steps = [how._replace(steps=how.steps + 1), how._replace(steps=how.steps * 2)]
-    others = [how._replace(size=min(2 * how.size, 64)), how._replace(times=not how.times)]
-    return [str(other) for other in dict.fromkeys([*powers, *steps, *others])]
+    others = [how._replace(size=min(2 * how.size, 64)), *(how._replace(then=then) for then in THENS)]
+    return [str(other) for other in dict.fromkeys([*powers, *steps, *others]) if other != how]
 
 
 def search(heads: Sequence[Trained], out: AnyPath) -> pd.DataFrame:
@@ -86,6 +86,11 @@ def chosen(table: pd.DataFrame) -> dict[str, Try]:
     return {score: _tries(last.nlargest(1, score))[0] for score in SCORES}
 
 
+def read(out: AnyPath) -> pd.DataFrame:
+    """The tries that `search` left in `out`."""
+    return pd.read_csv(Path(out) / "search.csv", dtype={"delta": float})
+
+
 def rounds(table: pd.DataFrame) -> list[list[str]]:
     """Each round in words: its images, its number of tries, and the best try by each of `SCORES`."""
     cells = []
@@ -108,7 +113,7 @@ class _Log:
 
     def __init__(self, out: Path, heads: dict[str, Trained]) -> None:
         self.path, self.heads, self.started = out / "search.csv", heads, time.time()
-        self.table = pd.read_csv(self.path, dtype={"delta": float}) if self.path.is_file() else pd.DataFrame()
+        self.table = read(out) if self.path.is_file() else pd.DataFrame()
 
     def add(self, name: str, tries: Sequence[Try], part: str = SAMPLE) -> None:
         """Score those of `tries` that the round lacks, with one pass a head and protocol."""
@@ -128,6 +133,7 @@ class _Log:
             about = first.about(first.load(first.recipe.train))
             hashes = {head: trained.sha256 for head, trained in self.heads.items()}
             provenance.save(metrics.compact(self.table), self.path, self.started, **about, checkpoints=hashes)
+            self.table = read(self.path.parent)  # with as many digits as a search that goes on reads
             log.info("%s, head %s, %s: %d tries, %d in all", name, head, _fields(protocol), len(rows), len(self.table))
 
     def best(self, *rounds: str, count: int | None = None) -> list[Try]:

@@ -90,8 +90,8 @@ def claims(numbers: bool = True) -> str:
 def beyond() -> str:
     """The rounds of the search, then what each step adds on the held-out part, from `best.csv` of each data set."""
     found, header = [], ["round", "training images", "tries", "best by otsu", "best by argmax"]
-    if (path := _results("voc2012") / "search/search.csv").is_file():
-        found.append(_table(header, search.rounds(pd.read_csv(path, dtype={"delta": float}))))
+    if (folder := _results("voc2012") / "search").is_dir():
+        found.append(_table(header, search.rounds(search.read(folder))))
     for data, title in TITLES.items():
         if (path := _results(data) / "best.csv").is_file():
             rows = best.listed(pd.read_csv(path))

@@ -49,7 +49,9 @@ def test_by_hand():
     maps = torch.tensor([[[1.0, 0.0, 0.0]], [[0.0, 1.0, 2.0]]])
     expected = torch.tensor([[[1 / 1.36, 0.36 / 2, 0]], [[0.36 / 1.36, (1 + 1.28) / 2, 2.64 / 1.64]]])
     torch.testing.assert_close(refine(maps, t, how), expected)
-    torch.testing.assert_close(refine(maps, t, how._replace(times=True)), expected * maps)
+    torch.testing.assert_close(refine(maps, t, how._replace(then="times")), expected * maps)
+    floor = torch.tensor([0.0, 0.36 / 1.36])[:, None, None]
+    torch.testing.assert_close(refine(maps, t, how._replace(then="floor")), expected - floor)
     torch.testing.assert_close(refine(maps, t, how._replace(steps=2)), refine(expected, t, how))
 
 
@@ -162,7 +164,7 @@ def test_texts():
     for text, how in [
         ("S5", Refine("S5")),
         ("S3-S5:14", Refine("S3-S5", 14)),
-        ("a.b:28:0.5:2:times", Refine("a.b", 28, 0.5, 2, True)),
+        ("a.b:28:0.5:2:times", Refine("a.b", 28, 0.5, 2, "times")),
     ]:
         assert Refine.parse(text) == Refine.parse(str(how)) == how
     assert str(Refine()) == "S3-S5:28:8:1"
@@ -181,7 +183,7 @@ def test_texts():
         ({"power": 0}, "refine's power=0: expected a number above 0"),
         ({"power": float("nan")}, "refine's power=nan"),
         ({"power": True}, "refine's power=True"),
-        ({"times": 1}, "refine's times=1: expected True or False"),
+        ({"then": "twice"}, "refine's then='twice' is unknown: expected '' or 'times' or 'floor'"),
         ({"layers": "S9"}, "layer 'S9' was not traced"),
         ({"layers": None}, "refine's layers=None: expected"),
     ],

@@ -41,7 +41,7 @@ def test_a_view_has_a_name_of_its_own():
 
 
 def test_the_best_are_those_that_the_search_chose():
-    table = pd.read_csv(files.ROOT / "results/paper/voc2012/search/search.csv", dtype={"delta": float})
+    table = search.read(files.ROOT / "results/paper/voc2012/search")
     for cut, (head, views, config) in search.chosen(table).items():
         assert (head, Way(config, views)) == ("fc", beyond.BEST[cut])
 
