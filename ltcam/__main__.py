@@ -1,6 +1,6 @@
 """The command line.
 
-`ltcam explain | train | evaluate | export-seeds | eval-seeds | reproduce | tables | report | readme | data`
+`ltcam explain | train | evaluate | export-seeds | eval-seeds | search | reproduce | tables | report | readme | data`
 """
 
 import logging

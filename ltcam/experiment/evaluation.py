@@ -96,7 +96,7 @@ class _Counts:
         }  # fmt: skip
         out = Path(wanted.out)
         self.path = out / "counts.csv.gz"
-        counted = set(configurations(_known(self.path, self.identity)))
+        counted = set(configurations(kept_counts(self.path, self.identity)))
         self.missing = [c for c in dict.fromkeys(wanted.configs) if c not in counted]
         digest = hashlib.sha256(json.dumps([self.identity, self.missing]).encode()).hexdigest()
         self.stem = out / f"counts.{digest[:12]}"
@@ -110,7 +110,7 @@ class _Counts:
         measured = metrics.compact(measured.astype(FLOATS))
         groups = dict(zip((entry.name for entry in data.entries), data.groups, strict=True))
         measured.insert(1, "group", measured["name"].map(groups))
-        known = _known(self.path, self.identity)
+        known = kept_counts(self.path, self.identity)
         if len(known):
             columns = ["name", "group", "class", *metrics.CONFIG, "tp", "fp", "fn"]
             measured = pd.concat([known, measured], ignore_index=True)
@@ -123,7 +123,7 @@ class _Counts:
 
     def read(self, configs: Sequence[Config]) -> pd.DataFrame:
         """The rows of `configs`, in their order."""
-        known = _known(self.path, self.identity)
+        known = kept_counts(self.path, self.identity)
         rows_of: dict[Config, list[int]] = {config: [] for config in configs}
         for row, config in enumerate(configurations(known)):
             rows_of.get(config, []).append(row)
@@ -197,7 +197,7 @@ def _batches(data: Segmentation, batch_size: int) -> list[list[int]]:
     return [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
 
 
-def _known(path: Path, identity: dict[str, Any]) -> pd.DataFrame:
+def kept_counts(path: Path, identity: dict[str, Any]) -> pd.DataFrame:
     """The counts kept at `path`, if checkpoint, data, protocol and code are the same."""
     if provenance.made_by(path, UNSCALED | identity):
         return pd.read_csv(path, dtype=FLOATS)

@@ -26,7 +26,7 @@ from ltcam.data import Sample
 from ltcam.experiment import journals, metrics, provenance
 from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.configs import FLOATS, Config, Protocol
-from ltcam.experiment.evaluation import _known
+from ltcam.experiment.evaluation import kept_counts
 from ltcam.experiment.locks import alone
 from ltcam.experiment.probe import behaviour
 from ltcam.experiment.seed_scores import Tally, heatmaps
@@ -51,7 +51,7 @@ def count(trained: Trained, part: str, at: Mapping[Config, float], out: AnyPath,
     }  # fmt: skip
     path = out / "counts.csv.gz"
     with alone(out, "write"):
-        if not len(_known(path, identity)):
+        if not len(kept_counts(path, identity)):
             stem = out / f"counts.{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}"
             done = journals.read(stem)
             left = [i for i, entry in enumerate(data.entries) if entry.name not in done]

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ltcam import data as datasets
+from ltcam.data import Segmentation
 from ltcam.data.base import VOID
 from ltcam.engine.cam import wide
 from ltcam.engine.methods import gradcam
@@ -76,20 +77,27 @@ def stages(traced: Trace, deltas: Sequence[float | None] = DELTAS) -> Iterator[l
                 yield [pair, stage, delta, *row]
 
 
+def traces(
+    trained: Trained, data: Segmentation, batch_size: int, images: int | None = None
+) -> Iterator[tuple[Trace, list[tuple[int, int]]]]:
+    """A trace of every batch of `data`, or of its first images, and the (image index, class) of each pair."""
+    weight = next(trained.model.parameters())
+    scored = sorted(data.scored[:images], key=lambda i: int(data.labels[i].sum()))
+    for batch in (scored[start : start + batch_size] for start in range(0, len(scored), batch_size)):
+        inputs = torch.stack([datasets.preprocess(data.image(i), trained.size) for i in batch])
+        traced = trace(trained.model, inputs.to(weight), data.labels[batch])
+        yield traced, [(batch[image], c) for image, c in traced.pairs.tolist()]
+
+
 def measure(trained: Trained, batch_size: int = 8, images: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """`signs` and `stages` for every scored pair of the held-out part: two tables.
 
     The columns name and class identify a pair, and labels identify stages. images: use only the first so many.
     """
     data = datasets.load(trained.recipe.data, trained.recipe.test)
-    weight = next(trained.model.parameters())
     found: tuple[list[Any], list[Any]] = [], []
-    scored = sorted(data.scored[:images], key=lambda i: int(data.labels[i].sum()))
-    for batch in (scored[start : start + batch_size] for start in range(0, len(scored), batch_size)):
-        inputs = torch.stack([datasets.preprocess(data.image(i), trained.size) for i in batch])
-        traced = trace(trained.model, inputs.to(weight), data.labels[batch])
-        pairs = [(batch[image], c) for image, c in traced.pairs.tolist()]
-        masks = {i: torch.from_numpy(data.mask(i)).to(weight.device) for i in batch}
+    for traced, pairs in traces(trained, data, batch_size, images):
+        masks = {i: torch.from_numpy(data.mask(i)).to(traced.logits.device) for i, _ in pairs}
         objects = [(masks[i] == c + 1).float().where(masks[i] != VOID, torch.nan) for i, c in pairs]
         for rows, part_of in zip(found, (signs(traced, objects), stages(traced)), strict=True):
             for pair, stage, *numbers in part_of:

@@ -21,6 +21,7 @@ from ltcam.experiment import metrics, provenance, seed_scores
 from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.configs import FLOATS, Config, Protocol, configurations
 from ltcam.experiment.intervals import draws, ends, verdict
+from ltcam.experiment.probe import behaviour
 from ltcam.experiment.seed_counts import count
 from ltcam.experiment.seed_scores import THRESHOLDS
 from ltcam.experiment.study import Role, Study, known
@@ -86,10 +87,8 @@ def measure(trained: Trained, out: AnyPath, part: str, batch_size: int = 8, firs
     """Count every way on `part`, below `out`. t is the best on the training part, or on its first images."""
     for views, configs in ways().items():
         folder, protocol = Path(out) / label(views), replace(views, batch_size=batch_size)
-        best = {
-            config: float(THRESHOLDS[int(curve.argmax())])
-            for config, curve in curves(trained, configs, folder, protocol, first).items()
-        }
+        found = curves(trained, configs, folder, protocol, first)
+        best = {config: float(THRESHOLDS[int(curve.argmax())]) for config, curve in found.items()}
         count(trained, part, best, folder, protocol)
 
 
@@ -98,14 +97,18 @@ def curves(
 ) -> dict[Config, pd.Series[float]]:
     """{configuration: the mIoU with background by t} on the training part, or on its first images.
 
-    Kept as `out/curves.csv`, and measured again only for another checkpoint, part or set of configurations.
+    Kept as `out/curves.csv`, and measured again if the configurations or what counts depend on have changed.
     """
     path, started, part = Path(out) / "curves.csv", time.time(), trained.recipe.train + (f"/{first}" if first else "")
-    asked = {"part": part, "checkpoint": trained.sha256, "configs": [list(config) for config in configs]}
+    data = trained.load(part)
+    asked = {
+        **protocol.identity, "part": part, "fingerprint": data.fingerprint, "checkpoint": trained.sha256,
+        "probe": behaviour(), "configs": [list(config) for config in configs],
+    }  # fmt: skip
     if not provenance.made_by(path, asked):
         found = seed_scores.of_checkpoint(trained, part, configs, protocol)
         table = pd.concat([tally.curve().reset_index().assign(**config._asdict()) for config, tally in found.items()])
-        provenance.save(table, path, started, **{**trained.about(trained.load(part)), **protocol.views, **asked})
+        provenance.save(table, path, started, **{**trained.about(data), **asked})
     return kept_curves(out)
 
 

@@ -6,7 +6,7 @@ here for notebook 08 alone, and no option of the library.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from typing import Any
 
@@ -21,13 +21,13 @@ from ltcam.engine.cam import wide
 from ltcam.engine.methods import gradcam
 from ltcam.engine.percentiles import thresholds
 from ltcam.engine.traces import Trace
-from ltcam.engine.tracing import trace
 from ltcam.engine.tricks import layerize, truncate
 from ltcam.experiment import metrics
 from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.configs import FLOATS, Config
 from ltcam.experiment.intervals import VERDICTS, draws, ends, verdict
 from ltcam.experiment.segmentation import otsu_counts
+from ltcam.paper import anatomy
 
 Reading = Callable[[Tensor, Tensor, float], Tensor]  # of A, G (P, K, h, w) and delta: which gradients are kept, bool
 DELTA = 20.0
@@ -50,8 +50,9 @@ def _of_weights(a: Tensor, g: Tensor, delta: float) -> Tensor:
     return _over(weights, thresholds(weights.flatten(1), [delta])) & (g > 0)
 
 
+EQ9 = "positive values (Eq. 9)"
 READINGS: dict[str, Reading] = {
-    "positive values (Eq. 9)": lambda a, g, delta: _over(g, thresholds(g.flatten(1), [delta])),
+    EQ9: lambda a, g, delta: _over(g, thresholds(g.flatten(1), [delta])),
     "all values": lambda a, g, delta: _over(g, _percentile(g, delta)),
     "absolute values": lambda a, g, delta: _over(g, _percentile(g.abs(), delta)),
     "positive channel weights": _of_weights,
@@ -83,17 +84,13 @@ def measure(trained: Trained, batch_size: int = 8, images: int | None = None) ->
     The counts have a column `reading` beside those of `ltcam.experiment.metrics`; images: use only the first so many.
     """
     data = datasets.load(trained.recipe.data, trained.recipe.test)
-    weight, counted, shares = next(trained.model.parameters()), [], []
-    scored = sorted(data.scored[:images], key=lambda i: int(data.labels[i].sum()))
-    readings: Mapping[str, tuple[Reading, float]] = {name: (kept, DELTA) for name, kept in READINGS.items()}
-    readings = {"δ = 0": (READINGS["positive values (Eq. 9)"], 0.0), **readings}
-    for batch in (scored[start : start + batch_size] for start in range(0, len(scored), batch_size)):
-        inputs = torch.stack([datasets.preprocess(data.image(i), trained.size) for i in batch])
-        traced = trace(trained.model, inputs.to(weight), data.labels[batch])
-        pairs = [(batch[image], c) for image, c in traced.pairs.tolist()]
+    counted: list[list[Any]] = []
+    shares: list[list[Any]] = []
+    readings = {"δ = 0": (READINGS[EQ9], 0.0), **{name: (kept, DELTA) for name, kept in READINGS.items()}}
+    for traced, pairs in anatomy.traces(trained, data, batch_size, images):
         found = {name: maps(traced, kept, delta) for name, (kept, delta) in readings.items()}
         for pair, (i, c) in enumerate(pairs):
-            region = metrics.regions(torch.from_numpy(data.mask(i)).to(weight.device), c)
+            region = metrics.regions(torch.from_numpy(data.mask(i)).to(traced.logits.device), c)
             size = (region.shape[0], region.shape[1])
             heats = torch.cat([layerize([m[pair : pair + 1] for m in own], size) for own in found.values()])
             for name, row in zip(readings, otsu_counts(heats[:, None], region[None])[:, 0].tolist(), strict=True):

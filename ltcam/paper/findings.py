@@ -14,6 +14,7 @@ import pandas as pd
 
 from ltcam.experiment.intervals import VERDICTS, interval, median, verdict
 from ltcam.files import AnyPath
+from ltcam.paper.breakdown import FIXED
 
 SUMMARY = (  # what docs/results.md shows
     "Truncation alone (δ=0) changes Grad-CAM at S5 by",
@@ -41,7 +42,7 @@ TRICKS = {  # in another run
 AMOUNTS = {
     "area": "the object's share of the image",
     "overlap": "how far the negative gradients' map lies on the object where the positive ones' does",
-    "overlap, area fixed": "the same overlap, with the object's share of the image held fixed,",
+    FIXED: "the same overlap, with the object's share of the image held fixed,",
     "classes": "the number of classes in the image",
 }
 

@@ -9,6 +9,7 @@ from ltcam.experiment.evaluation import evaluate
 from ltcam.experiment.seed_counts import count
 from ltcam.experiment.seed_scores import of_checkpoint
 from tests.experiment.test_seed_scores import LT, checkpoint, run  # noqa: F401 - fixtures
+from tests.interrupts import at_call
 
 AT = {Config("gradcam"): 0.4, Config.parse(LT): 0.35}
 ONE = Protocol(3)
@@ -41,14 +42,7 @@ def test_otsus_rows_are_those_of_evaluate(run, tmp_path):  # noqa: F811
 
 
 def test_it_goes_on_after_its_last_image_and_keeps_what_is_there(run, tmp_path, monkeypatch):  # noqa: F811
-    whole, traced, real = count(run, "val", AT, tmp_path / "whole", ONE), [], seed_counts._rows
-
-    def third(*arguments):
-        traced.append(arguments)
-        if len(traced) == 3:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
+    whole, (traced, third) = count(run, "val", AT, tmp_path / "whole", ONE), at_call(3, seed_counts._rows)
     monkeypatch.setattr(seed_counts, "_rows", third)
     with pytest.raises(KeyboardInterrupt):
         count(run, "val", AT, tmp_path / "cut", ONE)

@@ -14,6 +14,7 @@ from ltcam.experiment.training import train
 from ltcam.paper import search
 from tests import lookalikes
 from tests.experiment.test_training import TINY
+from tests.interrupts import at_call
 
 MAPS = [Config("gradcam"), Config("layercam", "S1-S5", 0.0, normalize="tanh"), Config("hirescam", "S3-S5", None, fuse="prod")]
 VIEWS = [Protocol(size=(96, 96)), Protocol(scales=(1.0, 1.5), flip=True)]
@@ -65,14 +66,7 @@ def test_every_try_is_a_row_with_the_scores_of_its_protocol(heads, short, tmp_pa
 
 def test_it_goes_on_where_it_stopped(heads, short, tmp_path, monkeypatch):
     whole = search.search(heads, tmp_path / "whole")
-    calls, score = [], search._scored
-
-    def third(*arguments):
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return score(*arguments)
-
+    calls, third = at_call(3, search._scored)
     monkeypatch.setattr(search, "_scored", third)
     with pytest.raises(KeyboardInterrupt):
         search.search(heads, tmp_path / "cut")

@@ -1,0 +1,14 @@
+"""Work that is cut off at a chosen call."""
+
+
+def at_call(number, function):
+    """The list of `function`'s calls, and `function`, which raises KeyboardInterrupt at its call `number`."""
+    calls = []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return function(*arguments)
+
+    return calls, counted
