@@ -28,8 +28,7 @@ class Refine(NamedTuple):
     size    the map gets about size x size places, in the images' aspect: 28 x 28 for square images
     power   of the similarities, above 0. The larger it is, the fewer places share
     steps   how often the map is spread
-    then    what follows: "" nothing, "times" the spread map is multiplied by the map itself, "floor" its least value is taken
-            off, since spreading leaves something everywhere
+    then    what follows: "" nothing, "times" the map itself is multiplied in, "floor" the least value is taken off
     """
 
     layers: str = "S3-S5"
@@ -46,8 +45,8 @@ class Refine(NamedTuple):
             layers, size, power, steps, then = (*parts, *f"{cls()}:".split(":")[len(parts) :])
             how = cls(layers, int(size), float(power), int(steps), THENS[THENS.index(then)])
         except ValueError as error:
-            said = "expected LAYERS[:SIZE[:POWER[:STEPS[:THEN]]]], e.g. S3-S5:28:8"
-            raise InputError(f"refine={text!r} is no way to spread a map: {said}") from error
+            said = "no way to spread a map: expected LAYERS[:SIZE[:POWER[:STEPS[:THEN]]]], e.g. S3-S5:28:8"
+            raise InputError(f"refine={text!r} is {said}") from error
         return how.checked()
 
     def __str__(self) -> str:
@@ -59,8 +58,7 @@ class Refine(NamedTuple):
             raise InputError(f"refine's layers={self.layers!r}: expected a name, a stage label or a range of labels")
         whole("refine's size", self.size, 64)
         whole("refine's steps", self.steps)
-        number = isinstance(self.power, int | float | Real) and not isinstance(self.power, bool)
-        if not number or not 0 < self.power < math.inf:
+        if isinstance(self.power, bool) or not isinstance(self.power, int | float | Real) or not 0 < self.power < math.inf:
             raise InputError(f"refine's power={self.power!r}: expected a number above 0")
         one_of("refine's then", self.then, Then)
         return self
@@ -109,8 +107,7 @@ def similarity(trace: Trace, how: Refine) -> Tensor:
         together = torch.cat(units, dim=1) / math.sqrt(len(units))
         alike = (together.mT @ together).clamp(min=0)
         alike.diagonal(dim1=1, dim2=2).fill_(1)
-        alike = alike**how.power
-        return alike / alike.sum(dim=2, keepdim=True)
+        return normalize(alike**how.power, p=1, dim=2)
 
 
 def _unit(features: Tensor, grid: tuple[int, int]) -> Tensor:
