@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from ltcam import files
+from ltcam.data import Segmentation
 from ltcam.errors import MissingError
 from ltcam.experiment import metrics
 from ltcam.experiment.configs import Config, Protocol, configurations
@@ -104,6 +105,9 @@ def test_it_is_measured_once(study, monkeypatch):
     beyond.measure(study.load("seed0"), study.out / "seed0" / "beyond", "val", first=5)
     with pytest.raises(TypeError):
         beyond.measure(study.load("seed0"), study.out / "seed0" / "beyond", "val", first=4)
+    monkeypatch.setattr(Segmentation, "fingerprint", "of other images")
+    with pytest.raises(TypeError):
+        beyond.measure(study.load("seed0"), study.out / "seed0" / "beyond", "val", first=5)
 
 
 def test_beside_has_both(study):
