@@ -107,7 +107,7 @@ def test_it_is_measured_once(study, monkeypatch):
         beyond.measure(study.load("seed0"), study.out / "seed0" / "beyond", "val", first=4)
     monkeypatch.setattr(Segmentation, "fingerprint", "of other images")
     with pytest.raises(TypeError):
-        beyond.measure(study.load("seed0"), study.out / "seed0" / "beyond", "val", first=5)
+        beyond.curves(study.load("seed0"), ways()[ONE], study.out / "seed0" / "beyond" / label(ONE), first=5)
 
 
 def test_beside_has_both(study):
