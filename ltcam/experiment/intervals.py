@@ -20,17 +20,20 @@ DRAWS = 1000
 LEVEL = 95  # percent
 VERDICTS = {"holds": "better", "does not hold": "worse", "tie": "tie"}  # for a margin that is a change
 
+METRICS = ("IoU", "F1", "mIoU", "mF1", "iIoU", "iF1")
+
 Draws = Mapping[Config, NDArray[np.float64]]  # (1 + DRAWS, trainings): the score of all images, then of each draw
 
 
 def draws(counts: pd.DataFrame, metric: str, number: int = DRAWS) -> Draws:
     """`metric` in percent of every configuration in `counts`: on all images, then on `number` draws of their groups.
 
-    metric: "IoU" or "F1" of all pixels; with an m before it ("mIoU"), the mean over classes. counts as in `metrics`; a column
-    `group` says which images are drawn together. A class that no image of a draw has is left out of that draw's mean.
+    metric: "IoU" or "F1" of all pixels; with an m before it ("mIoU"), the mean over classes; with an i ("iIoU"), the mean over
+    the objects, each of an image and class. counts as in `metrics`; a column `group` says which images are drawn together. A
+    class that no image of a draw has is left out of that draw's mean.
     """
-    if metric.removeprefix("m") not in ("IoU", "F1"):
-        raise InputError(f"metric={metric!r} has no interval: expected IoU or F1, or mIoU or mF1")
+    if metric not in METRICS:
+        raise InputError(f"metric={metric!r} has no interval: expected one of {METRICS}")
     groups = counts.get("group", counts["name"]).groupby(counts["name"], sort=False).first()
     order = groups.unique()
     drawn = np.random.default_rng(0).multinomial(len(order), np.full(len(order), 1 / len(order)), number)
@@ -54,6 +57,12 @@ def interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
 def ends(values: NDArray[np.float64], first: str = "value", low: str = "ci_low", high: str = "ci_high") -> dict[str, float]:
     """`interval` under the names of columns."""
     return dict(zip((first, low, high), interval(values), strict=True))
+
+
+def span(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The ends of an interval over images and trainings: the least and the largest end of the trainings' own intervals."""
+    found = np.percentile(_trainings(values)[1:], [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
+    return float(found[0].min()), float(found[1].max())
 
 
 def verdict(values: NDArray[np.float64]) -> str:
@@ -81,13 +90,17 @@ def _rates(counts: pd.DataFrame, metric: str, weights: pd.DataFrame) -> dict[Con
         table = rows.pivot(index="name", columns="class", values=["tp", "fp", "fn"]).reindex(names)
         if table.isna().all(axis=1).any():
             raise InputError(f"{config} was not scored on all {len(names)} images: expected counts of one evaluation")
-        tp, fp, fn = (drawn @ table[part].fillna(0).to_numpy() for part in ("tp", "fp", "fn"))
-        if metric.startswith("m"):
-            there = tp + fn > 0
-            rates = np.divide(twice * tp, twice * tp + fp + fn, out=np.zeros_like(tp), where=there)
-            found[config] = 100 * rates.sum(axis=1) / there.sum(axis=1)
-        else:
-            found[config] = 100 * twice * tp.sum(axis=1) / (twice * tp + fp + fn).sum(axis=1)
+        tp, fp, fn = (table[part].fillna(0).to_numpy(float) for part in ("tp", "fp", "fn"))  # (images, classes)
+        if not metric.startswith("i"):
+            tp, fp, fn = (drawn @ part for part in (tp, fp, fn))
+        if metric in ("IoU", "F1"):
+            tp, fp, fn = (part.sum(axis=1, keepdims=True) for part in (tp, fp, fn))
+        there = tp + fn > 0
+        rates = np.divide(100 * twice * tp, twice * tp + fp + fn, out=np.zeros_like(tp), where=there).sum(axis=1)
+        number = there.sum(axis=1)
+        if metric.startswith("i"):
+            rates, number = drawn @ rates, drawn @ number
+        found[config] = rates / number.clip(min=1)
     return found
 
 

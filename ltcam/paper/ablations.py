@@ -60,6 +60,7 @@ TRICKS = {  # the row with the trick, and the row without
     "LTGrad-CAM instead of Layer-CAM": ("LTGrad-CAM", "Layer-CAM"),
 }
 GAINS = {name: (ROWS[made], ROWS[before]) for name, (made, before) in TRICKS.items()}
+MEANS = {"mIoU": {"IoU": "over all pixels", "iIoU": "over objects"}, "IoU": {"iIoU": "over objects"}}  # beside the metric
 COMPARED = list(dict.fromkeys([*ROWS.values(), *paper.SEVEN.values()]))  # under every protocol
 PROTOCOLS = ("labels", "outputs", "size")
 LARGER = {  # defect sets keep their aspect ratio
@@ -173,14 +174,17 @@ def crossed(counts: pd.DataFrame, metric: str, deltas: Sequence[float] = DELTAS,
 def readings(measured: Mapping[Run, pd.DataFrame], number: int, metric: str, draw: int = DRAWS) -> pd.DataFrame:
     """How well our order of the seven methods agrees with the paper's table `number`, under every measured reading.
 
-    A reading is another run, or one of `OPTIONS` for every method whose mask it can change. The columns are factor and level,
-    then tau, ci_low and ci_high (Kendall's rank correlation of our scores with the printed ones, in [-1, 1]), then our score of
-    each method. The reading with the best agreement comes first.
+    A reading is another run, one of `OPTIONS` for every method whose mask it can change, or another mean (`MEANS`). The columns
+    are factor and level, then tau, ci_low and ci_high (Kendall's rank correlation of our scores with the printed ones, in
+    [-1, 1]), farthest (the largest difference from a printed score, in points), then our score of each method. The reading with
+    the best agreement comes first.
     """
     printed = paper.published(number)["mIoU"][list(paper.SEVEN)].to_numpy()
     changed = {config: dict(variants(config)) for config in paper.SEVEN.values()}
     needed = [*changed, *(config for levels in changed.values() for config in levels.values())]
     scores = {run: draws(pick(counts, needed), metric, draw) for run, counts in measured.items()}
+    for mean, level in MEANS[metric].items():
+        scores["mean", level] = draws(pick(measured[DEFAULTS], changed), mean, draw)
     options = dict.fromkeys(run for levels in changed.values() for run in levels)
     seven = {run: [own[config] for config in changed] for run, own in scores.items()} | {
         run: [scores[DEFAULTS][levels.get(run, config)] for config, levels in changed.items()] for run in options
@@ -188,7 +192,9 @@ def readings(measured: Mapping[Run, pd.DataFrame], number: int, metric: str, dra
     rows = []
     for run, ours in seven.items():
         means = dict(zip(paper.SEVEN, (v[0].mean() for v in ours), strict=True))
-        rows.append({"factor": run[0], "level": run[1], **ends(_tau(printed, np.array(ours)), "tau"), **means})
+        farthest = np.abs(printed - [*means.values()]).max()
+        tau = ends(_tau(printed, np.array(ours)), "tau")
+        rows.append({"factor": run[0], "level": run[1], **tau, "farthest": farthest, **means})
     return pd.DataFrame(rows).sort_values("tau", ascending=False, kind="stable", ignore_index=True)
 
 

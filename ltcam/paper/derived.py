@@ -68,11 +68,7 @@ def delta_choice(kept: Kept) -> pd.DataFrame:
 
 def comparison(kept: Kept) -> pd.DataFrame:
     """Every number that the paper prints, and ours: notebook 06. It is made from the other tables."""
-    tables = judging.read(kept.tables, kept.data)
-    ours = [paper.tidy(number, tables[f"table{number}"]) for number in paper.TABLES if f"table{number}" in tables]
-    if not ours:
-        raise MissingError(f"no table of the paper is in {kept.tables}: expected table1.csv. Run notebook 02 first")
-    return pd.concat(ours, ignore_index=True)
+    return judging.numbers(judging.read(kept.tables, kept.data), kept.folder)
 
 
 def judged(kept: Kept) -> pd.DataFrame:

@@ -25,7 +25,7 @@ from ltcam.files import AnyPath
 from ltcam.paper.claims import CLAIMS, NOT_MEASURED, Claim, Scores
 from ltcam.paper.kept import pick
 from ltcam.paper.sweep import CONFIGS
-from ltcam.paper.tables import CLASS_MEANS, COMPARED, POOLED, TABLES, published
+from ltcam.paper.tables import CLASS_MEANS, COMPARED, POOLED, TABLES, published, tidy
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
@@ -69,6 +69,25 @@ def resample(folder: AnyPath, data: str, number: int = DRAWS) -> dict[str, dict[
     counts = {part: pick(known(folder, part), USED) for part in get_args(Role)}
     columns = sorted({_place(claim, data)[1] for claim in CLAIMS})
     return {part: {c: draws(table, c, number) for c in columns} for part, table in counts.items() if len(table)}
+
+
+def numbers(tables: Mapping[str, pd.DataFrame], folder: AnyPath) -> pd.DataFrame:
+    """Every printed number of the paper beside ours: `ltcam.paper.tables.tidy` of each table, with our interval.
+
+    tables: from `read`; folder: of the counts. low, high: our interval over images and trainings, in percent; inside: whether
+    the paper's number lies in it. Precision and recall have none. Raises MissingError if no table of the paper is there.
+    """
+    printed = {number: table for number in TABLES if (table := tables.get(f"table{number}")) is not None}
+    if not printed:
+        raise MissingError(f"no table of the paper is in {folder}: expected table1.csv. Run notebook 02 first")
+    counts = pick(known(folder), [config for number in printed for config in TABLES[number].values()])
+    rows = pd.concat([tidy(number, table) for number, table in printed.items()], ignore_index=True)
+    columns = [(POOLED if number == 4 else CLASS_MEANS)[m] for number, m in zip(rows["table"], rows["metric"], strict=True)]
+    drawn = [name for name in dict.fromkeys(columns) if name.removeprefix("m") in ("IoU", "F1") and len(counts)]
+    spans = {(name, config): intervals.span(v) for name in drawn for config, v in draws(counts, name).items()}
+    places = [(name, TABLES[n][row]) for name, n, row in zip(columns, rows["table"], rows["row"], strict=True)]
+    rows[["low", "high"]] = np.round([spans.get(place, (np.nan, np.nan)) for place in places], 2)
+    return rows.assign(inside=rows["paper"].between(rows["low"], rows["high"]).where(rows["low"].notna()))
 
 
 def judge(

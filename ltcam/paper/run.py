@@ -147,7 +147,7 @@ class Run(Study):
 
     def numbers(self) -> pd.DataFrame:
         """Every number of the paper beside ours, from the tables that earlier notebooks left; kept as comparison.csv."""
-        return self._read("comparison", pd.concat([tables.tidy(n, table) for n, table in self.left.items()], ignore_index=True))
+        return self._read("comparison", judging.numbers(judging.read(self.out, self.data), self.out))
 
     def claims(self) -> pd.DataFrame:
         """The paper's claims, judged on what earlier notebooks left; kept as claims.csv."""

@@ -72,6 +72,35 @@ def comparison(made: Tables, numbers: Iterable[int]) -> str:
     return " ".join(lines)
 
 
+def level(made: Tables, number: int) -> str:
+    """number: the table of the paper that the data set is compared with."""
+    rows = made["comparison"]
+    known, own = rows.dropna(subset="inside"), rows[rows["table"] == number].groupby("metric", sort=False)["difference"]
+    spans = [f"{metric} {low:+z.2f} to {high:+z.2f}" for metric, low, high in own.agg(["min", "max"]).itertuples()]
+    return (
+        f"{int(known['inside'].sum())} of the paper's {len(known)} numbers for which we have an interval lie inside it. Our "
+        f"differences from Table {number}, in points: {', '.join(spans)}."
+    )
+
+
+def readings(made: Tables, number: int) -> str:
+    """number: the table of the paper that the readings are compared with."""
+    found, printed = made["readings"], paper.published(number)["mIoU"]
+    near = found.iloc[int(found["farthest"].argmin())]
+    said = "every row within 3 points, so it is likely" if near["farthest"] <= 3 else "not every row within 3 points"
+    name = " = ".join(near[["factor", "level"]])
+    each = []
+    for row, paper_value in printed.items():
+        best = found.iloc[int((found[str(row)] - paper_value).abs().argmin())]
+        each.append(f"{row} {best[str(row)]:.2f} with {best['factor']} = {best['level']} (paper {paper_value:.2f})")
+    return (
+        f"{len(found)} readings were tried. The nearest to Table {number} is {name}: it differs by at most "
+        f"{near['farthest']:.2f} points, and has {said}."
+        + ("" if near["farthest"] <= 3 else " The level of the paper's scores stays unexplained.")
+        + f" Row by row the nearest are {'; '.join(each)}."
+    )
+
+
 def failures(made: Tables, scored: Mapping[str, Mapping[tuple[int, int], float]]) -> str:
     """scored: IoU in percent of each (image, class) pair, for Grad-CAM, Layer-CAM and LTGrad-CAM."""
     plain, layercam, lt = scored.values()

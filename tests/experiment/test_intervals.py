@@ -34,6 +34,19 @@ def test_the_first_value_is_the_score(counts, metric):
     assert [*found] == [A, B] and all(values.shape == (11, 1) for values in found.values())
 
 
+def test_the_mean_over_objects_by_hand():
+    """IoU 1/2, 1 and 0, and a class that is claimed and not there, which is no object."""
+    counts = table([("a", 0, A, 5, 5, 0), ("a", 1, A, 9, 0, 0), ("b", 0, A, 0, 0, 4), ("b", 1, A, 0, 7, 0)])
+    found = intervals.draws(counts, "iIoU", number=50)[A][:, 0]
+    assert found[0] == pytest.approx(50) and set(found.round(6)) == {0, 50, 75}  # of b twice, of both, of a twice
+    assert intervals.draws(counts, "iF1", number=1)[A][0, 0] == pytest.approx(100 * (2 / 3 + 1) / 3)
+
+
+def test_a_span_is_over_images_and_trainings():
+    values = np.stack([np.arange(101.0), 200 + np.arange(101.0)], axis=1)  # the first row is the score of all images
+    assert intervals.span(values) == pytest.approx((1 + 0.025 * 99, 201 + 0.975 * 99))
+
+
 def test_the_interval_is_scipys(counts):
     """Pooled IoU is a ratio of sums over images, which scipy resamples in the same way."""
     ours = counts[counts["method"] == "gradcam"]

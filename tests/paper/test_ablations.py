@@ -87,7 +87,10 @@ def test_readings_are_in_order_of_kendalls_tau():
     measured = {DEFAULTS: counts(own | changed | others), ("head", "gap"): counts(exact)}
     table = ablations.readings(measured, 3, "IoU", draw=5).set_index(["factor", "level"])
     assert table.index[0] == ("head", "gap") and table["tau"].iloc[0] == 1 and table["tau"].is_monotonic_decreasing
-    assert len(table) == 2 + sum(len(levels) for levels in ablations.OPTIONS.values())
+    assert len(table) == 3 + sum(len(levels) for levels in ablations.OPTIONS.values())
+    assert table.loc[("mean", "over objects"), list(paper.SEVEN)].tolist() == pytest.approx([*own.values()])  # all alike here
+    far = [abs(score - printed[name]) for name, score in zip(paper.SEVEN, own.values(), strict=True)]
+    assert table.loc[DEFAULTS, "farthest"] == pytest.approx(max(far))
     for reading in [DEFAULTS, ("per", "channel")]:
         ours = table.loc[reading, list(paper.SEVEN)].to_numpy(dtype=float)
         assert table.loc[reading, "tau"] == pytest.approx(stats.kendalltau(ours, printed[list(paper.SEVEN)]).statistic)

@@ -45,6 +45,28 @@ def test_comparison_names_the_best_of_both():
     )
 
 
+def test_level_counts_what_lies_inside():
+    table = pd.DataFrame({
+        "table": [1, 3, 3, 3], "metric": ["mIoU", "mIoU", "mIoU", "Recall"], "difference": [9.0, -0.5, 2.25, 4.0],
+        "inside": [True, True, False, None],
+    })  # fmt: skip
+    assert sentences.level({"comparison": table}, 3) == (
+        "2 of the paper's 3 numbers for which we have an interval lie inside it. Our differences from Table 3, in points: "
+        "mIoU -0.50 to +2.25, Recall +4.00 to +4.00."
+    )
+
+
+@pytest.mark.parametrize(("far", "word"), [(3.0, "so it is likely"), (3.01, "stays unexplained")])
+def test_a_reading_is_likely_if_every_row_is_near(far, word):
+    printed = paper.published(3)["mIoU"]
+    rows = [{"factor": "head", "level": "gap", "farthest": 9.0, **printed + 1}]
+    rows.append({"factor": "mean", "level": "over objects", "farthest": far, **printed + 2} | {"FullGrad": 28.0})
+    said = sentences.readings({"readings": pd.DataFrame(rows)}, 3)
+    assert "2 readings were tried. The nearest to Table 3 is mean = over objects: it differs by at most " + f"{far:.2f}" in said
+    assert word in said and "Grad-CAM++ 21.32 with head = gap (paper 20.32)" in said
+    assert "FullGrad 28.00 with mean = over objects (paper 28.20)" in said
+
+
 def test_failures_count_the_poor_pairs_and_who_does_better_there():
     lt = {(0, 1): 4.9, (1, 1): 5.0, (2, 0): 0.0}
     said = sentences.failures({}, {"a": {(0, 1): 5.0, (1, 1): 9.0, (2, 0): 0.0}, "b": dict.fromkeys(lt, 6.0), "c": lt})
