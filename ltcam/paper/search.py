@@ -128,11 +128,11 @@ class _Log:
             for field, value in reversed({"round": name, "part": part, "head": head, **_fields(protocol)}.items()):
                 rows.insert(0, field, value)
             rows["cpu_seconds"] = round((time.process_time() - started) / len(rows), 1)
+            rows["checkpoint"] = self.heads[head].sha256[:12]
             self.table = pd.concat([self.table, rows], ignore_index=True)
             first = next(iter(self.heads.values()))
             about = first.about(first.load(first.recipe.train))
-            hashes = {head: trained.sha256 for head, trained in self.heads.items()}
-            provenance.save(metrics.compact(self.table), self.path, self.started, **about, checkpoints=hashes)
+            provenance.save(metrics.compact(self.table), self.path, self.started, **about)
             self.table = read(self.path.parent)  # with as many digits as a search that goes on reads
             log.info("%s, head %s, %s: %d tries, %d in all", name, head, _fields(protocol), len(rows), len(self.table))
 
