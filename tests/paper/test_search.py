@@ -49,6 +49,7 @@ def test_every_try_is_a_row_with_the_scores_of_its_protocol(heads, short, tmp_pa
     tries = search._tries(table)
     for row, (head, protocol, config) in list(zip(table.to_dict("records"), tries, strict=True))[::3]:
         trained = heads[head == "gap"]
+        assert trained.sha256.startswith(row["checkpoint"]) and len(row["checkpoint"]) == 12
         counts = evaluate(trained, row["part"], [config], tmp_path / "alone" / str(len(list(tmp_path.rglob("*")))), protocol)
         assert row["otsu"] == pytest.approx(metrics.scores(counts)["mIoU"][0], abs=0.02)  # a pixel at the threshold
         (tally,) = seed_scores.of_checkpoint(trained, row["part"], [config], protocol).values()
