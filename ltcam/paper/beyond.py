@@ -29,6 +29,7 @@ from ltcam.files import ROOT, AnyPath
 from ltcam.paper import sweep, tables
 
 ONE = Protocol()
+SIDE = 224  # of VOC's input, which the search has its sizes for
 PUBLISHED = ROOT / "data/published_seeds.csv"
 Values = NDArray[np.float64]  # an entry of `draws`
 
@@ -60,9 +61,15 @@ def steps(best: Way) -> dict[str, Way]:
     return {name: way for (name, way), before in zip(found.items(), [None, *found.values()], strict=False) if way != before}
 
 
+def fitted(views: Protocol, size: tuple[int, int]) -> Protocol:
+    """The views for a network whose own input size is not VOC's: another size is as many times its own, in its own aspect."""
+    times = views.size[0] / SIDE if views.size else 1
+    return replace(views, size=(round(times * size[0]), round(times * size[1]))) if views.size else views
+
+
 def label(views: Protocol) -> str:
     """The views in words, also as the name of a folder."""
-    size = [f"size {views.size[0]}"] if views.size else []
+    size = [f"input x {views.size[0] / SIDE:.3g}"] if views.size else []
     scales = [f"scales {' '.join(f'{s:g}' for s in views.scales)}"] if len(views.scales) > 1 else []
     return ", ".join(size + scales + ["also mirrored"] * views.flip) or "one view"
 
@@ -83,13 +90,19 @@ def ways() -> dict[Protocol, list[Config]]:
     return {views: list(dict.fromkeys(configs)) for views, configs in found.items()}
 
 
-def measure(trained: Trained, out: AnyPath, part: str, batch_size: int = 8, first: int | None = None) -> None:
-    """Count every way on `part`, below `out`. t is the best on the training part, or on its first images."""
+def measure(
+    trained: Trained, out: AnyPath, part: str, batch_size: int = 8, first: int | None = None, drawn: int | None = None
+) -> None:
+    """Count every way on `part`, below `out`. t is the best on the training part, or on its first images. Then measure
+    `first_and_last` on the training part, or on its first `drawn` images."""
+    protocol_of = {views: replace(fitted(views, trained.size), batch_size=batch_size) for views in ways()}
     for views, configs in ways().items():
-        folder, protocol = Path(out) / label(views), replace(views, batch_size=batch_size)
+        folder, protocol = Path(out) / label(views), protocol_of[views]
         found = curves(trained, configs, folder, protocol, first)
         best = {config: float(THRESHOLDS[int(curve.argmax())]) for config, curve in found.items()}
         count(trained, part, best, folder, protocol)
+    for name, (config, views) in first_and_last().items():
+        curves(trained, [config], Path(out) / name, protocol_of[views], drawn)
 
 
 def curves(
@@ -143,11 +156,15 @@ def table(folder: AnyPath, data: str) -> pd.DataFrame:
     return metrics.compact(pd.DataFrame(found))
 
 
+def first_and_last() -> dict[str, Way]:
+    """Where the steps begin and where they end for "argmax"."""
+    return {"Grad-CAM at S5": Way(Config("gradcam")), "our best": BEST["argmax"]}
+
+
 def lines(study: Study) -> dict[str, pd.Series[float]]:
-    """The curves of Grad-CAM at S5 and of the best for "argmax", in the first training."""
-    ends = {"Grad-CAM at S5": Way(Config("gradcam")), "our best": BEST["argmax"]}
+    """The curves of `first_and_last` on the training part, in the first training."""
     home = study.out / study.names[0] / "beyond"
-    return {name: kept_curves(home / label(views))[config] for name, (config, views) in ends.items()}
+    return {name: kept_curves(home / name)[way.config] for name, way in first_and_last().items()}
 
 
 def beside(table: pd.DataFrame, study: Study) -> pd.DataFrame:
@@ -157,8 +174,9 @@ def beside(table: pd.DataFrame, study: Study) -> pd.DataFrame:
     `table`: at the training part's threshold, the mean over trainings.
     """
     steps = table[(table["cut"] == "argmax") & (table["kind"] == "step")]["value"]
-    curves, home = lines(study), study.out / study.names[0] / "beyond" / label(ONE)
-    trained_on, scored = (json.loads((home / f"{name}.json").read_text())["part"] for name in ("curves", "counts"))
+    curves, home = lines(study), study.out / study.names[0] / "beyond"
+    paths = (home / "our best/curves.json", home / label(ONE) / "counts.json")
+    trained_on, scored = (json.loads(path.read_text())["part"] for path in paths)
     ours = [[name, trained_on, curve.max()] for name, curve in curves.items()]
     ours += [[name, scored, value] for name, value in zip(curves, steps.iloc[[0, -1]], strict=True)]
     found = pd.DataFrame(ours, columns=["name", "part", "mIoU"]).assign(network="VGG16", data=study.test.title, source="here")

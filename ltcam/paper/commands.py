@@ -90,7 +90,8 @@ def export_seeds(
     way = beyond.Way(Config.parse(text), Protocol(scales=tuple(scales or [1.0]), flip=flip))
     config, views = beyond.BEST["argmax"] if best else way
     trained = load_checkpoint(checkpoint)
-    images = seeds.export(trained, part or trained.recipe.train, config, out, replace(views, batch_size=batch_size))
+    protocol = replace(beyond.fitted(views, trained.size), batch_size=batch_size)
+    images = seeds.export(trained, part or trained.recipe.train, config, out, protocol)
     return f"{out}: {images} images"
 
 

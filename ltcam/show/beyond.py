@@ -11,7 +11,7 @@ from torch import Tensor
 from ltcam.data import Segmentation
 from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.seed_scores import heatmaps
-from ltcam.paper.beyond import Way
+from ltcam.paper.beyond import Way, fitted
 from ltcam.show.plotting import grid
 
 CUTS = {"otsu": "Otsu's threshold", "argmax": "largest class or background"}
@@ -56,7 +56,7 @@ def pictures(trained: Trained, data: Segmentation, chosen: Sequence[tuple[int, i
     for name, (config, views) in ways.items():
         maps = {
             (index[sample.name], c): heat.cpu()
-            for sample, _, heats, keys in heatmaps(trained, data, [config], views, [*index.values()])
+            for sample, _, heats, keys in heatmaps(trained, data, [config], fitted(views, trained.size), [*index.values()])
             for c, heat in zip(keys.tolist(), heats, strict=True)
         }
         columns[name.replace(": ", ":\n").replace(", ", ",\n")] = [maps[pair] for pair in chosen]

@@ -221,7 +221,7 @@ def test_the_command(checkpoint, tmp_path):
     assert CliRunner().invoke(app, best, catch_exceptions=False).output == f"{tmp_path / 'best'}: 8 images\n"
     record, (config, views) = json.loads((tmp_path / "best" / "seeds.json").read_text()), beyond.BEST["argmax"]
     assert (record["method"], record["fuse"], record["refine"]) == (config.method, config.fuse, config.refine)
-    assert record.get("flip", False) is views.flip and record["size"][0] == (views.size or (64,))[0]
+    assert record.get("flip", False) is views.flip and record["size"] == list(beyond.fitted(views, (64, 64)).size or (64, 64))
     with pytest.raises(InputError, match="--best has its own configuration and views: expected no"):
         CliRunner().invoke(app, [*best, "--flip"], catch_exceptions=False)
     with pytest.raises(ValueError, match="is not a configuration"):

@@ -38,7 +38,14 @@ def test_each_step_changes_one_thing():
 def test_a_view_has_a_name_of_its_own():
     views = [ONE, *search.VIEWS, Protocol(size=(320, 320), scales=(1.0, 1.5), flip=True)]
     names = [label(view) for view in views]
-    assert len(set(names)) == len(views) and names[0] == "one view" and names[-1] == "size 320, scales 1 1.5, also mirrored"
+    assert len(set(names)) == len(views) and names[0] == "one view" and names[-1] == "input x 1.43, scales 1 1.5, also mirrored"
+
+
+def test_another_size_is_as_many_times_the_networks_own():
+    twice = Protocol(size=(448, 448), flip=True)
+    assert beyond.fitted(twice, (224, 224)) == twice
+    assert beyond.fitted(twice, (640, 232)) == Protocol(size=(1280, 464), flip=True)
+    assert beyond.fitted(ONE, (640, 232)) == ONE
 
 
 def test_the_best_are_those_that_the_search_chose():
@@ -62,7 +69,7 @@ def study(tmp_path_factory):
         patch.setattr(beyond, "BEST", {"otsu": FAR, "argmax": NEAR})
         study = Study.train("paper", "voc2012", planned("voc2012", {"test": "val", **TINY}, [0, 1]))
         for name in study.names:
-            beyond.measure(study.load(name), study.out / name / "beyond", "val", first=5)
+            beyond.measure(study.load(name), study.out / name / "beyond", "val", first=5, drawn=4)
         yield study
 
 
@@ -102,9 +109,9 @@ def test_t_is_the_best_of_the_training_images(study):
 def test_it_is_measured_once(study, monkeypatch):
     monkeypatch.setattr(beyond.seed_scores, "of_checkpoint", None)
     monkeypatch.setattr("ltcam.experiment.seed_counts.heatmaps", None)
-    beyond.measure(study.load("seed0"), study.out / "seed0" / "beyond", "val", first=5)
+    beyond.measure(study.load("seed0"), study.out / "seed0" / "beyond", "val", first=5, drawn=4)
     with pytest.raises(TypeError):
-        beyond.measure(study.load("seed0"), study.out / "seed0" / "beyond", "val", first=4)
+        beyond.measure(study.load("seed0"), study.out / "seed0" / "beyond", "val", first=4, drawn=4)
     monkeypatch.setattr(Segmentation, "fingerprint", "of other images")
     with pytest.raises(TypeError):
         beyond.curves(study.load("seed0"), ways()[ONE], study.out / "seed0" / "beyond" / label(ONE), first=5)
@@ -114,7 +121,7 @@ def test_beside_has_both(study):
     found = beyond.beside(beyond.table(study.out, "voc2012"), study)
     ours = found[found["source"] == "here"]
     assert len(found) == len(ours) + len(pd.read_csv(beyond.PUBLISHED))
-    assert ours["part"].tolist() == ["train/5", "train/5", "val", "val"]
+    assert ours["part"].tolist() == ["train/4", "train/4", "val", "val"]
     assert ours["mIoU"].iloc[1] == beyond.lines(study)["our best"].max()
 
 

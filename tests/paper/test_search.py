@@ -105,7 +105,7 @@ def test_a_round_in_words():
         | Config("gradcam", "S5", normalize="max", refine="S4-S5:8")._asdict()
         | {"otsu": 5.0, "argmax": 6.0},
     ]
-    last = "gradcam S5, normalize=max, refine=S4-S5:8, size 448, also mirrored"
+    last = "gradcam S5, normalize=max, refine=S4-S5:8, input x 2, also mirrored"
     assert search.rounds(pd.DataFrame(tries).astype({"delta": float})) == [
         ["maps", "train/tune (9)", "2", "2.00: layercam S4-S5, fuse=prod", "4.00: xgradcam S3-S5 δ=0"],
         ["views", "train/tune (9)", "1", f"5.00: {last}", f"6.00: {last}"],
