@@ -41,9 +41,10 @@ class Way(NamedTuple):
     views: Protocol = ONE
 
 
+CHOSEN = Config("xgradcam", "S4-S5", 0.0, fuse="prod")
 BEST = {
-    "otsu": Way(Config("xgradcam", "S3-S5", 0.0, refine="S3-S5:28:4:2:times"), Protocol(flip=True)),
-    "argmax": Way(Config("xgradcam", "S3-S5", 0.0, refine="S3-S5:28:4:2"), Protocol(size=(448, 448))),
+    "otsu": Way(CHOSEN._replace(refine="S3-S5:56:4:2"), Protocol(size=(448, 448))),
+    "argmax": Way(CHOSEN._replace(refine="S3-S5:28:4:2:floor"), Protocol(size=(448, 448))),
 }
 
 
