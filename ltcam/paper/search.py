@@ -94,6 +94,7 @@ def read(out: AnyPath) -> pd.DataFrame:
 def rounds(table: pd.DataFrame) -> list[list[str]]:
     """Each round in words: its images, its number of tries, and the best try by each of `SCORES`."""
     cells = []
+    table = table.sort_values("round", key=lambda names: names == "more", kind="stable")  # also if later rounds followed it
     for (name, part, images), own in table.groupby(["round", "part", "images"], sort=False):
         best = []
         for score in SCORES:

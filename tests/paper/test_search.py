@@ -100,6 +100,7 @@ def test_a_round_in_words():
     tries = [
         one | Config("xgradcam", "S3-S5", 0.0)._asdict() | {"otsu": 1.0, "argmax": 4.0},
         one | Config("layercam", "S4-S5", None, fuse="prod")._asdict() | {"otsu": 2.0, "argmax": 3.0},
+        one | Config("gradcam")._asdict() | {"round": "more", "part": "train/300", "images": 300, "otsu": 1.5, "argmax": 2.5},
         one
         | {"round": "views", "size": 448, "flip": True}
         | Config("gradcam", "S5", normalize="max", refine="S4-S5:8")._asdict()
@@ -109,4 +110,5 @@ def test_a_round_in_words():
     assert search.rounds(pd.DataFrame(tries).astype({"delta": float})) == [
         ["maps", "train/tune (9)", "2", "2.00: layercam S4-S5, fuse=prod", "4.00: xgradcam S3-S5 δ=0"],
         ["views", "train/tune (9)", "1", f"5.00: {last}", f"6.00: {last}"],
+        ["more", "train/300 (300)", "1", "1.50: gradcam S5", "2.50: gradcam S5"],
     ]
