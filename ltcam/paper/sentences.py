@@ -78,7 +78,7 @@ def level(made: Tables, number: int) -> str:
     known, own = rows.dropna(subset="inside"), rows[rows["table"] == number].groupby("metric", sort=False)["difference"]
     spans = [f"{metric} {low:+z.2f} to {high:+z.2f}" for metric, low, high in own.agg(["min", "max"]).itertuples()]
     return (
-        f"{int(known['inside'].sum())} of the paper's {len(known)} numbers for which we have an interval lie inside it. Our "
+        f"Of {len(known)} numbers that have an interval here, the paper's lies inside it for {int(known['inside'].sum())}. Our "
         f"differences from Table {number}, in points: {', '.join(spans)}."
     )
 
@@ -87,7 +87,8 @@ def readings(made: Tables, number: int) -> str:
     """number: the table of the paper that the readings are compared with."""
     found, printed = made["readings"], paper.published(number)["mIoU"]
     near = found.iloc[int(found["farthest"].argmin())]
-    said = "every row within 3 points, so it is likely" if near["farthest"] <= 3 else "not every row within 3 points"
+    likely = "Every row lies within 3 points, so it is likely."
+    unlikely = "Not every row lies within 3 points, so the level of the paper's scores stays unexplained."
     name = " = ".join(near[["factor", "level"]])
     each = []
     for row, paper_value in printed.items():
@@ -95,9 +96,8 @@ def readings(made: Tables, number: int) -> str:
         each.append(f"{row} {best[str(row)]:.2f} with {best['factor']} = {best['level']} (paper {paper_value:.2f})")
     return (
         f"{len(found)} readings were tried. The nearest to Table {number} is {name}: it differs by at most "
-        f"{near['farthest']:.2f} points, and has {said}."
-        + ("" if near["farthest"] <= 3 else " The level of the paper's scores stays unexplained.")
-        + f" Row by row the nearest are {'; '.join(each)}."
+        f"{near['farthest']:.2f} points. {likely if near['farthest'] <= 3 else unlikely} Row by row the nearest are "
+        f"{'; '.join(each)}."
     )
 
 

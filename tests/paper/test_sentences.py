@@ -51,7 +51,7 @@ def test_level_counts_what_lies_inside():
         "inside": [True, True, False, None],
     })  # fmt: skip
     assert sentences.level({"comparison": table}, 3) == (
-        "2 of the paper's 3 numbers for which we have an interval lie inside it. Our differences from Table 3, in points: "
+        "Of 3 numbers that have an interval here, the paper's lies inside it for 2. Our differences from Table 3, in points: "
         "mIoU -0.50 to +2.25, Recall +4.00 to +4.00."
     )
 
