@@ -197,8 +197,9 @@ def _batches(data: Segmentation, batch_size: int) -> list[list[int]]:
     return [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
 
 
-def kept_counts(path: Path, identity: dict[str, Any]) -> pd.DataFrame:
+def kept_counts(path: AnyPath, identity: dict[str, Any]) -> pd.DataFrame:
     """The counts kept at `path`, if checkpoint, data, protocol and code are the same."""
+    path = Path(path)
     if provenance.made_by(path, UNSCALED | identity):
         return pd.read_csv(path, dtype=FLOATS)
     if path.is_file():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -27,6 +28,7 @@ from ltcam.experiment.seed_scores import THRESHOLDS
 from ltcam.experiment.study import Role, Study, known
 from ltcam.files import ROOT, AnyPath
 from ltcam.paper import sweep, tables
+from ltcam.paper.kept import ABOUT
 
 ONE = Protocol()
 SIDE = 224  # of VOC's input, which the search has its sizes for
@@ -207,6 +209,14 @@ def counts(folder: AnyPath, cut: str, views: Protocol | None = None) -> pd.DataF
     if found.empty:
         raise MissingError(f"{folder} has no counts of seeds ({name}). Run notebook 09 first")
     return found[found["cut"] == cut].drop(columns="cut")
+
+
+def record(folder: AnyPath, names: Sequence[str]) -> dict[str, Any]:
+    """What the trainings `names` in `folder` were counted with, in the form of a table's .json. It may be another checkpoint
+    than that of the tables."""
+    records = [json.loads((Path(folder) / n / "beyond" / label(ONE) / "counts.json").read_text()) for n in names]
+    trainings = [{"name": n, "checkpoint": kept["checkpoint"]} for n, kept in zip(names, records, strict=True)]
+    return {name: records[0][name] for name in ABOUT if name in records[0]} | {"trainings": trainings}
 
 
 def _row(way: Way, value: Values, change: Values | None) -> dict[str, Any]:

@@ -140,6 +140,9 @@ def about(kept: Kept, name: str) -> dict[str, Any]:
     if name in ("comparison.csv", "claims.csv"):
         files = [f"{table}.csv" for table in judging.read(kept.tables, kept.data)]
         return {"data": kept.title, "sources": {file: sha256(kept.tables / file) for file in files}}
+    if name == "best.csv":
+        names = [training["name"] for training in kept.about.get("trainings", [{"name": ""}])]
+        return kept.about | beyond_the_paper.record(kept.folder, names)
     return kept.about | ({"metric": over_delta.headline(kept.data)} if name == "delta_choice.csv" else {})
 
 

@@ -2,6 +2,7 @@ import pkgutil
 import re
 from dataclasses import fields
 from inspect import signature
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
@@ -88,7 +89,7 @@ def test_what_is_not_there_is_not_linked(page):
 @pytest.mark.parametrize("page", [*readme.PAGES, "docs/running.md", "docs/speed.md", "CONTRIBUTING.md"])
 def test_links_lead_to_files(page):
     text = (files.ROOT / page).read_text()
-    links = {(files.ROOT / page).parent / link for link in re.findall(r"\]\((?!http)([^)#]+)\)", text)}
+    links = {(files.ROOT / page).parent / unquote(link) for link in re.findall(r"\]\((?!http)([^)#]+)\)", text)}
     assert not [link for link in links if not link.is_file()]
 
 
