@@ -66,8 +66,10 @@ def steps(best: Way) -> dict[str, Way]:
 
 def fitted(views: Protocol, size: tuple[int, int]) -> Protocol:
     """The views for a network whose own input size is not VOC's: another size is as many times its own, in its own aspect."""
-    times = views.size[0] / SIDE if views.size else 1
-    return replace(views, size=(round(times * size[0]), round(times * size[1]))) if views.size else views
+    if views.size is None:
+        return views
+    times = views.size[0] / SIDE
+    return replace(views, size=(round(times * size[0]), round(times * size[1])))
 
 
 def label(views: Protocol) -> str:
