@@ -1,5 +1,7 @@
 """Beyond the paper: the ladder of steps, what is measured, and the table that is made of it."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +18,7 @@ from ltcam.paper.beyond import ONE, Way, label, steps, ways
 from tests import lookalikes
 from tests.experiment.test_training import TINY
 
-FAR = Way(Config("hirescam", "S4-S5", 0.0, fuse="prod", refine="S4-S5:8"), Protocol(flip=True))
+FAR = Way(Config("hirescam", "S4-S5", 0.0, fuse="prod", refine="S4-S5:8"), Protocol(size=(448, 448), flip=True))
 NEAR = Way(Config("gradcam", "S3-S5"))
 
 
@@ -104,6 +106,11 @@ def test_t_is_the_best_of_the_training_images(study):
     counts = counts[(counts["training"] == "seed0") & (pd.Series(configurations(counts), counts.index) == NEAR.config)]
     on_val = of_checkpoint(trained, "val", [NEAR.config])[NEAR.config].curve()
     assert metrics.scores(counts)["mIoU"][0] == pytest.approx(on_val[expected.idxmax()], rel=1e-6)
+
+
+def test_a_larger_input_is_larger_than_the_networks_own(study):
+    record = json.loads((study.out / "seed0" / "beyond" / label(FAR.views) / "counts.json").read_text())
+    assert study.trained.size == (64, 64) and record["size"] == [128, 128]
 
 
 def test_it_is_measured_once(study, monkeypatch):
