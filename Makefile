@@ -23,7 +23,7 @@ gpu: $(STAMP)
 	for what in peers scale floor; do $(BIN)/python -m benchmarks.$$what || exit 1; done
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
 	$(BIN)/python -m ltcam train --data demo --profile demo --set epochs=1 --out $$out/epoch && \
-	LTCAM_OUTPUT=$$out $(BIN)/python -m ltcam reproduce --profile demo
+	LTCAM_RUNS= LTCAM_OUTPUT=$$out $(BIN)/python -m ltcam reproduce --profile demo
 	$(BIN)/python -m benchmarks.beside
 
 report: $(STAMP)
@@ -49,7 +49,7 @@ unit: $(STAMP)
 # The committed notebooks, executed on the demo data and compared cell by cell, from no state at all.
 nbval: $(STAMP)
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
-	LTCAM_OUTPUT=$$out $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with notebooks/sanitize.cfg -p no:cacheprovider notebooks
+	LTCAM_RUNS= LTCAM_OUTPUT=$$out $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with notebooks/sanitize.cfg -p no:cacheprovider notebooks
 
 # Its tools are of the extra `audit`, in an environment of their own; pip-audit asks the vulnerability service of the package index.
 audit:
@@ -103,12 +103,12 @@ $(STAMP):
 golden: $(STAMP)
 	rm -rf data/golden/demo && mkdir -p data/golden/demo
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
-	LTCAM_OUTPUT=$$out $(BIN)/python -m ltcam reproduce --profile demo && \
+	LTCAM_RUNS= LTCAM_OUTPUT=$$out $(BIN)/python -m ltcam reproduce --profile demo && \
 	cd $$out/results/demo/demo && cp ablations.csv best.csv comparison.csv cross.csv data.csv labels.csv plug_in.csv sweep.csv table*.csv $(CURDIR)/data/golden/demo/
 
 notebooks: $(STAMP)
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
-	LTCAM_OUTPUT=$$out $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN \
+	LTCAM_RUNS= LTCAM_OUTPUT=$$out $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN \
 	    --ExecutePreprocessor.record_timing=False notebooks/[0-9]*.ipynb
 
 lock: $(STAMP)

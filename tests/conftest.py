@@ -9,6 +9,15 @@ from ltcam import files
 from ltcam.experiment.vgg16 import vgg16
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_results_of_the_user():
+    """A test that names no folder of its own must not write into the one that the user keeps trainings or results in."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("LTCAM_RUNS", "LTCAM_OUTPUT"):
+            patch.delenv(variable, raising=False)
+        yield
+
+
 @pytest.fixture
 def tiny():
     """VGG16's 31 modules at a sixteenth of its width, random weights, in eval mode."""

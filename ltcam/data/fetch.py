@@ -82,6 +82,7 @@ def get(name: str, root: AnyPath | None = None) -> Path:
     source = SOURCES[name]
     target, archive = root / source.folder, root / source.file
     if (found := state(name, root)) == "present":
+        _partial(archive).unlink(missing_ok=True)  # a run that was killed right before its end left it
         log.info("%s is complete at %s: nothing to fetch", source.title, target)
         return target
     if found != "absent":
@@ -116,7 +117,7 @@ def listing(root: AnyPath | None = None) -> pd.DataFrame:
 
 def _download(archive: Path, name: str) -> Path:
     """The verified `<file>.partial`. Raises UnavailableError naming every mirror and why it failed."""
-    source, file = SOURCES[name], archive.with_name(f"{archive.name}.partial")
+    source, file = SOURCES[name], _partial(archive)
     mirrors, reasons = list(source.mirrors), []
     for url in mirrors:
         if not source.sha256:  # two mirrors' bytes may differ, so start again
@@ -143,6 +144,10 @@ def _download(archive: Path, name: str) -> Path:
         f"{source.file} ({exact}) could not be fetched ({'; '.join(reasons)}): run `ltcam data get {name}` again later, or "
         f"fetch it elsewhere, put it at {archive} and run that"
     )
+
+
+def _partial(archive: Path) -> Path:
+    return archive.with_name(f"{archive.name}.partial")
 
 
 def _stream(url: str, file: Path, have: int, source: Source) -> None:

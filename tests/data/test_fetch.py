@@ -94,8 +94,10 @@ def test_ksdd2_without_its_duplicates(below, offer, server, root, tmp_path, monk
     assert [len(datasets.load("ksdd2", part)) for part in ("train", "test")] == [12, 8]
     assert not checks.check("ksdd2", root).findings
     caplog.set_level("INFO")
+    (root / PARTIAL).write_bytes(b"PK")  # a run was killed between its two last steps
     fetch.get("ksdd2")
     assert len(server.seen) == 1 and "KSDD2 is complete at" in caplog.text and "nothing to fetch" in caplog.text
+    assert left(root) == ["KolektorSDD2"]
 
 
 def test_voc(offer, server, root, tmp_path, monkeypatch):
