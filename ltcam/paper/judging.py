@@ -117,6 +117,20 @@ def judge(
     return pd.DataFrame(rows)
 
 
+def listed(judged: pd.DataFrame) -> pd.Series[str]:
+    """Each verdict of a claims.csv (read as texts) in Markdown, with the smallest margin in points and what decides it."""
+    return judged.apply(_listed, axis=1)
+
+
+def _listed(row: pd.Series[str]) -> str:
+    if row["verdict"] == NOT_MEASURED:
+        return NOT_MEASURED
+    ends = [f"{float(row[name]):+.2f}" for name in ("margin", "ci_low", "ci_high") if row.get(name)]
+    sure = ", margin {} ({} to {})".format(*ends) if ends else ""
+    agree = f", above zero in {row['trainings']} trainings" if row.get("trainings") else ""
+    return f"**{row['verdict']}**{sure}{agree}: {row['numbers']}"
+
+
 def _decide(claim: Claim, scores: Scores) -> tuple[str, str]:
     """The verdict and the numbers of the smallest margin. If there are several margins, also how many are above zero."""
     try:

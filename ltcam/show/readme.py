@@ -18,7 +18,7 @@ from ltcam.errors import InputError
 from ltcam.experiment.recipe import Recipe
 from ltcam.files import ROOT, atomic
 from ltcam.paper import beyond as best
-from ltcam.paper import findings, search
+from ltcam.paper import findings, judging, search
 from ltcam.paper import tables as paper
 from ltcam.paper.claims import NOT_MEASURED
 from ltcam.paper.reproduce import profile, trainings
@@ -82,8 +82,7 @@ def claims(numbers: bool = True) -> str:
     columns = {}
     for title, t in judged.items():
         columns["the paper's own numbers"] = t["paper"]
-        full = "**" + t["verdict"] + "**: " + t["numbers"] if numbers else t["verdict"]
-        columns[title] = t["verdict"].where(t["verdict"] == NOT_MEASURED, full)
+        columns[title] = judging.listed(t) if numbers else t["verdict"]
     return _table(["Sec.", "claim", *columns], pd.DataFrame(columns).reset_index().to_numpy()) if judged else NOT_YET
 
 

@@ -151,12 +151,10 @@ def test_claims(page):
         "| 3.2 | Fusing helps | does not hold | holds |",
         "| 3.4 | Objects: more | no numbers | not measured |",
     ]
-    results(page, "magnetic_tile", "claims", judged.assign(verdict="does not hold"))
-    assert (
-        readme.claims()
-        .splitlines()[2]
-        .endswith("| **holds**: 2 of 2 \\| least 1.00 | **does not hold**: 2 of 2 \\| least 1.00 |")
-    )
+    sure = {"margin": -0.5, "ci_low": -1, "ci_high": -0.254, "trainings": "0 of 3"}
+    results(page, "magnetic_tile", "claims", judged.assign(verdict="does not hold", **sure))
+    said = "**does not hold**, margin -0.50 (-1.00 to -0.25), above zero in 0 of 3 trainings: 2 of 2 \\| least 1.00"
+    assert readme.claims().splitlines()[2].endswith(f"| **holds**: 2 of 2 \\| least 1.00 | {said} |")
 
 
 def test_claims_are_read_as_they_are_judged(page):
