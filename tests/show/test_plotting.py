@@ -1,3 +1,4 @@
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -141,6 +142,10 @@ def test_files_are_the_same_bytes_every_time(figure, tmp_path):
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
     with Image.open(tmp_path / "a.png") as image:
         assert np.array(image.convert("L")).std() > 10 and image.info["dpi"][0] == pytest.approx(150, abs=1)
+        drawn = BytesIO()
+        figure.savefig(drawn, dpi=150)
+        exact, coarse = (np.array(each.convert("RGB"), dtype=int) for each in (Image.open(drawn), image))
+        assert np.abs(exact - coarse).max() == 4 and len(np.unique(coarse)) <= 32 and coarse.max() == 255
     assert len(list(tmp_path.iterdir())) == 4
 
 
