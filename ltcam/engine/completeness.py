@@ -29,9 +29,15 @@ Pair = tuple[Tensor, Tensor]  # a value (P, ...) and its gradient
 
 
 def residual(score: Tensor, inputs: Pair, biases: Sequence[Bias]) -> Tensor:
-    """(P,) float64: (input term + bias terms - score) over the sum of the terms' absolute values."""
-    terms = torch.stack([_sum(*inputs), *(_sum(t.bias, t.gradient) for t in biases)])
-    return (terms.sum(dim=0) - score.detach().double()) / terms.abs().sum(dim=0).clamp(min=torch.finfo(torch.float64).tiny)
+    """(P,) float64: (input term + bias terms - score) over the sum of the terms' absolute values and of the input term's norm.
+
+    The norm is the size that the input term has by chance. Without it, rounding looks large where all terms are about 0.
+    """
+    value, gradient = (t.double().flatten(1) for t in inputs)
+    terms = torch.stack([_sum(value, gradient), *(_sum(t.bias, t.gradient) for t in biases)])
+    size: Tensor = terms.abs().sum(dim=0) + (value * gradient).norm(dim=1)
+    missing: Tensor = terms.sum(dim=0) - score.detach().double()
+    return missing / size.clamp(min=torch.finfo(torch.float64).tiny)
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ class Trace:
     stages {"S1": layer name, ...} for the layers traced as stages
     size   (H, W) of the images
     biases, inputs  only with `fullgrad=True`: the bias terms, and (image, gradient) at the input, each (P, 3, H, W)
-    residual  (P,) float64, with fullgrad=True too: (all terms - score) / (sum of the terms' absolute values)
+    residual  (P,) float64, with fullgrad=True too: (all terms - score) / (their absolute values + the input term's norm)
     """
 
     pairs: Tensor

@@ -229,3 +229,19 @@ def test_a_missed_bias_is_an_error_that_says_where():
     ):
         trace(model, images, 0, ["0", "3"], fullgrad=True)
     assert trace(model, images, 0, ["0", "3"]).residual is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rounding_where_the_terms_cancel_is_no_missed_bias(seed):
+    """The score of a network without biases is about 0, though its input term adds up large numbers of both signs."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.LazyLinear(1, bias=False))
+    images = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        score, features = model(images), model[:3](images)
+        model[3].weight -= score * features / features.square().sum()
+    traced = trace(model, images, 0, ["0"], fullgrad=True)
+    value, gradient = traced.inputs
+    assert (value * gradient).abs().sum() > 1e5 * traced.logits.abs().max()
+    error = (value.double() * gradient).sum() - traced.logits[0, 0].double()
+    assert traced.residual.abs() < 1e-4 < (error / (value.double() * gradient).sum()).abs()
