@@ -13,11 +13,12 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import pandas as pd
 
@@ -96,6 +97,13 @@ class Study:
         provenance.save(table, out / "trainings.csv", started, recipe=asdict(trainings[0].recipe))
         return cls(profile, data)
 
+    def only(self, seeds: int | None) -> Self:
+        """The same study with the trainings of its first `seeds` seeds alone; None: all."""
+        fewer = copy(self)
+        fewer.trainings = self.trainings[self.trainings["seed"].isin(self.seeds[:seeds])]
+        fewer.__dict__.pop("about", None)
+        return fewer
+
     @cached_property
     def trained(self) -> Trained:
         """The first training. Figures show its heatmaps, on images that it has not seen."""
@@ -155,7 +163,7 @@ class Study:
 
     def known(self, role: Role = "test") -> pd.DataFrame:
         """All counts that are kept."""
-        return known(self.out, role)
+        return known(self.out, role, self.seeds)
 
     def save(self, table: pd.DataFrame, name: str, started: float, **parameters: Any) -> None:
         """Save `table` as `name` (.csv or .csv.gz) in the folder of the study, with its provenance."""
@@ -167,13 +175,13 @@ class Study:
         return {**self.trained.about(self.test), "trainings": trainings}
 
 
-def known(folder: AnyPath, role: Role = "test") -> pd.DataFrame:
-    """`Study.known` from the files in `folder` alone, without data or checkpoints. Empty if a training has no counts."""
+def known(folder: AnyPath, role: Role = "test", seeds: Collection[str] | None = None) -> pd.DataFrame:
+    """`Study.known` of `seeds` (None: all) from the files in `folder` alone. Empty if one of their trainings has no counts."""
     folder = Path(folder)
     path, table, found = folder / "trainings.csv", pd.DataFrame({"name": [""], "seed": "", "fold": ""}), []
     if path.is_file():
         table = pd.read_csv(path, keep_default_na=False, dtype=str)
-    for row in table.itertuples(index=False):
+    for row in table[table["seed"].isin(table["seed"] if seeds is None else seeds)].itertuples(index=False):
         counts = _place(folder / str(row.name), role) / "counts.csv.gz"
         if not counts.is_file():
             return pd.DataFrame()

@@ -76,17 +76,27 @@ def judged(kept: Kept) -> pd.DataFrame:
     return judging.judge(judging.read(kept.tables, kept.data), kept.data, judging.resample(kept.folder, kept.data))
 
 
+def whole(kept: Kept, role: Role = "test") -> pd.DataFrame:
+    """The counts of the seeds that notebook 08 ablates: those whose held-out part has them in full. Raises MissingError."""
+    rows = [*ablations.ROWS.values(), *paper.SEVEN.values()]
+    needed = [*rows, *ablations.cross([]), *(config for row in paper.SEVEN.values() for _, config in ablations.variants(row))]
+    seeds = [seed for seed, own in kept.test.groupby("training", sort=False) if set(needed) <= set(counted(own))]
+    if not seeds:
+        raise MissingError(f"{kept.folder} has no seed that notebook 08 measured in full. Run ltcam reproduce first")
+    counts = kept.test if role == "test" else kept.train
+    return counts[counts["training"].isin(seeds)]
+
+
 def measured(kept: Kept) -> dict[ablations.Run, pd.DataFrame]:
     """`ablations.measure` from the kept counts: every run that was measured in full, other trainings in order of their folders.
 
     Raises MissingError if the defaults were not measured in full.
     """
-    rows = [*ablations.ROWS.values(), *paper.SEVEN.values()]
-    kept.counts([*rows, *(config for row in paper.SEVEN.values() for _, config in ablations.variants(row))])
-    found = {ablations.DEFAULTS: kept.test}
+    rows, found = [*ablations.ROWS.values(), *paper.SEVEN.values()], {ablations.DEFAULTS: whole(kept)}
+    seeds = found[ablations.DEFAULTS]["training"].unique()
     for factor in ablations.PROTOCOLS:
         below = cast(Role, f"ablations/{factor}")  # a subfolder of each training, like those of roles
-        found[ablations.changed_by(factor, kept.data)] = known(kept.folder, below)
+        found[ablations.changed_by(factor, kept.data)] = known(kept.folder, below, seeds)
     paths = [path for pattern in ("*", "trainings/*") for path in kept.folder.glob(f"{pattern}/counts.csv.gz")]
     for folder in sorted(path.parent for path in paths):
         if not re.fullmatch(r"train|seed\d+", folder.name):
@@ -107,19 +117,18 @@ def readings(kept: Kept) -> pd.DataFrame:
 
 def crossed(kept: Kept) -> pd.DataFrame:
     """Percentile scope, scale and delta, for every delta that was counted in full: notebook 08."""
-    kept.counts(ablations.cross([]))
-    there = set(counted(kept.test))
+    there = set(counted(counts := whole(kept)))
     deltas = [
         delta for delta in sorted({c.delta for c in there if c.delta is not None}) if there >= {*ablations.cross([delta])}
     ]
-    return _labelled(kept, ablations.crossed(kept.test, over_delta.headline(kept.data), deltas))
+    return _labelled(kept, ablations.crossed(counts, over_delta.headline(kept.data), deltas))
 
 
 def beyond(kept: Kept) -> pd.DataFrame:
     """The best configuration on the training part, on the test part: notebook 08."""
     kept.counts(paper.SEVEN.values())
     kept.counts(over_delta.CONFIGS, "train")
-    return _labelled(kept, ablations.beyond(kept.test, kept.train, paper.SEVEN, over_delta.headline(kept.data)))
+    return _labelled(kept, ablations.beyond(whole(kept), whole(kept, "train"), paper.SEVEN, over_delta.headline(kept.data)))
 
 
 def best(kept: Kept) -> pd.DataFrame:
@@ -143,6 +152,9 @@ def about(kept: Kept, name: str) -> dict[str, Any]:
     if name == "best.csv":
         names = [training["name"] for training in kept.about.get("trainings", [{"name": ""}])]
         return kept.about | beyond_the_paper.record(kept.folder, names)
+    if name in ("ablations.csv", "readings.csv", "cross.csv", "beyond.csv", "findings.csv"):
+        seeds = whole(kept)["training"].unique()
+        return kept.about | {"trainings": [t for t in kept.about.get("trainings", []) if t["seed"] in seeds]}
     return kept.about | ({"metric": over_delta.headline(kept.data)} if name == "delta_choice.csv" else {})
 
 

@@ -82,7 +82,7 @@ def reproduce(
         name: literal_eval(about["default"])
         for expected in parameters.values()
         for name, about in expected.items()
-        if name in ("deltas", "varied", "protocols")
+        if name in ("deltas", "varied", "protocols", "ablated")
     }
     for run in runs:
         run["recipe"] = {**run["recipe"], **(recipe or {})}

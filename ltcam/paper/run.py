@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 def open(profile: str, data: str, batch_size: int = 8, series: Mapping[str, Any] | None = None) -> Run:
     """The trainings of data set `data` that notebook 01 left for `profile`. Measurements are logged on stderr.
 
-    series: what notebook 08 varies, {"deltas": [...], "varied": [...], "protocols": [...]}. With it, the first notebook that
-    scores a part measures what the whole series reads there. Without it, each notebook measures its own.
+    series: what notebook 08 varies, {"deltas": [...], "varied": [...], "protocols": [...], "ablated": in how many seeds}. With
+    it, the first notebook that scores a part measures what the whole series reads there. Without it, each notebook measures its
+    own.
 
     Raises MissingError if there are none.
     """
@@ -44,11 +45,12 @@ def train(profile: str, data: str, trainings: Sequence[Training]) -> Run:
 
 
 def wanted(data: str, role: Role, protocol: Protocol, **varied: Sequence[Any]) -> dict[str, Reading]:
-    """All that the notebooks read on a part of `data`, by folder; varied: as `ltcam.paper.ablations.readings_of` takes it."""
+    """All that the notebooks read on a part of `data`, by folder; varied: as `ltcam.paper.ablations.readings_of` takes it, or
+    nothing without notebook 08."""
     if role == "train":
         return {"": (sweep.CONFIGS, protocol)}
     rows = [config for number in {1, 2, *tables.COMPARED[data]} for config in tables.TABLES[number].values()]
-    found = ablations.readings_of(data, protocol, **varied)
+    found = ablations.readings_of(data, protocol, **varied) if varied else {"": ([], protocol)}
     return {**found, "": (list(dict.fromkeys([*rows, *sweep.CONFIGS, *found[""][0]])), protocol)}
 
 
@@ -111,7 +113,9 @@ class Run(Study):
         protocol = protocol or self.protocol
         if self.series and role not in self.passed and (protocol, below) == (self.protocol, ""):
             self.passed.add(role)
-            self.together(wanted(self.data, role, protocol, **self.series), role, first)
+            varied = {name: value for name, value in self.series.items() if name != "ablated"}
+            for study, also in ((self.only(self.series.get("ablated")), varied), (self, {})):
+                study.together(wanted(self.data, role, protocol, **also), role, first)
         return super().counts(configs, protocol, role, below, first)
 
     def table(self, number: int) -> pd.DataFrame:
