@@ -97,6 +97,15 @@ def test_committed_counts_are_read_without_data_and_checkpoints(two, monkeypatch
     assert known(tmp_path).empty
 
 
+def test_the_first_seeds_alone_are_a_study_too(two):
+    first = two.only(1)
+    assert (first.names, first.seeds, two.only(None).names) == (["seed0"], ["seed0"], two.names)
+    counts = two.counts(CONFIGS, Protocol(4))
+    assert first.known()["training"].unique().tolist() == ["seed0"] and set(two.known()["training"]) == {"seed0", "seed1"}
+    assert first.counts(CONFIGS, Protocol(4)).equals(counts[counts["training"] == "seed0"].reset_index(drop=True))
+    assert [t["name"] for t in two.about["trainings"]] == two.names and len(two.only(1).about["trainings"]) == 1
+
+
 def test_other_protocols_are_kept_below_each_training(two):
     two.counts(CONFIGS[:1], Protocol(4, labels="predicted"), below="ablations/labels")
     assert all((two.out / name / "ablations" / "labels" / "counts.csv.gz").is_file() for name in two.names)

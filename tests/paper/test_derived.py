@@ -167,6 +167,16 @@ def test_what_notebooks_5_and_8_make_is_what_the_counts_give(tmp_path, alone):
         assert [*ours.columns[len(table.columns) :]] in ([], ["data", "metric"])
     with pytest.raises(MissingError, match=r"ablations\.csv is not in"):
         derived.found(kept)
+    # a third seed, counted for the tables alone, is in them, and in none of notebook 08
+    for place, configs in {"": [*paper.SEVEN.values(), *sweep.CONFIGS], "train": sweep.CONFIGS}.items():
+        keep(counts(dict.fromkeys(configs), images, 30), out / "seed2" / place, seed=2)
+    (out / "trainings.csv").write_text("\n".join([*lines, "seed2,seed2,,0.5,abc"]) + "\n")
+    more = Kept(out)
+    assert not derived.sweep(more).equals(derived.sweep(kept)) and [*derived.measured(more)] == [*measured]
+    for name in ("ablations.csv", "readings.csv", "cross.csv", "beyond.csv"):
+        pd.testing.assert_frame_equal(derived.makers("ksdd")[name](more), derived.makers("ksdd")[name](kept))
+        assert [t["name"] for t in derived.about(more, name)["trainings"]] == ["seed0", "seed1"]
+    assert len(derived.about(more, "sweep.csv")["trainings"]) == 3
 
 
 def test_files_of_an_older_version_are_checked_by_the_columns_that_both_know(tmp_path, alone):
