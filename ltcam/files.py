@@ -29,7 +29,7 @@ def data_root() -> Path:
 
 
 def results(profile: str, data: str = "") -> Path:
-    return _output("results", profile, data)
+    return _place("LTCAM_OUTPUT") / "results" / profile / data
 
 
 def runs(profile: str, data: str) -> Path:
@@ -37,11 +37,7 @@ def runs(profile: str, data: str) -> Path:
 
 
 def figures(profile: str, data: str = "") -> Path:
-    return _output("figures", profile, data)
-
-
-def _output(kind: str, profile: str, data: str) -> Path:
-    return _place("LTCAM_OUTPUT") / kind / profile / data
+    return _place("LTCAM_OUTPUT") / "figures" / profile / data
 
 
 def _place(variable: str, default: str = "") -> Path:

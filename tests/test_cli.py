@@ -100,14 +100,9 @@ def test_tries_are_collected(tmp_path, monkeypatch):
     assert table["lr"].tolist() == [0.01, 0.001] and set(table["train"]) == {"train/fit"}
 
 
-def test_data_show_and_bench(tmp_path, monkeypatch):
+def test_data_show(tmp_path):
     done = CliRunner().invoke(app, ["data", "show", "demo", "--part", "test", "--out", str(tmp_path / "samples")])
     assert done.exit_code == 0 and "scratch" in done.output and (tmp_path / "samples.png").stat().st_size > 10_000
-    monkeypatch.setattr(
-        "ltcam.show.overview.bench", lambda name, part: pd.DataFrame({"step": [name, part], "ratio": [1.0, 2.0]})
-    )
-    done = CliRunner().invoke(app, ["data", "bench", "demo"])
-    assert done.exit_code == 0 and done.output.split() == ["step", "ratio", "demo", "1.0", "train", "2.0"]
 
 
 def test_an_error_is_one_line(tmp_path):

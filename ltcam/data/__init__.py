@@ -4,13 +4,13 @@ Open `base.py` first: it says what every data set gives. Each data set has its o
 `fetch.py` is `ltcam data get`. This wing may import `engine`.
 """
 
+import random
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from ltcam.data.base import DataError, Sample, Segmentation, preprocess
 from ltcam.data.demo import Demo
-from ltcam.data.holdout import side_of
 from ltcam.data.ksdd import KSDD
 from ltcam.data.ksdd2 import KSDD2
 from ltcam.data.magnetic_tile import MagneticTile
@@ -42,7 +42,7 @@ def load(name: str, part: str, annotations: bool = False) -> Segmentation:
         raise DataError(f"data set {name!r} has no annotations: expected 'voc2012', or annotations=False")
     whole, slash, side = part.partition("/")
     data = VOC2012(whole, data_root(), annotations) if annotations else _SETS[name](whole, data_root())
-    return side_of(data, side) if slash else data
+    return _side_of(data, side) if slash else data
 
 
 def present() -> dict[str, Segmentation]:
@@ -52,3 +52,19 @@ def present() -> dict[str, Segmentation]:
         with suppress(DataError):
             found.append(load(name, {"voc2012": "val", "ksdd": "test0"}.get(name, "test")))
     return {data.title: data for data in found}
+
+
+def _side_of(data: Segmentation, side: str) -> Segmentation:
+    """Reduce `data` to one side of a hold-out, whose groups stay whole, or to its first images, in place."""
+    if side.isdecimal() and int(side):
+        data.entries = data.entries[: int(side)]
+    elif side in ("fit", "tune"):
+        groups = sorted(set(data.groups))
+        random.Random(0).shuffle(groups)
+        tune = set(groups[: max(1, round(0.1 * len(groups)))])
+        data.entries = [e for e, group in zip(data.entries, data.groups, strict=True) if (group in tune) == (side == "tune")]
+    else:
+        known = f"'{data.part}', '{data.part}/fit' or '{data.part}/tune'"
+        raise DataError(f"part '{data.part}/{side}' is unknown: expected {known}")
+    data.part = f"{data.part}/{side}"
+    return data

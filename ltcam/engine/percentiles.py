@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 BUCKETS = 2**15  # of the upper 16 bits, the sign's left out
+LONG = 2 * BUCKETS  # values from which a row is worth a table of its counts
 CHUNK = 2**18  # values at a time, for the caches
 
 
@@ -26,13 +27,13 @@ def thresholds(rows: Tensor, deltas: Sequence[float]) -> Tensor:
     shares = [Fraction(str(delta)).limit_denominator(10**6) / 100 for delta in deltas]
     ranks = torch.cat([-(-(positive - 1).clamp(min=0) * s.numerator // s.denominator) for s in shares], dim=-1)
     ranks = (rows.shape[-1] - positive + ranks).clamp(max=rows.shape[-1] - 1)
-    select = _selected if _long(rows) else _sorted
+    select = _selected if rows.shape[-1] >= LONG else _sorted
     return torch.where(positive > 0, select(bits, ranks).view(rows.dtype), torch.inf)
 
 
 def places(rows: Tensor, limits: Tensor) -> Tensor:
     """How many of its row's limits each value is not below: rows (..., n), limits (..., d) ascending -> (..., n) long."""
-    if not _long(rows):
+    if rows.shape[-1] < LONG:
         found = torch.zeros_like(rows, dtype=torch.uint8)
         for limit in limits.unbind(-1):
             found += rows >= limit[..., None]
@@ -73,11 +74,6 @@ def _sorted(bits: Tensor, ranks: Tensor) -> Tensor:
     by_row = bits.ndim == 2 and bits.device.type == "cpu"
     ordered = torch.stack([row.sort().values for row in bits]) if by_row else bits.sort(dim=-1).values
     return ordered.gather(-1, ranks)
-
-
-def _long(rows: Tensor) -> bool:
-    """Whether a row is worth a table of its counts."""
-    return rows.shape[-1] >= 2 * BUCKETS
 
 
 def _bits(rows: Tensor) -> Tensor:

@@ -68,11 +68,3 @@ def save(state: dict[str, Any], path: AnyPath) -> None:
             torch.save(state, file)
         except RuntimeError as error:  # it names a position in the file; its context has the cause
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-
-
-def begun_by(identity: dict[str, Any]) -> tuple[Recipe, str] | None:
-    """The recipe and the data of a run; None if another version of this code began it."""
-    try:
-        return Recipe(**identity["recipe"]), identity["fingerprint"]
-    except (KeyError, TypeError):
-        return None

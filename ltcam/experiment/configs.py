@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
@@ -139,3 +140,19 @@ def configurations(table: pd.DataFrame) -> list[Config]:
     columns = [table[name] if name in table else [None] * len(table) for name in metrics.CONFIG]
     rows = zip(*columns, strict=True)
     return [Config(*(None if pd.isna(value) else value for value in row)) for row in rows]  # type: ignore[arg-type]
+
+
+def counted(counts: pd.DataFrame) -> dict[Config, int]:
+    """Every configuration in `counts` and its number, in order of appearance."""
+    first = counts.drop_duplicates(metrics.of_config(counts)) if len(counts) else pd.DataFrame(columns=metrics.CONFIG)
+    return {config: number for number, config in enumerate(configurations(first))}
+
+
+def pick(counts: pd.DataFrame, configs: Iterable[Config]) -> pd.DataFrame:
+    """The rows of the `configs` that were counted, in that order, each once."""
+    if counts.empty:
+        return metrics.compact(counts)
+    numbers = counted(counts)
+    of_row = counts.groupby(metrics.of_config(counts), sort=False, dropna=False).ngroup().to_numpy()
+    rows = [np.flatnonzero(of_row == numbers[config]) for config in dict.fromkeys(configs) if config in numbers]
+    return metrics.compact(counts.iloc[np.concatenate([np.array([], dtype=int), *rows])].reset_index(drop=True))

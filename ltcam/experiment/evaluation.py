@@ -28,7 +28,7 @@ from ltcam.data import Sample, Segmentation
 from ltcam.engine.scales import scaled
 from ltcam.experiment import journals, metrics, provenance
 from ltcam.experiment.checkpoints import Trained
-from ltcam.experiment.configs import FLOATS, UNSCALED, Config, Protocol, configurations, plain
+from ltcam.experiment.configs import FLOATS, UNSCALED, Config, Protocol, counted, pick, plain
 from ltcam.experiment.counting import count
 from ltcam.experiment.locks import alone
 from ltcam.experiment.parallel import PartialState, loader, processes
@@ -82,7 +82,7 @@ def together(trained: Trained, part: str, wanted: Sequence[Wanted]) -> list[pd.D
                 for counts in one:
                     counts.add(data, started, {**trained.about(data), "processes": workers.num_processes})
             workers.wait_for_everyone()
-        return [counts.read(each.configs) for counts, each in zip(kept, wanted, strict=True)]
+        return [pick(kept_counts(c.path, c.identity), each.configs) for c, each in zip(kept, wanted, strict=True)]
 
 
 class _Counts:
@@ -90,18 +90,19 @@ class _Counts:
 
     def __init__(self, wanted: Wanted, data: Segmentation, trained: Trained) -> None:
         self.protocol = replace(wanted.protocol, size=wanted.protocol.size or trained.size)
+        first = b"".join(value.numpy().tobytes() for index in data.scored[:1] for value in data[index][:3])
         self.identity = {
             "data": data.title, "part": data.part, "fingerprint": data.fingerprint, **self.protocol.identity,
-            "checkpoint": trained.sha256, "probe": behaviour(), "decoded": _decoded(data),
+            "checkpoint": trained.sha256, "probe": behaviour(), "decoded": hashlib.sha256(first).hexdigest(),
         }  # fmt: skip
         out = Path(wanted.out)
         self.path = out / "counts.csv.gz"
-        counted = set(configurations(kept_counts(self.path, self.identity)))
-        self.missing = [c for c in dict.fromkeys(wanted.configs) if c not in counted]
+        there = set(counted(kept_counts(self.path, self.identity)))
+        self.missing = [c for c in dict.fromkeys(wanted.configs) if c not in there]
         digest = hashlib.sha256(json.dumps([self.identity, self.missing]).encode()).hexdigest()
         self.stem = out / f"counts.{digest[:12]}"
         if processes().is_main_process:
-            journals.forget(out, counted)
+            journals.forget(out, there)
 
     def add(self, data: Segmentation, started: float, about: dict[str, Any]) -> None:
         """Add to the table what the journals hold, and remove them."""
@@ -120,15 +121,6 @@ class _Counts:
         provenance.save(known, self.path, started, **{**about, **self.identity})
         for journal in self.path.parent.glob(f"{self.stem.name}.*.partial.jsonl"):
             journal.unlink()
-
-    def read(self, configs: Sequence[Config]) -> pd.DataFrame:
-        """The rows of `configs`, in their order."""
-        known = kept_counts(self.path, self.identity)
-        rows_of: dict[Config, list[int]] = {config: [] for config in configs}
-        for row, config in enumerate(configurations(known)):
-            rows_of.get(config, []).append(row)
-        chosen = [row for rows in rows_of.values() for row in rows]
-        return metrics.compact(known.iloc[chosen].reset_index(drop=True))
 
 
 def _measure(trained: Trained, data: Segmentation, kept: Sequence[_Counts], workers: PartialState) -> None:
@@ -177,15 +169,6 @@ def _cost(size: tuple[int, int], protocol: Protocol) -> str:
 
 def _preprocessed(size: tuple[int, int], samples: list[Sample]) -> list[Sample]:
     return [sample._replace(image=datasets.preprocess(sample.image, size)) for sample in samples]
-
-
-def _decoded(data: Segmentation) -> str:
-    """SHA-256 of the first scored image, mask and label as they are read."""
-    digest = hashlib.sha256()
-    for index in data.scored[:1]:
-        for value in data[index][:3]:
-            digest.update(value.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _batches(data: Segmentation, batch_size: int) -> list[list[int]]:

@@ -19,7 +19,7 @@ from ltcam import data as datasets
 from ltcam.data import Segmentation
 from ltcam.engine.stages import stages
 from ltcam.experiment.parallel import gather_object, loader, processes
-from ltcam.experiment.recipe import Augment, Recipe
+from ltcam.experiment.recipe import Recipe
 
 log = logging.getLogger(__name__)
 _KEPT: dict[str, dict[str, Tensor]] = {}  # the device and weights that computed them -> image -> features
@@ -42,7 +42,7 @@ def prepare(
     boundary = int(list(stages(model).values())[recipe.frozen - 1].split(".")[1]) + 1 if recipe.frozen else 0
     frozen, free = model.features[:boundary].requires_grad_(False), model.features[boundary:]
     if recipe.augment not in ("none", "flips"):
-        return Labelled(fit, size, augmentation(fit, recipe.augment)), model
+        return Labelled(fit, size, augmentation(fit)), model
     features = _Features(_computed(frozen, fit, size, recipe, device), fit.labels)
     return features, nn.Sequential(free, model.avgpool, nn.Flatten(), model.classifier)
 
@@ -77,18 +77,9 @@ def _digest(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
-def augmentation(data: Segmentation, augment: Augment = "light") -> v2.Transform:
+def augmentation(data: Segmentation) -> v2.Transform:
     flips = [v2.RandomHorizontalFlip()] if data.upright else [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
-    turn, shift, light = (10, (0.05, 0.05), [v2.Lambda(_lit)]) if augment == "strong" else (0, None, [])
-    moved = v2.RandomAffine(turn, shift, data.jitter, interpolation=v2.InterpolationMode.BILINEAR)
-    return v2.Compose([*flips, *light, moved])
-
-
-def _lit(image: Tensor) -> Tensor:
-    """Change contrast and brightness. 1 is a standard deviation of ImageNet's pixels."""
-    contrast, brightness = torch.empty(2).uniform_(-0.3, 0.3)
-    lit: Tensor = image * (1 + contrast) + brightness
-    return lit
+    return v2.Compose([*flips, v2.RandomAffine(0, scale=data.jitter, interpolation=v2.InterpolationMode.BILINEAR)])
 
 
 class Labelled(Dataset[tuple[Tensor, Tensor]]):

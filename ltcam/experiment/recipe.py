@@ -19,7 +19,7 @@ from ltcam.experiment.configs import plain
 from ltcam.experiment.vgg16 import Head
 from ltcam.files import AnyPath
 
-Augment = Literal["none", "flips", "light", "strong"]
+Augment = Literal["none", "flips", "light"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Recipe:
     lr: float = 3e-4  # of the head
     slow: float = 0.1  # the convolutions learn at `slow` times `lr`
     weight_decay: float = 1e-4
-    # "flips"; "light" adds scales; "strong" also adds turns, shifts, contrast and brightness. With "none" and "flips" the
+    # "flips"; "light" adds scales. With "none" and "flips" the
     # frozen stages' features are computed once for each image and its mirror images, so training is several times faster.
     augment: Augment = "light"
     balance: bool = False  # give more weight to the images of rare classes

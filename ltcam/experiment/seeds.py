@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler
 from tqdm import tqdm
 
-from ltcam.data import Sample, Segmentation
+from ltcam.data import Sample
 from ltcam.engine.cam import Options, fused, layer_maps
 from ltcam.engine.scales import Found, averaged, views
 from ltcam.engine.traces import Trace
@@ -67,26 +67,16 @@ def export(trained: Trained, part: str, config: Config, out: AnyPath, protocol: 
     known = _known(record, settings)
     images = sorted(data.labels.any(dim=1).nonzero().flatten().tolist(), key=lambda i: data.labels[i].sum())
     there = {i for i in images if (out / f"{data.entries[i].name}.npy").is_file()}
-    missing = [batch for batch in grouped(images, protocol.batch_size) if not there.issuperset(batch)]
+    missing = [batch for batch in BatchSampler(images, protocol.batch_size, False) if not there.issuperset(batch)]
     if missing or "finished" not in known:
         write(record, json.dumps(settings, indent=2) + "\n")
-        for samples in tqdm(batches(trained, data, missing, protocol), f"{data.title} {part}", disable=None, leave=False):
+        for samples in tqdm(_loader(data, trained, protocol, missing), f"{data.title} {part}", disable=None, leave=False):
             for name, seeds in _seeds(trained, samples, config, protocol):
                 with atomic(out / f"{name}.npy") as temporary:
                     np.save(temporary, np.array(seeds, dtype=object), allow_pickle=True)
         about = {**trained.about(data), **provenance.environment(), **settings, "files": len(images)}
         write(record, json.dumps(about, indent=2) + "\n")
     return len(images)
-
-
-def grouped(images: list[int], batch_size: int) -> list[list[int]]:
-    """The images in batches, in their order."""
-    return [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
-
-
-def batches(trained: Trained, data: Segmentation, chosen: list[list[int]], protocol: Protocol) -> DataLoader[Sample]:
-    """Lists of samples whose images are ready for the network."""
-    return _loader(data, trained, protocol, chosen)
 
 
 def over_views(

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from ltcam import data as datasets
 from ltcam.errors import DivergedError, InputError
 from ltcam.experiment import provenance
-from ltcam.experiment.checkpoints import begun_by, save
+from ltcam.experiment.checkpoints import save
 from ltcam.experiment.features import Inputs, Labelled, augmentation, predict, prepare
 from ltcam.experiment.locks import alone
 from ltcam.experiment.parallel import loader, processes, reduce
@@ -63,7 +63,7 @@ def _train(recipe: Recipe, out: Path) -> Path:
     identity = {"recipe": asdict(recipe), "fingerprint": fit.fingerprint}
     state = load(last) if last.is_file() else {}
     workers.wait_for_everyone()  # nobody changes the files before all have read them
-    if state and begun_by(state["identity"]) != (recipe, fit.fingerprint):
+    if state and {**state["identity"], "recipe": {**asdict(Recipe()), **state["identity"]["recipe"]}} != identity:
         state = {}
         if workers.is_main_process:
             log.warning("%s: the run in %s used another recipe or other data: training from the start", recipe.data, out)
@@ -143,7 +143,7 @@ def fit(model: nn.Module, recipe: Recipe) -> pd.Series[float]:
     torch.manual_seed(recipe.seed)
     optimizer, schedule = _optimizer(model, recipe, steps=-(-len(data) // recipe.batch_size))
     for _ in range(recipe.epochs):
-        inputs = Labelled(data, size, augmentation(data, recipe.augment))
+        inputs = Labelled(data, size, augmentation(data))
         _fit_epoch(model, inputs, optimizer, schedule, recipe, device, [entry.name for entry in data.entries])
     return label_scores(predict(model, Labelled(held_out, size), recipe.batch_size, device), held_out.labels)
 

@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 from ltcam.engine.tricks import Normalize, Scope
 from ltcam.errors import InputError
 from ltcam.experiment import metrics
-from ltcam.experiment.configs import FLOATS, Config, Protocol
+from ltcam.experiment.configs import FLOATS, Config, Protocol, pick
 from ltcam.experiment.counting import Reading
 from ltcam.experiment.evaluation import evaluate
 from ltcam.experiment.intervals import DRAWS, VERDICTS, Draws, draws, ends, verdict
 from ltcam.experiment.study import Study
 from ltcam.files import AnyPath
 from ltcam.paper import tables as paper
-from ltcam.paper.kept import pick
 from ltcam.paper.sweep import DELTAS
 
 Run = tuple[str, str]  # a factor and its level

@@ -22,6 +22,7 @@ import pandas as pd
 
 from ltcam.errors import MissingError
 from ltcam.experiment import provenance
+from ltcam.experiment.configs import counted
 from ltcam.experiment.locks import alone
 from ltcam.experiment.study import Role, known
 from ltcam.files import AnyPath, atomic, sha256
@@ -29,7 +30,7 @@ from ltcam.paper import ablations, findings, judging
 from ltcam.paper import beyond as beyond_the_paper
 from ltcam.paper import sweep as over_delta
 from ltcam.paper import tables as paper
-from ltcam.paper.kept import Kept, counted
+from ltcam.paper.kept import Kept
 
 Maker = Callable[[Kept], pd.DataFrame]  # raises MissingError if its sources are missing
 
@@ -78,9 +79,9 @@ def judged(kept: Kept) -> pd.DataFrame:
 
 def whole(kept: Kept, role: Role = "test") -> pd.DataFrame:
     """The counts of the seeds that notebook 08 ablates: those whose held-out part has them in full. Raises MissingError."""
-    rows = [*ablations.ROWS.values(), *paper.SEVEN.values()]
-    needed = [*rows, *ablations.cross([]), *(config for row in paper.SEVEN.values() for _, config in ablations.variants(row))]
-    seeds = [seed for seed, own in kept.test.groupby("training", sort=False) if set(needed) <= set(counted(own))]
+    changed = [config for row in paper.SEVEN.values() for _, config in ablations.variants(row)]
+    needed = {*ablations.COMPARED, *ablations.cross([]), *changed}
+    seeds = [seed for seed, own in kept.test.groupby("training", sort=False) if needed <= set(counted(own))]
     if not seeds:
         raise MissingError(f"{kept.folder} has no seed that notebook 08 measured in full. Run ltcam reproduce first")
     counts = kept.test if role == "test" else kept.train
@@ -92,7 +93,7 @@ def measured(kept: Kept) -> dict[ablations.Run, pd.DataFrame]:
 
     Raises MissingError if the defaults were not measured in full.
     """
-    rows, found = [*ablations.ROWS.values(), *paper.SEVEN.values()], {ablations.DEFAULTS: whole(kept)}
+    found = {ablations.DEFAULTS: whole(kept)}
     seeds = found[ablations.DEFAULTS]["training"].unique()
     for factor in ablations.PROTOCOLS:
         below = cast(Role, f"ablations/{factor}")  # a subfolder of each training, like those of roles
@@ -101,7 +102,7 @@ def measured(kept: Kept) -> dict[ablations.Run, pd.DataFrame]:
     for folder in sorted(path.parent for path in paths):
         if not re.fullmatch(r"train|seed\d+", folder.name):
             found |= ablations.another(folder, kept.recipe)
-    return {run: counts for run, counts in found.items() if set(rows) <= set(counted(counts))}
+    return {run: counts for run, counts in found.items() if set(ablations.COMPARED) <= set(counted(counts))}
 
 
 def ablated(kept: Kept) -> pd.DataFrame:
@@ -161,9 +162,8 @@ def about(kept: Kept, name: str) -> dict[str, Any]:
 def rebuild(folder: AnyPath, check: bool = False) -> dict[str, bool]:
     """Make every table of `folder` again; returns {file: whether the present file differs or is missing}.
 
-    Unless `check`, a file that differs is written, with its .json. In a folder from an older version, `check` compares only the
-    columns that both versions have. Raises MissingError if there are no counts, InputError if their record cannot be read, and
-    UnavailableError if another run writes there.
+    Unless `check`, a file that differs is written, with its .json. Raises MissingError if there are no counts, InputError if
+    their record cannot be read, and UnavailableError if another run writes there.
     """
     folder = Path(folder)
     Kept(folder)
@@ -178,23 +178,12 @@ def rebuild(folder: AnyPath, check: bool = False) -> dict[str, bool]:
             with suppress(MissingError):
                 provenance.save(make(kept), new / file, started, **about(kept, file))
                 made.append(file)
-        stale = {file: not _same(folder / file, new / file, check and kept.dated) for file in made}
+        stale = {f: not (folder / f).is_file() or (folder / f).read_bytes() != (new / f).read_bytes() for f in made}
         for file in (file for file in made if stale[file] and not check):
             for target in (folder / file, (folder / file).with_suffix(".json")):
                 with atomic(target) as temporary:
                     shutil.copyfile(new / target.name, temporary)
     return stale
-
-
-def _same(before: Path, after: Path, dated: bool) -> bool:
-    """Whether both files have the same bytes. dated: the same text in the columns that both have will do too."""
-    if not before.is_file():
-        return False
-    if before.read_bytes() == after.read_bytes() or not dated:
-        return before.read_bytes() == after.read_bytes()
-    old, new = (pd.read_csv(path, dtype=str, keep_default_na=False) for path in (before, after))
-    both = [column for column in old if column in new]
-    return bool(both) and old[both].equals(new[both])
 
 
 def _labelled(kept: Kept, table: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from math import nan
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -76,11 +76,7 @@ def read(folder: AnyPath) -> dict[str, pd.DataFrame]:
 
 def collect(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Every finding whose numbers are in `tables`: one row each, with the columns of `Finding`."""
-    found = [
-        finding._replace(table=path)
-        for path, table in tables.items()
-        for finding in COLLECTORS[PurePosixPath(path).name](table)
-    ]
+    found = [finding._replace(table=name) for name, table in tables.items() for finding in COLLECTORS[name](table)]
     return pd.DataFrame(found, columns=Finding._fields)
 
 
@@ -112,7 +108,7 @@ def _ablations(table: pd.DataFrame) -> Iterator[Finding]:
         ("outputs", "relu", "LTGrad-CAM"): "Stages read before their pools change LTGrad-CAM by",
         ("labels", "predicted", "LTGrad-CAM"): "Predicted instead of true labels change LTGrad-CAM by",
     }  # fmt: skip
-    for row in _records(table.dropna(subset="change")):
+    for row in table.dropna(subset="change").to_dict("records"):
         key = (row["factor"], row["level"], row["row"])
         trick, _, run = row["level"].partition(", ")
         if key in changes:
@@ -127,11 +123,9 @@ def _ablations(table: pd.DataFrame) -> Iterator[Finding]:
 
 def _cross(table: pd.DataFrame) -> Iterator[Finding]:
     plain = table[(table["normalize"] == "none") & table["delta"].notna()]
-    for per in plain["per"].unique():
-        best = max(_records(plain[plain["per"] == per]), key=lambda row: float(row["value"]))
-        yield _change(
-            f"The best δ of LTGrad-CAM with percentiles per {per}, {best['delta']:g}, differs from no truncation by", best
-        )
+    for best in plain.loc[plain.groupby("per", sort=False)["value"].idxmax()].to_dict("records"):
+        chosen = f"with percentiles per {best['per']}, {best['delta']:g}"
+        yield _change(f"The best δ of LTGrad-CAM {chosen}, differs from no truncation by", best)
 
 
 def _breakdown(table: pd.DataFrame) -> Iterator[Finding]:
@@ -141,12 +135,12 @@ def _breakdown(table: pd.DataFrame) -> Iterator[Finding]:
         "classes": "images whose number of classes is {}",
         "overlap": "objects where the negative gradients' map is, against the positive ones', {} times as much on the object",
     }
-    for row in _records(table[table["row"] == "truncation at S5"]):
+    for row in table[table["row"] == "truncation at S5"].to_dict("records"):
         yield _found(f"On {where[row['by']].format(row['group'])}, truncation at S5 changes Grad-CAM by", row, "points")
 
 
 def _correlations(table: pd.DataFrame) -> Iterator[Finding]:
-    for row in _records(table[table["gain"] == "truncation at S5"]):
+    for row in table[table["gain"] == "truncation at S5"].to_dict("records"):
         yield _found(
             f"What truncation at S5 gains on an object goes with {AMOUNTS[row['amount']]} by a rank correlation of", row
         )
@@ -154,7 +148,7 @@ def _correlations(table: pd.DataFrame) -> Iterator[Finding]:
 
 def _readings(table: pd.DataFrame) -> Iterator[Finding]:
     changed = table[~table["factor"].isin(["defaults", "training"])].head(1)
-    for row in _records(pd.concat([table[table["factor"] == "defaults"], changed])):
+    for row in pd.concat([table[table["factor"] == "defaults"], changed]).to_dict("records"):
         sentence = f"Of all that was changed, {row['factor']} = {row['level']} comes nearest to that order, by"
         if row["factor"] == "defaults":
             sentence = "By the defaults the order of the seven methods agrees with the paper's by"
@@ -178,26 +172,22 @@ def _stages(table: pd.DataFrame) -> Iterator[Finding]:
 
 def _delta_choice(table: pd.DataFrame) -> Iterator[Finding]:
     names = {"gradcam": "LTGrad-CAM", "layercam": "LTLayer-CAM", "fullgrad": "LTFullGrad"}
-    for row in _records(table):
+    for row in table.to_dict("records"):
         sentence = f"The δ chosen on the training part costs {names[row['method']]}, against the best in hindsight,"
         yield Finding(sentence, row["regret"], nan, nan, "points", "")
 
 
 def _beyond(table: pd.DataFrame) -> Iterator[Finding]:
-    for row in _records(table[table["row"] != "chosen"]):
+    for row in table[table["row"] != "chosen"].to_dict("records"):
         yield _change(f"The configuration that the training part chooses differs from {row['row']} by", row)
 
 
-def _found(sentence: str, row: Mapping[str, Any], unit: str = "") -> Finding:
+def _found(sentence: str, row: Mapping[Any, Any], unit: str = "") -> Finding:
     return Finding(sentence, row["value"], row["ci_low"], row["ci_high"], unit, row["verdict"])
 
 
-def _change(sentence: str, row: Mapping[str, Any]) -> Finding:
+def _change(sentence: str, row: Mapping[Any, Any]) -> Finding:
     return Finding(sentence, row["change"], row["change_low"], row["change_high"], "points", row["verdict"])
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 COLLECTORS: dict[str, Callable[[pd.DataFrame], Iterator[Finding]]] = {

@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 
 from ltcam.errors import InputError, MissingError
 from ltcam.experiment import intervals, metrics
-from ltcam.experiment.configs import FLOATS, Config, configurations
+from ltcam.experiment.configs import FLOATS, Config, configurations, pick
 from ltcam.experiment.intervals import DRAWS, Draws, draws
 from ltcam.experiment.study import Role, known
 from ltcam.files import AnyPath
 from ltcam.paper.claims import CLAIMS, NOT_MEASURED, Claim, Scores
-from ltcam.paper.kept import pick
 from ltcam.paper.sweep import CONFIGS
 from ltcam.paper.tables import CLASS_MEANS, COMPARED, POOLED, TABLES, published, tidy
 

@@ -8,12 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ltcam.errors import InputError, MissingError
-from ltcam.experiment import metrics
-from ltcam.experiment.configs import Config, configurations
+from ltcam.experiment.configs import Config, counted, pick
 from ltcam.experiment.study import Role, known
 from ltcam.files import AnyPath
 
@@ -34,8 +32,8 @@ class Kept:
     def __init__(self, folder: AnyPath, tables: AnyPath | None = None) -> None:
         self.folder, self.tables = (folder := Path(folder)), Path(tables or folder)
         path = folder / "trainings.csv"
-        self.dated = not path.is_file()  # an older version left no trainings.csv
-        listed = pd.DataFrame({"name": [""]}) if self.dated else pd.read_csv(path, keep_default_na=False, dtype={"name": str})
+        dated = not path.is_file()  # an older version left no trainings.csv
+        listed = pd.DataFrame({"name": [""]}) if dated else pd.read_csv(path, keep_default_na=False, dtype={"name": str})
         if listed.empty:
             raise InputError(f"{path} names no training: expected a row for each. Restore it, or run ltcam reproduce")
         for name in listed["name"]:
@@ -51,7 +49,7 @@ class Kept:
             reason = f"{record} does not say what {folder} was measured on: expected data and recipe"
             raise InputError(f"{reason}. Restore it, or run ltcam reproduce") from error
         self.about: dict[str, Any] = {name: read[name] for name in ABOUT if name in read}
-        self.about |= {} if self.dated else {"trainings": listed.to_dict("records")}
+        self.about |= {} if dated else {"trainings": listed.to_dict("records")}
 
     @cached_property
     def test(self) -> pd.DataFrame:
@@ -71,19 +69,3 @@ class Kept:
         if lacking:
             raise MissingError(f"{self.folder} has no counts of {lacking[0]}, part {role}. Run ltcam reproduce first")
         return pick(counts, configs)
-
-
-def counted(counts: pd.DataFrame) -> dict[Config, int]:
-    """Every configuration in `counts` and its number, in order of appearance."""
-    first = counts.drop_duplicates(metrics.of_config(counts)) if len(counts) else pd.DataFrame(columns=metrics.CONFIG)
-    return {config: number for number, config in enumerate(configurations(first))}
-
-
-def pick(counts: pd.DataFrame, configs: Iterable[Config]) -> pd.DataFrame:
-    """The rows of the `configs` that were counted, in that order, as in `ltcam.experiment.evaluation.evaluate`."""
-    if counts.empty:
-        return counts
-    numbers = counted(counts)
-    of_row = counts.groupby(metrics.of_config(counts), sort=False, dropna=False).ngroup().to_numpy()
-    rows = [np.flatnonzero(of_row == numbers[config]) for config in dict.fromkeys(configs) if config in numbers]
-    return metrics.compact(counts.iloc[np.concatenate([np.array([], dtype=int), *rows])].reset_index(drop=True))

@@ -150,22 +150,18 @@ def _execute(notebook: Path, parameters: Mapping[str, Any], target: Path) -> Non
     failed = target.with_name(f"{target.stem}.failed.ipynb")
     for leftover in target.parent.glob(f".{target.stem}.*.partial.ipynb"):  # left by a run that was killed
         leftover.unlink()
-    try:
-        with files.atomic(target) as temporary:
-            try:
-                executed = papermill.execute_notebook(
-                    _literal(notebook), _literal(temporary), parameters, kernel_name="python3", log_output=True,
-                    progress_bar=False, extra_arguments=["--log-level=ERROR"], kernel_manager_class=_OwnKernel,
-                )  # fmt: skip
-            except (PapermillExecutionError, DeadKernelError):
-                temporary.replace(failed)
-                raise
-            executed.metadata["papermill"].update(input_path=notebook.name, output_path=target.name)  # no path of this machine
-            write_ipynb(executed, str(temporary))
-    except PapermillExecutionError as error:
-        raise UnavailableError(
-            f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}. See {failed}"
-        ) from error
-    except DeadKernelError as error:
-        raise UnavailableError(f"{notebook.name}: its kernel died, as happens when memory runs out. See {failed}") from error
+    with files.atomic(target) as temporary:
+        try:
+            executed = papermill.execute_notebook(
+                _literal(notebook), _literal(temporary), parameters, kernel_name="python3", log_output=True,
+                progress_bar=False, extra_arguments=["--log-level=ERROR"], kernel_manager_class=_OwnKernel,
+            )  # fmt: skip
+        except (PapermillExecutionError, DeadKernelError) as error:
+            temporary.replace(failed)
+            said = f"{notebook.name}: its kernel died, as happens when memory runs out"
+            if isinstance(error, PapermillExecutionError):
+                said = f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
+            raise UnavailableError(f"{said}. See {failed}") from error
+        executed.metadata["papermill"].update(input_path=notebook.name, output_path=target.name)  # no path of this machine
+        write_ipynb(executed, str(temporary))
     failed.unlink(missing_ok=True)

@@ -60,6 +60,8 @@ class Run(Study):
     def __init__(self, profile: str, data: str, batch_size: int = 8, series: Mapping[str, Any] | None = None) -> None:
         super().__init__(profile, data)
         self.started, self.protocol, self.series = time.time(), Protocol(batch_size), series
+        self.metric = sweep.headline(data)  # the headline score: "mIoU" (class means) or "IoU" (pooled)
+        self.compared = tables.COMPARED[data]  # the tables of the paper: 3 for photographs, 4 for defects
         self.passed: set[Role] = set()  # the parts on which the whole series is measured
         self.made: dict[str, pd.DataFrame] = {}
 
@@ -90,16 +92,6 @@ class Run(Study):
     def pooled(self) -> dict[str, str]:
         """`labelled` for a table of pooled scores."""
         return {**self.labelled, "metric": "IoU"}
-
-    @property
-    def metric(self) -> str:
-        """The headline score of this data set: "mIoU" (class means) or "IoU" (pooled)."""
-        return sweep.headline(self.data)
-
-    @property
-    def compared(self) -> list[int]:
-        """The tables of the paper that this data set is the counterpart of: 3 for photographs, 4 for defects."""
-        return tables.COMPARED[self.data]
 
     def counts(
         self,

@@ -151,12 +151,9 @@ def mark(column: pd.Series[float]) -> list[str]:
 
 
 @cache
-def _values() -> pd.DataFrame:
-    return pd.read_csv(ROOT / "data" / "paper_values.csv", keep_default_na=False)
-
-
 def _printed(number: int, column: str) -> pd.DataFrame:
-    chosen = _values()[_values()["table"] == number]
+    values = pd.read_csv(ROOT / "data" / "paper_values.csv", keep_default_na=False)
+    chosen = values[values["table"] == number]
     return chosen.pivot(index="row", columns="metric", values=column).loc[
         list(dict.fromkeys(chosen["row"])), list(dict.fromkeys(chosen["metric"]))
     ]

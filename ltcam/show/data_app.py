@@ -53,14 +53,3 @@ def data_show(
     typer.echo(f"{data.title}, part {part}\n{overview.summary(data).round(2).to_string(index=False)}")
     plotting.save(overview.samples_figure(data), out)
     typer.echo(f"{out}.png")
-
-
-@data_app.command("bench")
-def data_bench(
-    name: Name,
-    part: Part = "train",
-) -> None:
-    """Measure how many images per second are loaded, beside the model's own speed."""
-    from ltcam.show import overview
-
-    typer.echo(overview.bench(name, part).round(1).to_string(index=False))

@@ -1,29 +1,21 @@
-"""A data set at a glance: how much of an image its classes cover, typical samples, and how fast it loads."""
+"""A data set at a glance: how much of an image its classes cover, and typical samples."""
 
 from __future__ import annotations
 
-import os
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 from IPython.display import Markdown
 from matplotlib.figure import Figure
-from torch.utils.data import DataLoader
 
-from ltcam import data as datasets
 from ltcam import files
 from ltcam.data.base import VOID, Segmentation
-from ltcam.engine.tracing import trace
-from ltcam.engine.tricks import whole
 from ltcam.errors import InputError
 from ltcam.experiment import provenance
-from ltcam.experiment.features import Labelled
-from ltcam.experiment.vgg16 import vgg16
 from ltcam.show import plotting
 
 if TYPE_CHECKING:
@@ -120,32 +112,5 @@ def areas_figure(tables: Mapping[str, pd.DataFrame]) -> Figure:
     return plotting.distributions(rows, "area of a class, % of the image")
 
 
-def bench(name: str, part: str, workers: int = os.cpu_count() or 1, batch: int = 8) -> pd.DataFrame:
-    """Images/s of loading and preprocessing, here and in `workers` processes, beside those of VGG16's `trace`.
-
-    `trace` explains one class per image at the data set's input size, on a GPU if there is one. The files are in the system's
-    cache.
-    """
-    whole("batch", batch)
-    data, device = datasets.load(name, part), "cuda" if torch.cuda.is_available() else "cpu"
-    labelled, network = Labelled(data, data.size), vgg16(len(data.classes), weights=None).to(device)
-    alone, apart = (DataLoader(labelled, batch, num_workers=n, persistent_workers=n > 0) for n in (0, workers))
-    images = torch.stack([labelled[i % len(data)][0] for i in range(batch)]).to(device)
-    rates = {
-        "loading, this process": len(data) / _seconds(lambda: [None for _ in alone]),
-        f"loading, {workers} processes": len(data) / _seconds(lambda: [None for _ in apart]),
-        f"VGG16, {device}": batch / _seconds(lambda: trace(network, images, [0] * batch).logits.sum().item()),
-    }
-    table = pd.DataFrame(rates.items(), columns=["step", "images/s"])
-    return table.assign(ratio=table["images/s"] / table["images/s"].iloc[-1])
-
-
 def _images(data: Segmentation) -> list[int]:
     return [int(n) for n in data.labels.sum(dim=0)]
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    work()
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started

@@ -45,7 +45,6 @@ SMALL = {"Grad-CAM of": {1: "VOC 2012"}, "method": {3: "VOC 2012", 4: "KSDD2"}}
 STYLES = {"bold": "**{:.2f}**", "underline": "<ins>{:.2f}</ins>", "": "{:.2f}"}
 AUGMENTED = {
     "none": "as they are", "flips": "mirrored", "light": "mirrored, scaled",
-    "strong": "mirrored, scaled, turned, shifted, lit anew",
 }  # fmt: skip
 SETTINGS: dict[str, Callable[[Recipe], str]] = {
     "trained on, held out": lambda r: f"{r.train}, {r.test}",

@@ -28,6 +28,7 @@ from ltcam.show import explorer, front, pages
 
 PICTURES = 4  # with sliders
 MARK = ".ltcam-report"  # a file that marks a folder as a site of ltcam
+HOME = Path(__file__).parent / "templates"
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("ltcam.show", "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
     trim_blocks=True, lstrip_blocks=True,
@@ -41,7 +42,7 @@ def report(profile: str, out: AnyPath) -> Path:
     if `out` holds anything but a site of ltcam.
     """
     out = Path(out).resolve()
-    names = _data(profile)
+    names = sorted({path.parent.name for path in files.results(profile).glob("*/*.csv")}, key=_order)
     notebooks = _notebooks(profile)
     if not names and not notebooks:
         raise MissingError(f"nothing to report in {files.results(profile)}: run `ltcam reproduce --profile {profile}` first")
@@ -61,9 +62,11 @@ def report(profile: str, out: AnyPath) -> Path:
         constants = {
             "PICTURES": pictures, "DELTAS": explorer.DELTAS, "METHODS": explorer.METHODS, "FUSED": explorer.FUSED,
         }  # fmt: skip
-        _write(site / "data.js", "".join(f"const {name} = {json.dumps(value)};\n" for name, value in constants.items()))
-        _write(site / "explore.js", _template("explore.js"))
-        _write(site / "style.css", _template("style.css") + pages.highlighting())
+        script = "".join(f"const {name} = {json.dumps(value)};\n" for name, value in constants.items())
+        (site / "data.js").write_text(script, encoding="utf-8")
+        shutil.copyfile(HOME / "explore.js", site / "explore.js")
+        style = (HOME / "style.css").read_text(encoding="utf-8") + pages.highlighting()
+        (site / "style.css").write_text(style, encoding="utf-8")
     return out / "index.html"
 
 
@@ -71,11 +74,6 @@ def _order(name: str) -> tuple[int, str]:
     """Photographs come before defects, as in the paper. Unknown data sets come last."""
     known = list(paper.COMPARED)
     return (known.index(name) if name in known else len(known), name)
-
-
-def _data(profile: str) -> list[str]:
-    """The data sets with results."""
-    return sorted({path.parent.name for path in files.results(profile).glob("*/*.csv")}, key=_order)
 
 
 def _notebooks(profile: str) -> list[dict[str, Any]]:
@@ -127,13 +125,5 @@ def _whole(out: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _template(name: str) -> str:
-    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
-
-
 def _render(path: Path, template: str, **values: Any) -> None:
-    _write(path, TEMPLATES.get_template(template).render(**values))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    path.write_text(TEMPLATES.get_template(template).render(**values), encoding="utf-8")

@@ -19,13 +19,12 @@ from ltcam import explain, files, trace
 from ltcam.errors import UnavailableError
 from ltcam.experiment import configs, counting, evaluation, metrics, provenance
 from ltcam.experiment.checkpoints import load_checkpoint
-from ltcam.experiment.configs import Config, Protocol
+from ltcam.experiment.configs import Config, Protocol, pick
 from ltcam.experiment.evaluation import evaluate
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.study import Study
 from ltcam.experiment.training import train
 from ltcam.paper import tables as paper
-from ltcam.paper.kept import pick
 from tests import lookalikes
 from tests.experiment.test_training import TINY
 

@@ -13,10 +13,10 @@ from ltcam import files
 from ltcam.__main__ import app
 from ltcam.errors import InputError, MissingError
 from ltcam.experiment import metrics
-from ltcam.experiment.configs import FLOATS
+from ltcam.experiment.configs import FLOATS, pick
 from ltcam.paper import ablations, derived, sweep
 from ltcam.paper import tables as paper
-from ltcam.paper.kept import Kept, pick
+from ltcam.paper.kept import Kept
 
 RESULTS = files.ROOT / "results"
 COLUMNS = ["name", "class", *metrics.CONFIG, "tp", "fp", "fn"]
@@ -177,18 +177,3 @@ def test_what_notebooks_5_and_8_make_is_what_the_counts_give(tmp_path, alone):
         pd.testing.assert_frame_equal(derived.makers("ksdd")[name](more), derived.makers("ksdd")[name](kept))
         assert [t["name"] for t in derived.about(more, name)["trainings"]] == ["seed0", "seed1"]
     assert len(derived.about(more, "sweep.csv")["trainings"]) == 3
-
-
-def test_files_of_an_older_version_are_checked_by_the_columns_that_both_know(tmp_path, alone):
-    out = tmp_path / "older"
-    keep(counts(paper.SEVEN.values(), [f"i{n}" for n in range(5)]), out)
-    derived.rebuild(out)
-    path = out / "table4.csv"
-    table, current = pd.read_csv(path, dtype=str, keep_default_na=False), path.read_bytes()
-    table.drop(columns="mF1").assign(seed="0").to_csv(path, index=False)
-    assert not any(derived.rebuild(out, check=True).values())
-    table.assign(seed="0", IoU="1").to_csv(path, index=False)
-    assert derived.rebuild(out, check=True)["table4.csv"] and path.read_bytes() != current
-    pd.DataFrame({"other": [1]}).to_csv(path, index=False)
-    assert derived.rebuild(out, check=True)["table4.csv"]
-    assert derived.rebuild(out)["table4.csv"] and path.read_bytes() == current

@@ -18,10 +18,9 @@ from nbclient.exceptions import DeadKernelError
 
 from ltcam import files
 from ltcam.data import DataError
-from ltcam.experiment.configs import FLOATS, Protocol
+from ltcam.experiment.configs import FLOATS, Protocol, counted
 from ltcam.paper import reproduce, run
 from ltcam.paper import tables as paper
-from ltcam.paper.kept import counted
 from tests import lookalikes
 from tests.experiment.test_training import TINY
 

@@ -1,5 +1,4 @@
 import json
-from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,10 +8,8 @@ import torch
 
 from ltcam import data as datasets
 from ltcam import files
-from ltcam.data import DataError, Segmentation
+from ltcam.data import Segmentation
 from ltcam.data.base import Entry
-from ltcam.errors import InputError
-from ltcam.experiment.vgg16 import vgg16
 from ltcam.show import overview, plotting
 from tests import lookalikes
 
@@ -149,31 +146,6 @@ def test_what_is_present_is_found(tmp_path, monkeypatch):
     assert cat["area"] == pytest.approx(100 * 18 * 18 / (45 * 60 - 76))  # without its void border
     figure = overview.samples_figure(datasets.load("ksdd2", "test"), 3)
     assert [a.get_title() for a in figure.axes[:3]] == ["defect\n10.35%"] * 3
-
-
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12, of every fork of a loader
-def test_bench_compares_loading_with_the_model(tmp_path, monkeypatch):
-    monkeypatch.setenv("LTCAM_DATA", str(lookalikes.ksdd2(tmp_path)))
-    monkeypatch.setattr(overview, "vgg16", partial(vgg16, width=16, hidden=8))
-    table = overview.bench("ksdd2", "test", workers=2, batch=2)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    assert table["step"].tolist() == ["loading, this process", "loading, 2 processes", f"VGG16, {device}"]
-    assert (table["images/s"] > 0).all() and table["ratio"].iloc[-1] == 1
-    pd.testing.assert_series_equal(table["ratio"], table["images/s"] / table["images/s"].iloc[2], check_names=False)
-    with pytest.raises(InputError, match="batch=0: expected a whole number, at least 1"):
-        overview.bench("ksdd2", "test", batch=0)
-    with pytest.raises(DataError, match="unknown"):
-        overview.bench("nothing", "test")
-
-
-def test_rates_are_images_by_seconds(monkeypatch):
-    """A clock that moves a second at each look: 60 images and one batch of 4 take one each."""
-    ticks = iter(range(100))
-    monkeypatch.setattr(overview.time, "perf_counter", lambda: float(next(ticks)))
-    monkeypatch.setattr(overview, "vgg16", partial(vgg16, width=16, hidden=8))
-    monkeypatch.setattr(overview, "DataLoader", lambda data, *_, **__: data)
-    table = overview.bench("demo", "test", workers=1, batch=4)
-    assert table["images/s"].tolist() == [60, 60, 4] and table["ratio"].tolist() == [15, 15, 1]
 
 
 def test_classes_are_counted_in_each_part():
