@@ -177,16 +177,20 @@ class Study:
 
 def known(folder: AnyPath, role: Role = "test", seeds: Collection[str] | None = None) -> pd.DataFrame:
     """`Study.known` of `seeds` (None: all) from the files in `folder` alone. Empty if one of their trainings has no counts."""
-    folder = Path(folder)
-    path, table, found = folder / "trainings.csv", pd.DataFrame({"name": [""], "seed": "", "fold": ""}), []
-    if path.is_file():
-        table = pd.read_csv(path, keep_default_na=False, dtype=str)
+    folder, table, found = Path(folder), listed(folder), []
     for row in table[table["seed"].isin(table["seed"] if seeds is None else seeds)].itertuples(index=False):
         counts = _place(folder / str(row.name), role) / "counts.csv.gz"
         if not counts.is_file():
             return pd.DataFrame()
         found.append(_named(pd.read_csv(counts, dtype=FLOATS), row, role))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def listed(folder: AnyPath) -> pd.DataFrame:
+    """Name, seed and fold of each training in `folder`. Without trainings.csv the folder itself is the one training."""
+    path = Path(folder) / "trainings.csv"
+    alone = pd.DataFrame({"name": [""], "seed": "", "fold": ""})
+    return pd.read_csv(path, keep_default_na=False, dtype=str) if path.is_file() else alone
 
 
 def _named(counts: pd.DataFrame, row: Any, role: Role) -> pd.DataFrame:

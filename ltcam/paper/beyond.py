@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -26,6 +25,7 @@ from ltcam.experiment.probe import behaviour
 from ltcam.experiment.seed_counts import count
 from ltcam.experiment.seed_scores import THRESHOLDS
 from ltcam.experiment.study import Role, Study, known
+from ltcam.experiment.study import listed as listed_in
 from ltcam.files import ROOT, AnyPath
 from ltcam.paper import sweep, tables
 from ltcam.paper.kept import ABOUT
@@ -205,17 +205,25 @@ def listed(table: pd.DataFrame) -> list[list[str]]:
 
 
 def counts(folder: AnyPath, cut: str, views: Protocol | None = None) -> pd.DataFrame:
-    """The counts of all trainings under `cut`, in `views` (None: those of the best). Raises MissingError if there are none."""
+    """The counts of `measured` under `cut`, in `views` (None: those of the best). Raises MissingError if there are none."""
     name = label(views or BEST[cut].views)
-    found = known(folder, cast(Role, f"beyond/{name}"))
+    found = known(folder, cast(Role, f"beyond/{name}"), measured(folder)["seed"].unique())
     if found.empty:
         raise MissingError(f"{folder} has no counts of seeds ({name}). Run notebook 09 first")
     return found[found["cut"] == cut].drop(columns="cut")
 
 
-def record(folder: AnyPath, names: Sequence[str]) -> dict[str, Any]:
-    """What the trainings `names` in `folder` were counted with, in the form of a table's .json. It may be another checkpoint
-    than that of the tables."""
+def measured(folder: AnyPath) -> pd.DataFrame:
+    """The trainings in `folder` of the seeds that were counted in every view, as `ltcam.experiment.study.listed` gives them."""
+    table, folder = listed_in(folder), Path(folder)
+    files = {name: [folder / name / "beyond" / label(views) / "counts.csv.gz" for views in ways()] for name in table["name"]}
+    there = table["name"].map(lambda name: all(file.is_file() for file in files[name]))
+    return table[there.groupby(table["seed"]).transform("all")]
+
+
+def record(folder: AnyPath) -> dict[str, Any]:
+    """What `measured` was counted with, in the form of a table's .json."""
+    names = measured(folder)["name"]
     records = [json.loads((Path(folder) / n / "beyond" / label(ONE) / "counts.json").read_text()) for n in names]
     trainings = [{"name": n, "checkpoint": kept["checkpoint"]} for n, kept in zip(names, records, strict=True)]
     return {name: records[0][name] for name in ABOUT if name in records[0]} | {"trainings": trainings}

@@ -151,8 +151,7 @@ def about(kept: Kept, name: str) -> dict[str, Any]:
         files = [f"{table}.csv" for table in judging.read(kept.tables, kept.data)]
         return {"data": kept.title, "sources": {file: sha256(kept.tables / file) for file in files}}
     if name == "best.csv":
-        names = [training["name"] for training in kept.about.get("trainings", [{"name": ""}])]
-        return kept.about | beyond_the_paper.record(kept.folder, names)
+        return kept.about | beyond_the_paper.record(kept.folder)
     if name in ("ablations.csv", "readings.csv", "cross.csv", "beyond.csv", "findings.csv"):
         seeds = whole(kept)["training"].unique()
         return kept.about | {"trainings": [t for t in kept.about.get("trainings", []) if t["seed"] in seeds]}

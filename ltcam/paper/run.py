@@ -126,7 +126,7 @@ class Run(Study):
             trained = self.trained if name == self.names[0] else self.load(name)
             part = trained.recipe.test + (f"/{scored_on}" if scored_on else "")
             beyond.measure(trained, self.out / name / "beyond", part, self.protocol.batch_size, chosen_on, drawn_on)
-        return self.keep("best", beyond.table(self.out, self.data), **beyond.record(self.out, self.names))
+        return self.keep("best", beyond.table(self.out, self.data), **beyond.record(self.out))
 
     def keep(self, name: str, table: pd.DataFrame, packed: bool = False, **about: Any) -> pd.DataFrame:
         """Save `table` as <name>.csv (packed: <name>.csv.gz) with its provenance, and return it."""

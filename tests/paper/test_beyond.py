@@ -1,6 +1,7 @@
 """Beyond the paper: the ladder of steps, what is measured, and the table that is made of it."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -93,6 +94,15 @@ def test_the_table_is_made_of_the_counts(study):
         ladder = own[own["kind"] == "step"]
         np.testing.assert_allclose(ladder["change"].iloc[1:], np.diff(ladder["value"]), atol=1e-9)
         assert pd.isna(ladder["change"].iloc[0])
+
+
+def test_seeds_that_were_not_counted_are_left_out(study, tmp_path):
+    out = shutil.copytree(study.out, tmp_path / "copy")
+    with (out / "trainings.csv").open("a") as file:
+        file.write("seed2,seed2,,0.5,abc\n")
+    shutil.copytree(out / "seed1" / "beyond" / label(ONE), out / "seed2" / "beyond" / label(ONE))  # in one view alone
+    assert beyond.table(out, "voc2012").equals(beyond.table(study.out, "voc2012"))
+    assert [t["name"] for t in beyond.record(out)["trainings"]] == ["seed0", "seed1"]
 
 
 def test_t_is_the_best_of_the_training_images(study):
