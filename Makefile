@@ -110,6 +110,7 @@ notebooks: $(STAMP)
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
 	LTCAM_RUNS= LTCAM_OUTPUT=$$out $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN \
 	    --ExecutePreprocessor.record_timing=False notebooks/[0-9]*.ipynb
+	$(BIN)/python -m ltcam.paper.pictures notebooks/[0-9]*.ipynb
 
 lock: $(STAMP)
 	$(BIN)/python -m pip install --quiet uv

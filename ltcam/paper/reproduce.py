@@ -28,7 +28,7 @@ from ltcam.data import DataError
 from ltcam.errors import InputError, UnavailableError
 from ltcam.experiment.locks import alone
 from ltcam.experiment.study import Training, planned
-from ltcam.paper import steps
+from ltcam.paper import pictures, steps
 
 log = logging.getLogger(__name__)
 
@@ -163,5 +163,6 @@ def _execute(notebook: Path, parameters: Mapping[str, Any], target: Path) -> Non
                 said = f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
             raise UnavailableError(f"{said}. See {failed}") from error
         executed.metadata["papermill"].update(input_path=notebook.name, output_path=target.name)  # no path of this machine
+        pictures.shrink(executed)
         write_ipynb(executed, str(temporary))
     failed.unlink(missing_ok=True)

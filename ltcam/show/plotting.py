@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -26,10 +25,10 @@ from ltcam.engine.tricks import truncate
 from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.configs import FLOATS, Config
 from ltcam.files import AnyPath, atomic
+from ltcam.paper.pictures import coarse
 
 THUMBNAIL = 160  # pixels of the longer side: figures show photographs small
 PDF = 500_000  # bytes; photographs make it larger
-COARSE = [round(round(v * 31 / 255) * 255 / 31) for v in range(256)]  # 32 steps a color look alike and take half the bytes
 SWEPT = {  # the paper's colors in Figs. 4 and 5
     "gradcam": ("Grad-CAM", "tab:blue"),
     "fullgrad": ("FullGrad", "tab:orange"),
@@ -207,24 +206,23 @@ def sweep_figure(table: pd.DataFrame, metric: str, label: str, title: str) -> Fi
 
 
 def save(figure: Figure, path: AnyPath) -> None:
-    """`path` + .png (150 dpi, `COARSE`), and .pdf if that is small (`PDF`). The same bytes on every run of one machine."""
+    """`path` + .png (150 dpi, `coarse`), and .pdf if that is small (`PDF`). The same bytes on every run of one machine."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once, since each drawing moves things a little
-    drawn, small = BytesIO(), BytesIO()
+    drawn = BytesIO()
     figure.savefig(drawn, dpi=150)
-    Image.open(drawn).convert("RGB").point(COARSE * 3).save(small, "PNG", optimize=True, dpi=(150, 150))
-    _write(small, Path(f"{path}.png"))
+    _write(coarse(drawn.getvalue(), dpi=(150, 150)), Path(f"{path}.png"))
     vector, target = BytesIO(), Path(f"{path}.pdf")
     figure.savefig(vector, format="pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
     if vector.tell() > PDF:
         target.unlink(missing_ok=True)
     else:
-        _write(vector, target)
+        _write(vector.getvalue(), target)
 
 
-def _write(drawn: BytesIO, target: Path) -> None:
+def _write(drawn: bytes, target: Path) -> None:
     with atomic(target) as temporary:
-        temporary.write_bytes(drawn.getvalue())
+        temporary.write_bytes(drawn)
 
 
 def _panel(axes: Axes, image: NDArray[np.uint8], heatmap: Tensor | None) -> None:
