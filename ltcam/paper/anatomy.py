@@ -8,6 +8,7 @@ it is left as delta rises.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
+from torch.utils.data import BatchSampler
+from tqdm import tqdm
 
 from ltcam import data as datasets
 from ltcam.data import Segmentation
@@ -25,6 +28,8 @@ from ltcam.engine.traces import Trace
 from ltcam.engine.tracing import trace
 from ltcam.engine.tricks import truncate
 from ltcam.experiment.checkpoints import Trained
+
+log = logging.getLogger(__name__)
 
 DELTAS: tuple[float | None, ...] = (None, 0.0, 20.0, 60.0, 90.0)
 
@@ -83,10 +88,13 @@ def traces(
     """A trace of every batch of `data`, or of its first images, and the (image index, class) of each pair."""
     weight = next(trained.model.parameters())
     scored = sorted(data.scored[:images], key=lambda i: int(data.labels[i].sum()))
-    for batch in (scored[start : start + batch_size] for start in range(0, len(scored), batch_size)):
+    batches = [*BatchSampler(scored, batch_size, False)]
+    for step, batch in enumerate(tqdm(batches, data.title, disable=None, leave=False), 1):
         inputs = torch.stack([datasets.preprocess(data.image(i), trained.size) for i in batch])
         traced = trace(trained.model, inputs.to(weight), data.labels[batch])
         yield traced, [(batch[image], c) for image, c in traced.pairs.tolist()]
+        if step % 10 == 0:
+            log.info("%s %s: %d of %d batches", data.title, data.part, step, len(batches))
 
 
 def measure(trained: Trained, batch_size: int = 8, images: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:

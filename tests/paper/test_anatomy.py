@@ -84,6 +84,15 @@ def test_measured_pairs_are_the_scored_ones(run):  # noqa: F811
     pd.testing.assert_frame_equal(anatomy.measure(run, batch_size=1)[1], stages, rtol=1e-3)
 
 
+def test_progress_is_said_every_ten_batches(run, caplog):  # noqa: F811
+    data = datasets.load("voc2012", "val")
+    data.entries = (data.entries * 25)[:25]
+    caplog.set_level("INFO", "ltcam.paper.anatomy")
+    number = len(list(anatomy.traces(run, data, 1)))
+    assert number >= 20
+    assert caplog.messages == [f"{data.title} val: {step} of {number} batches" for step in range(10, number + 1, 10)]
+
+
 def test_the_energies_are_those_of_the_maps_that_are_fused(tiny, images):
     traced = trace(tiny, images, [0, 1, 2])
     for delta in (None, 20.0):
