@@ -177,7 +177,7 @@ class Study:
 
 def known(folder: AnyPath, role: Role = "test", seeds: Collection[str] | None = None) -> pd.DataFrame:
     """`Study.known` of `seeds` (None: all) from the files in `folder` alone. Empty if one of their trainings has no counts."""
-    folder, table, found = Path(folder), listed(folder), []
+    folder, table, found = Path(folder), trainings_in(folder), []
     for row in table[table["seed"].isin(table["seed"] if seeds is None else seeds)].itertuples(index=False):
         counts = _place(folder / str(row.name), role) / "counts.csv.gz"
         if not counts.is_file():
@@ -186,7 +186,7 @@ def known(folder: AnyPath, role: Role = "test", seeds: Collection[str] | None = 
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
-def listed(folder: AnyPath) -> pd.DataFrame:
+def trainings_in(folder: AnyPath) -> pd.DataFrame:
     """Name, seed and fold of each training in `folder`. Without trainings.csv the folder itself is the one training."""
     path = Path(folder) / "trainings.csv"
     alone = pd.DataFrame({"name": [""], "seed": "", "fold": ""})

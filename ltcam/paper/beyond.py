@@ -24,8 +24,7 @@ from ltcam.experiment.intervals import draws, ends, verdict
 from ltcam.experiment.probe import behaviour
 from ltcam.experiment.seed_counts import count
 from ltcam.experiment.seed_scores import THRESHOLDS
-from ltcam.experiment.study import Role, Study, known
-from ltcam.experiment.study import listed as listed_in
+from ltcam.experiment.study import Role, Study, known, trainings_in
 from ltcam.files import ROOT, AnyPath
 from ltcam.paper import sweep, tables
 from ltcam.paper.kept import ABOUT
@@ -214,8 +213,8 @@ def counts(folder: AnyPath, cut: str, views: Protocol | None = None) -> pd.DataF
 
 
 def measured(folder: AnyPath) -> pd.DataFrame:
-    """The trainings in `folder` of the seeds that were counted in every view, as `ltcam.experiment.study.listed` gives them."""
-    table, folder = listed_in(folder), Path(folder)
+    """The trainings in `folder` of the seeds that were counted in every view, as `trainings_in` gives them."""
+    table, folder = trainings_in(folder), Path(folder)
     files = {name: [folder / name / "beyond" / label(views) / "counts.csv.gz" for views in ways()] for name in table["name"]}
     there = table["name"].map(lambda name: all(file.is_file() for file in files[name]))
     return table[there.groupby(table["seed"]).transform("all")]

@@ -43,9 +43,7 @@ NOT_YET = "not measured yet"
 VERDICTS = ("holds", "tie", "does not hold", NOT_MEASURED)
 SMALL = {"Grad-CAM of": {1: "VOC 2012"}, "method": {3: "VOC 2012", 4: "KSDD2"}}
 STYLES = {"bold": "**{:.2f}**", "underline": "<ins>{:.2f}</ins>", "": "{:.2f}"}
-AUGMENTED = {
-    "none": "as they are", "flips": "mirrored", "light": "mirrored, scaled",
-}  # fmt: skip
+AUGMENTED = {"none": "as they are", "flips": "mirrored", "light": "mirrored, scaled"}
 SETTINGS: dict[str, Callable[[Recipe], str]] = {
     "trained on, held out": lambda r: f"{r.train}, {r.test}",
     "stages kept as they are": lambda r: f"{r.frozen} of 5",

@@ -19,7 +19,7 @@ from nbclient.exceptions import DeadKernelError
 from ltcam import files
 from ltcam.data import DataError
 from ltcam.experiment.configs import FLOATS, Protocol, counted
-from ltcam.paper import reproduce, run
+from ltcam.paper import pictures, reproduce, run
 from ltcam.paper import tables as paper
 from tests import lookalikes
 from tests.experiment.test_training import TINY
@@ -103,6 +103,9 @@ def test_the_paper_profile_end_to_end(undisturbed, looks):
         assert str(files.ROOT) not in path.read_text() and str(output) not in path.read_text()
         cells = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
         assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
+        again = nbformat.read(path, 4)
+        pictures.shrink(again)
+        assert again == nbformat.read(path, 4)  # its pictures are coarse
     for name, table in (("voc2012", 3), ("ksdd2", 4)):
         results, figures = files.results("paper", name), files.figures("paper", name)
         assert pd.read_csv(results / f"table{table}.csv")["row"].tolist() == list(paper.SEVEN)
