@@ -40,8 +40,8 @@ class Recipe:
     lr: float = 3e-4  # of the head
     slow: float = 0.1  # the convolutions learn at `slow` times `lr`
     weight_decay: float = 1e-4
-    # "flips"; "light" adds scales. With "none" and "flips" the
-    # frozen stages' features are computed once for each image and its mirror images, so training is several times faster.
+    # "flips"; "light" adds scales. With "none" and "flips" the frozen stages' features are computed once for each image and
+    # its mirror images, so training is several times faster.
     augment: Augment = "light"
     balance: bool = False  # give more weight to the images of rare classes
     bfloat16: bool = False  # autocast in training: about twice as fast on CPUs that compute in it, 18 times slower on others

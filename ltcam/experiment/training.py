@@ -63,7 +63,8 @@ def _train(recipe: Recipe, out: Path) -> Path:
     identity = {"recipe": asdict(recipe), "fingerprint": fit.fingerprint}
     state = load(last) if last.is_file() else {}
     workers.wait_for_everyone()  # nobody changes the files before all have read them
-    if state and {**state["identity"], "recipe": {**asdict(Recipe()), **state["identity"]["recipe"]}} != identity:
+    before = state.get("identity", {})
+    if state and before | {"recipe": asdict(Recipe()) | before.get("recipe", {})} != identity:  # it may be older than a field
         state = {}
         if workers.is_main_process:
             log.warning("%s: the run in %s used another recipe or other data: training from the start", recipe.data, out)

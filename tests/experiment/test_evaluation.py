@@ -163,6 +163,7 @@ def test_a_refined_row_adds_a_column_and_changes_no_other_table(run, tmp_path):
     for again in (evaluate(run, "val", CONFIGS[:2], tmp_path / "one"), pick(known, CONFIGS[:2])):
         pd.testing.assert_frame_equal(again, plain, check_dtype=False)
         pd.testing.assert_frame_equal(metrics.scores(again), metrics.scores(plain))
+    assert [*pick(pd.DataFrame(columns=metrics.CONFIG), CONFIGS)] == metrics.ALWAYS
     scored = metrics.scores(both)
     assert configs.configurations(scored) == refined and scored["mIoU"].nunique() == 3
     pd.testing.assert_frame_equal(metrics.compact(scored[:1]), metrics.scores(plain)[:1], check_dtype=False)

@@ -250,9 +250,16 @@ def test_a_finished_run_is_returned_and_another_recipe_trains_anew(voc, tmp_path
     written = path.stat().st_mtime_ns
     assert train(voc, tmp_path) == path and path.stat().st_mtime_ns == written
     assert "trained already" in caplog.text
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    del state["identity"]["recipe"]["balance"]  # of a version that did not know this field: it has its default
+    torch.save(state, tmp_path / "last.pt")
+    assert train(voc, tmp_path) == path and path.stat().st_mtime_ns == written and "another recipe" not in caplog.text
     other = Recipe(data="voc2012", test="val", **{**TINY, "seed": 1})
     assert load_checkpoint(train(other, tmp_path)).recipe.seed == 1
     assert "another recipe or other data" in caplog.text
+    torch.save({**state, "identity": {}}, tmp_path / "last.pt")  # it does not say what began it
+    caplog.clear()
+    assert load_checkpoint(train(other, tmp_path)).recipe.seed == 1 and "another recipe or other data" in caplog.text
 
 
 def test_fit_trains_any_classifier(voc):

@@ -103,6 +103,9 @@ def test_seeds_that_were_not_counted_are_left_out(study, tmp_path):
     shutil.copytree(out / "seed1" / "beyond" / label(ONE), out / "seed2" / "beyond" / label(ONE))  # in one view alone
     assert beyond.table(out, "voc2012").equals(beyond.table(study.out, "voc2012"))
     assert [t["name"] for t in beyond.record(out)["trainings"]] == ["seed0", "seed1"]
+    with (out / "trainings.csv").open("a") as file:  # a fold of seed 1 that was not counted: seed 1 is not whole
+        file.write("seed1/fold1,seed1,fold1,0.5,abc\n")
+    assert beyond.measured(out)["name"].tolist() == ["seed0"]
 
 
 def test_t_is_the_best_of_the_training_images(study):
