@@ -163,6 +163,8 @@ def _execute(notebook: Path, parameters: Mapping[str, Any], target: Path) -> Non
                 said = f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
             raise UnavailableError(f"{said}. See {failed}") from error
         executed.metadata["papermill"].update(input_path=notebook.name, output_path=target.name)  # no path of this machine
+        for cell in (cell for cell in executed.cells if "outputs" in cell):  # progress is for whoever waits, not for readers
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         pictures.shrink(executed)
         write_ipynb(executed, str(temporary))
     failed.unlink(missing_ok=True)

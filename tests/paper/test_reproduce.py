@@ -103,6 +103,7 @@ def test_the_paper_profile_end_to_end(undisturbed, looks):
         assert str(files.ROOT) not in path.read_text() and str(output) not in path.read_text()
         cells = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
         assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
+        assert not any(output.get("name") == "stderr" for cell in cells for output in cell.outputs)
         given = nbformat.read(path, 4).metadata["papermill"]["parameters"].get("series")
         assert given is None or given["ablated"] == (1 if ".voc2012." in path.name else None)
         again = nbformat.read(path, 4)
