@@ -8,7 +8,6 @@ it is left as delta rises.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,20 +15,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
-from torch.utils.data import BatchSampler
-from tqdm import tqdm
 
-from ltcam import data as datasets
-from ltcam.data import Segmentation
-from ltcam.data.base import VOID
 from ltcam.engine.cam import wide
 from ltcam.engine.methods import gradcam
 from ltcam.engine.traces import Trace
-from ltcam.engine.tracing import trace
 from ltcam.engine.tricks import truncate
-from ltcam.experiment.checkpoints import Trained
-
-log = logging.getLogger(__name__)
 
 DELTAS: tuple[float | None, ...] = (None, 0.0, 20.0, 60.0, 90.0)
 
@@ -57,7 +47,7 @@ def overlap(signs: pd.DataFrame) -> pd.DataFrame:
     """How much of the negative map lies on the object at the deepest stage, divided by the same for the positive map.
 
     At 1 both lie on it alike; below 1 the negative map lies more beside it. Columns name, class, overlap. The overlap is NaN if
-    a map is empty or the positive one lies wholly beside the object. signs: from `measure`.
+    a map is empty or the positive one lies wholly beside the object. signs: from `ltcam.paper.gradients`.
     """
     deepest = signs[signs["stage"] == signs["stage"].max()]
     ratio = deepest["negative"] / deepest["positive"].where(deepest["positive"] > 0)
@@ -80,41 +70,3 @@ def stages(traced: Trace, deltas: Sequence[float | None] = DELTAS) -> Iterator[l
             left = (kept[stage] != 0).flatten(1).double().mean(dim=1)
             for pair, row in enumerate((100 * torch.stack([m.mean(dim=1) / total, half, left], dim=1)).tolist()):
                 yield [pair, stage, delta, *row]
-
-
-def traces(
-    trained: Trained, data: Segmentation, batch_size: int, images: int | None = None
-) -> Iterator[tuple[Trace, list[tuple[int, int]]]]:
-    """A trace of every batch of `data`, or of its first images, and the (image index, class) of each pair."""
-    weight = next(trained.model.parameters())
-    scored = sorted(data.scored[:images], key=lambda i: int(data.labels[i].sum()))
-    batches = [*BatchSampler(scored, batch_size, False)]
-    for step, batch in enumerate(tqdm(batches, data.title, disable=None, leave=False), 1):
-        inputs = torch.stack([datasets.preprocess(data.image(i), trained.size) for i in batch])
-        traced = trace(trained.model, inputs.to(weight), data.labels[batch])
-        yield traced, [(batch[image], c) for image, c in traced.pairs.tolist()]
-        if step % 10 == 0:
-            log.info("%s %s: %d of %d batches", data.title, data.part, step, len(batches))
-
-
-def measure(trained: Trained, batch_size: int = 8, images: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`signs` and `stages` for every scored pair of the held-out part: two tables.
-
-    The columns name and class identify a pair, and labels identify stages. images: use only the first so many.
-    """
-    data = datasets.load(trained.recipe.data, trained.recipe.test)
-    found: tuple[list[Any], list[Any]] = [], []
-    for traced, pairs in traces(trained, data, batch_size, images):
-        masks = {i: torch.from_numpy(data.mask(i)).to(traced.logits.device) for i, _ in pairs}
-        objects = [(masks[i] == c + 1).float().where(masks[i] != VOID, torch.nan) for i, c in pairs]
-        for rows, part_of in zip(found, (signs(traced, objects), stages(traced)), strict=True):
-            for pair, stage, *numbers in part_of:
-                i, c = pairs[pair]
-                rows.append([data.entries[i].name, c, stage, *numbers])
-    keys = ["name", "class", "stage"]
-    signs_found = pd.DataFrame(found[0], columns=[*keys, "positive", "negative", "weight"])
-    stages_found = pd.DataFrame(found[1], columns=[*keys, "delta", "energy", "half", "kept"])
-    return (
-        signs_found.sort_values(keys, ignore_index=True),
-        stages_found.sort_values([*keys, "delta"], ignore_index=True, na_position="first"),
-    )

@@ -16,6 +16,8 @@ from ltcam.experiment.intervals import DRAWS, VERDICTS, draws, ends, verdict
 QUANTILES = 5
 AMOUNTS = {"area": "{:.2g} to {:.2g}%", "overlap": "{:.2g} to {:.2g}"}  # grouped into fifths, which are named by their range
 FIXED = "overlap, area fixed"
+SHOWN = ["truncation at S5", "fusion of S1 to S5", "both"]  # gains that figures and correlations are of
+BY_CLASS, CLASSES = "overlap, class by class", 10  # only if there are so many classes
 Gain = tuple[Config, Config]  # with and without
 
 
@@ -87,9 +89,9 @@ def each(counts: pd.DataFrame, pairs: pd.DataFrame, gains: Mapping[str, Gain]) -
 def correlations(each: pd.DataFrame, gains: Sequence[str], number: int = DRAWS) -> pd.DataFrame:
     """Spearman's rank correlation of the gains on single pairs with every amount that varies.
 
-    each: from the function `each`. Columns gain, amount ("area", "overlap", "classes", and "overlap, area fixed": the partial
-    correlation), images, value in [-1, 1], ci_low, ci_high (bootstrap over images), and verdict: the gain "rises" or "falls"
-    with the amount, or "tie".
+    each: from the function `each`. Columns gain, amount ("area", "overlap", "classes"; "overlap, area fixed" is the partial
+    correlation, "overlap, class by class" that of a class's mean gain with its median overlap), images, value in [-1, 1],
+    ci_low, ci_high (bootstrap over images), and verdict: the gain "rises" or "falls" with the amount, or "tie".
     """
     amounts = [name for name in (*AMOUNTS, "classes") if name in each and each[name].nunique() > 1]
     known = each.dropna(subset=amounts).reset_index(drop=True)
@@ -97,16 +99,25 @@ def correlations(each: pd.DataFrame, gains: Sequence[str], number: int = DRAWS) 
     drawn = np.random.default_rng(0).integers(max(len(rows), 1), size=(number, len(rows)))
     picks = [np.arange(len(known)), *(np.concatenate([[], *(rows[i] for i in draw)]).astype(int) for draw in drawn)]
     both = np.array([known.loc[pick, [*gains, *amounts]].corr(method="spearman").to_numpy() for pick in picks])
+    wide = "overlap" in amounts and known["kind"].nunique() >= CLASSES
+    by_class = [_by_class(known.loc[pick], gains) for pick in picks] if wide else []
     found = []
     for g, gain in enumerate(gains):
         values = {amount: both[:, g, a] for a, amount in enumerate(amounts, len(gains))}
         if {"area", "overlap"} <= values.keys():
             of_amounts = both[:, len(gains) + amounts.index("area"), len(gains) + amounts.index("overlap")]
             values[FIXED] = _partial(values["overlap"], values["area"], of_amounts)
+        values |= {BY_CLASS: np.array([draw[gain] for draw in by_class])} if wide else {}
         for amount, value in values.items():
             said = {"holds": "rises", "does not hold": "falls", "tie": "tie"}[verdict(value)]
             found.append({"gain": gain, "amount": amount, "images": len(rows)} | ends(value) | {"verdict": said})
     return pd.DataFrame(found)
+
+
+def _by_class(pairs: pd.DataFrame, gains: Sequence[str]) -> pd.Series[float]:
+    """The rank correlation over classes of each gain's mean with the median overlap."""
+    found = pairs.groupby("kind").agg(dict.fromkeys(gains, "mean") | {"overlap": "median"})
+    return found[[*gains]].corrwith(found["overlap"], method="spearman")
 
 
 def _partial(xy: NDArray[np.float64], xz: NDArray[np.float64], yz: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,8 +2,8 @@
 
 The functions give what notebooks 02 to 06, 08 and 09 save, to the byte. A table whose counts are missing is skipped, and its
 file stays as it is. Files that need images always stay: data.csv, train.csv, labels.csv, trainings.csv and tries.csv
-(of training), curves.csv (of seeds), signs.csv.gz and stages.csv.gz (of gradients), breakdown.csv and correlations.csv (of
-masks: how much of an image an object covers). findings.csv is made again from all of these.
+(of training), curves.csv (of seeds), signs.csv.gz, stages.csv.gz, eq9_counts.csv.gz and dropped.csv (of gradients), and
+pairs.csv.gz (of masks: how much of an image an object covers).
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from ltcam.experiment.configs import counted
 from ltcam.experiment.locks import alone
 from ltcam.experiment.study import Role, known
 from ltcam.files import AnyPath, atomic, sha256
-from ltcam.paper import ablations, findings, judging
+from ltcam.paper import ablations, breakdown, eq9, findings, gradients, judging
 from ltcam.paper import beyond as beyond_the_paper
 from ltcam.paper import sweep as over_delta
 from ltcam.paper import tables as paper
 from ltcam.paper.kept import Kept
 
+OF_08 = [f"{name}.csv" for name in ["ablations", "readings", "cross", "eq9", "breakdown", "correlations", "beyond", "findings"]]
 Maker = Callable[[Kept], pd.DataFrame]  # raises MissingError if its sources are missing
 
 
@@ -46,6 +47,9 @@ def makers(data: str) -> dict[str, Maker]:
         "ablations.csv": ablated,
         "readings.csv": readings,
         "cross.csv": crossed,
+        "eq9.csv": read_otherwise,
+        "breakdown.csv": broken_down,
+        "correlations.csv": correlated,
         "beyond.csv": beyond,
         "best.csv": best,
         "findings.csv": found,
@@ -132,6 +136,23 @@ def beyond(kept: Kept) -> pd.DataFrame:
     return _labelled(kept, ablations.beyond(whole(kept), whole(kept, "train"), paper.SEVEN, over_delta.headline(kept.data)))
 
 
+def read_otherwise(kept: Kept) -> pd.DataFrame:
+    """Other readings of Eq. 9: notebook 08."""
+    return _labelled(kept, eq9.table(_of_images(kept, "eq9_counts"), over_delta.headline(kept.data)))
+
+
+def broken_down(kept: Kept) -> pd.DataFrame:
+    """Scores by class, size, overlap and number of classes: notebook 08."""
+    pairs = _of_images(kept, "pairs")
+    return _labelled(kept, breakdown.table(whole(kept), pairs, ablations.ROWS, ablations.GAINS), "IoU")
+
+
+def correlated(kept: Kept) -> pd.DataFrame:
+    """What the gains of the tricks go with: notebook 08."""
+    each = breakdown.each(whole(kept), _of_images(kept, "pairs"), ablations.GAINS)
+    return _labelled(kept, breakdown.correlations(each, breakdown.SHOWN), "IoU")
+
+
 def best(kept: Kept) -> pd.DataFrame:
     """What goes beyond the paper, step by step: notebook 09."""
     return beyond_the_paper.table(kept.folder, kept.data)
@@ -152,7 +173,7 @@ def about(kept: Kept, name: str) -> dict[str, Any]:
         return {"data": kept.title, "sources": {file: sha256(kept.tables / file) for file in files}}
     if name == "best.csv":
         return kept.about | beyond_the_paper.record(kept.folder)
-    if name in ("ablations.csv", "readings.csv", "cross.csv", "beyond.csv", "findings.csv"):
+    if name in OF_08:
         seeds = whole(kept)["training"].unique()
         return kept.about | {"trainings": [t for t in kept.about.get("trainings", []) if t["seed"] in seeds]}
     return kept.about | ({"metric": over_delta.headline(kept.data)} if name == "delta_choice.csv" else {})
@@ -185,6 +206,14 @@ def rebuild(folder: AnyPath, check: bool = False) -> dict[str, bool]:
     return stale
 
 
-def _labelled(kept: Kept, table: pd.DataFrame) -> pd.DataFrame:
-    """`table` with the columns that end every table of notebook 08."""
-    return table.assign(data=kept.title, metric=over_delta.headline(kept.data))
+def _of_images(kept: Kept, name: str) -> pd.DataFrame:
+    """<name>.csv.gz, which notebook 08 made of images. Raises MissingError if it is missing."""
+    path = kept.tables / f"{name}.csv.gz"
+    if not path.is_file():
+        raise MissingError(f"{path} is missing. Run notebook 08 first")
+    return gradients.read(path)
+
+
+def _labelled(kept: Kept, table: pd.DataFrame, metric: str = "") -> pd.DataFrame:
+    """`table` with the columns that end every table of notebook 08. metric: default the data set's headline score."""
+    return table.assign(data=kept.title, metric=metric or over_delta.headline(kept.data))

@@ -16,22 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ltcam import data as datasets
 from ltcam.engine.cam import wide
 from ltcam.engine.methods import gradcam
 from ltcam.engine.percentiles import thresholds
 from ltcam.engine.traces import Trace
 from ltcam.engine.tricks import layerize, truncate
-from ltcam.experiment import metrics
-from ltcam.experiment.checkpoints import Trained
-from ltcam.experiment.configs import FLOATS, Config
+from ltcam.experiment.configs import Config
 from ltcam.experiment.intervals import VERDICTS, draws, ends, verdict
 from ltcam.experiment.segmentation import otsu_counts
-from ltcam.paper import anatomy
 
 Reading = Callable[[Tensor, Tensor, float], Tensor]  # of A, G (P, K, h, w) and delta: which gradients are kept, bool
 DELTA = 20.0
 SHARES = (10.0, 20.0, 40.0, 60.0, 80.0, 90.0)
+NONE = "δ = 0"
 FUSED = Config("gradcam", "S1-S5", DELTA)
 
 
@@ -78,37 +75,31 @@ def dropped(traced: Trace, deltas: Sequence[float] = SHARES) -> Iterator[list[An
                 yield [pair, stage, delta, share]
 
 
-def measure(trained: Trained, batch_size: int = 8, images: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """For every scored pair of the held-out part: the counts of LTGrad-CAM under each reading, and what `dropped` gives.
+def counts(traced: Trace, regions: Sequence[Tensor]) -> Iterator[list[Any]]:
+    """(pair, reading, tp, fp, fn): the pixel counts of LTGrad-CAM under each reading, and at delta = 0.
 
-    The counts have a column `reading` beside those of `ltcam.experiment.metrics`; images: use only the first so many.
+    regions: for each pair what its mask says of each pixel, (H, W), from `ltcam.experiment.metrics.regions`.
     """
-    data = datasets.load(trained.recipe.data, trained.recipe.test)
-    counted: list[list[Any]] = []
-    shares: list[list[Any]] = []
-    readings = {"δ = 0": (READINGS[EQ9], 0.0), **{name: (kept, DELTA) for name, kept in READINGS.items()}}
-    for traced, pairs in anatomy.traces(trained, data, batch_size, images):
-        found = {name: maps(traced, kept, delta) for name, (kept, delta) in readings.items()}
-        for pair, (i, c) in enumerate(pairs):
-            region = metrics.regions(torch.from_numpy(data.mask(i)).to(traced.logits.device), c)
-            size = (region.shape[0], region.shape[1])
-            heats = torch.cat([layerize([m[pair : pair + 1] for m in own], size) for own in found.values()])
-            for name, row in zip(readings, otsu_counts(heats[:, None], region[None])[:, 0].tolist(), strict=True):
-                counted.append([data.entries[i].name, data.groups[i], c, name, *FUSED, *row])
-        shares += [[data.entries[pairs[n][0]].name, pairs[n][1], *rest] for n, *rest in dropped(traced)]
-    columns = ["name", "group", "class", "reading", *metrics.CONFIG, "tp", "fp", "fn"]
-    counts = metrics.compact(pd.DataFrame(counted, columns=columns).astype(FLOATS))
-    return counts, pd.DataFrame(shares, columns=["name", "class", "stage", "delta", "share"])
+    readings = {NONE: (READINGS[EQ9], 0.0), **{name: (kept, DELTA) for name, kept in READINGS.items()}}
+    found = [maps(traced, kept, delta) for kept, delta in readings.values()]
+    for pair, region in enumerate(regions):
+        size = (region.shape[0], region.shape[1])
+        heats = torch.cat([layerize([m[pair : pair + 1] for m in own], size) for own in found])
+        for name, row in zip(readings, otsu_counts(heats[:, None], region[None])[:, 0].tolist(), strict=True):
+            yield [pair, name, *row]
 
 
 def table(counts: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The score of each reading in percent, and its difference from delta = 0, with intervals and verdict."""
+    """The score of each reading in percent, and its difference from delta = 0, with intervals and verdict.
+
+    counts: of the function `counts`, with the columns name, group and class of each pair.
+    """
     scored: dict[str, NDArray[np.float64]] = {}
     for name, rows in counts.groupby("reading", sort=False):
-        (scored[str(name)],) = draws(rows.drop(columns="reading"), metric).values()
+        (scored[str(name)],) = draws(rows.assign(**FUSED._asdict()), metric).values()
     table = []
     for name, own in scored.items():
-        change = own - scored["δ = 0"]
+        change = own - scored[NONE]
         changed = ends(change, "change", "change_low", "change_high")
         table.append({"reading": name, **ends(own), **changed, "verdict": VERDICTS[verdict(change)]})
     return pd.DataFrame(table)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ltcam.experiment.intervals import VERDICTS, interval, median, verdict
 from ltcam.files import AnyPath
-from ltcam.paper.breakdown import FIXED
+from ltcam.paper.breakdown import BY_CLASS, FIXED
 
 SUMMARY = (  # what docs/results.md shows
     "Truncation alone (δ=0) changes Grad-CAM at S5 by",
@@ -23,8 +23,10 @@ SUMMARY = (  # what docs/results.md shows
     "LTGrad-CAM (δ=20) differs from Layer-CAM (l=5) by",
     "With outputs = relu, LTGrad-CAM (δ=20) differs from Layer-CAM (l=5) by",
     "Maps divided by their maximum before the sum change LTGrad-CAM by",
-    "What truncation at S5 gains on an object goes with how far the negative gradients' map lies on the object where the "
-    "positive ones' does by a rank correlation of",
+    "On single objects, the gain of truncation at S5 and the overlap of negative and positive gradients' maps have a rank "
+    "correlation of",
+    "Class by class, the mean gain of truncation at S5 and the overlap of negative and positive gradients' maps have a rank "
+    "correlation of",
     "The δ chosen on the training part costs LTGrad-CAM, against the best in hindsight,",
     "The configuration that the training part chooses differs from LTGrad-CAM(l=5, δ=20) by",
     "By the defaults the order of the seven methods agrees with the paper's by a rank correlation of",
@@ -39,11 +41,13 @@ TRICKS = {  # in another run
     "truncation at S5": "truncation alone (δ=0) changes Grad-CAM at S5 by",
     "LTGrad-CAM instead of Layer-CAM": "LTGrad-CAM (δ=20) differs from Layer-CAM (l=5) by",
 }
-AMOUNTS = {
-    "area": "the object's share of the image",
-    "overlap": "how far the negative gradients' map lies on the object where the positive ones' does",
-    FIXED: "the same overlap, with the object's share of the image held fixed,",
-    "classes": "the number of classes in the image",
+OVERLAP = "the overlap of negative and positive gradients' maps"
+GOES_WITH = {  # the gain of truncation at S5
+    "area": "On single objects, the gain of truncation at S5 and the object's share of the image",
+    "overlap": f"On single objects, the gain of truncation at S5 and {OVERLAP}",
+    FIXED: f"On objects of one size, the gain of truncation at S5 and {OVERLAP}",
+    "classes": "On single objects, the gain of truncation at S5 and the number of classes in the image",
+    BY_CLASS: f"Class by class, the mean gain of truncation at S5 and {OVERLAP}",
 }
 
 
@@ -133,7 +137,7 @@ def _breakdown(table: pd.DataFrame) -> Iterator[Finding]:
         "kind": "{}",
         "area": "objects of {} of the image",
         "classes": "images whose number of classes is {}",
-        "overlap": "objects where the negative gradients' map is, against the positive ones', {} times as much on the object",
+        "overlap": "objects whose overlap of negative and positive gradients' maps is {}",
     }
     for row in table[table["row"] == "truncation at S5"].to_dict("records"):
         yield _found(f"On {where[row['by']].format(row['group'])}, truncation at S5 changes Grad-CAM by", row, "points")
@@ -141,9 +145,7 @@ def _breakdown(table: pd.DataFrame) -> Iterator[Finding]:
 
 def _correlations(table: pd.DataFrame) -> Iterator[Finding]:
     for row in table[table["gain"] == "truncation at S5"].to_dict("records"):
-        yield _found(
-            f"What truncation at S5 gains on an object goes with {AMOUNTS[row['amount']]} by a rank correlation of", row
-        )
+        yield _found(f"{GOES_WITH[row['amount']]} have a rank correlation of", row)
 
 
 def _readings(table: pd.DataFrame) -> Iterator[Finding]:

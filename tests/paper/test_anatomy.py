@@ -7,11 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ltcam import data as datasets
 from ltcam import explain, trace
 from ltcam.engine.traces import Trace
 from ltcam.paper import anatomy
-from tests.experiment.test_evaluation import checkpoint, folder, run  # noqa: F401 - fixtures
 
 
 def traced(activations: list[Tensor], gradients: list[Tensor]) -> Trace:
@@ -73,24 +71,6 @@ def test_the_stages_by_hand():
     ]  # fmt: skip
     for ours, theirs in zip(found, expected, strict=True):
         assert ours[:3] == theirs[:3] and ours[3:] == pytest.approx(theirs[3:])
-
-
-def test_measured_pairs_are_the_scored_ones(run):  # noqa: F811
-    signs, stages = anatomy.measure(run, batch_size=2)
-    data = datasets.load("voc2012", "val")
-    expected = {(data.entries[i].name, c) for i in data.scored for c in data.labels[i].nonzero().flatten().tolist()}
-    assert set(zip(signs["name"], signs["class"], strict=True)) == expected
-    assert len(signs) == 5 * len(expected) and len(stages) == 5 * len(anatomy.DELTAS) * len(expected)
-    pd.testing.assert_frame_equal(anatomy.measure(run, batch_size=1)[1], stages, rtol=1e-3)
-
-
-def test_progress_is_said_every_ten_batches(run, caplog):  # noqa: F811
-    data = datasets.load("voc2012", "val")
-    data.entries = (data.entries * 25)[:25]
-    caplog.set_level("INFO", "ltcam.paper.anatomy")
-    number = len(list(anatomy.traces(run, data, 1)))
-    assert number >= 20
-    assert caplog.messages == [f"{data.title} val: {step} of {number} batches" for step in range(10, number + 1, 10)]
 
 
 def test_the_energies_are_those_of_the_maps_that_are_fused(tiny, images):

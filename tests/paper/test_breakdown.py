@@ -48,7 +48,7 @@ def test_fifths_of_an_overlap_are_in_its_own_order_and_unknown_ones_in_none():
 def test_correlations_are_scipys_over_images():
     """Of 40 images with two pairs each; what is the same for all goes with nothing."""
     rng = np.random.default_rng(0)
-    each = pd.DataFrame({"name": [f"i{n // 2}" for n in range(80)], "area": rng.random(80), "classes": 2})
+    each = pd.DataFrame({"name": [f"i{n // 2}" for n in range(80)], "kind": "cat", "area": rng.random(80), "classes": 2})
     each["gain"], each["loss"] = each["area"] + 0.3 * rng.random(80), -each["area"]
     each["overlap"] = np.where(np.arange(80) < 4, math.nan, rng.random(80))
     found = breakdown.correlations(each, ["gain", "loss"], number=50).set_index(["gain", "amount"])
@@ -67,9 +67,26 @@ def test_correlations_are_scipys_over_images():
     assert found.loc[("gain", "overlap"), "verdict"] == "tie"
 
 
+def test_class_by_class_a_mean_gain_goes_with_a_median_overlap():
+    """Ten classes of four pairs. What pairs do within a class does not matter, and nine classes have no such row."""
+    rng = np.random.default_rng(0)
+    kinds = [f"c{n // 4:02}" for n in range(40)]
+    each = pd.DataFrame({"name": [f"i{n}" for n in range(40)], "kind": kinds, "area": rng.random(40), "classes": 1})
+    level = np.repeat(rng.permutation(10), 4)
+    each["overlap"] = level + np.tile([0, 0.1, 0.2, 90.0], 10)  # the mean would be lost to the last
+    each["gain"] = level + np.tile([0.4, -0.3, -0.2, 0.1], 10)
+    found = breakdown.correlations(each, ["gain"], number=20).set_index("amount")
+    assert found.loc[breakdown.BY_CLASS, "value"] == pytest.approx(1) and found.loc["overlap", "value"] < 0.9
+    assert (
+        found.loc[breakdown.BY_CLASS, "ci_low"] < found.loc[breakdown.BY_CLASS, "ci_high"] <= 1
+    )  # an image may be drawn twice
+    fewer = breakdown.correlations(each[each["kind"] != "c09"], ["gain"], number=5)
+    assert breakdown.BY_CLASS not in set(fewer["amount"])
+
+
 @pytest.mark.parametrize("overlap", [[math.nan, math.nan], [0.1, math.nan], [0.1, 0.2]])
 def test_too_few_pairs_correlate_with_nothing(overlap):
-    each = pd.DataFrame({"name": ["a", "b"], "area": [1.0, 2.0], "classes": 1, "overlap": overlap, "gain": [0.0, 0.0]})
+    each = pd.DataFrame({"name": ["a", "b"], "kind": "cat", "area": [1.0, 2.0], "classes": 1, "overlap": overlap, "gain": 0.0})
     found = breakdown.correlations(each, ["gain"], number=5)
     assert found["value"].isna().all() and set(found["verdict"]) == {"tie"}
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,7 +15,7 @@ from ltcam.__main__ import app
 from ltcam.errors import InputError, MissingError
 from ltcam.experiment import metrics
 from ltcam.experiment.configs import FLOATS, pick
-from ltcam.paper import ablations, derived, sweep
+from ltcam.paper import ablations, breakdown, derived, eq9, sweep
 from ltcam.paper import tables as paper
 from ltcam.paper.kept import Kept
 
@@ -148,6 +149,12 @@ def test_what_notebooks_5_and_8_make_is_what_the_counts_give(tmp_path, alone):
     keep(counts(rows[:1], images, 7), out / "half", seed=5)  # not measured in full
     lines = ["name,seed,fold,mAP,checkpoint", "seed0,seed0,,0.5,abc", "seed1,seed1,,0.5,abc"]
     (out / "trainings.csv").write_text("\n".join(lines) + "\n")
+    pairs = pd.DataFrame({"name": [n for n in images for _ in (0, 1)], "class": [0, 1] * len(images), "kind": ["a", "b"] * 6})
+    pairs = pairs.assign(area=1 + np.arange(12.0), classes=2, overlap=np.arange(12) % 5 / 4)
+    eq9_counts = pairs[["name", "class"]].merge(pd.DataFrame({"reading": [eq9.NONE, "all values"]}), how="cross")
+    eq9_counts = eq9_counts.assign(group=eq9_counts["name"], tp=1 + np.arange(24), fp=3, fn=5)
+    for name, table in {"pairs": pairs, "eq9_counts": eq9_counts}.items():
+        table.assign(data="KolektorSDD").to_csv(out / f"{name}.csv.gz", index=False)
     other = pd.read_csv(out / "trainings" / "gap" / "counts.csv.gz", dtype=FLOATS)
     measured = {ablations.DEFAULTS: test, ("size", "344 x 960"): size, ("head", "gap"): other}
     swept = sweep.scores({"test": pick(test, sweep.CONFIGS), "train": train})
@@ -157,6 +164,9 @@ def test_what_notebooks_5_and_8_make_is_what_the_counts_give(tmp_path, alone):
         "ablations.csv": ablations.table(measured, "IoU"),
         "readings.csv": ablations.readings(measured, 4, "IoU"),
         "cross.csv": ablations.crossed(test, "IoU", [20.0]),
+        "eq9.csv": eq9.table(eq9_counts, "IoU"),
+        "breakdown.csv": breakdown.table(test, pairs, ablations.ROWS, ablations.GAINS),
+        "correlations.csv": breakdown.correlations(breakdown.each(test, pairs, ablations.GAINS), breakdown.SHOWN),
         "beyond.csv": ablations.beyond(test, train, paper.SEVEN, "IoU"),
     }
     kept = Kept(out)
@@ -173,7 +183,7 @@ def test_what_notebooks_5_and_8_make_is_what_the_counts_give(tmp_path, alone):
     (out / "trainings.csv").write_text("\n".join([*lines, "seed2,seed2,,0.5,abc"]) + "\n")
     more = Kept(out)
     assert not derived.sweep(more).equals(derived.sweep(kept)) and [*derived.measured(more)] == [*measured]
-    for name in ("ablations.csv", "readings.csv", "cross.csv", "beyond.csv"):
+    for name in ("ablations.csv", "readings.csv", "cross.csv", "breakdown.csv", "correlations.csv", "beyond.csv"):
         pd.testing.assert_frame_equal(derived.makers("ksdd")[name](more), derived.makers("ksdd")[name](kept))
         assert [t["name"] for t in derived.about(more, name)["trainings"]] == ["seed0", "seed1"]
     assert len(derived.about(more, "sweep.csv")["trainings"]) == 3

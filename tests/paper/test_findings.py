@@ -66,7 +66,7 @@ def test_correlations_have_a_sign_and_no_unit():
             (("training", 1.0), ("head", 0.9), ("defaults", -0.5), ("size", -0.7))]),
     }))  # fmt: skip
     assert [(f.finding, f.number) for f in found] == [
-        ("What truncation at S5 gains on an object goes with the number of classes in the image by a rank correlation of",
+        ("On single objects, the gain of truncation at S5 and the number of classes in the image have a rank correlation of",
          "+0.25 (-0.10 to +0.50), a tie"),
         ("By the defaults the order of the seven methods agrees with the paper's by a rank correlation of",
          "-0.50 (-0.60 to +0.10)"),
