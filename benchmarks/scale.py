@@ -32,7 +32,7 @@ from ltcam.experiment import vgg16 as models
 from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.counting import count
-from ltcam.experiment.evaluation import _batches, _loader
+from ltcam.experiment.evaluation import _batches, image_loader
 from ltcam.experiment.recipe import Recipe
 from ltcam.paper.sweep import DELTAS
 
@@ -53,7 +53,7 @@ def end_to_end(trained: Trained, part: str, batches: int, rounds: int) -> dict[s
     images = [torch.stack([datasets.preprocess(data[i].image, trained.size) for i in batch]).to(DEVICE) for batch in chosen]
 
     def ours() -> None:
-        for samples in _loader(data, trained, Protocol(), chosen):
+        for samples in image_loader(data, trained, Protocol(), chosen):
             count(trained, samples, [(FORTY, Protocol())])
 
     def floor() -> None:

@@ -27,7 +27,7 @@ from ltcam.experiment import counting, provenance
 from ltcam.experiment.checkpoints import Trained, load_checkpoint
 from ltcam.experiment.configs import Protocol
 from ltcam.experiment.counting import Reading, count
-from ltcam.experiment.evaluation import _batches, _loader
+from ltcam.experiment.evaluation import _batches, image_loader
 from ltcam.paper import ablations, sweep, tables
 from ltcam.paper.reproduce import profile
 from ltcam.paper.run import wanted
@@ -81,7 +81,7 @@ def counts(
     """{(protocol, image, class, *configuration): (tp, fp, fn)} of all readings; each pass loads and preprocesses the batch."""
     found: dict[tuple[Any, ...], list[int]] = {}
     for readings in passes:
-        for samples in _loader(data, trained, readings[0][1], [batch]):
+        for samples in image_loader(data, trained, readings[0][1], [batch]):
             for (_, protocol), rows in zip(readings, count(trained, samples, readings), strict=True):
                 found |= {(protocol, *row[:-3]): row[-3:] for row in rows}
     return found

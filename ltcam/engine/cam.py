@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, overload
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -65,16 +65,6 @@ class Options:
             self.refine.checked()
 
 
-@overload
-def explain(
-    trace: Trace, method: str, layers: Selection = ..., delta: float | None = ..., size: tuple[int, int] | None = ...,
-    per: Scope = ..., *, per_layer: Literal[False] = ..., **options: Any,
-) -> Tensor: ...  # fmt: skip
-@overload
-def explain(
-    trace: Trace, method: str, layers: Selection = ..., delta: float | None = ..., size: tuple[int, int] | None = ...,
-    per: Scope = ..., *, per_layer: Literal[True], **options: Any,
-) -> dict[str, Tensor]: ...  # fmt: skip
 def explain(
     trace: Trace,
     method: str,
@@ -82,10 +72,8 @@ def explain(
     delta: float | None = None,
     size: tuple[int, int] | None = None,
     per: Scope = "layer",
-    *,
-    per_layer: bool = False,
     **options: Any,
-) -> Tensor | dict[str, Tensor]:
+) -> Tensor:
     """Heatmaps of every pair of a trace: (P, H, W) float32 on its device, non-negative, not normalized.
 
     method  a name in METHODS; "fullgrad" needs `trace(..., fullgrad=True)`
@@ -93,15 +81,11 @@ def explain(
             FullGrad takes the biases of those stages. The input term is in its sum only with None
     size    (H, W) of the maps; None: the images' own
     delta, per and the other options  as in `Options`: compare, fuse, normalize, per_channel, align_corners, refine
-    per_layer  give the maps without fusion: {layer name: (P, h, w)}, each at its own size, not normalized
 
     Raises InputError for options that do not go together, an untraced layer, or a trace without what FullGrad needs.
     """
     chosen = Options(method, delta, per, **options)
-    if per_layer and chosen.refine is not None:
-        raise InputError("refine= spreads the fused map: leave it out with per_layer=True")
-    maps = layer_maps(trace, chosen, layers)
-    return maps if per_layer else fused(maps, chosen, trace.size if size is None else size)
+    return fused(layer_maps(trace, chosen, layers), chosen, trace.size if size is None else size)
 
 
 def fused(maps: dict[str, Tensor], options: Options, size: tuple[int, int]) -> Tensor:
@@ -110,7 +94,10 @@ def fused(maps: dict[str, Tensor], options: Options, size: tuple[int, int]) -> T
 
 
 def layer_maps(trace: Trace, options: Options, layers: Selection = None) -> dict[str, Tensor]:
-    """The maps that `explain` fuses, in float32. They are computed in float64 for a float64 model, else in float32."""
+    """The maps that `explain` fuses, {layer name: (P, h, w) float32}, each at its own size.
+
+    They are computed in float64 for a float64 model, else in float32.
+    """
     maps = _layer_maps(trace, options, layers)
     return maps if options.refine is None else refined(maps, trace, options)
 

@@ -135,7 +135,7 @@ def _measure(trained: Trained, data: Segmentation, kept: Sequence[_Counts], work
         workers.wait_for_everyone()  # nobody adds to a journal before all have read it
         todo = [n for n in range(len(batches)) if any(n not in its for its in done)]
         mine = todo[workers.process_index :: workers.num_processes]
-        loaded = _loader(data, trained, protocol, [batches[n] for n in mine])
+        loaded = image_loader(data, trained, protocol, [batches[n] for n in mine])
         progress = tqdm(zip(mine, loaded, strict=True), f"{data.title} {data.part}", len(mine), disable=None, leave=False)
         for step, (number, samples) in enumerate(progress, 1):
             lacking = [(c, file) for c, file, its in zip(kept, files, done, strict=True) if number not in its]
@@ -149,7 +149,7 @@ def _measure(trained: Trained, data: Segmentation, kept: Sequence[_Counts], work
     workers.wait_for_everyone()
 
 
-def _loader(data: Segmentation, trained: Trained, protocol: Protocol, batches: list[list[int]]) -> DataLoader[Sample]:
+def image_loader(data: Segmentation, trained: Trained, protocol: Protocol, batches: list[list[int]]) -> DataLoader[Sample]:
     """Lists of samples whose images are ready for the network."""
     size = protocol.size or trained.size
     if protocol.views:

@@ -34,7 +34,7 @@ from ltcam.errors import InputError
 from ltcam.experiment import metrics
 from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.configs import Config, Protocol
-from ltcam.experiment.evaluation import _loader
+from ltcam.experiment.evaluation import image_loader
 from ltcam.experiment.seed_files import read
 from ltcam.experiment.seeds import over_views
 from ltcam.experiment.segmentation import otsu_counts
@@ -196,7 +196,7 @@ def heatmaps(
     """
     wanted = [(config.options, config.selection) for config in configs]
     images = sorted(range(len(data)) if images is None else images, key=lambda i: data.labels[i].sum())
-    loaded = _loader(data, trained, protocol, [*BatchSampler(images, protocol.batch_size, False)])
+    loaded = image_loader(data, trained, protocol, [*BatchSampler(images, protocol.batch_size, False)])
     for samples in tqdm(loaded, f"{data.title} {data.part}", disable=None, leave=False):
         for sample in (s for s in samples if not s.label.any()):
             for config in configs:

@@ -40,7 +40,7 @@ from ltcam.errors import InputError
 from ltcam.experiment import provenance
 from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.configs import UNSCALED, Config, Protocol, plain
-from ltcam.experiment.evaluation import _loader
+from ltcam.experiment.evaluation import image_loader
 from ltcam.experiment.probe import behaviour
 from ltcam.files import AnyPath, atomic, write
 
@@ -70,7 +70,7 @@ def export(trained: Trained, part: str, config: Config, out: AnyPath, protocol: 
     missing = [batch for batch in BatchSampler(images, protocol.batch_size, False) if not there.issuperset(batch)]
     if missing or "finished" not in known:
         write(record, json.dumps(settings, indent=2) + "\n")
-        for samples in tqdm(_loader(data, trained, protocol, missing), f"{data.title} {part}", disable=None, leave=False):
+        for samples in tqdm(image_loader(data, trained, protocol, missing), f"{data.title} {part}", disable=None, leave=False):
             for name, seeds in _seeds(trained, samples, config, protocol):
                 with atomic(out / f"{name}.npy") as temporary:
                     np.save(temporary, np.array(seeds, dtype=object), allow_pickle=True)

@@ -73,9 +73,9 @@ class Run(Study):
 
     @property
     def described(self) -> str:
-        """One line: the data set, its held-out part, how many images are scored, and the classes."""
-        images, classes = len(self.test.scored), ", ".join(self.trained.classes)
-        return f"{self.title}, part {self.test.part}: {images} images to score, classes: {classes}"
+        """One line: the data set, its held-out part, how many images are scored, for how many seeds, and the classes."""
+        scored, classes = f"{len(self.test.scored)} images to score, seeds: {len(self.seeds)}", ", ".join(self.trained.classes)
+        return f"{self.title}, part {self.test.part}: {scored}, classes: {classes}"
 
     @cached_property
     def device(self) -> torch.device:
@@ -116,8 +116,9 @@ class Run(Study):
         return self.keep(f"table{number}", tables.table(number, counts))
 
     def sweep(self, first: int | None = None) -> pd.DataFrame:
-        """The scores of every delta on both parts, kept as sweep.csv. first: as in `ltcam.paper.sweep.sweep`."""
-        return self.keep("sweep", sweep.sweep(self, first=first))
+        """The scores of every delta on both parts, kept as sweep.csv. first: of the training part's images; None: all."""
+        counts = {"test": self.counts(sweep.CONFIGS), "train": self.counts(sweep.CONFIGS, role="train", first=first)}
+        return self.keep("sweep", sweep.scores(counts))
 
     def beyond(self, chosen_on: int | None = None, scored_on: int | None = None, drawn_on: int | None = None) -> pd.DataFrame:
         """What goes beyond the paper, kept as best.csv. t is chosen on the first images of the training part, the first of the

@@ -7,13 +7,11 @@ judged here by what it costs on the test part.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import get_args
 
 import pandas as pd
 
 from ltcam.experiment import metrics
-from ltcam.experiment.configs import Config, Protocol
-from ltcam.experiment.study import Role, Study
+from ltcam.experiment.configs import Config
 from ltcam.paper import tables as paper
 
 METHODS = {"gradcam": "S1-S5", "layercam": "S1-S5", "fullgrad": "all"}
@@ -21,17 +19,8 @@ DELTAS = [float(delta) for delta in range(0, 100, 10)]
 CONFIGS = [Config(method, layers, delta) for method, layers in METHODS.items() for delta in (None, *DELTAS)]
 
 
-def sweep(study: Study, protocol: Protocol | None = None, first: int | None = None) -> pd.DataFrame:
-    """The scores of `CONFIGS` in percent: column `part` with the role ("test", "train"), then those of `metrics.scores`.
-
-    first: the training part's first images only; None: all of them. Raises DataError if a part is not there.
-    """
-    numbers = {"test": None, "train": first}
-    return scores({role: study.counts(CONFIGS, protocol, role, first=numbers[role]) for role in get_args(Role)})
-
-
-def scores(counts: Mapping[Role, pd.DataFrame]) -> pd.DataFrame:
-    """`sweep` from the counts of both roles."""
+def scores(counts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The scores of both roles' counts in percent: column `part` with the role, then those of `metrics.scores`."""
     tables = {role: metrics.scores(found) for role, found in counts.items()}
     both: pd.DataFrame = pd.concat(tables, names=["part", None]).reset_index("part")
     return both.reset_index(drop=True)

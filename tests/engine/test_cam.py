@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from ltcam import METHODS, explain, layerize, trace, truncate
+from ltcam.engine import cam
 from ltcam.engine.methods import fullgrad
 from ltcam.experiment.vgg16 import vgg16
 
@@ -12,7 +13,7 @@ ANY_HEAD = [name for name in METHODS if name != "cam"]
 
 
 def layer_maps(traced, name, layers=None, delta=None, **options):
-    return explain(traced, name, layers, delta, per_layer=True, **options)
+    return cam.layer_maps(traced, cam.Options(name, delta, **options), layers)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from torchcam.methods import GradCAM as TorchCamGradCAM
 from torchcam.methods import LayerCAM as TorchCamLayerCAM
 
 from ltcam import explain, layerize, trace
+from ltcam.engine import cam
 from ltcam.engine.methods import fullgrad, gradcam_plus_plus, xgradcam
 from ltcam.engine.stages import stages
 from ltcam.experiment.vgg16 import vgg16
@@ -31,7 +32,7 @@ def setting():
 
 
 def layer_maps(traced, name, layers=None):
-    return explain(traced, name, layers, per_layer=True)
+    return cam.layer_maps(traced, cam.Options(name), layers)
 
 
 def close(ours, theirs):

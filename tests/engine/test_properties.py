@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ltcam import METHODS, explain, layerize, trace, truncate
+from ltcam.engine.cam import Options, layer_maps
 from ltcam.engine.methods import layercam
 from tests.engine.test_tracing import Biased
 
@@ -141,6 +142,6 @@ class OneConvolution(nn.Module):
 @pytest.mark.parametrize("inplace", [False, True])
 def test_captums_published_numbers_for_gradcam(inplace):
     traced = trace(OneConvolution(inplace), torch.arange(16.0).view(1, 1, 4, 4), 0, ["conv", "relu"])
-    maps = explain(traced, "gradcam", per_layer=True)
+    maps = layer_maps(traced, Options("gradcam"))
     assert maps["conv"].tolist() == [[[11.25, 13.5], [20.25, 22.5]]]
     assert maps["relu"].tolist() == [[[0, 4], [28, 32.5]]]

@@ -194,8 +194,6 @@ def test_what_is_out_of_range_is_refused(traced, wrong, said):
 
 
 def test_what_does_not_go_together_is_refused(traced):
-    with pytest.raises(InputError, match="spreads the fused map: leave it out with per_layer=True"):
-        explain(traced, "layercam", per_layer=True, refine=HOW)
     for wrong in ("S3-S5", True, ("S3-S5", 28, 8.0, 1, False)):
         with pytest.raises(InputError, match=r"expected ltcam.Refine\(...\), or None"):
             explain(traced, "layercam", refine=wrong)

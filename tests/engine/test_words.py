@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ltcam import CAM, explain, layerize, trace
 from ltcam.engine.bins import heatmaps, maps_of
-from ltcam.engine.cam import Options, fused
+from ltcam.engine.cam import Options, fused, layer_maps
 from ltcam.engine.tricks import normalized
 from ltcam.experiment.vgg16 import vgg16
 
@@ -95,7 +95,7 @@ def test_cam_gives_pytorch_grad_cams_maps_with_minmax(setting, method, peer, ind
 )
 def test_the_stages_that_tanh_scales(setting, layers, scaled):
     model, image = setting
-    maps = explain(trace(model, image, CLASS), "layercam", layers, per_layer=True).values()
+    maps = layer_maps(trace(model, image, CLASS), Options("layercam"), layers).values()
     found = normalized(list(maps), "tanh")
     expected = [m / m.max() for m in maps]
     expected = [torch.tanh(2 * m) if number < scaled else m for number, m in enumerate(expected)]

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ltcam import explain, trace
+from ltcam import trace
+from ltcam.engine.cam import Options, layer_maps
 from ltcam.engine.traces import Trace
 from ltcam.paper import anatomy
 
@@ -76,7 +77,7 @@ def test_the_stages_by_hand():
 def test_the_energies_are_those_of_the_maps_that_are_fused(tiny, images):
     traced = trace(tiny, images, [0, 1, 2])
     for delta in (None, 20.0):
-        maps = explain(traced, "gradcam", delta=delta, per_layer=True)
+        maps = layer_maps(traced, Options("gradcam", delta))
         means = torch.stack([m.mean(dim=(1, 2)) for m in maps.values()])
         expected = (100 * means / means.sum(dim=0)).T.flatten().tolist()
         found = sorted(anatomy.stages(traced, [delta]), key=lambda row: (row[0], row[1]))

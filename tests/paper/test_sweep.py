@@ -9,6 +9,7 @@ from ltcam.experiment import metrics
 from ltcam.experiment.configs import Protocol
 from ltcam.experiment.evaluation import evaluate
 from ltcam.paper import sweep
+from ltcam.paper.run import Run
 from tests.experiment.test_evaluation import checkpoint, folder, run, study  # noqa: F401 - fixtures
 
 CURVES = {  # method: (train, test) at delta 0, 20, 60, 90
@@ -88,7 +89,8 @@ def test_defects_are_pooled_and_photographs_averaged():
 
 def test_both_parts_are_scored_and_kept_apart(study, run, monkeypatch):  # noqa: F811
     monkeypatch.setattr(sweep, "CONFIGS", sweep.CONFIGS[:3] + sweep.CONFIGS[-1:])
-    table = sweep.sweep(study, Protocol(4))
+    series = Run(study.profile, study.data, batch_size=4)
+    table = series.sweep()
     assert list(table) == ["part", *metrics.ALWAYS, *metrics.SCORES]
     assert table["part"].tolist() == ["test"] * 4 + ["train"] * 4
     for role, part, place in (("test", "val", study.out), ("train", "train", study.out / "train")):
@@ -96,7 +98,7 @@ def test_both_parts_are_scored_and_kept_apart(study, run, monkeypatch):  # noqa:
         expected = metrics.scores(evaluate(run, part, sweep.CONFIGS, place, Protocol(4)))
         ours = table[table["part"] == role].drop(columns="part").reset_index(drop=True)
         pd.testing.assert_frame_equal(ours, expected)
-    fewer = sweep.sweep(study, Protocol(4), first=5)  # of the training part alone
+    fewer = series.sweep(first=5)  # of the training part alone
     pd.testing.assert_frame_equal(fewer[fewer["part"] == "test"], table[table["part"] == "test"])
     names = pd.read_csv(study.out / "train" / "counts.csv.gz")["name"].unique()
     assert sorted(names) == [entry.name for entry in datasets.load("voc2012", "train/5").entries]

@@ -52,8 +52,9 @@ def by_hand(model, layer, images, score):
 
 
 def gradcam(model, images, target, layer, **options):
-    (found,) = ltcam.explain(ltcam.trace(model, images, target, [layer], **options), "gradcam", per_layer=True).values()
-    return found
+    traced = ltcam.trace(model, images, target, [layer], **options)
+    (name,) = traced.layers
+    return ltcam.METHODS["gradcam"](traced.activation(name), traced.gradient(name))
 
 
 def the_same(found, expected):
