@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -94,19 +95,13 @@ def ways() -> dict[Protocol, list[Config]]:
     return {views: list(dict.fromkeys(configs)) for views, configs in found.items()}
 
 
-def measure(
-    trained: Trained, out: AnyPath, part: str, batch_size: int = 8, first: int | None = None, drawn: int | None = None
-) -> None:
-    """Count every way on `part`, below `out`. t is the best on the training part, or on its first images. Then measure
-    `first_and_last` on the training part, or on its first `drawn` images."""
-    protocol_of = {views: replace(fitted(views, trained.size), batch_size=batch_size) for views in ways()}
+def measure(trained: Trained, out: AnyPath, part: str, batch_size: int = 8, first: int | None = None) -> None:
+    """Count every way on `part`, below `out`. t is the best on the training part, or on its first images."""
     for views, configs in ways().items():
-        folder, protocol = Path(out) / label(views), protocol_of[views]
+        folder, protocol = Path(out) / label(views), replace(fitted(views, trained.size), batch_size=batch_size)
         found = curves(trained, configs, folder, protocol, first)
         best = {config: float(THRESHOLDS[int(curve.argmax())]) for config, curve in found.items()}
         count(trained, part, best, folder, protocol)
-    for name, (config, views) in first_and_last().items():
-        curves(trained, [config], Path(out) / name, protocol_of[views], drawn)
 
 
 def curves(
@@ -165,20 +160,23 @@ def first_and_last() -> dict[str, Way]:
     return {"Grad-CAM at S5": Way(Config("gradcam")), "our best": BEST["argmax"]}
 
 
-def lines(study: Study) -> dict[str, pd.Series[float]]:
-    """The curves of `first_and_last` on the training part, in the first training."""
-    home = study.out / study.names[0] / "beyond"
-    return {name: kept_curves(home / name)[way.config] for name, way in first_and_last().items()}
+def lines(study: Study, batch_size: int = 8, first: int | None = None) -> dict[str, pd.Series[float]]:
+    """The curves of `first_and_last` in the first training, on its training part or on the first images of that."""
+    home, found = study.out / study.names[0] / "beyond", {}
+    for name, (config, views) in first_and_last().items():
+        protocol = replace(fitted(views, study.trained.size), batch_size=batch_size)
+        found[name] = curves(study.trained, [config], home / name, protocol, first)[config]
+    return found
 
 
-def beside(table: pd.DataFrame, study: Study) -> pd.DataFrame:
+def beside(table: pd.DataFrame, curves: Mapping[str, pd.Series[float]], study: Study) -> pd.DataFrame:
     """Published seeds on PASCAL VOC 2012, then ours: name, network, data, part, mIoU in percent, source.
 
-    On the training part ours is that of `lines` at its best threshold, as the field reports it. On the held-out part it is in
-    `table`: at the training part's threshold, the mean over trainings.
+    On the training part ours is that of `curves`, from `lines`, at its best threshold, as the field reports it. On the held-out
+    part it is in `table`: at the training part's threshold, the mean over trainings.
     """
     steps = table[(table["cut"] == "argmax") & (table["kind"] == "step")]["value"]
-    curves, home = lines(study), study.out / study.names[0] / "beyond"
+    home = study.out / study.names[0] / "beyond"
     paths = (home / "our best/curves.json", home / label(ONE) / "counts.json")
     trained_on, scored = (json.loads(path.read_text())["part"] for path in paths)
     ours = [[name, trained_on, curve.max()] for name, curve in curves.items()]

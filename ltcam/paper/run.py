@@ -120,13 +120,13 @@ class Run(Study):
         counts = {"test": self.counts(sweep.CONFIGS), "train": self.counts(sweep.CONFIGS, role="train", first=first)}
         return self.keep("sweep", sweep.scores(counts))
 
-    def beyond(self, chosen_on: int | None = None, scored_on: int | None = None, drawn_on: int | None = None) -> pd.DataFrame:
-        """What goes beyond the paper, kept as best.csv. t is chosen on the first images of the training part, the first of the
-        held-out part are scored, and the curves are those of the first of the training part; None: all."""
+    def beyond(self, chosen_on: int | None = None, scored_on: int | None = None) -> pd.DataFrame:
+        """What goes beyond the paper, kept as best.csv. t is chosen on the first images of the training part, and the first of
+        the held-out part are scored; None: all."""
         for name in self.names:
             trained = self.trained if name == self.names[0] else self.load(name)
             part = trained.recipe.test + (f"/{scored_on}" if scored_on else "")
-            beyond.measure(trained, self.out / name / "beyond", part, self.protocol.batch_size, chosen_on, drawn_on)
+            beyond.measure(trained, self.out / name / "beyond", part, self.protocol.batch_size, chosen_on)
         return self.keep("best", beyond.table(self.out, self.data), **beyond.record(self.out))
 
     def keep(self, name: str, table: pd.DataFrame, packed: bool = False, **about: Any) -> pd.DataFrame:

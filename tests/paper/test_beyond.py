@@ -72,7 +72,7 @@ def study(tmp_path_factory):
         patch.setattr(beyond, "BEST", {"otsu": FAR, "argmax": NEAR})
         study = Study.train("paper", "voc2012", planned("voc2012", {"test": "val", **TINY}, [0, 1]))
         for name in study.names:
-            beyond.measure(study.load(name), study.out / name / "beyond", "val", first=5, drawn=4)
+            beyond.measure(study.load(name), study.out / name / "beyond", "val", first=5)
         yield study
 
 
@@ -129,20 +129,23 @@ def test_a_larger_input_is_larger_than_the_networks_own(study):
 def test_it_is_measured_once(study, monkeypatch):
     monkeypatch.setattr(beyond.seed_scores, "of_checkpoint", None)
     monkeypatch.setattr("ltcam.experiment.seed_counts.heatmaps", None)
-    beyond.measure(study.load("seed0"), study.out / "seed0" / "beyond", "val", first=5, drawn=4)
+    beyond.measure(study.load("seed0"), study.out / "seed0" / "beyond", "val", first=5)
     with pytest.raises(TypeError):
-        beyond.measure(study.load("seed0"), study.out / "seed0" / "beyond", "val", first=4, drawn=4)
+        beyond.measure(study.load("seed0"), study.out / "seed0" / "beyond", "val", first=4)
     monkeypatch.setattr(Segmentation, "fingerprint", "of other images")
     with pytest.raises(TypeError):
         beyond.curves(study.load("seed0"), ways()[ONE], study.out / "seed0" / "beyond" / label(ONE), first=5)
 
 
 def test_beside_has_both(study):
-    found = beyond.beside(beyond.table(study.out, "voc2012"), study)
+    lines = beyond.lines(study, first=4)
+    found = beyond.beside(beyond.table(study.out, "voc2012"), lines, study)
     ours = found[found["source"] == "here"]
     assert len(found) == len(ours) + len(pd.read_csv(beyond.PUBLISHED))
     assert ours["part"].tolist() == ["train/4", "train/4", "val", "val"]
-    assert ours["mIoU"].iloc[1] == beyond.lines(study)["our best"].max()
+    assert ours["mIoU"].iloc[1] == lines["our best"].max()
+    folders = {path.parent.name for path in (study.out / "seed1" / "beyond").glob("*/curves.csv")}
+    assert folders == {label(views) for views in ways()}  # drawn in the first training alone
 
 
 def test_what_was_not_counted_is_named(tmp_path):
