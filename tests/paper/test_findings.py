@@ -3,7 +3,7 @@ import math
 import pandas as pd
 import pytest
 
-from ltcam.paper import findings
+from ltcam.paper import breakdown, findings
 from ltcam.paper.findings import Finding
 
 
@@ -98,7 +98,8 @@ def test_what_the_summary_names_can_be_found():
             change("normalize", "max", "LTGrad-CAM", 1),
         ]),
         "correlations.csv": pd.DataFrame([
-            {"gain": "truncation at S5", "amount": "overlap", "value": 0, "ci_low": 0, "ci_high": 0, "verdict": "tie"}
+            {"gain": "truncation at S5", "amount": amount, "value": 0, "ci_low": 0, "ci_high": 0, "verdict": "tie"}
+            for amount in ("overlap", breakdown.BY_CLASS)
         ]),
         "readings.csv": pd.DataFrame([{"factor": "defaults", "level": "", "tau": 0.1, "ci_low": 0, "ci_high": 1}]),
         "delta_choice.csv": pd.DataFrame([{"method": "gradcam", "regret": 1.0}]),
