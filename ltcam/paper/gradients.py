@@ -25,7 +25,7 @@ from ltcam.experiment.checkpoints import Trained
 from ltcam.experiment.locks import alone
 from ltcam.experiment.probe import behaviour
 from ltcam.experiment.study import Study
-from ltcam.files import writing
+from ltcam.files import AnyPath, writing
 from ltcam.paper import anatomy, eq9
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def of(study: Study, batch_size: int = 8, images: int | None = None) -> dict[str
     return {name: read(study.out / file) for name, file in FILES.items()}
 
 
-def read(path: Path) -> pd.DataFrame:
+def read(path: AnyPath) -> pd.DataFrame:
     """A table that was kept with the title of its data, without that."""
     return pd.read_csv(path).drop(columns="data")
 
