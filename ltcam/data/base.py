@@ -108,6 +108,11 @@ class Segmentation(Dataset[Sample], ABC):
         return torch.nonzero(self.labels.any(dim=1)).flatten().tolist()
 
     @cached_property
+    def annotated(self) -> list[int]:
+        """Indices of the images whose masks show what their labels name: the scored ones, and those without a class."""
+        return sorted({*self.scored, *torch.nonzero(~self.labels.any(dim=1)).flatten().tolist()})
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the names and contents of the images and masks of this part."""
         digest = hashlib.sha256()

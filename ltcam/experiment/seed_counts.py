@@ -54,7 +54,7 @@ def count(trained: Trained, part: str, at: Mapping[Config, float], out: AnyPath,
         if not len(kept_counts(path, identity)):
             stem = out / f"counts.{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}"
             done = journals.read(stem)
-            left = [i for i, entry in enumerate(data.entries) if entry.name not in done]
+            left = [i for i in data.annotated if data.entries[i].name not in done]
             group = dict(zip((entry.name for entry in data.entries), data.groups, strict=True))
             with writing(journals.place(stem, 0)), journals.place(stem, 0).open("a") as file:
                 images = groupby(heatmaps(trained, data, list(at), protocol, left), key=lambda found: found[0].name)
@@ -63,7 +63,7 @@ def count(trained: Trained, part: str, at: Mapping[Config, float], out: AnyPath,
                     file.write(journals.line(name, done[name]))
                     file.flush()
                     if number % 80 == 0:
-                        log.info("%s %s: %d of %d images", data.title, data.part, number, len(data))
+                        log.info("%s %s: %d of %d images", data.title, data.part, number, len(data.annotated))
             rows = [row for name in sorted(done) for row in done[name]]
             table = metrics.compact(pd.DataFrame(rows, columns=COLUMNS).astype(FLOATS))
             provenance.save(table, path, started, **{**trained.about(data), **identity})

@@ -158,7 +158,7 @@ def of_folder(folder: AnyPath, data: Segmentation) -> Tally:
     Raises MissingError if a file is missing, and InputError as `seed_files.read` does.
     """
     tally = Tally(len(data.classes))
-    for index in tqdm(range(len(data)), f"{data.title} {data.part}", disable=None, leave=False):
+    for index in tqdm(data.annotated, f"{data.title} {data.part}", disable=None, leave=False):
         mask, path = torch.from_numpy(data.mask(index)), Path(folder) / f"{data.entries[index].name}.npy"
         keys, maps = torch.zeros(0, dtype=torch.long), torch.zeros(0, *mask.shape)
         if data.labels[index].any() or path.is_file():
@@ -192,10 +192,11 @@ def heatmaps(
 ) -> Iterator[tuple[Sample, Config, Tensor, Tensor]]:
     """Images of `data` with each configuration, its maps (n, H, W) and classes (n,), as `Tally.add` takes them.
 
-    images  their numbers; None: all. Those with equally many classes come together, and an image with all its configurations
+    images  their numbers; None: all that are annotated. Those with equally many classes come together, and an image with all
+            its configurations
     """
     wanted = [(config.options, config.selection) for config in configs]
-    images = sorted(range(len(data)) if images is None else images, key=lambda i: data.labels[i].sum())
+    images = sorted(data.annotated if images is None else images, key=lambda i: data.labels[i].sum())
     loaded = image_loader(data, trained, protocol, [*BatchSampler(images, protocol.batch_size, False)])
     for samples in tqdm(loaded, f"{data.title} {data.part}", disable=None, leave=False):
         for sample in (s for s in samples if not s.label.any()):

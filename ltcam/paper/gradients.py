@@ -44,14 +44,16 @@ def of(study: Study, batch_size: int = 8, images: int | None = None) -> dict[str
 
     images: use only the first so many of each part. The tables are kept in the folder of the study, and measured again only if
     something that they depend on has changed. An interrupted call goes on after its last batch.
+
+    Raises DataError if the data are missing or not those of the training, and UnavailableError if another run writes there.
     """
     started, folds = time.time(), list(study.folds())
     known = [[trained.sha256, trained.load(trained.recipe.test).fingerprint] for trained in folds]
     code = [behaviour(), *(inspect.getsource(module) for module in (anatomy, eq9))]
     identity = {"gradients": hashlib.sha256(json.dumps([known, batch_size, images, code]).encode()).hexdigest()}
+    stems = [study.out / f"gradients.{fold}.{identity['gradients'][:12]}" for fold in range(len(folds))]
     with alone(study.out, "write"):
         if not all(provenance.made_by(study.out / file, identity) for file in FILES.values()):
-            stems = [study.out / f"gradients.{fold}.{identity['gradients'][:12]}" for fold in range(len(folds))]
             rows = [_measure(*each, batch_size, images) for each in zip(folds, stems, strict=True)]
             for name, columns in COLUMNS.items():
                 table = pd.DataFrame([row for own in rows for row in own[name]], columns=["name", "class", *columns])
@@ -60,8 +62,8 @@ def of(study: Study, batch_size: int = 8, images: int | None = None) -> dict[str
                 if name == "dropped":
                     table = table.groupby(["stage", "delta"], as_index=False).agg({"share": "median"})
                 study.save(table.assign(data=study.test.title), FILES[name], started, **identity)
-            for stem in stems:
-                journals.place(stem, 0).unlink()
+        for stem in stems:
+            journals.place(stem, 0).unlink(missing_ok=True)  # also that of a run killed after the tables were kept
     return {name: read(study.out / file) for name, file in FILES.items()}
 
 

@@ -56,9 +56,11 @@ def examples(data: Segmentation, count: int = 5, seed: int = 0) -> list[tuple[in
 def worst(counts: pd.DataFrame, data: Segmentation, config: Config, count: int = 4) -> dict[tuple[int, int], float]:
     """{(image index, class): IoU in percent} of the `count` pairs of `data` that `config` segments worst, worst first.
 
-    counts: from `evaluate`. A pair without a true pixel is left out, since there its mask fails and not the method.
+    counts: from `evaluate`; of several trainings the first. A pair without a true pixel is left out, since there its mask fails
+    and not the method.
     """
     index = {entry.name: i for i, entry in enumerate(data.entries)}
+    counts = counts[counts["training"] == counts["training"].iloc[0]] if "training" in counts else counts
     rows = counts.merge(pd.DataFrame([config]).astype(FLOATS))
     rows = rows[rows["name"].isin(index) & (rows["tp"] + rows["fn"] > 0)]
     rows = rows.assign(IoU=100 * rows["tp"] / (rows["tp"] + rows["fp"] + rows["fn"]))

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from ltcam import data as datasets
 from ltcam.__main__ import app
+from ltcam.data import magnetic_tile
 from ltcam.errors import InputError, MissingError
-from ltcam.experiment import metrics, seed_scores, seeds
+from ltcam.experiment import metrics, seed_counts, seed_scores, seeds
 from ltcam.experiment.checkpoints import load_checkpoint
 from ltcam.experiment.configs import Config, Protocol
 from ltcam.experiment.evaluation import evaluate
@@ -177,6 +178,14 @@ def test_images_without_a_class_are_scored_too(tmp_path, monkeypatch):
     folder = of_folder(tmp_path / "seeds", data)
     assert folder.images == found.images == len(data) > int(data.labels.any(dim=1).sum())
     assert torch.equal(folder.joint, found.joint)
+    unclear = data.entries[data.scored[0]].name  # a defect whose mask is empty, as four tiles are
+    monkeypatch.setattr(magnetic_tile, "EMPTY", {unclear})
+    (fewer,) = of_checkpoint(trained, "test", [config]).values()
+    folder = of_folder(tmp_path / "seeds", datasets.load("magnetic_tile", "test"))
+    assert folder.images == fewer.images == found.images - 1 and torch.equal(folder.joint, fewer.joint)
+    assert found.joint.sum() - fewer.joint.sum() == 40 * 30
+    counts = seed_counts.count(trained, "test", {config: 0.3}, tmp_path / "counts", Protocol())
+    assert unclear not in set(counts["name"]) and counts["name"].nunique() == len(data) - 1
 
 
 class Harmful:

@@ -73,6 +73,9 @@ def test_the_worst_pairs_are_those_of_lowest_iou(demo):
     assert plotting.worst(counts.sample(frac=1, random_state=0), demo, Config("gradcam", "S1-S5", 20.0), 4) == lowest
     assert list(plotting.worst(counts, demo, Config("gradcam", "S1-S5", 20.0), 9).values())[4:] == [90.0]
     assert plotting.worst(counts, demo, Config("gradcam", "S1-S5")) == {(0, 0): 0.0}  # without truncation
+    other = counted((three, 1, 9, 0, 0), (four, 2, 0, 1, 1))  # of another training, whose maps are not shown
+    both = pd.concat([counts.assign(training="seed0"), other.assign(training="seed1")], ignore_index=True)
+    assert plotting.worst(both, demo, Config("gradcam", "S1-S5", 20.0), 4) == lowest
     demo.entries = demo.entries[:1]  # a fold: the others are another model's
     assert plotting.worst(counts, demo, Config("gradcam", "S1-S5", 20.0), 4) == {(0, 3): 90.0}
 
