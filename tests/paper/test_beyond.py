@@ -152,3 +152,14 @@ def test_what_was_not_counted_is_named(tmp_path):
     pd.DataFrame({"name": ["seed0"], "seed": "seed0", "fold": ""}).to_csv(tmp_path / "trainings.csv", index=False)
     with pytest.raises(MissingError, match=r"no counts of seeds .*one view.*notebook 09"):
         beyond.counts(tmp_path, "otsu", ONE)
+
+
+@pytest.mark.parametrize(
+    ("place", "number"), [("paper/voc2012", 3), ("real/ksdd", 4), ("real/magnetic_tile", 4)], ids=["voc2012", "ksdd", "tiles"]
+)
+def test_our_rows_are_those_of_the_committed_table(place, number):
+    """The paper's protocol has one set of images, whichever notebook counts."""
+    best, table = (pd.read_csv(files.ROOT / "results" / place / f"{name}.csv") for name in ("best", f"table{number}"))
+    rows = best[(best["cut"] == "otsu") & (best["kind"] == "row") & (best["views"] == label(ONE))].set_index("name")["value"]
+    expected = table.set_index("row")["mIoU" if number == 3 else "IoU"]
+    assert len(rows) == 7 and (rows - expected[rows.index]).abs().max() < 1e-3
