@@ -74,7 +74,6 @@ coverage: $(STAMP)
 # Half an hour at most of changed lines in what a number depends on: docs/mutation.md says which no test notices, and why.
 mutation: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "mutmut>=3.8"
-	rm -rf mutants
 	PYTHONPATH= OMP_NUM_THREADS=1 timeout 1800 $(BIN)/python -m mutmut run
 	PYTHONPATH= $(BIN)/python -m mutmut results
 

@@ -81,12 +81,11 @@ def _halves(values: Tensor) -> tuple[Tensor, Tensor]:
         values = values.double()
     place = (values - least).mul_((2 * BINS / torch.where(constant, torch.inf, span)).to(values))
     halves = place.int()
-    nearest = place.round()
-    near = place.sub_(nearest).abs_() < MARGIN[values.dtype]
-    row, column = torch.nonzero(near.logical_and_(nearest > 0), as_tuple=True)  # what is near 0 is in half bin 0
+    nearest = place.round().clamp_(min=1)  # what is near 0 is in half bin 0
+    row, column = torch.nonzero(place.sub_(nearest).abs_() < MARGIN[values.dtype], as_tuple=True)
     if len(row):
         halves[row, column] = _beside(nearest[row, column].long(), values[row, column].double(), edges[row])
-    return halves.clamp_(max=2 * BINS - 1), edges
+    return halves, edges
 
 
 def _beside(boundary: Tensor, values: Tensor, edges: Tensor) -> Tensor:
@@ -94,7 +93,7 @@ def _beside(boundary: Tensor, values: Tensor, edges: Tensor) -> Tensor:
     left = edges.gather(1, (boundary // 2)[:, None])[:, 0]
     right = edges.gather(1, (boundary // 2 + 1).clamp(max=BINS)[:, None])[:, 0]
     under = torch.where(boundary % 2 == 0, values < left, values <= (left + right) / 2)
-    return (boundary - under.long()).int()
+    return (boundary - under.long()).clamp(max=2 * BINS - 1).int()
 
 
 def _histogram(numbers: Tensor, kinds: int) -> Tensor:

@@ -27,7 +27,7 @@ from ltcam.data import Segmentation, load
 from ltcam.errors import InputError, MissingError
 from ltcam.experiment import provenance
 from ltcam.experiment.checkpoints import Trained, load_checkpoint
-from ltcam.experiment.configs import FLOATS, Config, Protocol
+from ltcam.experiment.configs import FLOATS
 from ltcam.experiment.counting import Reading
 from ltcam.experiment.evaluation import Wanted, together
 from ltcam.experiment.recipe import Recipe
@@ -135,23 +135,13 @@ class Study:
         for name in self.trainings.loc[self.trainings["seed"] == self.seeds[0], "name"]:
             yield self.trained if name == self.names[0] else self.load(name)
 
-    def counts(
-        self,
-        configs: Sequence[Config],
-        protocol: Protocol | None = None,
-        role: Role = "test",
-        below: str = "",
-        first: int | None = None,
-    ) -> pd.DataFrame:
-        """Pixel counts of `configs` for every training, as `metrics` reads them. Missing ones are measured.
-
-        role: count on the held-out part or on the training part; first: on its first images only, None: on all
-        below: the folder for them, in that of the training
-        """
-        return self.together({below: (configs, protocol or Protocol())}, role, first)[0]
-
     def together(self, wanted: Mapping[str, Reading], role: Role = "test", first: int | None = None) -> list[pd.DataFrame]:
-        """As `counts`, for several protocols, by their folders. Those that can share their passes over the images do so."""
+        """Pixel counts for every training, as `metrics` reads them, one table for each reading. Missing ones are measured.
+
+        wanted  configurations and their protocol, by the folder for their counts in that of the training. Protocols that can
+                share their passes over the images do so
+        role    count on the held-out part or on the training part; first: on its first images only, None: on all
+        """
         found: list[list[pd.DataFrame]] = []
         for row in self.trainings.itertuples(index=False):
             trained = self.trained if row.name == self.names[0] else self.load(str(row.name))

@@ -62,7 +62,7 @@ class Kept:
         return known(self.folder, "train")
 
     def counts(self, configs: Iterable[Config], role: Role = "test") -> pd.DataFrame:
-        """What `Study.counts` gives for `configs`. Raises MissingError if one of them was not counted."""
+        """What `Run.counts` gives for `configs`. Raises MissingError if one of them was not counted."""
         counts = self.test if role == "test" else self.train
         configs, there = list(configs), counted(counts)
         lacking = [config for config in configs if config not in there]

@@ -93,22 +93,14 @@ class Run(Study):
         """`labelled` for a table of pooled scores."""
         return {**self.labelled, "metric": "IoU"}
 
-    def counts(
-        self,
-        configs: Sequence[Config],
-        protocol: Protocol | None = None,
-        role: Role = "test",
-        below: str = "",
-        first: int | None = None,
-    ) -> pd.DataFrame:
-        """As `Study.counts`, with the run's own protocol by default, so that all its counts belong together."""
-        protocol = protocol or self.protocol
-        if self.series and role not in self.passed and (protocol, below) == (self.protocol, ""):
+    def counts(self, configs: Sequence[Config], role: Role = "test", first: int | None = None) -> pd.DataFrame:
+        """Pixel counts of `configs` under the run's own protocol; role and first as in `Study.together`."""
+        if self.series and role not in self.passed:
             self.passed.add(role)
             varied = {name: value for name, value in self.series.items() if name != "ablated"}
             for study, also in ((self.only(self.series.get("ablated")), varied), (self, {})):
-                study.together(wanted(self.data, role, protocol, **also), role, first)
-        return super().counts(configs, protocol, role, below, first)
+                study.together(wanted(self.data, role, self.protocol, **also), role, first)
+        return self.together({"": (configs, self.protocol)}, role, first)[0]
 
     def table(self, number: int) -> pd.DataFrame:
         """Our table `number`, kept as table<number>.csv. What is missing is measured first."""

@@ -71,7 +71,7 @@ def test_a_training_without_a_name_leaves_its_results_in_the_folder_itself(two, 
 
 
 def test_a_table_is_the_mean_and_the_standard_deviation_of_its_trainings(two):
-    counts = two.counts(list(paper.TABLES[1].values()), Protocol(4))
+    counts = two.together({"": (list(paper.TABLES[1].values()), Protocol(4))})[0]
     table = paper.table(1, counts)
     alone = [metrics.scores(pd.read_csv(two.out / name / "counts.csv.gz")) for name in two.names]
     for row, (_, ours) in enumerate(table.iterrows()):
@@ -85,7 +85,7 @@ def test_a_table_is_the_mean_and_the_standard_deviation_of_its_trainings(two):
 
 
 def test_committed_counts_are_read_without_data_and_checkpoints(two, monkeypatch, tmp_path):
-    counts = {role: two.counts(CONFIGS, Protocol(4), role) for role in ("test", "train")}
+    counts = {role: two.together({"": (CONFIGS, Protocol(4))}, role)[0] for role in ("test", "train")}
     monkeypatch.setenv("LTCAM_DATA", str(tmp_path))
     monkeypatch.setenv("LTCAM_RUNS", str(tmp_path))
     for role, measured in counts.items():
@@ -100,14 +100,15 @@ def test_committed_counts_are_read_without_data_and_checkpoints(two, monkeypatch
 def test_the_first_seeds_alone_are_a_study_too(two):
     first = two.only(1)
     assert (first.names, first.seeds, two.only(None).names) == (["seed0"], ["seed0"], two.names)
-    counts = two.counts(CONFIGS, Protocol(4))
+    wanted = {"": (CONFIGS, Protocol(4))}
+    counts = two.together(wanted)[0]
     assert first.known()["training"].unique().tolist() == ["seed0"] and set(two.known()["training"]) == {"seed0", "seed1"}
-    assert first.counts(CONFIGS, Protocol(4)).equals(counts[counts["training"] == "seed0"].reset_index(drop=True))
+    assert first.together(wanted)[0].equals(counts[counts["training"] == "seed0"].reset_index(drop=True))
     assert [t["name"] for t in two.about["trainings"]] == two.names and len(two.only(1).about["trainings"]) == 1
 
 
 def test_other_protocols_are_kept_below_each_training(two):
-    two.counts(CONFIGS[:1], Protocol(4, labels="predicted"), below="ablations/labels")
+    two.together({"ablations/labels": (CONFIGS[:1], Protocol(4, labels="predicted"))})
     assert all((two.out / name / "ablations" / "labels" / "counts.csv.gz").is_file() for name in two.names)
 
 
@@ -141,7 +142,7 @@ def test_every_defective_image_is_counted_once_in_the_pooled_folds(output, tmp_p
     monkeypatch.setenv("LTCAM_DATA", str(data))
     recipe = {**TINY, "frozen": 5, "augment": "none", "epochs": 1, "batch_size": 32}
     study = Study.train("real", "ksdd", planned("ksdd", recipe, [0], 3))
-    counts, train = (study.counts(CONFIGS[:1], Protocol(16), role) for role in ("test", "train"))
+    counts, train = (study.together({"": (CONFIGS[:1], Protocol(16))}, role)[0] for role in ("test", "train"))
     whole = datasets.load("ksdd", "all")
     assert sorted(counts["name"]) == sorted(whole.entries[i].name for i in whole.scored) and len(counts) == 14
     assert counts["training"].unique().tolist() == ["seed0"] and "fold" not in counts
