@@ -77,10 +77,12 @@ def fullgrad(bias: Tensor, gradient: Tensor, per_channel: bool = False) -> Tenso
     Eq. 7. A constant product gives zeros.
     """
     _check(bias, gradient, alike=False)
-    product = (gradient * bias).abs()
+    product = (gradient * bias).abs_()
     over = (2, 3) if per_channel else (1, 2, 3)
     low, high = product.amin(dim=over, keepdim=True), product.amax(dim=over, keepdim=True)
-    return ((product - low) / torch.where(high > low, high - low, torch.inf)).sum(dim=1)
+    span = torch.where(high > low, high - low, torch.inf)
+    # In place, since a product of shallow layers is too large for the caches. A graph needs the product as it is.
+    return ((product - low) / span if product.requires_grad else product.sub_(low).div_(span)).sum(dim=1)
 
 
 def _check(activation: Tensor, gradient: Tensor, alike: bool = True) -> None:

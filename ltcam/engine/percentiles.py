@@ -38,13 +38,13 @@ def places(rows: Tensor, limits: Tensor) -> Tensor:
         for limit in limits.unbind(-1):
             found += rows >= limit[..., None]
         return found.long()
-    return torch.stack([_placed(*pair) for pair in zip(rows.flatten(0, -2), limits.flatten(0, -2), strict=True)]).view_as(rows)
+    return torch.stack([*map(_placed, rows.flatten(0, -2), limits.flatten(0, -2))]).view_as(rows)
 
 
 def _placed(row: Tensor, limits: Tensor) -> Tensor:
     """`places` of one row. The upper bits tell it, but of values that share them with a limit."""
     tops = _top(_bits(limits))
-    of_bucket = torch.searchsorted(tops, torch.arange(BUCKETS, dtype=tops.dtype, device=row.device))
+    of_bucket = torch.bincount(tops, minlength=BUCKETS).cumsum(0)
     of_bucket[tops.long()] = -1
     found = of_bucket.index_select(0, _top(_bits(row)))
     near = torch.nonzero(found < 0).flatten()
@@ -54,16 +54,14 @@ def _placed(row: Tensor, limits: Tensor) -> Tensor:
 
 def _selected(bits: Tensor, ranks: Tensor) -> Tensor:
     """The values of the given ranks, from 0, in each row of whole numbers that are not negative."""
-    found = [_select(row, rank) for row, rank in zip(bits.flatten(0, -2), ranks.flatten(0, -2), strict=True)]
-    return torch.stack(found).view(ranks.shape)
+    return torch.stack([*map(_select, bits.flatten(0, -2), ranks.flatten(0, -2))]).view(ranks.shape)
 
 
 def _select(row: Tensor, ranks: Tensor) -> Tensor:
     parts = torch.split(row, CHUNK)
     counts = torch.stack([torch.bincount(_top(part), minlength=BUCKETS) for part in parts]).sum(dim=0)
     buckets = torch.searchsorted(counts.cumsum(0), ranks, right=True)
-    holds = torch.zeros(BUCKETS, dtype=torch.bool, device=row.device)
-    holds[buckets] = True
+    holds = torch.bincount(buckets, minlength=BUCKETS) > 0
     left_out = torch.where(holds, 0, counts).cumsum(0)  # of smaller values, by bucket
     near = torch.cat([part[holds.index_select(0, _top(part))] for part in parts])
     return near.sort().values[ranks - left_out[buckets]]

@@ -25,8 +25,7 @@ def otsu_masks(heatmaps: Tensor) -> Tensor:
     """
     if heatmaps.ndim != 3 or not heatmaps.is_floating_point() or not heatmaps.numel():
         raise InputError(f"heatmaps are {describe(heatmaps)}: expected floats (M, H, W)")
-    step = max(1, CHUNK.get(heatmaps.device.type, CHUNK["cuda"]) // heatmaps[0].numel())
-    return torch.cat([_over_otsu(part) for part in torch.split(heatmaps, step)])
+    return torch.cat([_over_otsu(part) for part in _split(heatmaps)])
 
 
 def otsu_counts(heatmaps: Tensor, regions: Tensor) -> Tensor:
@@ -34,14 +33,19 @@ def otsu_counts(heatmaps: Tensor, regions: Tensor) -> Tensor:
 
     heatmaps (M, P, H, W): M maps of each of P pairs; regions (P, H, W) int32: as `metrics.regions` gives them.
     """
-    step = max(1, CHUNK.get(heatmaps.device.type, CHUNK["cuda"]) // heatmaps[0].numel())
     places = 2 * BINS * regions.flatten(1)
-    return torch.cat([_counted(part, places) for part in torch.split(heatmaps, step)])
+    return torch.cat([_counted(part, places) for part in _split(heatmaps)])
 
 
 def above(heatmaps: Tensor, fraction: float) -> Tensor:
     """The pixels of non-negative heatmaps (..., H, W) above `fraction` of their map's maximum: bool of the same shape."""
     return heatmaps > fraction * heatmaps.amax(dim=(-2, -1), keepdim=True)
+
+
+def _split(heatmaps: Tensor) -> tuple[Tensor, ...]:
+    """As many maps at a time as the caches hold."""
+    chunk = CHUNK["cpu" if heatmaps.device.type == "cpu" else "cuda"]
+    return torch.split(heatmaps, max(1, chunk // heatmaps[0].numel()))
 
 
 def _over_otsu(heatmaps: Tensor) -> Tensor:

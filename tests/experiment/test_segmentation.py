@@ -72,6 +72,7 @@ def test_counts_are_those_of_the_masks(kind, dtype, monkeypatch):
     assert set(regions.unique().tolist()) == {0, 1, 2}
     expected = metrics.count(otsu_masks(stack).view_as(heatmaps), regions)
     assert torch.equal(otsu_counts(heatmaps, regions), expected)
+    assert torch.equal(otsu_counts(heatmaps[:1], regions), expected[:1])
     monkeypatch.setitem(segmentation.CHUNK, "cpu", 4 * mask.numel() + 1)
     assert torch.equal(otsu_counts(heatmaps, regions), expected)
 
