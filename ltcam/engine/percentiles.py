@@ -68,10 +68,8 @@ def _select(row: Tensor, ranks: Tensor) -> Tensor:
 
 
 def _sorted(bits: Tensor, ranks: Tensor) -> Tensor:
-    """As `_selected`. On a CPU whole numbers sort ten times as fast a row at a time."""
-    by_row = bits.ndim == 2 and bits.device.type == "cpu"
-    ordered = torch.stack([row.sort().values for row in bits]) if by_row else bits.sort(dim=-1).values
-    return ordered.gather(-1, ranks)
+    """As `_selected`, by sorting whole rows."""
+    return bits.sort(dim=-1).values.gather(-1, ranks)
 
 
 def _bits(rows: Tensor) -> Tensor:

@@ -77,13 +77,15 @@ def _count_batch(trained: Trained, samples: list[Sample], readings: Sequence[Rea
         maps, chosen = averaged([(found[n], mirrored) for found, mirrored in seen], size), pairs[numbers].tolist()
         for (image, c), rows in zip(chosen, _counts(maps, chosen, samples, configs, protocol.several).tolist(), strict=True):
             counted[outputs, image, c] = dict(zip(configs, rows, strict=True))
+
+    def row(image: int, c: int, config: Config, protocol: Protocol) -> list[Any]:
+        there = labels[protocol.labels][image, c]
+        found = counted[_at(config, protocol, readings), image, c][config] if there else missed[image, c]
+        return [samples[image].name, c, *config, *found]
+
+    missed = {(image, c): [0, 0, int((samples[image].mask == c + 1).sum())] for image, c in torch.nonzero(truth).tolist()}
     return [
-        [
-            [samples[image].name, c, *config, *(counted[p.outputs, image, c][config] if labels[p.labels][image, c] else missed)]
-            for image, c in torch.nonzero(truth | labels[p.labels]).tolist()
-            for missed in [[0, 0, int((samples[image].mask == c + 1).sum())]]
-            for config in configs
-        ]
+        [row(image, c, config, p) for image, c in torch.nonzero(truth | labels[p.labels]).tolist() for config in configs]
         for configs, p in readings
     ]
 
@@ -93,12 +95,18 @@ def _alike(
 ) -> dict[tuple[Outputs, tuple[Config, ...]], list[int]]:
     """The numbers of the pairs that are read at the same outputs with the same configurations."""
     found: dict[tuple[Outputs, tuple[Config, ...]], list[int]] = {}
-    for outputs in dict.fromkeys(p.outputs for _, p in readings):
-        for number, (image, c) in enumerate(pairs):
-            own = (cs for cs, p in readings if p.outputs == outputs and labels[p.labels][image, c])
-            if configs := tuple(dict.fromkeys(config for cs in own for config in cs)):
-                found.setdefault((outputs, configs), []).append(number)
+    for number, (image, c) in enumerate(pairs):
+        own = [reading for reading in readings if labels[reading[1].labels][image, c]]
+        wanted = dict.fromkeys((_at(config, p, readings), config) for configs, p in own for config in configs)
+        for outputs in dict.fromkeys(at for at, _ in wanted):
+            found.setdefault((outputs, tuple(config for at, config in wanted if at == outputs)), []).append(number)
     return found
+
+
+def _at(config: Config, protocol: Protocol, readings: Sequence[Reading]) -> Outputs:
+    """Where the stages are read. FullGrad of all layers does not depend on it, so it is read once."""
+    anywhere = (config.method, config.layers) == ("fullgrad", "all") and not config.refine
+    return readings[0][1].outputs if anywhere else protocol.outputs
 
 
 def _part(traced: Trace, numbers: list[int], own: dict[str, str], every: list[dict[str, str]]) -> Trace:

@@ -139,6 +139,15 @@ def test_fullgrad_subtracts_the_layers_minimum():
     assert torch.allclose(fullgrad(torch.ones(1, 2, 1, 1), gradient), torch.tensor([[[0.5, 1.25]]]))
 
 
+def test_fullgrad_has_the_same_map_and_a_gradient_where_a_graph_is_kept():
+    bias, gradient = torch.tensor([1.0, -2.0]).view(1, 2, 1, 1), torch.tensor([[[[3.0, -1.0]], [[0.5, 4.0]]]])
+    plain, kept = fullgrad(bias, gradient), fullgrad(bias, gradient.requires_grad_())
+    assert torch.equal(plain, kept.detach())
+    torch.testing.assert_close(plain, torch.tensor([[[2 / 7, 1.0]]]))  # |G b| is 3, 1, 1 and 8: over 7, less 1 each
+    kept[0, 0, 0].backward()
+    torch.testing.assert_close(gradient.grad[0, 0, 0, 0], torch.tensor(1 / 7))
+
+
 def test_fullgrad_of_a_constant_term_is_zero():
     assert fullgrad(torch.ones(1, 2, 1, 1), torch.full((3, 2, 4, 4), -2.0)).eq(0).all()
 

@@ -69,6 +69,15 @@ def test_prod_acts_on_maps_of_two_sizes_and_scales_after_normalize():
         torch.testing.assert_close(layerize(maps, (9, 7), "prod", how), (resized[0] * resized[1]).sqrt())
 
 
+@pytest.mark.parametrize(
+    ("fuse", "expected"),
+    [("sum", [5, 11 / 3, 7 / 3, 1]), ("max", [4, 8 / 3, 4 / 3, 1]), ("prod", [1, (2 / 3) ** 0.5, (1 / 3) ** 0.5, 0])],
+)
+def test_align_corners_spreads_the_values_from_edge_to_edge(fuse, expected):
+    maps = [torch.tensor([[[4.0, 0.0]]]), torch.tensor([[[1.0]]])]
+    torch.testing.assert_close(layerize(maps, (1, 4), fuse, align_corners=True), torch.tensor([[expected]]))
+
+
 def test_the_gradient_of_prod_is_finite_where_a_map_is_zero():
     maps = [torch.tensor([[[1.0, 0.0, 4.0]]], requires_grad=True), torch.tensor([[[3.0, 4.0, 0.0]]], requires_grad=True)]
     layerize(maps, (1, 3), "prod").sum().backward()

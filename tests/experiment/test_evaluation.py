@@ -224,6 +224,16 @@ def test_protocols_with_one_forward_share_it_and_count_what_each_counts_alone(ru
     assert len(calls) == batches - 1 + batches + batches
 
 
+def test_fullgrad_of_all_layers_is_read_once_for_all_outputs(run, monkeypatch):
+    configs, asked, maps_of = [Config("fullgrad", "all"), Config("gradcam")], [], counting.maps_of
+    monkeypatch.setattr(counting, "maps_of", lambda t, items: asked.append([o.method for o, _ in items]) or maps_of(t, items))
+    data = datasets.load("voc2012", "val")
+    (samples,) = evaluation.image_loader(data, run, Protocol(), [data.scored[:2]])
+    pool, relu = counting.count(run, samples, [(configs, Protocol()), (configs, Protocol(outputs="relu"))])
+    assert asked == [["fullgrad", "gradcam"], ["gradcam"]]
+    assert pool[::2] == relu[::2] and pool[1::2] != relu[1::2]
+
+
 def test_what_is_run_is_part_of_what_is_kept(run, tmp_path, monkeypatch):
     """Stage outputs, input size and bfloat16 reach the trace, and other counts are never taken for theirs."""
     evaluation.behaviour()  # which traces its own probe, once in a process

@@ -109,3 +109,9 @@ def test_counts_against_scikit_learn():
 
 def test_a_configuration_is_what_rows_are_told_apart_by():
     assert list(Config._fields) == metrics.CONFIG
+
+
+def test_a_compact_table_has_no_column_of_later_options_that_no_row_uses():
+    table = pd.DataFrame({"method": ["m", "m"], "refine": [None, "S3"], "align_corners": [None, None]})
+    assert list(metrics.compact(table)) == ["method", "refine"]
+    assert list(metrics.compact(table[["method"]])) == ["method"]
