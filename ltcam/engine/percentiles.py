@@ -25,7 +25,7 @@ def thresholds(rows: Tensor, deltas: Sequence[float]) -> Tensor:
     positive = torch.count_nonzero(bits, dim=-1)[..., None]
     # Whole numbers: 0.07 * 100 is not 7 in floating point.
     shares = [Fraction(str(delta)).limit_denominator(10**6) / 100 for delta in deltas]
-    ranks = torch.cat([-(-(positive - 1).clamp(min=0) * s.numerator // s.denominator) for s in shares], dim=-1)
+    ranks = torch.cat([-(-(positive - 1) * s.numerator // s.denominator) for s in shares], dim=-1)
     ranks = (rows.shape[-1] - positive + ranks).clamp(max=rows.shape[-1] - 1)
     select = _selected if rows.shape[-1] >= LONG else _sorted
     return torch.where(positive > 0, select(bits, ranks).view(rows.dtype), torch.inf)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ltcam.engine.percentiles import BUCKETS, CHUNK, places, thresholds
+from ltcam.engine import percentiles
+from ltcam.engine.percentiles import BUCKETS, CHUNK, LONG, places, thresholds
 
 DELTAS = [0.0, 0.07, 20.0, 50.0, 55.5, 90.0, 99.99]
 
@@ -40,6 +41,17 @@ def test_thresholds_and_places_are_those_of_a_sort(dtype, length):
     assert torch.equal(found, torch.stack([by_sorting(row, DELTAS) for row in values]))
     expected = sum((values >= limit[:, None]).long() for limit in found.unbind(1))
     assert torch.equal(places(values, found), expected)
+
+
+@pytest.mark.parametrize(("shape", "counts"), [((2, 1, LONG), True), ((1, LONG, 2), False), ((1, 2, LONG - 1), False)])
+def test_only_long_rows_are_counted_and_short_ones_are_sorted(shape, counts, monkeypatch):
+    asked = []
+    for name in ("_select", "_placed"):
+        real = getattr(percentiles, name)
+        monkeypatch.setattr(percentiles, name, lambda *a, real=real, name=name: asked.append(name) or real(*a))
+    values = torch.rand(shape)
+    places(values, thresholds(values, [50.0]))
+    assert asked == (["_select"] * 2 + ["_placed"] * 2) * counts
 
 
 def test_ten_thousand_rows_as_numpy_has_them():
