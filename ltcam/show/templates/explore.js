@@ -107,7 +107,11 @@ function update() {
   draw();
 }
 
-PICTURES.forEach((picture, k) => $("image").append(new Option(`${picture.data}: ${picture.class} (${picture.name})`, k)));
+for (const data of new Set(PICTURES.map((picture) => picture.data))) {
+  const group = $("image").appendChild(document.createElement("optgroup"));
+  group.label = data;
+  PICTURES.forEach((picture, k) => picture.data === data && group.append(new Option(`${picture.class} (${picture.name})`, k)));
+}
 Object.entries(METHODS).forEach(([method, name]) => $("method").append(new Option(name, method)));
 $("controls").addEventListener("input", update);
 $("controls").addEventListener("submit", (event) => event.preventDefault());
