@@ -44,8 +44,7 @@ def above(heatmaps: Tensor, fraction: float) -> Tensor:
 
 def _split(heatmaps: Tensor) -> tuple[Tensor, ...]:
     """As many maps at a time as the caches hold."""
-    chunk = CHUNK["cpu" if heatmaps.device.type == "cpu" else "cuda"]
-    return torch.split(heatmaps, max(1, chunk // heatmaps[0].numel()))
+    return torch.split(heatmaps, max(1, CHUNK.get(heatmaps.device.type, CHUNK["cuda"]) // heatmaps[0].numel()))
 
 
 def _over_otsu(heatmaps: Tensor) -> Tensor:

@@ -225,13 +225,15 @@ def test_protocols_with_one_forward_share_it_and_count_what_each_counts_alone(ru
 
 
 def test_fullgrad_of_all_layers_is_read_once_for_all_outputs(run, monkeypatch):
-    configs, asked, maps_of = [Config("fullgrad", "all"), Config("gradcam")], [], counting.maps_of
+    """But not if it is refined along the features of a stage."""
+    full = Config("fullgrad", "all")
+    configs, asked, maps_of = [full, full._replace(refine="S3-S5"), Config("gradcam", "all")], [], counting.maps_of
     monkeypatch.setattr(counting, "maps_of", lambda t, items: asked.append([o.method for o, _ in items]) or maps_of(t, items))
     data = datasets.load("voc2012", "val")
     (samples,) = evaluation.image_loader(data, run, Protocol(), [data.scored[:2]])
     pool, relu = counting.count(run, samples, [(configs, Protocol()), (configs, Protocol(outputs="relu"))])
-    assert asked == [["fullgrad", "gradcam"], ["gradcam"]]
-    assert pool[::2] == relu[::2] and pool[1::2] != relu[1::2]
+    assert asked == [["fullgrad", "fullgrad", "gradcam"], ["fullgrad", "gradcam"]]
+    assert pool[::3] == relu[::3] and pool[1::3] != relu[1::3] and pool[2::3] != relu[2::3]
 
 
 def test_what_is_run_is_part_of_what_is_kept(run, tmp_path, monkeypatch):
