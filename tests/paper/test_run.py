@@ -21,6 +21,7 @@ def measured(monkeypatch):
         self.data, self.trainings = data, pd.DataFrame({"seed": ["seed0", "seed1"]})
 
     def together(self, wanted, role="test", first=None):
+        assert {protocol.batch_size for _, protocol in wanted.values()} == {self.protocol.batch_size}
         calls.append((self.seeds, role, {below: list(configs) for below, (configs, _) in wanted.items()}))
         return [None] * len(wanted)
 
