@@ -1,11 +1,9 @@
 """The gradient-free CAMs of the paper's introduction, as baselines: (model, images, targets, layer) -> (P, h, w).
 
-images are (N, 3, H, W), targets as in `ltcam.trace` but no functions. layer is a module or its name; None is the deepest of
-`ltcam.engine.stages.stages(model)`. There is one map per pair (image, class), sorted, at the layer's own size, on the images'
-device: ReLU(sum_k w_k A_k), non-negative, not normalized. Each method gives weights w (P, K). No w is a plain gradient, so
-truncation (Eq. 9) does not apply. Score-CAM and Ablation-CAM need one forward per channel: use them for single images and
-single layers. They take `reshape` as `ltcam.trace` does. The model runs in eval mode and stays as it was. All raise InputError
-for what `ltcam.trace` refuses.
+images (N, 3, H, W), targets as in `ltcam.trace` but no functions, layer a module or its name; None: the deepest of `stages`.
+There is one map per pair (image, class), sorted, at the layer's size: ReLU(sum_k w_k A_k), non-negative, not normalized. No w
+(P, K) is a plain gradient, so truncation (Eq. 9) does not apply. Score-CAM and Ablation-CAM need one forward per channel, and
+take `reshape` as `ltcam.trace` does. The model stays as it was. All raise InputError for what `ltcam.trace` refuses.
 """
 
 import warnings
@@ -19,15 +17,13 @@ from torch import Tensor, nn
 from torch.hub import tqdm  # type: ignore[attr-defined]  # the real one if it is installed, else a quiet one
 from torch.nn import functional as F
 
-from ltcam.engine.biases import ancestors, kind_of
-from ltcam.engine.lending import borrowed
-from ltcam.engine.methods import _weighted
-from ltcam.engine.outputs import logits_of
+from ltcam.engine.borrow import borrowed, logits_of
+from ltcam.engine.fullgrad import ancestors
+from ltcam.engine.methods import weighted
 from ltcam.engine.shapes import Reshape
 from ltcam.engine.stages import stages, unwrap
 from ltcam.engine.targets import Targets
-from ltcam.engine.traces import Trace
-from ltcam.engine.tracing import trace
+from ltcam.engine.trace import Trace, trace
 from ltcam.engine.tricks import whole
 from ltcam.errors import InputError, PackageError
 
@@ -80,12 +76,12 @@ def liftcam(model: nn.Module, images: Tensor, targets: Targets = None, layer: La
             if not gap.abs().item() <= rounding.item():
                 raise InputError(f"no DeepLIFT rule above {traced.layers[0]!r} (see liftcam): choose a later layer")
             weights[p] = found.detach().sum(dim=(0, 2, 3))
-    return _weighted(weights, activation)
+    return weighted(weights, activation)
 
 
 def relevancecam(
-    model: nn.Module, images: Tensor, targets: Targets = None, layer: Layer = None, contrastive: bool = True
-) -> Tensor:
+    model: nn.Module, images: Tensor, targets: Targets = None, layer: Layer = None, contrastive: bool = True,
+) -> Tensor:  # fmt: skip
     """Relevance-CAM (Lee et al. 2021): w_k = sum_ij R_kij, the relevance that reaches the layer from the logits.
 
     It starts as |y^c| at class c and, if contrastive, -|y^c| / (C - 1) at the others. The paper's y^c would invert the map of a
@@ -107,9 +103,15 @@ def relevancecam(
                 stack.enter_context(m.register_forward_hook(lambda m, x, y: _ZPlus.apply(x[0], y.detach(), m) if x else None))
         stack.enter_context(module.register_forward_hook(lambda *_: a.clone()))
         logits = model(images.detach()[traced.pairs[:, 0]])
-        _let_through(logits, traced.layers[0])
+        for node in ancestors(logits.grad_fn):
+            kind = node.name().split("::")[-1].rstrip("0123456789").removesuffix("Backward")  # "Relu" of ReluBackward0
+            if kind not in _PASSING:
+                said = f"no relevance rule for {node.name()} above {traced.layers[0]!r} (see relevancecam)"
+                raise InputError(f"{said}: choose a later layer")
+            if kind == "Relu":
+                node.register_hook(lambda inputs, outputs: outputs)  # relevance passes
         (relevance,) = torch.autograd.grad(logits, a, start * traced.logits[traced.pairs[:, 0], traced.pairs[:, 1], None].abs())
-    return _weighted(relevance.sum(dim=(2, 3)), activation)
+    return weighted(relevance.sum(dim=(2, 3)), activation)
 
 
 def scorecam(
@@ -128,7 +130,7 @@ def scorecam(
         return model(inputs * (masks - low) / torch.where(high > low, high - low, 1))
 
     model, _, traced, activation = _trace(model, images, targets, layer, reshape)
-    return _weighted(_per_channel(model, images, traced, batch_size, masked).softmax(dim=1), activation)
+    return weighted(_per_channel(model, images, traced, batch_size, masked).softmax(dim=1), activation)
 
 
 def ablationcam(
@@ -158,7 +160,7 @@ def ablationcam(
     model, module, traced, activation = _trace(model, images, targets, layer, reshape)
     y = traced.logits[traced.pairs[:, 0], traced.pairs[:, 1], None]
     drop = y - _per_channel(model, images, traced, batch_size, ablated)
-    return _weighted(drop / torch.where(y != 0, y.abs(), 1), activation)
+    return weighted(drop / torch.where(y != 0, y.abs(), 1), activation)
 
 
 BASELINES: dict[str, Callable[..., Tensor]] = {f.__name__: f for f in (liftcam, relevancecam, scorecam, ablationcam)}
@@ -203,21 +205,17 @@ class _ZPlus(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *relevance: Tensor) -> tuple[Tensor, None, None]:
+        module = ctx.module
         with torch.enable_grad():
-            x = ctx.saved_tensors[0].detach().requires_grad_()
-            z = _positive(ctx.module, x)
+            x = z = ctx.saved_tensors[0].detach().requires_grad_()  # a batch norm's outputs have one input, which takes all
+            if isinstance(module, nn.Conv2d | nn.Linear):  # sum_i (x_i w_ij)^+ at each output j
+                linear = F.linear if isinstance(module, nn.Linear) else lambda x, w: module._conv_forward(x, w, None)
+                sides: Any = ({"min": 0}, {"max": 0})
+                z = sum(linear(x.clamp(**side), module.weight.clamp(**side)) for side in sides)
+            elif not isinstance(module, nn.BatchNorm2d):  # an average
+                z = module.forward(x.clamp(min=0))
             (share,) = torch.autograd.grad(z, x, torch.where(z != 0, relevance[0] / z, 0))
         return x.detach() * share, None, None
-
-
-def _positive(module: Any, x: Tensor) -> Any:
-    """sum_i (x_i w_ij)^+ at each output j."""
-    if isinstance(module, nn.BatchNorm2d):
-        return x  # each output has one input, which takes all
-    if not isinstance(module, nn.Conv2d | nn.Linear):
-        return module.forward(x.clamp(min=0))  # an average
-    linear = F.linear if isinstance(module, nn.Linear) else lambda x, w: module._conv_forward(x, w, None)
-    return sum(linear(x.clamp(**side), module.weight.clamp(**side)) for side in ({"min": 0}, {"max": 0}))
 
 
 _RULES = (nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.BatchNorm2d)
@@ -226,12 +224,3 @@ _PASSING = {
     "_ZPlus", "AccumulateGrad", "AdaptiveMaxPool2D", "Cat", "Clone", "MaxPool2DWithIndices", "Permute", "Relu", "Squeeze",
     "Transpose", "UnsafeView", "Unsqueeze", "View",
 }  # fmt: skip
-
-
-def _let_through(logits: Tensor, layer: str) -> None:
-    """Let relevance pass every ReLU. Raises InputError for an operation that has no rule."""
-    for node in ancestors(logits.grad_fn):
-        if kind_of(node) not in _PASSING:
-            raise InputError(f"no relevance rule for {node.name()} above {layer!r} (see relevancecam): choose a later layer")
-        if kind_of(node) == "Relu":
-            node.register_hook(lambda inputs, outputs: outputs)

@@ -1,8 +1,9 @@
-"""Which axes of a layer's output are channels and places, and ready functions for `reshape=` if it is not (N, K, h, w)."""
+"""What shapes tensors have: images, a layer's axes of channels and places, and ready functions for `reshape=`."""
 
 from collections.abc import Callable
 from math import isqrt
 
+import torch
 from torch import Tensor, nn
 
 from ltcam.engine.targets import describe
@@ -70,3 +71,37 @@ def is_map(shape: tuple[int, ...], size: tuple[int, ...], slack: int = 2) -> boo
 def _misfit(map_size: tuple[int, ...], size: tuple[int, ...]) -> float:
     """The difference between a map's aspect and the images', in pixels of the map."""
     return abs(map_size[0] * size[1] - map_size[1] * size[0]) / max(size)
+
+
+def per_pair(value: Tensor, pairs: Tensor) -> Tensor:
+    """(N, ...) -> (P, ...): the image of each pair, without a copy if each image has just one pair."""
+    image = pairs[:, 0]
+    return value if torch.equal(image, torch.arange(len(value), device=image.device)) else value[image]
+
+
+def ranks(pairs: Tensor) -> Tensor:
+    """(P,): the place of each pair among those of its image, from 0."""
+    image = pairs[:, 0].contiguous()
+    return torch.arange(len(image), device=image.device) - torch.searchsorted(image, image)
+
+
+def wide(value: Tensor) -> Tensor:
+    """`value` in at least float32, because bfloat16 cannot hold sums over thousands of pixels."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def check_images(model: nn.Module, images: Tensor) -> None:
+    """Raises InputError for images that `model` cannot take."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("a TorchScript model takes no hooks on its layers: pass the eager model it was made from")
+    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not images.numel():
+        raise InputError(f"images are {describe(images)}: expected floats (N, 3, H, W)")
+    if torch.is_inference_mode_enabled() or images.is_inference():
+        raise InputError("inference mode keeps no gradients: make the images and call trace outside torch.inference_mode")
+    if not images.isfinite().all():
+        raise InputError("images hold NaN or infinity: expected finite, normalized values")
+    parameter = next(model.parameters(), images)
+    if parameter.device != images.device:
+        raise InputError(f"images are on {images.device}, the model is on {parameter.device}: move one to the other")
+    if parameter.dtype != images.dtype and not torch.is_autocast_enabled(images.device.type):
+        raise InputError(f"images are {images.dtype}, the model is {parameter.dtype}: convert one of them, or use autocast")

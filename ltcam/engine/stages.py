@@ -1,8 +1,9 @@
-"""The stages S1..S5 of a CNN."""
+"""The stages S1..S5 of a CNN, and the modules that a user's `layers` name."""
 
 import math
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise, takewhile
@@ -12,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ltcam.engine.lending import borrowed
-from ltcam.engine.outputs import called
+from ltcam.engine.borrow import borrowed, called
 from ltcam.engine.shapes import is_map
 from ltcam.engine.targets import describe
 from ltcam.engine.tricks import one_of
 from ltcam.errors import InputError
 
 Outputs = Literal["pool", "relu"]
+Layers = Sequence[str | nn.Module] | Mapping[str, str] | None
 
 PROBE = 160  # pixels: small, but every CNN in use keeps more than one pixel there
 
@@ -34,10 +35,9 @@ def stages(model: nn.Module, outputs: Outputs = "pool", images: Tensor | None = 
     one_of("outputs", outputs, Outputs)
     model = unwrap(model)
     features = getattr(model, "features", None)
-    # VGG itself is read without running it.
-    pools = (
-        _pools(features, "features") if isinstance(features, nn.Sequential) and isinstance(features[-1], nn.MaxPool2d) else []
-    )
+    pools: list[tuple[str, str]] = []
+    if isinstance(features, nn.Sequential) and isinstance(features[-1], nn.MaxPool2d):  # VGG is read without running it
+        pools = _pools(features, "features")
     octaves, running = ({}, set()) if pools else _octaves(model, images)
     pools = pools or _wrapped(model, octaves)
     if outputs == "relu" and not pools:
@@ -55,26 +55,54 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
+def resolved(model: nn.Module, layers: Layers, images: Tensor) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The modules that `layers` of `ltcam.trace` name, by name, and the stages if they are asked for. Raises InputError."""
+    modules = dict(model.named_modules())
+    names = {module: name for name, module in modules.items()}
+    by_name = isinstance(layers, Mapping)
+    labels = dict(layers) if isinstance(layers, Mapping) else stages(model, images=images) if layers is None else {}
+    wanted: Any = labels.values() if by_name or layers is None else layers
+    if isinstance(wanted, str | nn.Module) or not isinstance(wanted, Iterable) or not wanted:
+        raise InputError(f"layers={layers!r}: expected a non-empty sequence of module names or modules")
+    found = {}
+    for layer in wanted:
+        own = [names.get(layer, "")] if isinstance(layer, nn.Module) and not by_name else [layer]
+        if isinstance(layer, str) and layer not in modules and labels_in(layer) and not by_name:
+            labels = labels or stages(model, images=images)
+            own = [labels.get(label, label) for label in labels_in(layer)]
+        for name in own:
+            if not isinstance(name, str) or not name or name not in modules:
+                known = f"a name in model.named_modules(), the module{f', or one of {list(labels)}' if labels else ''}"
+                raise InputError(f"layer {layer!r} is not in the model: expected {known}")
+            found[name] = modules[name]
+    return found, labels
+
+
+def labels_in(text: str) -> list[str]:
+    """ "S3-S5" -> ["S3", "S4", "S5"]. Empty if the text is no label or range of labels."""
+    match = re.fullmatch(r"S(\d{1,3})(?:-S(\d{1,3}))?", text)
+    return [f"S{i}" for i in range(int(match[1]), int(match[2] or match[1]) + 1)] if match else []
+
+
 def _pools(features: nn.Sequential, prefix: str) -> list[tuple[str, str]]:
     """The names (input's module, pool) of each max-pool of a sequence. None if a pool runs more than once."""
     children = [(f"{prefix}.{name}".lstrip("."), module) for name, module in features._modules.items()]
-    pools = [(before, name) for (before, _), (name, module) in pairwise(children) if isinstance(module, nn.MaxPool2d)]
-    distinct = len({features.get_submodule(name.rpartition(".")[2]) for _, name in pools}) == len(pools)
-    return pools if distinct else []
+    pools = {(before, name): pool for (before, _), (name, pool) in pairwise(children) if isinstance(pool, nn.MaxPool2d)}
+    return [*pools] if len({*pools.values()}) == len(pools) else []
 
 
 def _wrapped(model: nn.Module, octaves: dict[str, int]) -> list[tuple[str, str]]:
     """The pools of the sequence that holds most of the model's convolutions, if no convolution follows its last pool."""
-    total = sum(isinstance(m, nn.Conv2d) for m in model.modules())
+
+    def convolutions(module: nn.Module) -> int:
+        return sum(isinstance(m, nn.Conv2d) for m in module.modules())
+
     for prefix, features in model.named_modules():
-        if not isinstance(features, nn.Sequential) or 2 * sum(isinstance(m, nn.Conv2d) for m in features.modules()) <= total:
-            continue
-        tail = list(takewhile(lambda module: not isinstance(module, nn.MaxPool2d), reversed(list(features))))
-        pools = _pools(features, prefix)
-        named = prefix.rpartition(".")[2] == "features"
-        ended = not any(isinstance(m, nn.Conv2d) for module in tail for m in module.modules())
-        if ended and len(pools) > (0 if named else 1) and all(pool in octaves for _, pool in pools):
-            return pools
+        if isinstance(features, nn.Sequential) and 2 * convolutions(features) > convolutions(model):
+            tail = takewhile(lambda module: not isinstance(module, nn.MaxPool2d), reversed(list(features)))
+            pools, least = _pools(features, prefix), 1 if prefix.rpartition(".")[2] == "features" else 2
+            if len(pools) >= least and not any(map(convolutions, tail)) and all(pool in octaves for _, pool in pools):
+                return pools
     return []
 
 
@@ -114,19 +142,17 @@ def _last_blocks(model: nn.Module, octaves: dict[str, int], running: set[str]) -
 
     A block is a module that halves the resolution at most once. A module that halves it more often is a sequence of blocks.
     """
-    last: dict[int, str] = {}
-    for name in sorted(_blocks(model, octaves, running), key=list(octaves).index):
-        last[octaves[name]] = name
+
+    def blocks(module: nn.Module, prefix: str) -> Iterator[str]:
+        for name, child in module.named_children():
+            path = prefix + name
+            inside = {octave for other, octave in octaves.items() if other == path or other.startswith(f"{path}.")}
+            if len(inside) > 2 or path not in running:  # a list of blocks, or a block whose inside checkpointing calls
+                yield from blocks(child, f"{path}.")
+            elif path in octaves and not isinstance(child, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
+                yield path
+
+    last = {octaves[name]: name for name in sorted(blocks(model, ""), key=list(octaves).index)}
     if len(last) < 2:
         raise InputError(f"{type(model).__name__} has no stages of falling resolution: pass layers=[module names]")
     return [name for _, name in sorted(last.items())]
-
-
-def _blocks(module: nn.Module, octaves: dict[str, int], running: set[str], prefix: str = "") -> Iterator[str]:
-    for name, child in module.named_children():
-        path = prefix + name
-        inside = {octave for other, octave in octaves.items() if other == path or other.startswith(f"{path}.")}
-        if len(inside) > 2 or path not in running:  # a list of blocks, or a block whose inside checkpointing calls
-            yield from _blocks(child, octaves, running, f"{path}.")
-        elif path in octaves and not isinstance(child, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
-            yield path

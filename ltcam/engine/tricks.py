@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ltcam.engine.percentiles import thresholds
+from ltcam.engine.deltas import thresholds
 from ltcam.engine.targets import describe
 from ltcam.errors import InputError
 
@@ -103,8 +103,7 @@ def _root(maps: Tensor, degree: int) -> Tensor:
 
 def check(delta: float | None, per: str = "layer", compare: str = "ge") -> None:
     """Raises InputError for an unknown delta, scope or comparison."""
-    number = isinstance(delta, int | float | Real) and not isinstance(delta, bool)
-    if delta is not None and not (number and 0 <= delta < 100):
+    if delta is not None and not (is_number(delta) and 0 <= delta < 100):
         raise InputError(f"delta={delta!r} is no percentile to truncate at: expected None, or a number in [0, 100)")
     one_of("per", per, Scope)
     one_of("compare", compare, Compare)
@@ -116,9 +115,9 @@ def one_of(name: str, value: str, choices: Any) -> None:
         raise InputError(f"{name}={value!r} is unknown: expected {' or '.join(map(repr, get_args(choices)))}")
 
 
-def is_whole(value: Any, most: float = inf) -> bool:
-    """Whether a value is a whole number from 1 to `most`. numpy's are, True is not."""
-    return not isinstance(value, bool) and isinstance(value, Integral) and 1 <= int(value) <= most
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number. numpy's are, True is not."""
+    return not isinstance(value, bool) and isinstance(value, Real)
 
 
 def whole(name: str, value: int, most: float = inf) -> int:
@@ -126,3 +125,8 @@ def whole(name: str, value: int, most: float = inf) -> int:
     if not is_whole(value, most):
         raise InputError(f"{name}={value!r}: expected a whole number, " + ("at least 1" if most == inf else f"1 to {most}"))
     return int(value)
+
+
+def is_whole(value: Any, most: float = inf) -> bool:
+    """Whether a value is a whole number from 1 to `most`. numpy's are, True is not."""
+    return not isinstance(value, bool) and isinstance(value, Integral) and 1 <= int(value) <= most

@@ -10,7 +10,7 @@ from torchvision.models import VisionTransformer, get_model
 from ltcam import explain, trace
 from ltcam.engine.stages import stages, unwrap
 from ltcam.experiment.vgg16 import vgg16
-from tests.engine.test_tracing import Net
+from tests.engine.test_trace import Net
 
 STAGES = {
     "torchvision/vgg11_bn": ["features.3", "features.7", "features.14", "features.21", "features.28"],

@@ -1,4 +1,4 @@
-"""Against peers, and against the papers' formulas as float64 loops; the weights are what a baseline hands to `_weighted`."""
+"""Against peers, and against the papers' formulas as float64 loops; the weights are what a baseline hands to `weighted`."""
 
 import sys
 from copy import deepcopy
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ltcam import channels_last, tokens_to_map, trace
 from ltcam.engine import baselines
 from ltcam.engine.baselines import BASELINES, ablationcam, liftcam, relevancecam, scorecam
-from ltcam.engine.methods import _weighted
+from ltcam.engine.methods import weighted
 from ltcam.errors import InputError
 
 
@@ -72,7 +72,7 @@ def weights(monkeypatch):
 
     def of(baseline, *arguments, **options):
         with monkeypatch.context() as patch:
-            patch.setattr(baselines, "_weighted", lambda weights, activation: weights)
+            patch.setattr(baselines, "weighted", lambda weights, activation: weights)
             return baseline(*arguments, **options)
 
     return of
@@ -173,7 +173,7 @@ def test_liftcam_of_a_linear_head_is_gradient_times_activation(pictures):
     model = filled(Net(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(6, 6)))
     traced = trace(model, pictures, EVERY)
     a, g = traced.activation("features.8"), traced.gradient("features.8")
-    expected = _weighted((g * a).sum(dim=(2, 3)), a)
+    expected = weighted((g * a).sum(dim=(2, 3)), a)
     assert expected.max() > 0
     assert torch.allclose(liftcam(model, pictures, EVERY), expected, atol=1e-12)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from ltcam import METHODS, explain, layerize, trace, truncate
+from ltcam import METHODS, Config, explain, layerize, trace, truncate
 from ltcam.engine import cam
 from ltcam.engine.methods import fullgrad
 from ltcam.experiment.vgg16 import vgg16
@@ -13,7 +13,7 @@ ANY_HEAD = [name for name in METHODS if name != "cam"]
 
 
 def layer_maps(traced, name, layers=None, delta=None, **options):
-    return cam.layer_maps(traced, cam.Options(name, delta, **options), layers)
+    return cam.layer_maps(traced, Config(name, "all" if layers is None else layers, delta, **options))
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from pytorch_grad_cam.utils.model_targets import (
 )
 from torch import nn
 
-from ltcam import CAM, explain, trace
-from ltcam.engine.cam import Options
+from ltcam import CAM, Config, explain, trace
 
 
 def test_is_the_functional_way_over_its_maximum(tiny, images):
@@ -79,7 +78,7 @@ def test_options_are_checked_when_it_is_made(tiny):
         CAM(tiny, method="fullgrad", normalize="max")
     with pytest.raises(TypeError, match="aug_smooth"):
         CAM(tiny, aug_smooth=True)
-    assert CAM(tiny, fuse="max").options == Options(fuse="max")
+    assert CAM(tiny, fuse="max").config == Config(layers="all", fuse="max")
 
 
 def test_the_users_exception_passes_through_the_context_manager(tiny):

@@ -11,7 +11,7 @@ from torchcam.methods import CAM as TorchCamCAM
 from torchcam.methods import GradCAM as TorchCamGradCAM
 from torchcam.methods import LayerCAM as TorchCamLayerCAM
 
-from ltcam import explain, layerize, trace
+from ltcam import Config, explain, layerize, trace
 from ltcam.engine import cam
 from ltcam.engine.methods import fullgrad, gradcam_plus_plus, xgradcam
 from ltcam.engine.stages import stages
@@ -32,7 +32,7 @@ def setting():
 
 
 def layer_maps(traced, name, layers=None):
-    return cam.layer_maps(traced, cam.Options(name), layers)
+    return cam.layer_maps(traced, Config(name, layers or "all"))
 
 
 def close(ours, theirs):

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ltcam import METHODS, explain, layerize, trace, truncate
-from ltcam.engine.cam import Options, layer_maps
+from ltcam import METHODS, Config, explain, layerize, trace, truncate
+from ltcam.engine.cam import layer_maps
 from ltcam.engine.methods import layercam
-from tests.engine.test_tracing import Biased
+from tests.engine.test_trace import Biased
 
 seeds = st.integers(0, 2**31 - 1)
 sizes = st.integers(1, 6)
@@ -142,6 +142,6 @@ class OneConvolution(nn.Module):
 @pytest.mark.parametrize("inplace", [False, True])
 def test_captums_published_numbers_for_gradcam(inplace):
     traced = trace(OneConvolution(inplace), torch.arange(16.0).view(1, 1, 4, 4), 0, ["conv", "relu"])
-    maps = layer_maps(traced, Options("gradcam"))
+    maps = layer_maps(traced, Config("gradcam", "all"))
     assert maps["conv"].tolist() == [[[11.25, 13.5], [20.25, 22.5]]]
     assert maps["relu"].tolist() == [[[0, 4], [28, 32.5]]]

@@ -1,17 +1,17 @@
 """Spreading a map along the trace's own features: by hand, against numpy, and what must hold."""
 
-import dataclasses
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from ltcam import CAM, Refine, explain, trace
-from ltcam.engine.bins import heatmaps, maps_of
-from ltcam.engine.cam import Options, layer_maps
+from ltcam import CAM, Config, Refine, explain, trace
+from ltcam.engine.cam import layer_maps, maps_of
 from ltcam.engine.refine import refine, similarity
-from ltcam.engine.traces import Trace
+from ltcam.engine.trace import Trace
+from ltcam.engine.views import Maps
 from ltcam.errors import InputError
 from ltcam.experiment.vgg16 import vgg16
 
@@ -41,7 +41,7 @@ def test_by_hand():
     """Two places of cosine 0.6 and one at right angles to the first: their squares are 0.36, and 0.64 to the second."""
     features = torch.tensor([[[[2.0, 3.0, 0.0]], [[0.0, 4.0, 5.0]]]])  # (1, 0), (0.6, 0.8), (0, 1)
     t = handmade([features], [[0, 0], [0, 1]], (1, 3))
-    how = Refine("S1", 1, 2.0)._replace(size=2)  # 2 x 2 places in the images' aspect: 1 x 3
+    how = Refine("S1", 2, 2.0)  # 2 x 2 places in the images' aspect: 1 x 3
     assert how.grid((1, 3)) == (1, 3)
     rows = torch.tensor([[1, 0.36, 0], [0.36, 1, 0.64], [0, 0.64, 1]])
     rows = rows / rows.sum(dim=1, keepdim=True)
@@ -49,10 +49,10 @@ def test_by_hand():
     maps = torch.tensor([[[1.0, 0.0, 0.0]], [[0.0, 1.0, 2.0]]])
     expected = torch.tensor([[[1 / 1.36, 0.36 / 2, 0]], [[0.36 / 1.36, (1 + 1.28) / 2, 2.64 / 1.64]]])
     torch.testing.assert_close(refine(maps, t, how), expected)
-    torch.testing.assert_close(refine(maps, t, how._replace(then="times")), expected * maps)
+    torch.testing.assert_close(refine(maps, t, replace(how, then="times")), expected * maps)
     floor = torch.tensor([0.0, 0.36 / 1.36])[:, None, None]
-    torch.testing.assert_close(refine(maps, t, how._replace(then="floor")), expected - floor)
-    torch.testing.assert_close(refine(maps, t, how._replace(steps=2)), refine(expected, t, how))
+    torch.testing.assert_close(refine(maps, t, replace(how, then="floor")), expected - floor)
+    torch.testing.assert_close(refine(maps, t, replace(how, steps=2)), refine(expected, t, how))
 
 
 def test_against_numpy(traced):
@@ -65,7 +65,7 @@ def test_against_numpy(traced):
     ]
     heat, stages = small[0].double().numpy(), [f.view(3, -1, height * width).double().numpy() for f in small[1:]]
     for power, steps in ((8.0, 1), (0.5, 3)):
-        found = refine(maps, traced, HOW._replace(power=power, steps=steps)).flatten(1).numpy()
+        found = refine(maps, traced, replace(HOW, power=power, steps=steps)).flatten(1).numpy()
         for p, image in enumerate(traced.pairs[:, 0].tolist()):
             cosines = [
                 f[image].T @ f[image] / np.outer(*[np.linalg.norm(f[image], axis=0)] * 2)  # (n, n)
@@ -82,7 +82,7 @@ def test_a_spread_map_stays_within_its_range_and_a_constant_one_as_it_is(traced)
     least, most = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     assert ((spread >= least - 1e-6) & (spread <= most + 1e-6)).all() and spread.std() < maps.std()
     torch.testing.assert_close(refine(torch.full_like(maps, 0.3), traced, HOW), torch.full_like(maps, 0.3))
-    alone = refine(maps, traced, HOW._replace(power=1e6))  # nothing is as similar as a place to itself
+    alone = refine(maps, traced, replace(HOW, power=1e6))  # nothing is as similar as a place to itself
     torch.testing.assert_close(alone, maps, atol=1e-4, rtol=0)
 
 
@@ -119,25 +119,32 @@ def test_a_batch_is_refined_as_one_by_one(model, traced):
         torch.testing.assert_close(together[p], alone, atol=1e-4 * float(alone.max()), rtol=1e-3)
 
 
-def test_bins_give_what_explain_gives_and_compare_features_once(traced, monkeypatch):
+def test_maps_of_gives_what_explain_gives_and_compares_features_once(traced, monkeypatch):
     made = []
-    monkeypatch.setattr("ltcam.engine.bins.similarity", lambda t, how: made.append(how) or similarity(t, how))
-    hows = (None, HOW, HOW._replace(steps=2))
-    options = [Options(m, d, refine=how) for m in ("layercam", "fullgrad", "gradcam") for d in (None, 20.0) for how in hows]
-    options.append(Options("layercam", 20.0, fuse="prod", normalize="tanh", refine=HOW))
-    found = maps_of(traced, [(o, layers) for o in options for layers in ("S5", "S1-S5")])
+    monkeypatch.setattr("ltcam.engine.cam.similarity", lambda t, how: made.append(how) or similarity(t, how))
+    hows, layers = (None, HOW, replace(HOW, steps=2)), ("S5", "S1-S5")
+    configs = [
+        Config(m, at, d, refine=how)
+        for m in ("layercam", "fullgrad", "gradcam")
+        for d in (None, 20.0)
+        for how in hows
+        for at in layers
+    ]
+    configs += [Config("layercam", at, 20.0, fuse="prod", normalize="tanh", refine=HOW) for at in layers]
+    found = maps_of(traced, configs)
     assert made == [*hows[1:]]
-    for (o, layers), maps in found.items():
-        expected = layer_maps(traced, o, layers)
-        assert list(maps) == list(expected) and (o.refine is None or len(maps) == 1)
+    for config, maps in found.items():
+        expected = layer_maps(traced, config)
+        assert list(maps) == list(expected) and (config.refine is None or len(maps) == 1)
         for name, m in maps.items():
             scale = expected[name].amax().clamp(min=1e-30)
             torch.testing.assert_close(m / scale, expected[name] / scale, atol=1e-5, rtol=0)
-    both = [found[options[1], layers] for layers in ("S5", "S1-S5")]  # two selections of one method in one call
-    heat = heatmaps(both, [0, 3], (9, 9), *options[1].fusion)
-    for maps, layers in zip(heat, ("S5", "S1-S5"), strict=True):
-        expected = explain(traced, "layercam", layers, size=(9, 9), refine=HOW)[[0, 3]]
+    both = dict([*found.items()][2:4])  # two selections of one way in one group
+    ((group, heat),) = Maps(traced.pairs, traced.logits, both).heatmaps([0, 3], (9, 9))
+    for config, maps in zip(group, heat, strict=True):
+        expected = explain(traced, "layercam", config.layers, size=(9, 9), refine=HOW)[[0, 3]]
         torch.testing.assert_close(maps, expected, atol=1e-6 * float(expected.max()), rtol=1e-4)
+    assert not torch.equal(*heat)
 
 
 def test_the_cam_object_takes_it(model):
@@ -155,22 +162,9 @@ def test_a_loss_of_a_refined_map_reaches_the_weights(model):
 
 
 def test_bfloat16_features_are_compared_in_float32(traced):
-    half = dataclasses.replace(traced, _activations={n: traced.features(n).bfloat16() for n in traced.layers})
+    half = replace(traced, _activations={n: traced.features(n).bfloat16() for n in traced.layers})
     assert similarity(half, HOW).dtype == torch.float32
     torch.testing.assert_close(similarity(half, HOW), similarity(traced, HOW), atol=0.02, rtol=0)
-
-
-def test_texts():
-    for text, how in [
-        ("S5", Refine("S5")),
-        ("S3-S5:14", Refine("S3-S5", 14)),
-        ("a.b:28:0.5:2:times", Refine("a.b", 28, 0.5, 2, "times")),
-    ]:
-        assert Refine.parse(text) == Refine.parse(str(how)) == how
-    assert str(Refine()) == "S3-S5:28:8:1"
-    for text in ("S5:x", "S5:28:8:1:twice", "S5:28:8:1:times:", "S5:2.5"):
-        with pytest.raises(InputError, match=re.escape(f"refine={text!r} is no way to spread a map: expected LAYERS[:SIZE")):
-            Refine.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +184,7 @@ def test_texts():
 )
 def test_what_is_out_of_range_is_refused(traced, wrong, said):
     with pytest.raises(InputError, match=re.escape(said)):
-        explain(traced, "layercam", refine=Refine()._replace(**wrong))
+        explain(traced, "layercam", refine=replace(Refine(), **wrong))
 
 
 def test_what_does_not_go_together_is_refused(traced):

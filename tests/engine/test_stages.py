@@ -99,6 +99,6 @@ def test_reentrant_checkpointing_is_refused_by_name():
 
 
 def test_importing_changes_no_filter_of_warnings():
-    run = "import warnings, torch, torchvision, numpy; before = list(warnings.filters); import ltcam, ltcam.engine.bins; "
+    run = "import warnings, torch, torchvision, numpy; before = list(warnings.filters); import ltcam, ltcam.engine.baselines; "
     done = subprocess.run([sys.executable, "-c", run + "print(before == warnings.filters)"], capture_output=True, text=True)
     assert done.stdout == "True\n", done.stderr

@@ -26,13 +26,8 @@ LABELS = [[0, 3], [1, 0], [2, 1]]
         (torch.tensor(2), [[0, 2], [1, 2], [2, 2]]),
         (pd.DataFrame(HOT, columns=list("abcd")), OF_HOT),
         (HOT.astype(bool), OF_HOT),
-        (list(HOT), OF_HOT),
-        (list(HOT.astype(float)), OF_HOT),
-        (tuple(torch.tensor(HOT)), OF_HOT),
-        (list(torch.tensor(HOT) > 0), OF_HOT),
-        (HOT.tolist(), OF_HOT),
-        ((HOT > 0).tolist(), OF_HOT),
-        ([pd.Series(row) for row in HOT], OF_HOT),
+        (torch.tensor(HOT) > 0, OF_HOT),
+        (torch.tensor(HOT).float(), OF_HOT),
         ([[3, 1], {0}, frozenset({2, 1})], [[0, 1], [0, 3], [1, 0], [2, 1], [2, 2]]),
     ],
 )
@@ -59,8 +54,17 @@ def test_what_has_no_order_is_refused(tiny, images, targets):
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        ([HOT[0], [2], [3]], "expected per image ints, or a row of 4 times 0 or 1"),
-        ([np.array([True, False])] * 3, "expected per image ints, or a row of 4 times 0 or 1"),
+        (list(HOT), "name a class twice: expected ints per image, or one .* tensor of 0 and 1"),
+        (HOT.tolist(), "name a class twice"),
+        (tuple(torch.tensor(HOT)), "name a class twice"),
+        ([pd.Series(row) for row in HOT], "name a class twice"),
+        ([[1, 1], [2], [0]], r"targets \[1, 1\] name a class twice"),
+        (list(HOT.astype(float)), "expected an int or ints per image"),
+        (list(torch.tensor(HOT) > 0), "expected an int or ints per image"),
+        ((HOT > 0).tolist(), "expected an int or ints per image"),
+        ([np.array([True, False])] * 3, "expected an int or ints per image"),
+        ([True, False, True], "expected an int or ints per image"),
+        (torch.full((3, 4), 0.5), "targets of shape"),
         ([{3: 0.9}, {0: 0.1}, {1: 0.5}], "expected an int or ints per image"),
         (pd.Series(["a", "b", "c"]), "expected an int or ints per image"),
         (pd.Series([0.5, 1, 2]), "expected an int or ints per image"),
@@ -71,13 +75,13 @@ def test_refused(tiny, images, targets, message):
         trace(tiny, images, targets)
 
 
-def test_two_classes_leave_a_row_of_0_and_1_in_doubt(tiny, images):
-    model = torch.nn.Sequential(tiny, torch.nn.Linear(4, 2))
-    layers = ["0.features.30"]
-    with pytest.raises(ValueError, match="are classes or rows of 0 and 1: pass lists of ints, or one"):
-        trace(model, images, [np.array([0, 1])] * 3, layers)
-    assert trace(model, images, [[0, 1], [1, 0], [0, 1]], layers).pairs.tolist() == [[i, c] for i in range(3) for c in (0, 1)]
-    assert trace(model, images, [np.array([0.0, 1.0])] * 3, layers).pairs.tolist() == [[0, 1], [1, 1], [2, 1]]
+def test_a_list_of_0_and_1_names_two_classes(tiny, images):
+    """Rows of 0 and 1 are one tensor (N, C), and never a list: of two classes the two could not be told apart."""
+    model, layers = torch.nn.Sequential(tiny, torch.nn.Linear(4, 2)), ["0.features.30"]
+    both = [[i, c] for i in range(3) for c in (0, 1)]
+    for rows in ([[0, 1], [1, 0], [0, 1]], [np.array([0, 1])] * 3):
+        assert trace(model, images, rows, layers).pairs.tolist() == both
+    assert trace(model, images, torch.tensor([[0, 1]] * 3), layers).pairs.tolist() == [[0, 1], [1, 1], [2, 1]]
 
 
 def test_one_function_is_for_all_images(tiny, images):

@@ -6,10 +6,10 @@ from pytorch_grad_cam import GradCAM, LayerCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch.nn import functional as F
 
-from ltcam import CAM, explain, layerize, trace
-from ltcam.engine.bins import heatmaps, maps_of
-from ltcam.engine.cam import Options, fused, layer_maps
+from ltcam import CAM, Config, explain, layerize, trace
+from ltcam.engine.cam import fused, layer_maps, maps_of
 from ltcam.engine.tricks import normalized
+from ltcam.engine.views import Maps
 from ltcam.experiment.vgg16 import vgg16
 
 CLASS = 3
@@ -68,10 +68,11 @@ def test_fullgrad_is_the_references_with_its_resizing(setting):
 def test_counting_resizes_so_too(setting, fuse):
     model, image = setting
     traced = trace(model, image, CLASS)
-    options = Options("gradcam", 20, fuse=fuse, align_corners=True)
-    maps = maps_of(traced, [(options, None)])[options, None]
-    (found,) = heatmaps([maps], [0], (90, 70), fuse, align_corners=True)
-    expected = fused(maps, options, (90, 70))
+    config = Config("gradcam", "all", 20, fuse=fuse, align_corners=True)
+    maps = maps_of(traced, [config])
+    ((_, (found,)),) = Maps(traced.pairs, traced.logits, maps).heatmaps([0], (90, 70))
+    maps = maps[config]
+    expected = fused(maps, config, (90, 70))
     assert torch.allclose(found, expected) and not torch.allclose(found, layerize(list(maps.values()), (90, 70), fuse))
     assert torch.equal(expected[..., 0, 0], layerize([m[..., :1, :1] for m in maps.values()], (1, 1), fuse)[..., 0, 0])
 
@@ -95,7 +96,7 @@ def test_cam_gives_pytorch_grad_cams_maps_with_minmax(setting, method, peer, ind
 )
 def test_the_stages_that_tanh_scales(setting, layers, scaled):
     model, image = setting
-    maps = layer_maps(trace(model, image, CLASS), Options("layercam"), layers).values()
+    maps = layer_maps(trace(model, image, CLASS), Config("layercam", layers)).values()
     found = normalized(list(maps), "tanh")
     expected = [m / m.max() for m in maps]
     expected = [torch.tanh(2 * m) if number < scaled else m for number, m in enumerate(expected)]

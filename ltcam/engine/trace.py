@@ -5,45 +5,95 @@ every (image, class) pair, and nothing runs again. In eval mode the images of a 
 backward serves all images: the first backward their first classes, the second their second classes, and so on.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ltcam.engine.biases import Biases
-from ltcam.engine.completeness import check as check_complete
-from ltcam.engine.lending import Ours, borrowed
-from ltcam.engine.outputs import Output, called, logits_of
-from ltcam.engine.shapes import Reshape, to_map
-from ltcam.engine.stages import stages, unwrap
-from ltcam.engine.targets import Targets, describe, is_functions, scores, to_pairs
-from ltcam.engine.traces import Trace, labels_in, per_pair
+from ltcam.engine import fullgrad as full
+from ltcam.engine.borrow import Ours, Output, borrowed, called, logits_of
+from ltcam.engine.shapes import Reshape, check_images, per_pair, ranks, to_map
+from ltcam.engine.stages import Layers, labels_in, resolved, unwrap
+from ltcam.engine.targets import Targets, functions_of, scores, to_pairs
 from ltcam.errors import InputError
 
-Layers = Sequence[str | nn.Module] | Mapping[str, str] | None
+
+@dataclass(frozen=True)
+class Trace:
+    """What one forward and its backwards leave. Every tensor is on the images' device, and detached without `create_graph`.
+
+    pairs  (P, 2) long: (image, class), sorted; the class is -1 if the target was a function of the logits
+    logits (N, C)
+    layers names of the traced layers, in the order of the forward pass
+    stages {"S1": layer name, ...} for the layers traced as stages
+    size   (H, W) of the images
+    biases, inputs  only with `fullgrad=True`: the bias terms, and (image, gradient) at the input, each (P, 3, H, W)
+    residual  (P,) float64, with fullgrad=True too: (all terms - score) / (their absolute values + the input term's norm)
+    """
+
+    pairs: Tensor
+    logits: Tensor
+    layers: list[str]
+    stages: dict[str, str]
+    size: tuple[int, int]
+    biases: list[full.Bias] = field(default_factory=list)
+    inputs: tuple[Tensor, Tensor] | None = None
+    residual: Tensor | None = None
+    _activations: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _gradients: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def features(self, name: str) -> Tensor:
+        """(N, K, h, w): the output of layer `name` for each image."""
+        return self._activations[self._known(name)]
+
+    def activation(self, name: str, part: slice = slice(None)) -> Tensor:
+        """(P, K, h, w): the output of layer `name` for the image of each pair. `part` selects pairs."""
+        return per_pair(self.features(name), self.pairs[part])
+
+    def gradient(self, name: str) -> Tensor:
+        """(P, K, h, w): the gradient of each pair's logit with respect to the output of layer `name`."""
+        return self._gradients[self._known(name)]
+
+    def select(self, layers: str | Sequence[str] | None) -> list[str]:
+        """Names of traced layers by name, stage label ("S5"), range ("S3-S5") or a sequence of these; None or "all": all."""
+        if layers in (None, "all"):
+            return list(self.layers)
+        if isinstance(layers, list | tuple):
+            return [name for item in layers for name in self.select(item)]
+        if layers in self.layers:
+            return [layers]
+        if isinstance(layers, str) and (labels := labels_in(layers)) and all(label in self.stages for label in labels):
+            return [self.stages[label] for label in labels]
+        raise InputError(f"layer {layers!r} was not traced: expected one of {self.layers} or of {list(self.stages)}")
+
+    def terms(self, layers: str | Sequence[str] | None = None) -> list[full.Bias]:
+        """FullGrad's bias terms that are maps, of the layers that `select` gives; None or "all": all."""
+        if self.inputs is None:
+            raise InputError("method 'fullgrad' needs the gradients at the biases: trace(..., fullgrad=True)")
+        stages = {t.stage for t in self.biases} if layers in (None, "all") else self.select(layers)
+        return [t for t in self.biases if t.gradient.ndim == 4 and t.stage in stages]
+
+    def _known(self, name: str) -> str:
+        if not isinstance(name, str) or name not in self._activations:
+            raise InputError(f"layer {name!r} was not traced: expected one of {self.layers}")
+        return name
 
 
 def trace(
-    model: nn.Module,
-    images: Tensor,
-    targets: Targets = None,
-    layers: Layers = None,
-    fullgrad: bool = False,
-    *,
-    reshape: Reshape | None = None,
-    output: Output | None = None,
-    create_graph: bool = False,
-) -> Trace:
+    model: nn.Module, images: Tensor, targets: Targets = None, layers: Layers = None, fullgrad: bool = False, *,
+    reshape: Reshape | None = None, output: Output | None = None, create_graph: bool = False,
+) -> Trace:  # fmt: skip
     """Run `model` on `images` and keep what class activation maps need (Eq. 1).
 
     images   (N, 3, H, W) normalized, on the model's device
     targets  an int, N ints, N sequences of ints (multi-label), an (N, C) tensor of 0 and 1, None for the largest logit, or
              functions from an image's logits to one number (N of them, or one for all images)
     layers   module names, modules or stage labels ("S5", "S3-S5"), or {label: module name}; None: `ltcam.stages(model)`
-    fullgrad also keep the gradient at every bias and at the input (Eq. 6); warns if the model's curvature leaves a residual
+    fullgrad also keep the gradient at every bias and at the input (Eq. 6); warns if these leave a residual
     reshape  turns a layer's output into (N, K, h, w): `ltcam.tokens_to_map`, `ltcam.channels_last`, or your own function
     output   a function from what the model returns to its logits (N, C), or to (N, C, H, W), whose mean over places is a
              class's score; None: the returned tensor, its `.logits`, or "logits" or "out" of a dict
@@ -57,17 +107,20 @@ def trace(
     for option, given, of in (("reshape", reshape, "a layer's output"), ("output", output, "what the model returns")):
         if not (given is None or callable(given)):
             raise InputError(f"{option}={given!r}: expected a function of {of}, or None")
-    modules, labels = _resolve(model, layers, images)
+    modules, labels = resolved(model, layers, images)
     images = images if create_graph and images.requires_grad else images.detach().requires_grad_(fullgrad)
     kept: dict[str, Tensor] = {}
     ours = Ours()
-    with torch.enable_grad(), _eager(model), borrowed(model, frozen=not create_graph), ExitStack() as hooks:
-        biases = Biases(model, images, {*labels.values(), *modules}, ours, not create_graph) if fullgrad else None
+    # Compiled code bypasses the hooks.
+    compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
+    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    with torch.enable_grad(), eager, borrowed(model, frozen=not create_graph), ExitStack() as hooks:
+        biases = full.Biases(model, images, {*labels.values(), *modules}, ours, not create_graph) if fullgrad else None
         for handle in [*(biases.hooks() if biases else ()), *_layer_hooks(modules, kept, reshape, images, ours)]:
             hooks.callback(handle.remove)
         with biases or nullcontext():
             logits = logits_of(called(model, images), len(images), output)
-        if logits.ndim == 4 and not is_functions(targets):
+        if logits.ndim == 4 and not functions_of(targets, 1):
             logits = logits.mean(dim=(2, 3))
         ours.over = True
         marks = biases.marks if biases else []
@@ -79,27 +132,18 @@ def trace(
         if not score.isfinite().all():
             raise InputError("the logits hold NaN or infinity: expected images and a model that give finite ones")
         gradients = _backward(score, pairs, wanted, create_graph)
-        at_layers, at_biases = dict(zip(kept, gradients, strict=False)), gradients[len(kept) : len(kept) + len(marks)]
-        terms = [mark.term(gradient, pairs) for mark, gradient in zip(marks, at_biases, strict=True)]
-        inputs = (per_pair(images if create_graph else images.detach(), pairs), gradients[-1]) if fullgrad else None
-        cuts = {name: (per_pair(value, pairs), at_layers[name]) for name, value in kept.items()} if inputs else {}
-        residual = check_complete(score, inputs, terms, cuts, of_classes=not is_functions(targets)) if inputs else None
         if not create_graph:
             logits, images = logits.detach(), images.detach()
             kept = {name: value.detach() for name, value in kept.items()}
+        at_layers, at_biases = dict(zip(kept, gradients, strict=False)), gradients[len(kept) : len(kept) + len(marks)]
+        terms = [mark.term(gradient, pairs) for mark, gradient in zip(marks, at_biases, strict=True)]
+        inputs = (per_pair(images, pairs), gradients[-1]) if fullgrad else None
+        cuts = {name: (per_pair(value, pairs), at_layers[name]) for name, value in kept.items()} if inputs else {}
+    residual = full.checked(score, inputs, terms, cuts) if inputs else None
     shaped = reshape or (lambda tokens: tokens)
-    return Trace(
-        pairs=pairs,
-        logits=logits,
-        layers=list(kept),
-        stages={label: name for label, name in labels.items() if name in kept},
-        size=(images.shape[2], images.shape[3]),
-        biases=terms,
-        inputs=inputs,
-        residual=residual,
-        _activations={name: shaped(value) for name, value in kept.items()},
-        _gradients={name: shaped(gradient) for name, gradient in at_layers.items()},
-    )
+    found, size = {label: name for label, name in labels.items() if name in kept}, (images.shape[2], images.shape[3])
+    activations, slopes = ({name: shaped(value) for name, value in cut.items()} for cut in (kept, at_layers))
+    return Trace(pairs, logits, list(kept), found, size, terms, inputs, residual, activations, slopes)
 
 
 def _layer_hooks(
@@ -127,16 +171,15 @@ def _backward(score: Tensor, pairs: Tensor, wanted: list[tuple[str, Any]], creat
     """The gradient (P, ...) of each pair's score at each of `wanted`, named tensors or edges: one backward per class rank."""
     if not score.requires_grad:
         raise InputError("the logits carry no gradient: the model has no_grad, detach() or use_reentrant=True in it")
-    image = pairs[:, 0].contiguous()
-    rank = torch.arange(len(pairs), device=pairs.device) - torch.searchsorted(image, image)
-    ranks = int(rank.max()) + 1
+    image, rank = pairs[:, 0], ranks(pairs)
+    last = int(rank.max())
     # float16 ends at 6e-8, and shallow gradients are smaller. So they are scaled up on the way, and down again in float32.
     scale = score.new_full((), 2.0**14 if score.dtype == torch.float16 else 1.0)
     places = [place for _, place in wanted]
     results: list[Tensor] = []
-    for r in range(ranks):
+    for r in range(last + 1):
         chosen = torch.nonzero(rank == r).flatten()
-        more = create_graph or r < ranks - 1
+        more = create_graph or r < last
         try:
             gradients = torch.autograd.grad(score[chosen].sum(), places, scale, more, create_graph, allow_unused=True)
         except RuntimeError as error:
@@ -155,49 +198,3 @@ def _backward(score: Tensor, pairs: Tensor, wanted: list[tuple[str, Any]], creat
             else:
                 results[i] = results[i].index_put_((chosen,), gradient[image[chosen]])
     return results
-
-
-def _eager(model: nn.Module) -> AbstractContextManager[None]:
-    """Run compiled parts uncompiled, because compiled code bypasses the hooks."""
-    compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-
-
-def _resolve(model: nn.Module, layers: Layers, images: Tensor) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """The modules to trace by name, and the model's stages if `layers` asks for them."""
-    modules = dict(model.named_modules())
-    names = {module: name for name, module in modules.items()}
-    labels = dict(layers) if isinstance(layers, Mapping) else stages(model, images=images) if layers is None else {}
-    wanted = labels.values() if isinstance(layers, Mapping) or layers is None else layers
-    if isinstance(wanted, str | nn.Module) or not isinstance(wanted, Iterable) or not wanted:
-        raise InputError(f"layers={layers!r}: expected a non-empty sequence of module names or modules")
-    resolved = {}
-    for layer in wanted:
-        by_name = isinstance(layers, Mapping)
-        found = [names.get(layer, "")] if isinstance(layer, nn.Module) and not by_name else [layer]
-        if isinstance(layer, str) and layer not in modules and labels_in(layer) and not by_name:
-            labels = labels or stages(model, images=images)
-            found = [labels.get(label, label) for label in labels_in(layer)]
-        for name in found:
-            if not isinstance(name, str) or not name or name not in modules:
-                known = f"a name in model.named_modules(), the module{f', or one of {list(labels)}' if labels else ''}"
-                raise InputError(f"layer {layer!r} is not in the model: expected {known}")
-            resolved[name] = modules[name]
-    return resolved, labels
-
-
-def check_images(model: nn.Module, images: Tensor) -> None:
-    """Raises InputError for images that `model` cannot take."""
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InputError("a TorchScript model takes no hooks on its layers: pass the eager model it was made from")
-    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not images.numel():
-        raise InputError(f"images are {describe(images)}: expected floats (N, 3, H, W)")
-    if torch.is_inference_mode_enabled() or images.is_inference():
-        raise InputError("inference mode keeps no gradients: make the images and call trace outside torch.inference_mode")
-    if not images.isfinite().all():
-        raise InputError("images hold NaN or infinity: expected finite, normalized values")
-    parameter = next(model.parameters(), images)
-    if parameter.device != images.device:
-        raise InputError(f"images are on {images.device}, the model is on {parameter.device}: move one to the other")
-    if parameter.dtype != images.dtype and not torch.is_autocast_enabled(images.device.type):
-        raise InputError(f"images are {images.dtype}, the model is {parameter.dtype}: convert one of them, or use autocast")

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
-from ltcam import Refine, explain, explain_scales, trace
+from ltcam import Config, Refine, explain, explain_scales, stages, trace
+from ltcam.engine.cam import layer_maps, maps_of
+from ltcam.engine.views import over_views
 from ltcam.errors import InputError
 
 WAYS = [
@@ -119,6 +121,67 @@ def test_other_precisions(tiny, images, dtype):
     single = explain_scales(tiny, images, 1, "layercam", scales=(1.0, 1.5))
     found = explain_scales(tiny.to(dtype), images.to(dtype), 1, "layercam", scales=(1.0, 1.5))
     assert found.dtype == torch.float32 and torch.allclose(found, single, atol=1e-4 if dtype == torch.float64 else 0.3)
+
+
+CONFIGS = [
+    Config("gradcam", "S3-S5", 20), Config("gradcam", "S5", 20), Config("gradcam", ("S3", "S5"), 20, fraction=0.3),
+    Config("layercam", "S3-S5", 20, fuse="max", normalize="max"), Config("layercam", "S4", refine=Refine("S3", 8)),
+]  # fmt: skip
+
+
+def heats_of(maps, chosen, size):
+    """{config: (len(chosen), H, W)}, and the groups."""
+    groups = list(maps.heatmaps(chosen, size))
+    return {config: heat for group, heats in groups for config, heat in zip(group, heats, strict=True)}, [g for g, _ in groups]
+
+
+def test_over_views_is_the_average_by_hand(tiny, images):
+    """Every config by itself, also those of one group: each view's fused maps over their maximum, turned back, the mean."""
+    targets, configs = [[0, 2], [1], [3]], [*CONFIGS, Config("fullgrad", "all", 20)]
+    found = over_views(tiny, images, targets, configs, size=(48, 80), scales=(1.0, 1.5), flip=True)
+    assert found.averaged and found.pairs.tolist() == [[0, 0], [0, 2], [1, 1], [2, 3]]
+    heats, _ = heats_of(found, [0, 3], (30, 40))
+    assert list(heats) == configs and not torch.equal(heats[CONFIGS[0]], heats[CONFIGS[1]])
+    for config, heat in heats.items():
+        expected = 0
+        for scale in (1.0, 1.5):
+            for mirrored in (False, True):
+                view = interpolate(images, (round(48 * scale), round(80 * scale)), mode="bilinear", antialias=True)
+                run = trace(tiny, view.flip(3) if mirrored else view, targets, fullgrad=True)
+                if (scale, mirrored) == (1.0, False):
+                    assert torch.equal(found.logits, run.logits)
+                options = {"fuse": config.fuse, "normalize": config.normalize, "refine": config.refine}
+                layers = None if config.layers == "all" else config.layers
+                maps = over_maximum(explain(run, config.method, layers, config.delta, (48, 80), **options))
+                expected = expected + (maps.flip(2) if mirrored else maps) / 4
+        expected = interpolate(expected[[0, 3]][:, None], (30, 40), mode="bilinear", align_corners=False)[:, 0]
+        assert torch.allclose(heat, expected, atol=1e-5)
+
+
+def test_the_heatmaps_of_one_view_are_those_of_each_config(tiny, images):
+    traced = trace(tiny, images, [[0, 2], [1], [3]])
+    found = over_views(tiny, images, [[0, 2], [1], [3]], CONFIGS)
+    heats, groups = heats_of(found, [2, 0], (50, 70))
+    assert groups == [CONFIGS[:3], CONFIGS[3:4], CONFIGS[4:]] and not found.averaged
+    alone = over_views(tiny, images, [[0, 2], [1], [3]], CONFIGS, one_by_one=True)
+    for config in CONFIGS:
+        options = {"fuse": config.fuse, "normalize": config.normalize, "refine": config.refine}
+        expected = explain(traced, config.method, config.layers, config.delta, (50, 70), **options)[[2, 0]]
+        assert torch.allclose(heats[config], expected, rtol=1e-4, atol=1e-5 * float(expected.max()))
+        assert all(torch.equal(m, layer_maps(traced, config)[name]) for name, m in alone.of[config].items())
+        assert all(torch.equal(m, maps_of(traced, CONFIGS)[config][name]) for name, m in found.of[config].items())
+
+
+def test_it_traces_the_layers_that_the_configs_ask_for(tiny, images, monkeypatch):
+    asked = []
+    monkeypatch.setattr("ltcam.engine.views.trace", lambda *a, **o: asked.append(a[3]) or trace(*a, **o))
+    over_views(tiny, images, 0, CONFIGS)
+    over_views(tiny, images, 0, [*CONFIGS, Config("gradcam", "all")])
+    over_views(tiny, images, 0, [Config("fullgrad", "S5")])
+    relu = stages(tiny, "relu")
+    of_relus = over_views(tiny, images, 0, [Config("gradcam", "S5")], relu)
+    assert asked == [["S3", "S3-S5", "S4", "S5"], None, None, relu]
+    assert list(of_relus.of[Config("gradcam", "S5")]) == ["features.29"]
 
 
 @pytest.mark.parametrize("wrong", [(), 1.5, "1", (0,), (-1.0,), (float("inf"),), (float("nan"),), (True,), ("1",), None])

@@ -169,7 +169,9 @@ def test_convnext_is_read_on_its_last_axis():
     """Block norms and linear layers of (N, h, w, K): their terms are maps of K channels."""
     torch.manual_seed(0)
     model = timm.create_model("convnext_atto", num_classes=4, ls_init_value=1.0).eval()
-    with pytest.warns(UserWarning, match=r"FullGrad is \d.*% from complete: the model is not piecewise linear \(.*Gelu"):
+    with pytest.warns(
+        UserWarning, match=r"FullGrad is \d.*% from complete, between .* the model is not piecewise linear there"
+    ):
         traced = trace(model, torch.randn(1, 3, 64, 64), 0, fullgrad=True)
     sizes = {t.name: (t.gradient.shape[1], t.gradient.shape[2]) for t in traced.biases if t.gradient.ndim == 4}
     assert len(sizes) > 10 and all(h in (16, 8, 4, 2, 1) and k >= 40 for k, h in sizes.values())
@@ -196,7 +198,7 @@ def residual(name):
 
 @pytest.mark.parametrize("name", BENT)
 def test_the_residual_of_a_model_that_is_not_piecewise_linear(name):
-    with pytest.warns(UserWarning, match=r"FullGrad is \d.*% from complete: the model is not piecewise linear") as caught:
+    with pytest.warns(UserWarning, match=r"FullGrad is \d.*% from complete") as caught:
         found = residual(name)
     assert len(caught) == 1 and found > 1e-4 and f"{found:.2%}" in str(caught[0].message)
 
@@ -217,18 +219,40 @@ class Hidden(nn.Module):
         return y
 
 
-def test_a_missed_bias_is_an_error_that_says_where():
+def hidden(*between):
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.ReLU(), Hidden(), nn.Conv2d(6, 6, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)
-    )
-    images = torch.randn(2, 3, 12, 12)
+    head = [nn.Conv2d(6, 6, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)]
+    model, images = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), *between, *head), torch.randn(2, 3, 12, 12)
     model(images)
-    with pytest.raises(
-        ValueError, match=r"FullGrad misses a bias between layer '0' and layer '3', .*% of its terms: add it by"
+    return model, images
+
+
+def test_a_missed_bias_is_a_warning_that_says_where():
+    model, images = hidden(Hidden())
+    for layers, place in (
+        (["0", "3"], "layer '0' and layer '3'"),
+        (["3"], "the image and layer '3'"),
+        (["0"], "layer '0' and the logits"),
+    ):
+        with pytest.warns(
+            UserWarning, match=rf"FullGrad is \d.*% from complete, between {place}: .* or a bias is not added by"
+        ) as caught:
+            traced = trace(model, images, 0, layers, fullgrad=True)
+        assert len(caught) == 1 and caught[0].filename == __file__
+        missing = traced.logits[:, 0].double() - total(traced)
+        assert torch.equal(missing.abs() > 1e-3, traced.residual.abs() > 1e-4) and missing.abs().min() > 1e-3
+    assert trace(model, images, 0, ["0", "3"]).residual is None
+
+
+def test_curvature_is_a_warning_that_says_where():
+    model, images = hidden(nn.SiLU())
+    with pytest.warns(
+        UserWarning, match=r"from complete, between layer '0' and layer '3': the model is not piecewise linear there"
     ):
         trace(model, images, 0, ["0", "3"], fullgrad=True)
-    assert trace(model, images, 0, ["0", "3"]).residual is None
+    model, images = hidden()
+    with pytest.warns(UserWarning, match=r"between layer '2' and the logits"):  # of the target
+        trace(model, images, [lambda row: row.softmax(0)[1]] * 2, ["0", "2"], fullgrad=True)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -2,10 +2,12 @@
 
 Biases are found in the calls of torch's functions, whoever makes them: `x * scale + shift` has a bias as `nn.Conv2d` has. A
 normalization by the input's own statistics is replaced by its tangent J x + b (Srinivas and Fleuret's implicit bias). So
-input.grad + sum(bias.grad) is the logit if all else is piecewise linear. `completeness.py` measures it.
+input.grad + sum(bias.grad) is the logit if all else is piecewise linear (their Proposition 1). Each trace measures what is
+missing.
 """
 
-from collections.abc import Collection, Iterator
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +16,42 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from ltcam.engine.lending import Ours
-from ltcam.engine.shapes import is_channels_last, is_map
-from ltcam.engine.traces import Bias, per_pair
+from ltcam.engine.borrow import Ours
+from ltcam.engine.shapes import is_channels_last, is_map, per_pair
 
-ARGUMENT = {"linear": 2} | {f"conv{t}{n}d": 2 for n in (1, 2, 3) for t in ("", "_transpose")}  # the bias's position
-SUMS: dict[str, Any] = {
-    "add": torch.add, "__add__": torch.add, "__radd__": torch.add, "add_": torch.add, "__iadd__": torch.add,
-    "sub": torch.sub, "__sub__": torch.sub, "sub_": torch.sub, "__isub__": torch.sub, "subtract": torch.sub,
-    "rsub": torch.rsub, "__rsub__": torch.rsub,
-}  # fmt: skip
+ARGUMENT = {"linear", *(f"conv{t}{n}d" for n in (1, 2, 3) for t in ("", "_transpose"))}  # the third argument is a bias
+SUMS: dict[str, Any] = dict.fromkeys(("add", "__add__", "__radd__", "add_", "__iadd__"), torch.add)
+SUMS |= dict.fromkeys(("sub", "__sub__", "sub_", "__isub__", "subtract"), torch.sub)
+SUMS |= dict.fromkeys(("rsub", "__rsub__"), torch.rsub)
 AFFINE = {"addmm", "baddbmm", "addcmul", "cat", "concat", "stack", "where", "pad"}
 LAYER_NORMS = {"layer_norm", "rms_norm"}
 NORMS = LAYER_NORMS | {"group_norm", "instance_norm", "batch_norm"}
+
+Pair = tuple[Tensor, Tensor]  # a value (P, ...) and its gradient
+
+
+@dataclass(frozen=True)
+class Bias:
+    """An additive bias, the gradient (P, K[, h, w]) at the sum, and the stage or traced layer that follows.
+
+    bias is (K,), or like the gradient if it varies in space or by image. A term of another shape is not in the map.
+    """
+
+    name: str
+    stage: str
+    bias: Tensor
+    gradient: Tensor
+
+    @property
+    def value(self) -> Tensor:
+        """The bias in a shape that multiplies the gradient: (1, K, 1, 1), or (P, K, h, w)."""
+        return self.bias.view(1, -1, 1, 1) if self.bias.ndim == 1 else self.bias
+
+    def sum(self) -> Tensor:
+        """(P,) float64: the sum of bias times gradient."""
+        if self.bias.ndim == 1:
+            return self.gradient.unsqueeze(2).flatten(2).sum(dim=2, dtype=torch.float64) @ self.bias.double()
+        return (self.bias.double() * self.gradient.double()).flatten(1).sum(dim=1)
 
 
 @dataclass
@@ -86,47 +111,43 @@ class Biases(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         found = None
         if name in ARGUMENT or name in SUMS or name in AFFINE or name in NORMS:
-            found = self._bias(func, name, args, kwargs)  # before an in-place sum changes what it is made of
+            with torch.no_grad():  # before an in-place sum changes what it is made of
+                found = (self._of_norm if name in NORMS else self._bias)(func, name, args, kwargs)
         output = func(*args, **kwargs)
         if found is not None and isinstance(output, Tensor) and output.requires_grad and found.any():
             normed = kwargs.get("normalized_shape", args[1] if len(args) > 1 else ()) if name in LAYER_NORMS else ()
-            self._mark(name, found, output, len(normed))
+            self._mark(name, found.detach(), output, len(normed))
         return output
 
     def _bias(self, func: Any, name: str, args: Any, kwargs: Any) -> Tensor | None:
         """What `func` adds to a linear function of the input: (K,), or a tensor that broadcasts to its output."""
-        with torch.no_grad():
-            if name in ARGUMENT:
-                bias = kwargs.get("bias", args[2] if len(args) > 2 else None)
-                acts = bias is not None and self._varies(args[0] if args else kwargs["input"])
-                return bias.detach().clone() if acts else None
-            if name in NORMS:
-                return self._of_norm(func, name, args, kwargs)
-            operands = [*args[0]] if args and isinstance(args[0], list | tuple) else [*args]
-            varies = [self._varies(a) for a in operands]
-            if not any(varies) or (all(varies) and "alpha" not in kwargs):
-                return None
-            if name in SUMS:
-                zeroed = [a.new_zeros(()) if v else a for a, v in zip(operands[:2], varies[:2], strict=True)]
-                return SUMS[name](*zeroed, **kwargs).detach().clone()  # type: ignore[no-any-return]
-            if not any(isinstance(a, Tensor) and not v for a, v in zip(operands, varies, strict=True)) and name != "pad":
-                return None
-            zeroed = [torch.zeros_like(a) if v else a for a, v in zip(operands, varies, strict=True)]
-            found = func(zeroed, *args[1:], **kwargs) if isinstance(args[0], list | tuple) else func(*zeroed, **kwargs)
-            return found.detach()  # type: ignore[no-any-return]
+        if name in ARGUMENT:
+            bias = kwargs.get("bias", args[2] if len(args) > 2 else None)
+            acts = bias is not None and self._varies(args[0] if args else kwargs["input"])
+            return bias.clone() if acts else None
+        operands = [*args[0]] if args and isinstance(args[0], list | tuple) else [*args]
+        varies = [self._varies(a) for a in operands]
+        if not any(varies) or (all(varies) and "alpha" not in kwargs):
+            return None
+        if name in SUMS:
+            zeroed = [a.new_zeros(()) if v else a for a, v in zip(operands[:2], varies[:2], strict=True)]
+            return SUMS[name](*zeroed, **kwargs).clone()  # type: ignore[no-any-return]
+        if not any(isinstance(a, Tensor) and not v for a, v in zip(operands, varies, strict=True)) and name != "pad":
+            return None
+        zeroed = [torch.zeros_like(a) if v else a for a, v in zip(operands, varies, strict=True)]
+        return func(zeroed, *args[1:], **kwargs) if isinstance(args[0], list | tuple) else func(*zeroed, **kwargs)  # type: ignore[no-any-return]
 
     def _of_norm(self, func: Any, name: str, args: Any, kwargs: Any) -> Tensor | None:
         """(K,) for a batch norm by running statistics. For any other normalization y - J x, like the input."""
-        x = args[0] if args else kwargs["input"]
+        x, rest = args[0] if args else kwargs["input"], {key: value for key, value in kwargs.items() if key != "input"}
         if not self._varies(x):
             return None
-        rest = {key: value for key, value in kwargs.items() if key != "input"}
         if name == "batch_norm" and not kwargs.get("training", args[5] if len(args) > 5 else False):
             zero = x.new_zeros(1, x.shape[1], *[1] * (x.ndim - 2))
-            return func(zero, *args[1:], **rest).flatten().detach()  # type: ignore[no-any-return]
+            return func(zero, *args[1:], **rest).flatten()  # type: ignore[no-any-return]
         jvp: Any = torch.autograd.functional.jvp
         y, moved = jvp(lambda x: func(x, *args[1:], **rest), x.detach(), x.detach())
-        return (y - moved).detach()  # type: ignore[no-any-return]
+        return y - moved  # type: ignore[no-any-return]
 
     def _varies(self, value: Any) -> bool:
         """Whether a value depends on the images. If weights require gradients too, only the graph knows."""
@@ -137,17 +158,16 @@ class Biases(TorchFunctionMode):
     def _mark(self, function: str, bias: Tensor, output: Tensor, normed: int) -> None:
         if output.ndim < 2 or len(output) != len(self.images):
             return  # rows that are not the images, such as windows or crops
-        name = self.inside[-1] or function
+        name, size = self.inside[-1] or function, self.images.shape[2:]
         times = sum(m.name.split("#")[0] == name for m in self.marks)
         by_channel = function in ARGUMENT or (function == "batch_norm" and bias.ndim == 1)
         sums = output.ndim == 4 and not by_channel and function not in NORMS
-        last = (function == "linear" and output.ndim > 2) or normed == 1
-        last = last or (sums and is_channels_last(output.shape, self.images.shape[2:]))
+        last = (function == "linear" and output.ndim > 2) or normed == 1 or (sums and is_channels_last(output.shape, size))
         if not by_channel and bias.shape[-3:] == (output.shape[1], 1, 1) and bias.numel() == output.shape[1]:
             bias = bias.flatten()
         elif not by_channel:
             bias = bias.expand(output.shape)
-        placed = not sums or last or is_map(output.shape, self.images.shape[2:])
+        placed = not sums or last or is_map(output.shape, size)
         # The edge, not the tensor: an in-place ReLU after it must not mask the gradient.
         self.marks.append(Mark(f"{name}#{times + 1}" if times else name, bias, get_gradient_edge(output), last, placed))
 
@@ -163,6 +183,31 @@ def ancestors(node: Any) -> Iterator[Any]:
             nodes += [below for below, _ in node.next_functions]
 
 
-def kind_of(node: Any) -> str:
-    """The kind of a node of the graph, such as "Relu" for ReluBackward0."""
-    return node.name().split("::")[-1].rstrip("0123456789").removesuffix("Backward")  # type: ignore[no-any-return]
+@torch.no_grad()
+def checked(score: Tensor, inputs: Pair, biases: Sequence[Bias], layers: Mapping[str, Pair]) -> Tensor:
+    """The residual (P,) of a trace. Warns if it is more than rounding, and says between which traced layers it arises."""
+    found = residual(score, inputs, biases)
+    eps = max(torch.finfo(t.dtype).eps for t in (score, *(bias.gradient for bias in biases)))
+    allowed = max(1e-7 if eps < 1e-10 else 1e-4, 16 * eps)
+    if (worst := found.abs().max().item()) > allowed:
+        above, below, rest = "the image", "the logits", [t for t in biases if t.stage not in layers]
+        for name, cut in reversed(list(layers.items())):
+            if residual(score, cut, rest).abs().max() > allowed:
+                above = f"layer {name!r}"
+                break
+            below, rest = f"layer {name!r}", rest + [t for t in biases if t.stage == name]
+        reason = "the model is not piecewise linear there, or a bias is not added by torch's functions"
+        warnings.warn(f"FullGrad is {worst:.2%} from complete, between {above} and {below}: {reason}", stacklevel=4)
+    return found
+
+
+def residual(score: Tensor, inputs: Pair, biases: Sequence[Bias]) -> Tensor:
+    """(P,) float64: (input term + bias terms - score) over the sum of the terms' absolute values and of the input term's norm.
+
+    The norm is the size that the input term has by chance. Without it, rounding looks large where all terms are about 0.
+    """
+    product = torch.mul(*(t.double().flatten(1) for t in inputs))
+    terms = torch.stack([product.sum(dim=1), *(bias.sum() for bias in biases)])
+    size: Tensor = terms.abs().sum(dim=0) + product.norm(dim=1)
+    missing: Tensor = terms.sum(dim=0) - score.detach().double()
+    return missing / size.clamp(min=torch.finfo(torch.float64).tiny)

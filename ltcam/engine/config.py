@@ -1,0 +1,172 @@
+"""One way to make a map and cut it: `Config`, with its one text form, and the other readings of Eq. 9."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from math import ceil
+from typing import Any, Self
+
+from torch import Tensor
+
+from ltcam.engine.deltas import thresholds
+from ltcam.engine.methods import method
+from ltcam.engine.refine import Refine
+from ltcam.engine.tricks import Compare, Fuse, Normalize, Scope, check, is_number, one_of
+from ltcam.errors import InputError
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a trace becomes a heatmap, and a heatmap a mask. It is hashable: what is measured is kept by its Config.
+
+    method     a name in `ltcam.METHODS`
+    layers     what is fused: a layer's name, a stage label ("S5"), a range ("S3-S5"), a tuple of these, or "all" that is traced
+    delta      None (as published), or the percentile of Eq. 9 in [0, 100); `per` and `compare` as in `truncate`
+    fuse, normalize, align_corners  as in `layerize`; align_corners=True for the maps of FullGrad's reference implementation
+    fraction   the mask is what lies above this part of the heatmap's maximum, in [0, 1); None: above Otsu's threshold
+    refine     spread the fused map along the trace's own features; None: not
+    per_channel  the literal reading of FullGrad's Eq. 7
+    by         how Eq. 9 is read: "percentile", or a name in READINGS
+
+    `str` gives its text, METHOD:LAYERS[:DELTA][,NAME=VALUE...], and `parse` reads it. Raises InputError for values that are
+    out of range or do not go together.
+    """
+
+    method: str = "gradcam"
+    layers: str | tuple[str, ...] = "S5"
+    delta: float | None = None
+    per: Scope = "layer"
+    compare: Compare = "ge"
+    fuse: Fuse = "sum"
+    normalize: Normalize = "none"
+    fraction: float | None = None
+    refine: Refine | None = None
+    align_corners: bool = False
+    per_channel: bool = False
+    by: str = "percentile"
+
+    def __post_init__(self) -> None:
+        full = method(self.method) is method("fullgrad")
+        check(self.delta, self.per, self.compare)
+        one_of("fuse", self.fuse, Fuse)
+        one_of("normalize", self.normalize, Normalize)
+        layers = (
+            tuple(self.layers) if isinstance(self.layers, list | tuple) else ("all" if self.layers is None else self.layers,)
+        )
+        if not layers or not all(isinstance(layer, str) and layer for layer in layers):
+            raise InputError(f"layers={self.layers!r}: expected a name, a label, a range such as 'S3-S5', several, or 'all'")
+        if self.fraction is not None and not (is_number(self.fraction) and 0 <= self.fraction < 1):
+            raise InputError(
+                f"fraction={self.fraction!r} is no part of the maximum: expected None (Otsu) or a number in [0, 1)"
+            )
+        if self.by != "percentile" and self.by not in READINGS:
+            raise InputError(f"by={self.by!r} is unknown: expected 'percentile' or one of {', '.join(READINGS)}")
+        apart = self.by != "percentile" and (self.delta is None or full or (self.per, self.compare) != ("layer", "ge"))
+        for wrong, said in (
+            (
+                self.delta is None and self.compare == "gt",
+                "compare='gt' without delta compares nothing: pass delta, or leave compare out",
+            ),
+            (self.per_channel and not full, f"per_channel=True is an option of fullgrad: {self.method} does not normalize"),
+            (
+                full and self.normalize != "none",
+                f"normalize={self.normalize!r} with fullgrad, whose terms Eq. 7 normalizes: use 'none'",
+            ),
+            (apart, f"by={self.by!r} needs a delta, a method other than fullgrad, per='layer' and compare='ge'"),
+            (not isinstance(self.refine, Refine | None), f"refine={self.refine!r}: expected ltcam.Refine(...), or None"),
+        ):
+            if wrong:
+                raise InputError(said)
+        numbers = {name: None if (x := getattr(self, name)) is None else float(x) for name in ("delta", "fraction")}
+        vars(self).update(numbers, layers=layers if layers[1:] else layers[0])
+
+    @property
+    def fusion(self) -> tuple[Fuse, Normalize, bool]:
+        """How what `layer_maps` gives is fused: a refined map is fused already."""
+        fuse, normalize = (self.fuse, self.normalize) if self.refine is None else ("sum", "none")
+        return fuse, normalize, self.align_corners
+
+    def __str__(self) -> str:
+        head = [self.method, self.layers if isinstance(self.layers, str) else "+".join(self.layers)]
+        head += [] if self.delta is None else [_text(self.delta)]
+        rest = [f"{f.name}={_text(getattr(self, f.name))}" for f in fields(self)[3:] if getattr(self, f.name) != f.default]
+        return ",".join([":".join(head), *rest])
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The Config of a text such as "gradcam:S1-S5:20,refine=S3-S5:28:8". "gradcam" alone is at S5, without delta.
+
+        Raises InputError for anything else.
+        """
+        head, *pairs = text.split(",")
+        parts = head.split(":")
+        try:
+            name, layers, delta = (*parts, *("", "S5", "")[len(parts) :])
+            options = {key: _READ[key](value) for key, value in (pair.split("=") for pair in pairs)}
+            number = float(delta) if delta else None
+        except InputError:
+            raise
+        except (ValueError, KeyError) as error:
+            raise InputError(
+                f"{text!r} is not a configuration: expected METHOD[:LAYERS[:DELTA]], e.g. gradcam:S1-S5:20 or "
+                "layercam:S1-S5:0,normalize=tanh,refine=S3-S5"
+            ) from error
+        return cls(name, tuple(layers.split("+")), number, **options)
+
+
+def refine_text(how: Refine) -> str:
+    """The text of a `Refine` in that of a Config: LAYERS:SIZE:POWER:STEPS[:THEN]."""
+    return ":".join([how.layers, str(how.size), _text(how.power), str(how.steps), *([how.then] if how.then else [])])
+
+
+def refine_of(text: str) -> Refine:
+    """The `Refine` of a text, which may end early: the rest are the defaults. Raises InputError for anything else."""
+    parts = text.split(":")
+    try:
+        kinds = (str, int, float, int, str)[: len(parts)]
+        given: list[Any] = [kind(part) for kind, part in zip(kinds, parts, strict=True)]
+    except ValueError as error:
+        said = "no way to spread a map: expected LAYERS[:SIZE[:POWER[:STEPS[:THEN]]]], e.g. S3-S5:28:8"
+        raise InputError(f"refine={text!r} is {said}") from error
+    return Refine(*given)
+
+
+def _text(value: Any) -> str:
+    """A field as text; 20.0 is "20"."""
+    return refine_text(value) if isinstance(value, Refine) else str(value).removesuffix(".0")
+
+
+_FLAG = {"True": True, "False": False}.__getitem__
+_READ: dict[str, Callable[[str], Any]] = {
+    "per": str, "compare": str, "fuse": str, "normalize": str, "fraction": float, "refine": refine_of, "align_corners": _FLAG,
+    "per_channel": _FLAG, "by": str,
+}  # fmt: skip
+
+
+def _over(values: Tensor, limits: Tensor) -> Tensor:
+    return values >= limits.view(-1, 1, 1, 1)
+
+
+def _of_positive(values: Tensor, delta: float) -> Tensor:
+    """(P, ...) -> (P, 1): the percentile of the positive values, as `truncate` reads it."""
+    return thresholds(values.flatten(1), [delta])
+
+
+def _of_all(values: Tensor, delta: float) -> Tensor:
+    """(P, ...) -> (P,): s[ceil((n - 1) delta / 100)] of all n values in ascending order."""
+    rows = values.flatten(1)
+    return rows.kthvalue(1 + ceil((rows.shape[1] - 1) * delta / 100), dim=1).values
+
+
+def _of_weights(a: Tensor, g: Tensor, delta: float) -> Tensor:
+    weights = g.clamp(min=0).mean(dim=(2, 3), keepdim=True)
+    return _over(weights, _of_positive(weights, delta)) & (g > 0)
+
+
+# Other readings of Eq. 9: which gradients are kept, bool like G (P, K, h, w), of A, G and delta.
+READINGS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "all values": lambda a, g, delta: _over(g, _of_all(g, delta)),
+    "absolute values": lambda a, g, delta: _over(g, _of_all(g.abs(), delta)),
+    "positive channel weights": _of_weights,
+    "positive activation times gradient": lambda a, g, delta: _over(a * g, _of_positive(a * g, delta)),
+    "fraction of the maximum": lambda a, g, delta: (g > 0) & _over(g, g.amax(dim=(1, 2, 3)) * delta / 100),
+}
