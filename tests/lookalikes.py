@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ltcam.data.voc import CLASSES
 
-
-def voc(root: Path, annotations: bool = True) -> Path:
+def voc(root: Path) -> Path:
     """8 training and 6 validation images of 60 x 45 with a rectangle of one or two classes and a void border."""
     folder = root / "VOCdevkit" / "VOC2012"
-    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation", *(["Annotations"] if annotations else [])):
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (folder / name).mkdir(parents=True)
     names = [f"2007_{i:06d}" for i in range(14)]
     for part, chosen in (("train", names[:8]), ("val", names[8:]), ("trainval", names)):
@@ -32,11 +30,6 @@ def voc(root: Path, annotations: bool = True) -> Path:
         palette = Image.fromarray(mask, "L").convert("P")
         palette.putdata(mask.flatten().tolist())
         palette.save(folder / "SegmentationClass" / f"{name}.png")
-        if annotations:
-            objects = "".join(
-                f"<object><name>{CLASSES[c]}</name><difficult>{k}</difficult></object>" for k, c in enumerate(present)
-            )
-            (folder / "Annotations" / f"{name}.xml").write_text(f"<annotation>{objects}</annotation>")
     return root
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,20 +49,44 @@ class Entry:
 
 
 class Segmentation(Dataset[Sample], ABC):
-    """A data set with image labels to train on and masks to score against.
+    """A data set with image labels to train on and masks to score against. What is set here is that of a set of defects."""
 
-    A subclass sets `entries` (its files in a fixed order) and reads a mask file.
-    """
-
+    name: str
     title: str  # the name in results; that of a subset says so
-    classes: tuple[str, ...]
+    folder: str = ""  # under the data root; a generated set has none
+    official: Mapping[str, int]  # how many images its parts have
+    defective: Mapping[str, int] = {}  # how many of these have a defect, where no checksum guards the masks
+    subsets: bool = False  # whether fewer images will do; the title then says so
+    held_out: str = "test"  # the part that heatmaps are scored on where nothing else is asked for
+    headline: str = "IoU"  # the metric that comes first: "IoU" of all pixels together, or "mIoU", the mean over classes
+    compared: tuple[int, ...] = (4,)  # the tables of the paper whose numbers stand beside ours
+    classes: tuple[str, ...] = ("defect",)
     size: tuple[int, int] = (224, 224)  # (height, width) of the network's input
-    jitter: tuple[float, float] = (0.8, 1.25)  # range of the scale jitter in training
-    upright: bool = True  # False: an image may be flipped upside down
-    entries: Sequence[Entry]
+    larger: tuple[int, int] = (320, 320)  # the same in the ablation of the input size
+    jitter: tuple[float, float] = (0.8, 1.0)  # range of the scale jitter in training; an enlarged image may lose its defect
+    upright: bool = False  # False: an image may be flipped upside down
+    mode: str | None = "L"  # as which `read` reads a mask
+    above: int = 0  # a pixel of a mask is a defect if its value is larger
 
-    def __init__(self, part: str) -> None:
-        self.part = part
+    def __init__(self, part: str, root: AnyPath) -> None:
+        """Raises DataError if the part, or the data set under `root`, is not there."""
+        folder = require(root, self.folder, self.title) if self.folder else Path(root)
+        parts = self.listed(folder)
+        if not parts.get(part):
+            known = [name for name, entries in parts.items() if entries]
+            raise DataError(f"part {part!r} of {self.name} is not in {folder}: expected one of {known}, see data/README.md")
+        self.part, self.entries = part, parts[part]
+        self.title += " subset" if self.subsets and not self.whole(parts) else ""
+
+    @classmethod
+    @abstractmethod
+    def listed(cls, folder: Path) -> dict[str, list[Entry]]:
+        """The images of each part, in a fixed order. Raises DataError if they cannot be told."""
+
+    @classmethod
+    def whole(cls, parts: Mapping[str, Sequence[Entry]]) -> bool:
+        """Whether these are as many as the official ones."""
+        return all(len(parts.get(part, ())) == count for part, count in cls.official.items())
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -83,9 +107,9 @@ class Segmentation(Dataset[Sample], ABC):
         """(3, H, W) uint8. Raises DataError for a file that cannot be read."""
         return torch.from_numpy(read(self.entries[index].image, "RGB")).permute(2, 0, 1)
 
-    @abstractmethod
     def mask(self, index: int) -> NDArray[np.uint8]:
         """(H, W) as in `Sample`. Raises DataError for a file that cannot be read."""
+        return (read(self.entries[index].mask, self.mode) > self.above).astype(np.uint8)
 
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:
@@ -99,8 +123,8 @@ class Segmentation(Dataset[Sample], ABC):
     @cached_property
     def labels(self) -> Tensor:
         """(N, C) float: the classes present in each image, read from the masks unless a subclass has labels of its own."""
-        present = [np.unique(self.mask(i)) for i in range(len(self))]
-        return torch.stack([self.multi_hot(p[(p > 0) & (p < VOID)].astype(int) - 1) for p in present])
+        values = np.arange(1, len(self.classes) + 1)
+        return torch.from_numpy(np.stack([np.isin(values, self.mask(i)) for i in range(len(self))])).float()
 
     @cached_property
     def scored(self) -> list[int]:
@@ -119,13 +143,11 @@ class Segmentation(Dataset[Sample], ABC):
         for entry in self.entries:
             digest.update(entry.name.encode())
             for path in (entry.image, entry.mask):
-                digest.update(_content(path))
+                try:
+                    digest.update(path.read_bytes())
+                except OSError as error:
+                    raise DataError(f"{path} cannot be read ({error.strerror}): fetch the data set again") from error
         return digest.hexdigest()
-
-    def multi_hot(self, present: Sequence[int] | NDArray[np.int_]) -> Tensor:
-        label = torch.zeros(len(self.classes))
-        label[torch.as_tensor(present, dtype=torch.long)] = 1
-        return label
 
 
 def read(path: AnyPath, mode: str | None = None, upright: bool = False) -> NDArray[np.uint8]:
@@ -165,13 +187,6 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise DataError(f"{path} cannot be read as an image ({error}): it is damaged; fetch it again") from error
 
 
-def _content(path: Path) -> bytes:
-    try:
-        return b"" if path == Path() else path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): fetch the data set again") from error
-
-
 def require(root: AnyPath, below: str, name: str) -> Path:
     """The folder `below` the data root. Raises DataError if it is not there, and says where data set `name` was expected."""
     root, first = Path(root), below.split("/")[0]
@@ -188,18 +203,11 @@ def preprocess(image: Tensor, size: tuple[int, int]) -> Tensor:
         raise DataError(f"an image is {describe(image)}: expected uint8 (3, H, W)")
     if not isinstance(size, Sequence) or len(size) != 2 or not all(map(is_whole, size)):
         raise DataError(f"size={size!r}: expected (height, width), whole numbers of pixels above 0")
-    with _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # one image is too little work for several: waiting for each other made them 15 times slower
+    try:
         resized = F.resize(image, list(size), antialias=True)
         normalised: Tensor = F.normalize(F.to_dtype(resized, torch.float32, scale=True), list(MEAN), list(STD))
-    return normalised
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One image is too little work for several threads: waiting for each other made them 15 times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
     finally:
         torch.set_num_threads(threads)
+    return normalised

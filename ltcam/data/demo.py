@@ -8,6 +8,7 @@ distance, so its mask is exact: it has the pixels whose centre lies inside.
 import hashlib
 from functools import cache, cached_property
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,35 +16,34 @@ from numpy.typing import NDArray
 from skimage import data as textures
 from torch import Tensor
 
-from ltcam.data.base import DataError, Entry, Segmentation
+from ltcam.data.base import Entry, Segmentation
 
 SIZE = 160
-PARTS = {"train": range(140), "test": range(140, 200)}
 SEED = 2308
+GREYS = (0.85, 1.0), (0.0, 0.15), (0.35, 0.5), (0.0, 0.12)  # scratches are bright, spots and cracks dark, stains brownish
 Field = NDArray[np.float64]  # (SIZE, SIZE) signed distance in pixels, negative inside
 
 
 class Demo(Segmentation):
-    title = "demo (generated)"
+    name, title, official = "demo", "demo (generated)", {"train": 140, "test": 60}
+    compared = (3, 4)
     classes = ("scratch", "spot", "stain", "crack")
     size = (SIZE, SIZE)
-    upright = False
+    jitter = (0.8, 1.25)
 
-    def __init__(self, part: str) -> None:
-        super().__init__(part)
-        if part not in PARTS:
-            raise DataError(f"part {part!r} of demo is unknown: expected one of {list(PARTS)}")
-        self.entries = [Entry(f"demo/{number:03d}") for number in PARTS[part]]
-
-    @property
-    def numbers(self) -> list[int]:
-        return [int(entry.name.removeprefix("demo/")) for entry in self.entries]
+    @classmethod
+    def listed(cls, folder: Path) -> dict[str, list[Entry]]:
+        entries = [Entry(f"demo/{number:03d}") for number in range(200)]
+        return {"train": entries[:140], "test": entries[140:]}
 
     def image(self, index: int) -> Tensor:
-        return torch.from_numpy(render(self.numbers[index])[0]).permute(2, 0, 1)
+        return torch.from_numpy(self._rendered(index)[0]).permute(2, 0, 1)
 
     def mask(self, index: int) -> NDArray[np.uint8]:
-        return render(self.numbers[index])[1]
+        return self._rendered(index)[1]
+
+    def _rendered(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        return render(int(self.entries[index].name.removeprefix("demo/")))
 
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:
@@ -51,39 +51,28 @@ class Demo(Segmentation):
 
     @cached_property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for number in self.numbers:
-            for array in render(number):
-                digest.update(array.tobytes())
-        return digest.hexdigest()
+        drawn = (array.tobytes() for i in range(len(self)) for array in self._rendered(i))
+        return hashlib.sha256(b"".join(drawn)).hexdigest()
 
 
 @cache
 def render(number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Image `number`: (SIZE, SIZE, 3) uint8 and its mask (SIZE, SIZE), c + 1 where class c is."""
     rng = np.random.default_rng((SEED, number))
-    image = _background(rng)
-    mask = np.zeros((SIZE, SIZE), np.uint8)
-    for kind in rng.choice(4, size=number % 3, replace=False):
-        distance = SHAPES[kind](rng)
-        image += np.clip(0.5 - distance, 0, 1)[..., None] * (_colour(kind, rng) - image) * rng.uniform(0.6, 0.95)
-        mask[distance <= 0] = kind + 1
-    image += rng.normal(0, 0.01, image.shape)
-    return (np.clip(image, 0, 1) * 255).round().astype(np.uint8), mask
-
-
-def _background(rng: np.random.Generator) -> Field:
     texture: Field = getattr(textures, ("brick", "grass", "gravel")[rng.integers(3)])() / 255
     top, left = rng.integers(0, 512 - SIZE, 2)
     crop = np.rot90(texture[top : top + SIZE, left : left + SIZE], int(rng.integers(4)))
     grey = 0.5 + (crop - crop.mean()) * rng.uniform(0.5, 0.9)
-    return np.asarray(np.clip(grey[..., None] * rng.uniform(0.9, 1.1, 3), 0, 1))
-
-
-def _colour(kind: int, rng: np.random.Generator) -> Field:
-    """Scratches are bright, spots and cracks dark, stains brownish."""
-    grey = (rng.uniform(0.85, 1.0), rng.uniform(0.0, 0.15), rng.uniform(0.35, 0.5), rng.uniform(0.0, 0.12))[kind]
-    return np.array([grey, 0.7 * grey, 0.4 * grey] if kind == 2 else [grey] * 3)
+    image = np.clip(grey[..., None] * rng.uniform(0.9, 1.1, 3), 0, 1)
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    for kind in rng.choice(4, size=number % 3, replace=False):
+        distance = SHAPES[kind](rng)
+        greys = [rng.uniform(*bounds) for bounds in GREYS]
+        colour = greys[kind] * np.array([1, 0.7, 0.4] if kind == 2 else [1, 1, 1])
+        image += np.clip(0.5 - distance, 0, 1)[..., None] * (colour - image) * rng.uniform(0.6, 0.95)
+        mask[distance <= 0] = kind + 1
+    image += rng.normal(0, 0.01, image.shape)
+    return (np.clip(image, 0, 1) * 255).round().astype(np.uint8), mask
 
 
 def _scratch(rng: np.random.Generator) -> Field:
