@@ -1,6 +1,6 @@
 """The command line.
 
-`ltcam explain | train | evaluate | export-seeds | eval-seeds | search | reproduce | tables | report | readme | data`
+`ltcam explain | train | evaluate | export-seeds | eval-seeds | reproduce | data`
 """
 
 import logging
@@ -15,8 +15,6 @@ try:
     companion("typer")
     import typer
     from typer.core import TyperGroup
-
-    from ltcam.show.data_app import data_app
 except ImportError as error:
     sys.exit(f"ltcam: {error}")
 
@@ -31,6 +29,7 @@ class _Interruptible(TyperGroup):
 
 
 app = typer.Typer(help=__doc__, cls=_Interruptible, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+data_app = typer.Typer(help="The data sets: list, fetch, verify and show them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 CONFIG = "METHOD[:LAYERS[:DELTA]][,NAME=VALUE...], e.g. gradcam:S1-S5:20 or layercam:S1-S5:0,normalize=tanh,refine=S3-S5"
@@ -38,8 +37,8 @@ Scales = Annotated[
     list[float] | None, typer.Option("--scale", help="average maps over these scales of the input: --scale 1 --scale 1.5")
 ]
 Flip = Annotated[bool, typer.Option("--flip", help="average over mirrored inputs too")]
-Profile = Annotated[str, typer.Option(help="demo, real or paper")]
 Checkpoint = Annotated[Path, typer.Option(help="checkpoint.pt of a training run")]
+Name = Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile, ksdd or ksdd2")]
 
 
 @app.callback()
@@ -65,19 +64,15 @@ def explain(
         Path | None, typer.Option(help="from ltcam train, or a state dict; default: torchvision's weights")
     ] = None,
     target: Annotated[str, typer.Option("--class", help="name or index; default: the class with the largest logit")] = "",
-    method: Annotated[str, typer.Option(help="gradcam, layercam, fullgrad ...")] = "gradcam",
-    layers: Annotated[str, typer.Option(help="S5, S3-S5 ...; default: all stages")] = "",
-    delta: Annotated[float | None, typer.Option(help="percentile to truncate at, in [0, 100)")] = None,
+    config: Annotated[str, typer.Option(help=CONFIG)] = "gradcam:all",
     per_stage: Annotated[bool, typer.Option(help="draw each stage's own map too")] = False,
-    refine: Annotated[
-        str, typer.Option(help="spread the fused map along features: LAYERS[:SIZE[:POWER[:STEPS[:THEN]]]], e.g. S3-S5:28:8")
-    ] = "",
     out: Annotated[Path, typer.Option(help="the picture: .png, .jpg, .pdf or .svg")] = Path("heat.png"),
 ) -> None:
     """Draw the heatmap of one class over one image."""
+    from ltcam.engine.config import Config
     from ltcam.show import picture
 
-    chosen = picture.draw(image, out, model, checkpoint, target, method, layers or None, delta, per_stage, refine)
+    chosen = picture.draw(image, out, model, checkpoint, target, Config.parse(config), per_stage)
     typer.echo(f"{out}: {chosen}")
 
 
@@ -106,18 +101,18 @@ def evaluate(
         list[int] | None, typer.Option(help="table of the paper to measure; default: all, unless --config is given")
     ] = None,
     config: Annotated[list[str] | None, typer.Option(help=CONFIG)] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="folder of the results; default: that of the checkpoint, or its PART")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the results; default: `evaluated` beside the checkpoint")] = None,
     batch_size: int = 8,
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="run forward and backward in bfloat16, which is faster")] = False,
     scales: Scales = None,
     flip: Flip = False,
 ) -> None:
     """Measure heatmaps, Otsu masks and scores on the data set that a checkpoint was trained on."""
+    from ltcam.experiment.protocol import Protocol
     from ltcam.paper import commands
 
-    for line in commands.evaluate(checkpoint, part, table or [], config or [], out, batch_size, bfloat16, scales, flip):
+    protocol = Protocol(batch_size, bfloat16=bfloat16, scales=tuple(scales or [1.0]), flip=flip)
+    for line in commands.evaluate(checkpoint, part, table or [], config or [], out, protocol):
         typer.echo(line)
 
 
@@ -133,9 +128,11 @@ def export_seeds(
     best: Annotated[bool, typer.Option("--best", help="the best that was found, in its own views (notebook 09)")] = False,
 ) -> None:
     """Write seeds for weakly-supervised segmentation, in IRN's format. An interrupted run goes on where it stopped."""
+    from ltcam.experiment.protocol import Protocol
     from ltcam.paper import commands
 
-    typer.echo(commands.export_seeds(checkpoint, part, config, out, batch_size, scales, flip, best))
+    protocol = Protocol(batch_size, scales=tuple(scales or [1.0]), flip=flip)
+    typer.echo(commands.export_seeds(checkpoint, part, config, out, protocol, best))
 
 
 @app.command()
@@ -151,30 +148,18 @@ def eval_seeds(
     flip: Flip = False,
     out: Annotated[Path | None, typer.Option(help="folder for seeds.csv and curves.csv, the score at every threshold")] = None,
 ) -> None:
-    """Score seeds as weakly-supervised segmentation does: mIoU with background, by threshold, and average precision."""
+    """Score seeds as weakly-supervised segmentation does: mIoU with background, by threshold."""
+    from ltcam.experiment.protocol import Protocol
     from ltcam.paper import commands
 
-    for line in commands.eval_seeds(checkpoint, folder, data, part, choose_on, config or [], batch_size, scales, flip, out):
+    protocol = Protocol(batch_size, scales=tuple(scales or [1.0]), flip=flip)
+    for line in commands.eval_seeds(checkpoint, folder, data, part, choose_on, config or [], protocol, out):
         typer.echo(line)
 
 
 @app.command()
-def search(
-    checkpoint: Annotated[list[Path], typer.Option(help="checkpoint.pt of a training; again for one with another head")],
-    out: Annotated[Path, typer.Option(help="folder for search.csv, a row for every try")],
-) -> None:
-    """Search for the best maps on the training part (beyond the paper). It takes hours, and goes on where it stopped."""
-    from ltcam.experiment.checkpoints import load_checkpoint
-    from ltcam.paper import search as beyond
-
-    table = beyond.search([load_checkpoint(path) for path in checkpoint], out)
-    for score, (head, protocol, config) in beyond.chosen(table).items():
-        typer.echo(f"best by {score}, of {len(table)} tries: head {head}, {protocol}, {config}")
-
-
-@app.command()
 def reproduce(
-    profile: Profile = "demo",
+    profile: Annotated[str, typer.Option(help="demo, real or paper")] = "demo",
     only: Annotated[str, typer.Option(help="run the notebooks whose names start with this, e.g. 04")] = "",
     data: Annotated[str, typer.Option(help="run only this data set of the profile")] = "",
     start: Annotated[str, typer.Option("--from", help="begin at the notebook whose name starts with this, e.g. 03")] = "",
@@ -187,45 +172,48 @@ def reproduce(
     run(profile, only, data, start=start, force=force, seeds=seed or [])
 
 
-@app.command()
-def tables(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="with results, e.g. results/paper/voc2012")],
-    check: Annotated[bool, typer.Option("--check", help="write nothing; exit with 1 if a file is stale")] = False,
+@data_app.command("list")
+def data_list() -> None:
+    """List every data set: whether it is there and where, the size of its download, its terms."""
+    from ltcam.data import get
+
+    typer.echo(get.listing().to_string(index=False))
+
+
+@data_app.command("get")
+def data_get(name: Annotated[str, typer.Argument(help="voc2012, magnetic_tile, ksdd or ksdd2")]) -> None:
+    """Fetch a data set, verify and unpack it."""
+    from ltcam.data import get
+
+    typer.echo(get.get(name))
+
+
+@data_app.command("check")
+def data_check(name: Name) -> None:
+    """Verify every file of a data set. The exit code is 1 if one is missing or damaged."""
+    from ltcam.data import check
+
+    report = check.check(name)
+    lines = [f"note: {note}" for note in report.notes] + [f"finding: {finding}" for finding in report.findings]
+    typer.echo("\n".join([report.title, report.table.to_string(index=False), *lines, f"{len(report.findings)} findings"]))
+    raise typer.Exit(int(bool(report.findings)))
+
+
+@data_app.command("show")
+def data_show(
+    name: Name,
+    part: Annotated[str, typer.Option(help="part or list of the data set; for ksdd: all, train0, test0, ...")] = "train",
+    out: Annotated[Path, typer.Option(help="draw samples with their masks as OUT.png, and OUT.pdf if small")] = Path("samples"),
 ) -> None:
-    """Make a folder's tables, claims and intervals again from its counts. This needs no data and no checkpoint."""
-    from ltcam.paper import derived
+    """Show how many images have each class and how much of them it covers, and draw samples."""
+    from ltcam import data as datasets
+    from ltcam.paper import areas
+    from ltcam.show import figures, heatmaps
 
-    stale = False
-    for folder in folders:
-        for file, differs in derived.rebuild(folder, check).items():
-            said = f"stale, run ltcam tables {folder}" if check else "written"
-            typer.echo(f"{folder / file}: {said if differs else 'unchanged'}")
-            stale |= differs
-    raise typer.Exit(int(check and stale))
-
-
-@app.command()
-def report(
-    profile: Profile = "demo",
-    out: Annotated[Path, typer.Option(help="folder of the site; the new site replaces an older one at the end")] = Path("site"),
-) -> None:
-    """Write a static site of the results: tables, claims, figures, notebooks, and heatmaps with sliders."""
-    from ltcam.show.report import report as run
-
-    typer.echo(run(profile, out))
-
-
-@app.command()
-def readme(
-    check: Annotated[bool, typer.Option("--check", help="write nothing; exit with 1 if a section is stale")] = False,
-) -> None:
-    """Update the tables of README.md and docs/ from committed results."""
-    from ltcam.show import readme as page
-
-    changed = page.stale() if check else page.write()
-    for name, section in changed:
-        typer.echo(f"{name}, section {section}: {'stale, run ltcam readme' if check else 'written anew'}")
-    raise typer.Exit(int(check and bool(changed)))
+    data = datasets.load(name, part)
+    typer.echo(f"{data.title}, part {part}\n{areas.summary(data).round(2).to_string(index=False)}")
+    heatmaps.save(figures.samples(data), out)
+    typer.echo(f"{out}.png")
 
 
 def main() -> None:

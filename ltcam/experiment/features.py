@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,7 +21,39 @@ from ltcam.experiment.parallel import gather_object, loader, processes
 from ltcam.experiment.recipe import Recipe
 
 log = logging.getLogger(__name__)
-_KEPT: dict[str, dict[str, Tensor]] = {}  # the device and weights that computed them -> image -> features
+_KEPT: dict[tuple[str, ...], dict[str, Tensor]] = {}  # the device and weights that computed them -> image -> features
+
+
+class Labelled(Dataset[tuple[Tensor, Tensor]]):
+    """(network input, multi-hot label) of a data set, optionally augmented."""
+
+    def __init__(self, data: Segmentation, size: tuple[int, int], augment: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.data, self.size, self.augment = data, size, augment
+        self.labels = data.labels  # read here once, not in every loader process
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = datasets.preprocess(self.data.image(index), self.size)
+        return (self.augment(image) if self.augment else image), self.labels[index]
+
+
+class Features(Dataset[tuple[Tensor, Tensor]]):
+    """(features of an image or of one of its mirror images, drawn at random, its label)."""
+
+    def __init__(self, features: Sequence[Tensor], labels: Tensor) -> None:
+        self.features, self.labels = features, labels
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        mirrors = self.features[index]
+        return mirrors[int(torch.randint(len(mirrors), ())) if len(mirrors) > 1 else 0], self.labels[index]
+
+
+Inputs = Labelled | Features | Subset[tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
@@ -43,18 +74,21 @@ def prepare(
     frozen, free = model.features[:boundary].requires_grad_(False), model.features[boundary:]
     if recipe.augment not in ("none", "flips"):
         return Labelled(fit, size, augmentation(fit)), model
-    features = _Features(_computed(frozen, fit, size, recipe, device), fit.labels)
+    flips = [(), (-1,)] if fit.upright else [(), (-1,), (-2,), (-2, -1)]
+    mirrored = Labelled(fit, size, partial(_mirrors, flips[:1] if recipe.augment == "none" else flips))
+    features = Features(_computed(frozen, mirrored, recipe, device), fit.labels)
     return features, nn.Sequential(free, model.avgpool, nn.Flatten(), model.classifier)
 
 
-def _computed(
-    frozen: nn.Module, fit: Segmentation, size: tuple[int, int], recipe: Recipe, device: torch.device
-) -> list[Tensor]:
+def augmentation(data: Segmentation) -> v2.Transform:
+    flips = [v2.RandomHorizontalFlip()] if data.upright else [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
+    return v2.Compose([*flips, v2.RandomAffine(0, scale=data.jitter, interpolation=v2.InterpolationMode.BILINEAR)])
+
+
+def _computed(frozen: nn.Module, mirrored: Labelled, recipe: Recipe, device: torch.device) -> list[Tensor]:
     """The frozen stages' features (mirrors, ...) of every image and its mirror images. Each image is computed alone and kept,
     so other seeds, folds and hold-outs use the same features."""
-    flips = [(), (-1,)] if fit.upright else [(), (-1,), (-2,), (-2, -1)]
-    mirrored = Labelled(fit, size, partial(_mirrors, flips[:1] if recipe.augment == "none" else flips))
-    key = json.dumps([str(device), *map(_digest, frozen.parameters())])
+    key = (str(device), *map(_digest, frozen.parameters()))
     if key not in _KEPT:
         _KEPT.clear()
     kept = _KEPT.setdefault(key, {})
@@ -63,8 +97,7 @@ def _computed(
         log.info("%s: %d frozen stages' features of %d images, computed once", recipe.data, recipe.frozen, len(missing))
         each = nn.Sequential(nn.Flatten(0, 1), frozen)  # a batch of one image is one of its mirror images
         found = predict(each, Subset(mirrored, missing), 1, device)
-        found = found.view(len(missing), -1, *found.shape[1:])
-        kept.update(zip((images[i] for i in missing), found, strict=True))
+        kept.update(zip((images[i] for i in missing), found.view(len(missing), -1, *found.shape[1:]), strict=True))
     return [kept[image] for image in images]
 
 
@@ -75,40 +108,3 @@ def _mirrors(flips: Sequence[tuple[int, ...]], image: Tensor) -> Tensor:
 
 def _digest(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
-
-
-def augmentation(data: Segmentation) -> v2.Transform:
-    flips = [v2.RandomHorizontalFlip()] if data.upright else [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
-    return v2.Compose([*flips, v2.RandomAffine(0, scale=data.jitter, interpolation=v2.InterpolationMode.BILINEAR)])
-
-
-class Labelled(Dataset[tuple[Tensor, Tensor]]):
-    """(network input, multi-hot label) of a data set, optionally augmented."""
-
-    def __init__(self, data: Segmentation, size: tuple[int, int], augment: Callable[[Tensor], Tensor] | None = None) -> None:
-        self.data, self.size, self.augment = data, size, augment
-        self.labels = data.labels  # read here once, not in every loader process
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image = datasets.preprocess(self.data.image(index), self.size)
-        return (self.augment(image) if self.augment else image), self.labels[index]
-
-
-class _Features(Dataset[tuple[Tensor, Tensor]]):
-    """(features of an image or of one of its mirror images, drawn at random, its label)."""
-
-    def __init__(self, features: Sequence[Tensor], labels: Tensor) -> None:
-        self.features, self.labels = features, labels
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        mirrors = self.features[index]
-        return mirrors[int(torch.randint(len(mirrors), ())) if len(mirrors) > 1 else 0], self.labels[index]
-
-
-Inputs = Labelled | _Features | Subset[tuple[Tensor, Tensor]]

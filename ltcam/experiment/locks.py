@@ -1,8 +1,6 @@
-"""One run at a time in a folder of results. A second run is refused; the error names the first one's process and age.
+"""One run at a time in a folder. A second run is refused; the error names the first one's process and age.
 
-A folder has two locks. A command (train, evaluate, reproduce) holds `run` as long as it works there. `training.train` and
-`evaluation.evaluate` hold `write`, so a notebook's own call is guarded too, even if its runner was killed. The operating system
-holds the lock, not the file, so no lock is left after `kill -9`.
+The operating system holds the lock, not the file, so no lock is left after `kill -9`.
 """
 
 import json
@@ -14,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
 
 from filelock import FileLock, Timeout
 
@@ -26,14 +23,14 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def alone(folder: AnyPath, kind: Literal["run", "write"]) -> Iterator[None]:
-    """Clear `folder` of partial files and hold it while the block runs. Its `.<kind>.lock` names the holder meanwhile.
+def alone(folder: AnyPath, name: str = ".lock") -> Iterator[None]:
+    """Clear `folder` of partial files and hold it while the block runs. The file `name` says who holds it.
 
     Under `accelerate launch` the main process takes the lock for all. Raises UnavailableError, in all processes, if another run
     has the lock. If files cannot be locked or written there, a warning is logged and the block runs.
     """
     folder = Path(folder)
-    path, refusal = folder / f".{kind}.lock", [""]
+    path, refusal = folder / name, [""]
     lock = FileLock(path, timeout=0)
     if processes().is_main_process:
         try:

@@ -1,6 +1,7 @@
-"""A result is an `X.csv`. Its `X.json` says what made it: commit, parameters, versions, device, data, weights, time."""
+"""What made each result that is measured and not computed from others: `provenance.json` in the folder of a data set."""
 
-import gzip
+from __future__ import annotations
+
 import json
 import os
 import platform
@@ -13,37 +14,38 @@ from typing import Any
 import pandas as pd
 import torch
 
+from ltcam.errors import InputError
 from ltcam.files import ROOT, AnyPath, atomic, sha256, write
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-image", "scikit-learn", "matplotlib", "pillow")
+NAME = "provenance.json"
 
 
-def save(table: pd.DataFrame, path: AnyPath, started: float, **parameters: Any) -> None:
-    """Write `table` to `path` (.csv or .csv.gz) and its provenance to the .json beside it. No half-written file gets its name.
-
-    started: `time.time()` at the start of the work; parameters: what the table depended on, as plain values.
-    """
-    path = Path(path)
-    with atomic(path) as temporary:
-        packed = path.suffix == ".gz"  # counts are read back and compared, so delta keeps every digit
-        text = table.to_csv(index=False, float_format=None if packed else "%.6g", lineterminator="\n").encode()
-        temporary.write_bytes(gzip.compress(text, 6, mtime=0) if packed else text)  # pandas would store the temporary name
-    seconds = round(time.time() - started, 1)
-    record = {"rows": len(table), "sha256": sha256(path), **environment(), **parameters, "seconds": seconds}
-    write(path.with_name(path.name.split(".")[0] + ".json"), json.dumps(record, indent=2, default=str) + "\n")
-
-
-def made_by(path: AnyPath, parameters: dict[str, Any]) -> bool:
-    """Whether `path` is as `save` left it, with these parameters."""
-    record = Path(path).with_name(Path(path).name.split(".")[0] + ".json")
-    if not (Path(path).is_file() and record.is_file()):
-        return False
+def read(folder: AnyPath) -> dict[str, dict[str, Any]]:
+    """{file: what made it} for the files of `folder`. Raises InputError if its record is damaged."""
+    path = Path(folder) / NAME
     try:
-        kept = json.loads(record.read_text())
-    except ValueError:  # cut off, e.g. by a power failure
-        return False
-    expected = json.loads(json.dumps(parameters)) | {"sha256": sha256(path)}
-    return bool(expected == {name: kept.get(name) for name in expected})
+        found: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        do = "restore it, or delete it; what it named is then measured again"
+        raise InputError(f"{path} is damaged ({error}): {do}") from error
+    return found
+
+
+def record(folder: AnyPath, file: str, started: float, **about: Any) -> None:
+    """Write down what made `file`: its checksum, this machine, and `about` as plain values. started: `time.time()` before."""
+    entry = {"sha256": sha256(Path(folder) / file), **environment(), "seconds": round(time.time() - started, 1), **about}
+    entries = read(folder) | {file: json.loads(json.dumps(entry, default=str))}
+    lines = [f"{json.dumps(name)}: {json.dumps(entries[name], sort_keys=True)}" for name in sorted(entries)]
+    write(Path(folder) / NAME, "{\n" + ",\n".join(lines) + "\n}\n")  # a line each, so that git shows what has changed
+
+
+def save(table: pd.DataFrame, path: AnyPath) -> None:
+    """Write `table` to `path` (.csv or .csv.gz), the same bytes on every call. No half-written file gets its name."""
+    path = Path(path)
+    packed: Any = {"method": "gzip", "compresslevel": 6, "mtime": 0} if path.suffix == ".gz" else None
+    with atomic(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n", compression=packed)
 
 
 def environment() -> dict[str, Any]:

@@ -1,23 +1,18 @@
-"""The settings of a training that the paper omits, and how they were chosen."""
+"""The settings of a training that the paper omits, and the trainings of a profile."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import pandas as pd
 import yaml
 
+from ltcam import files
 from ltcam.engine.tricks import one_of, whole
 from ltcam.errors import InputError
-from ltcam.experiment import provenance
-from ltcam.experiment.configs import plain
+from ltcam.experiment.protocol import plain
 from ltcam.experiment.vgg16 import Head
-from ltcam.files import AnyPath
 
 Augment = Literal["none", "flips", "light"]
 
@@ -57,6 +52,40 @@ class Recipe:
             raise InputError(f"frozen={self.frozen}: VGG16 has 5 stages, expected 0 to 5")
 
 
+class Training(NamedTuple):
+    """name: its folder in those of the study; seed: the name of its training, which all folds share."""
+
+    name: str
+    seed: str
+    fold: str
+    recipe: Recipe
+
+
+def planned(data: str, recipe: Mapping[str, Any], seeds: Sequence[int] = (), folds: int = 0) -> list[Training]:
+    """Every training of a profile. recipe: fields of `Recipe`. Fold f trains on `train<f>` and holds out `test<f>`."""
+    base = Recipe(data=data, **recipe)
+    if folds and not seeds:
+        raise InputError(f"folds={folds} without seeds: expected seeds too, e.g. [0]")
+    seeded = [Training(f"seed{seed}", f"seed{seed}", "", replace(base, seed=seed)) for seed in seeds]
+    if not folds:
+        return seeded or [Training("", "", "", base)]
+    return [
+        Training(f"{name}/fold{f}", name, f"fold{f}", replace(own, train=f"{base.train}{f}", test=f"{base.test}{f}"))
+        for name, _, _, own in seeded
+        for f in range(folds)
+    ]
+
+
+def profile(name: str) -> dict[str, dict[str, Any]]:
+    """The settings of profile `name` by data set, from `notebooks/profiles`. Raises InputError for an unknown one."""
+    folder = files.NOTEBOOKS / "profiles"
+    if not (found := sorted(folder.glob(f"{name}.*.yaml"))):
+        known = sorted({file.name.split(".")[0] for file in folder.glob("*.yaml")})
+        raise InputError(f"profile {name!r} is unknown: expected one of {known}")
+    read = [yaml.safe_load(file.read_text()) for file in found]
+    return {settings["data"]: settings for settings in read}
+
+
 def settings(texts: Sequence[str]) -> dict[str, Any]:
     """Fields of a recipe from "NAME=VALUE", with values as in a profile's file. Raises InputError for an unknown name."""
     found = dict(text.partition("=")[::2] for text in texts)
@@ -69,16 +98,3 @@ def settings(texts: Sequence[str]) -> dict[str, Any]:
 def tuning(recipe: Recipe) -> Recipe:
     """`recipe` trained on nine tenths of its training part and scored on the rest. Recipes are chosen by this score."""
     return replace(recipe, train=f"{recipe.train}/fit", test=f"{recipe.train}/tune")
-
-
-def tried(folder: AnyPath, out: AnyPath) -> pd.DataFrame:
-    """Write `out/tries.csv`: for each finished `tuning` run below `folder`, a row with its settings and scores."""
-    started, rows = time.time(), []
-    for path in sorted(Path(folder).rglob("labels.csv")):
-        record = json.loads(path.with_suffix(".json").read_text())
-        if record["recipe"]["test"].endswith("/tune"):
-            scores = {"mAP": pd.read_csv(path)["AP"].mean(), "loss": record["last"]["loss"], "minutes": record["seconds"] / 60}
-            rows.append({"try": path.parent.name, **record["recipe"], **scores})
-    table = pd.DataFrame(rows)
-    provenance.save(table, Path(out) / "tries.csv", started)
-    return table

@@ -10,109 +10,94 @@ training parts are computed fold by fold and averaged.
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from copy import copy
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal
 
 import pandas as pd
 
+from ltcam import data as datasets
 from ltcam import files
-from ltcam.data import Segmentation, load
+from ltcam.data import Segmentation
+from ltcam.data.sets import known
+from ltcam.engine.config import Config
 from ltcam.errors import InputError, MissingError
 from ltcam.experiment import provenance
-from ltcam.experiment.checkpoints import Trained, load_checkpoint
-from ltcam.experiment.configs import FLOATS
-from ltcam.experiment.counting import Reading
-from ltcam.experiment.evaluation import Wanted, together
-from ltcam.experiment.recipe import Recipe
+from ltcam.experiment.counting import identity, measure
+from ltcam.experiment.protocol import Protocol, Way
+from ltcam.experiment.recipe import Recipe, Training, planned, profile
+from ltcam.experiment.scores import Counts
+from ltcam.experiment.store import Store
+from ltcam.experiment.trained import Trained, load_checkpoint
 from ltcam.experiment.training import train
-from ltcam.files import AnyPath, sha256
+from ltcam.files import sha256
 
 log = logging.getLogger(__name__)
 Role = Literal["test", "train"]
-
-
-class Training(NamedTuple):
-    """name: its folder in those of the study; seed: the name of its training, which all folds share."""
-
-    name: str
-    seed: str
-    fold: str
-    recipe: Recipe
-
-
-def planned(data: str, recipe: Mapping[str, Any], seeds: Sequence[int] = (), folds: int = 0) -> list[Training]:
-    """Every training of a profile. recipe: fields of `Recipe`. Fold f trains on `train<f>` and holds out `test<f>`."""
-    base = Recipe(data=data, **recipe)
-    if folds and not seeds:
-        raise InputError(f"folds={folds} without seeds: expected seeds too, e.g. [0]")
-    seeded = [Training(f"seed{seed}", f"seed{seed}", "", replace(base, seed=seed)) for seed in seeds]
-    if not folds:
-        return seeded or [Training("", "", "", base)]
-    return [
-        Training(f"{name}/fold{f}", name, f"fold{f}", replace(own, train=f"{base.train}{f}", test=f"{base.test}{f}"))
-        for name, _, _, own in seeded
-        for f in range(folds)
-    ]
-
-
-def parts(trainings: Sequence[Training]) -> dict[str, Segmentation]:
-    """The training part and the held-out part of the first training, by name."""
-    recipe = trainings[0].recipe
-    return {part: load(recipe.data, part) for part in (recipe.train, recipe.test)}
+DEFAULTS: dict[str, Any] = {
+    "seeds": [], "folds": 0, "batch_size": 8,
+    "deltas": [float(delta) for delta in range(0, 100, 10)],  # of the cross of percentile scope, scale and delta
+    "varied": ["Grad-CAM", "Grad-CAM, fused", "LTGrad-CAM", "Layer-CAM", "LTLayer-CAM", "FullGrad"],  # rows of the ablations
+    "protocols": ["labels", "outputs", "size"],  # of the ablations
+    "ablated": None, "others": [],  # the first so many seeds are ablated; other trainings, by their folders
+    "first": None, "images": None,  # so many training images are swept, images looked into; None: all
+    "chosen_on": None, "drawn_on": None, "scored_on": None,  # images for what goes beyond the paper
+    "pictures": 5,
+}  # fmt: skip
 
 
 class Study:
-    """The trainings that notebook 01 left for data set `data` in `profile`. Raises MissingError if there are none."""
+    """The trainings of data set `data` in `profile`. Raises InputError for an unknown profile or data set of it.
 
-    def __init__(self, profile: str, data: str) -> None:
-        self.profile, self.data = profile, data
-        self.out, self.runs, self.figures = (f(profile, data) for f in (files.results, files.runs, files.figures))
+    kept: read only what is kept, and open no data and no checkpoint, as for tables of committed counts. Then what is missing is
+    an error. Without it, what is missing is measured. seeds: to train instead of the profile's.
+    """
+
+    def __init__(self, name: str, data: str, kept: bool = False, seeds: Sequence[int] = ()) -> None:
+        if data not in (sets := profile(name)):
+            raise InputError(f"profile {name!r} has no data set {data!r}: expected one of {list(sets)}")
+        self.profile, self.data, self.kept = name, data, kept
+        self.settings = DEFAULTS | sets[data] | ({"seeds": list(seeds)} if seeds else {})
+        self.out, self.runs, self.figures = (f(name, data) for f in (files.results, files.runs, files.figures))
+        self.dataset = known(data)
+        self.metric, self.compared = self.dataset.headline, self.dataset.compared
+        self.protocol = Protocol(self.settings["batch_size"])
+        self.made: dict[str, bytes] = {}  # tables, by `ltcam.paper.registry`
+
+    @cached_property
+    def planned(self) -> dict[str, Training]:
+        """Every training that the profile names, by name."""
+        found = planned(self.data, self.settings["recipe"], self.settings["seeds"], self.settings["folds"])
+        return {training.name: training for training in found}
+
+    @cached_property
+    def trainings(self) -> pd.DataFrame:
+        """What was trained: name, seed, fold, mAP and the checkpoint's SHA-256. Raises MissingError if nothing was."""
         path = self.out / "trainings.csv"
         if not path.is_file():
-            raise MissingError(f"{path} is missing: run notebook 01 first, or ltcam reproduce --profile {profile}")
-        self.trainings = pd.read_csv(path, keep_default_na=False, dtype={"name": str, "seed": str, "fold": str})
+            raise MissingError(f"{path} is missing: run notebook 01 first, or ltcam reproduce --profile {self.profile}")
+        return pd.read_csv(path, keep_default_na=False, dtype={"name": str, "seed": str, "fold": str})
 
-    @classmethod
-    def train(cls, profile: str, data: str, trainings: Sequence[Training]) -> Study:
+    @cached_property
+    def store(self) -> Store:
+        return Store(self.out)
+
+    def train(self) -> None:
         """Train what is not trained yet, one by one. Writes `trainings.csv`, and losses and label scores of each training."""
-        started, rows = time.time(), []
-        out, runs = files.results(profile, data), files.runs(profile, data)
-        for training in trainings:
-            checkpoint = train(training.recipe, runs / training.name)
-            for file in ("train", "labels"):
-                for name in (Path(training.name, f"{file}.csv"), Path(training.name, f"{file}.json")):
-                    if runs != out:
-                        with files.atomic(out / name) as temporary:
-                            shutil.copyfile(runs / name, temporary)
-            score = pd.read_csv(out / training.name / "labels.csv")["AP"].mean()
+        rows = []
+        for training in self.planned.values():
+            checkpoint = train(training.recipe, self.runs / training.name)
+            for name in ("train.csv", "labels.csv", "run.json"):
+                if self.runs != self.out:
+                    with files.atomic(self.out / training.name / name) as temporary:
+                        shutil.copyfile(self.runs / training.name / name, temporary)
+            score = pd.read_csv(self.out / training.name / "labels.csv")["AP"].mean()
             rows.append([*training[:3], score, sha256(checkpoint)])
-        table = pd.DataFrame(rows, columns=["name", "seed", "fold", "mAP", "checkpoint"])
-        provenance.save(table, out / "trainings.csv", started, recipe=asdict(trainings[0].recipe))
-        return cls(profile, data)
-
-    def only(self, seeds: int | None) -> Self:
-        """The same study with the trainings of its first `seeds` seeds alone; None: all."""
-        fewer = copy(self)
-        fewer.trainings = self.trainings[self.trainings["seed"].isin(self.seeds[:seeds])]
-        fewer.__dict__.pop("about", None)
-        return fewer
-
-    @cached_property
-    def trained(self) -> Trained:
-        """The first training. Figures show its heatmaps, on images that it has not seen."""
-        return self.load(self.names[0])
-
-    @cached_property
-    def test(self) -> Segmentation:
-        """The held-out part of the first training."""
-        return self.trained.load(self.trained.recipe.test)
+        provenance.save(pd.DataFrame(rows, columns=["name", "seed", "fold", "mAP", "checkpoint"]), self.out / "trainings.csv")
+        self.__dict__.pop("trainings", None)
 
     @property
     def names(self) -> list[str]:
@@ -122,71 +107,116 @@ class Study:
     def seeds(self) -> list[str]:
         return list(dict.fromkeys(self.trainings["seed"]))
 
+    @cached_property
+    def trained(self) -> Trained:
+        """The first training. Figures show its heatmaps, on images that it has not seen."""
+        return self.load(self.names[0])
+
+    @cached_property
+    def test(self) -> Segmentation:
+        """The held-out part of the first training."""
+        return datasets.load(self.data, next(iter(self.planned.values())).recipe.test)
+
+    @cached_property
+    def title(self) -> str:
+        """The data set's title, from what was counted if anything was."""
+        counted = (entry["identity"]["data"] for entry in provenance.read(self.out).values() if "identity" in entry)
+        return next(counted, "") or self.test.title
+
+    @property
+    def described(self) -> str:
+        """One line: the data set, its held-out part, how many images are scored, for how many seeds, and the classes."""
+        scored = f"{len(self.test.scored)} images to score, seeds: {len(self.seeds)}"
+        return f"{self.title}, part {self.test.part}: {scored}, classes: {', '.join(self.test.classes)}"
+
+    def parameters(self) -> dict[str, Any]:
+        """Of its notebooks."""
+        return {"profile": self.profile, "data": self.data, "seeds": self.settings["seeds"]}
+
+    def counted_only(self) -> bool:
+        """Whether counts are kept and no checkpoint of them is left."""
+        counted = any("identity" in entry for entry in provenance.read(self.out).values())
+        return counted and not any((self.runs / name / "checkpoint.pt").is_file() for name in self.planned)
+
     def load(self, name: str) -> Trained:
         return load_checkpoint(self.runs / name / "checkpoint.pt")
-
-    def read(self, file: str) -> pd.DataFrame:
-        """The table `file` of every training, one below the other. Column `name` has the training."""
-        tables = {name: pd.read_csv(self.out / name / file) for name in self.names}
-        return pd.concat(tables, names=["name", None]).reset_index("name").reset_index(drop=True)
 
     def folds(self) -> Iterator[Trained]:
         """The trainings of the first seed. Together they hold out every image once."""
         for name in self.trainings.loc[self.trainings["seed"] == self.seeds[0], "name"]:
             yield self.trained if name == self.names[0] else self.load(name)
 
-    def together(self, wanted: Mapping[str, Reading], role: Role = "test", first: int | None = None) -> list[pd.DataFrame]:
-        """Pixel counts for every training, as `metrics` reads them, one table for each reading. Missing ones are measured.
+    def read(self, file: str) -> pd.DataFrame:
+        """The table `file` of every training, one below the other. Column `name` has the training."""
+        tables = {name: pd.read_csv(self.out / name / file) for name in self.names}
+        return pd.concat(tables, names=["name", None]).reset_index("name").reset_index(drop=True)
 
-        wanted  configurations and their protocol, by the folder for their counts in that of the training. Protocols that can
-                share their passes over the images do so
-        role    count on the held-out part or on the training part; first: on its first images only, None: on all
+    def counts(
+        self, configs: Iterable[Config], role: Role = "test", protocol: Protocol | None = None, cut: str = "otsu",
+        t: Mapping[str, Mapping[Config, float]] | None = None, seeds: int | None = None, first: int | None = None,
+    ) -> Counts:  # fmt: skip
+        """The counts of `configs` in every training. What is missing is measured first, unless the study is `kept`.
+
+        role   the held-out part or the training part; first: its first images alone, None: all
+        cut    as in `Way`; t: for "argmax", the background of each configuration by training
+        seeds  the first so many alone; None: all
+
+        Raises MissingError if something is missing and cannot be measured.
         """
-        found: list[list[pd.DataFrame]] = []
-        for row in self.trainings.itertuples(index=False):
-            trained = self.trained if row.name == self.names[0] else self.load(str(row.name))
-            part = getattr(trained.recipe, role) + ("" if first is None else f"/{first}")
-            place = _place(self.out / str(row.name), role)
-            each = [Wanted(configs, place / below, protocol) for below, (configs, protocol) in wanted.items()]
-            found.append([_named(counts, row, role) for counts in together(trained, part, each)])
-        return [pd.concat(counts, ignore_index=True) for counts in zip(*found, strict=True)]
+        configs, parts = tuple(dict.fromkeys(configs)), []
+        chosen = self.trainings[self.trainings["seed"].isin(self.seeds[:seeds])]
+        for name, seed, fold in zip(*(chosen[field].to_list() for field in ("name", "seed", "fold")), strict=True):
+            ways = [Way(config, cut, (t or {}).get(name, {}).get(config, 0.0)) for config in configs]
+            found = self.store.read(self.measured(name, ways, role, protocol, first), configs, cut)
+            pairs = found.pairs.assign(training=seed, fold=fold if role == "train" else "")
+            parts.append(Counts(pairs, configs, found.values))
+        return Counts.join(parts)
 
-    def known(self, role: Role = "test") -> pd.DataFrame:
-        """All counts that are kept."""
-        return known(self.out, role, self.seeds)
+    def measured(
+        self, name: str, ways: Sequence[Way], role: Role = "test", protocol: Protocol | None = None, first: int | None = None
+    ) -> int:
+        """The pass of the store that has all `ways` in the training `name`. What is missing is measured, unless `kept`."""
+        protocol, recipe = protocol or self.protocol, self.recipe(name)
+        first = self.settings["first"] if role == "train" and first is None else first
+        part = getattr(recipe, role) + (f"/{first}" if first else "")
+        wanted = {"checkpoint": self._checkpoint(name), "part": part, **protocol.identity(recipe.size or self.dataset.size)}
+        file = "/".join(
+            filter(None, [name, ",".join(filter(None, [f"counts.{part.replace('/', '-')}", protocol.name])) + ".csv.gz"])
+        )
+        if not self.kept:
+            trained = self.trained if name == self.names[0] else self.load(name)
+            data = trained.load(part)
+            wanted |= identity(trained, data, protocol)
+            number = self._complete(wanted, ways)
+            if number is None:
+                number = self.store.open({**wanted, "pass": ""}, file)
+                measure(self.store, number, trained, data, ways, protocol)
+        elif (number := self._complete(wanted, ways)) is None:
+            raise MissingError(f"{self.out / name} has no counts of {ways[0].config} on part {part}: run ltcam reproduce first")
+        return number
 
-    def save(self, table: pd.DataFrame, name: str, started: float, **parameters: Any) -> None:
-        """Save `table` as `name` (.csv or .csv.gz) in the folder of the study, with its provenance."""
-        provenance.save(table, self.out / name, started, **{**self.about, **parameters})
+    def _complete(self, wanted: Mapping[str, Any], ways: Sequence[Way]) -> int | None:
+        """The pass that has all `ways`. In kept counts any background serves, since each was counted at one."""
+        for number in self.store.find(**wanted):
+            done = self.store.done(number)
+            if self.kept:
+                done |= {way._replace(t=0.0) for way in done}
+            if done.issuperset(ways):
+                return number
+        return None
 
-    @cached_property
-    def about(self) -> dict[str, Any]:
-        trainings = self.trainings.to_dict("records")
-        return {**self.trained.about(self.test), "trainings": trainings}
+    def recipe(self, name: str) -> Recipe:
+        """Of a training that the profile names, or of another, whose folder has a `run.json`."""
+        return self.planned[name].recipe if name in self.planned else Recipe(**self._run(name)["recipe"])
 
+    def _checkpoint(self, name: str) -> str:
+        known = dict(zip(self.trainings["name"], self.trainings["checkpoint"], strict=True))
+        return str(known.get(name) or self._run(name)["checkpoint"])
 
-def known(folder: AnyPath, role: Role = "test", seeds: Collection[str] | None = None) -> pd.DataFrame:
-    """`Study.known` of `seeds` (None: all) from the files in `folder` alone. Empty if one of their trainings has no counts."""
-    folder, table, found = Path(folder), trainings_in(folder), []
-    for row in table[table["seed"].isin(table["seed"] if seeds is None else seeds)].itertuples(index=False):
-        counts = _place(folder / str(row.name), role) / "counts.csv.gz"
-        if not counts.is_file():
-            return pd.DataFrame()
-        found.append(_named(pd.read_csv(counts, dtype=FLOATS), row, role))
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
-
-
-def trainings_in(folder: AnyPath) -> pd.DataFrame:
-    """Name, seed and fold of each training in `folder`. Without trainings.csv the folder itself is the one training."""
-    path = Path(folder) / "trainings.csv"
-    alone = pd.DataFrame({"name": [""], "seed": "", "fold": ""})
-    return pd.read_csv(path, keep_default_na=False, dtype=str) if path.is_file() else alone
-
-
-def _named(counts: pd.DataFrame, row: Any, role: Role) -> pd.DataFrame:
-    """Held-out parts of folds are pooled, so only training parts get a column `fold`."""
-    return counts.assign(training=row.seed, **({"fold": row.fold} if role == "train" else {}))
-
-
-def _place(folder: Path, role: Role) -> Path:
-    return folder if role == "test" else folder / role
+    def _run(self, name: str) -> dict[str, Any]:
+        for folder in (self.out, self.runs):
+            if (path := folder / name / "run.json").is_file():
+                return dict(json.loads(path.read_text()))
+        raise MissingError(
+            f"no training {name!r} of {self.data}: expected {self.runs / name / 'run.json'}, see ltcam train --out"
+        )

@@ -11,6 +11,7 @@ draws its own flips, scales and dropout, so the weights depend on the number of 
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -30,14 +31,14 @@ from tqdm import tqdm
 from ltcam import data as datasets
 from ltcam.errors import DivergedError, InputError
 from ltcam.experiment import provenance
-from ltcam.experiment.checkpoints import save
 from ltcam.experiment.features import Inputs, Labelled, augmentation, predict, prepare
 from ltcam.experiment.locks import alone
 from ltcam.experiment.parallel import loader, processes, reduce
 from ltcam.experiment.recipe import Recipe
+from ltcam.experiment.trained import save
 from ltcam.experiment.vgg16 import vgg16
 from ltcam.experiment.weights import load
-from ltcam.files import AnyPath, sha256, writing
+from ltcam.files import AnyPath, sha256, write, writing
 
 log = logging.getLogger(__name__)
 _REMEDY = "train with a smaller lr; earlier epochs are kept"
@@ -46,21 +47,21 @@ _REMEDY = "train with a smaller lr; earlier epochs are kept"
 def train(recipe: Recipe, out: AnyPath) -> Path:
     """Train by `recipe`, or go on where an interrupted run of the same recipe stopped. Returns the path of the checkpoint.
 
-    Writes `checkpoint.pt` (the last epoch), `train.csv` (loss per epoch) and `labels.csv` (AP per class on the held-out part)
-    into `out`. A finished run of the same recipe on the same data is returned as it is. A run of another recipe is replaced.
-    With several processes, all read `out` and only the main one writes there. Their number may change between calls. Raises
-    UnavailableError if another run writes into `out`.
+    Writes `checkpoint.pt` (the last epoch), `train.csv` (loss per epoch), `labels.csv` (AP per class on the held-out part) and
+    `run.json` (what made them) into `out`. A finished run of the same recipe on the same data is returned as it is. A run of
+    another recipe is replaced. With several processes, all read `out` and only the main one writes there. Their number may
+    change between calls. Raises UnavailableError if another run writes into `out`.
     """
-    with alone(out, "write"):
+    with alone(out):
         return _train(recipe, Path(out))
 
 
 def _train(recipe: Recipe, out: Path) -> Path:
     started, workers = time.time(), processes()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    fit = datasets.load(recipe.data, recipe.train)
+    fit_data = datasets.load(recipe.data, recipe.train)
     kept, last = out / "checkpoint.pt", out / "last.pt"
-    identity = {"recipe": asdict(recipe), "fingerprint": fit.fingerprint}
+    identity = {"recipe": asdict(recipe), "fingerprint": fit_data.fingerprint}
     state = load(last) if last.is_file() else {}
     workers.wait_for_everyone()  # nobody changes the files before all have read them
     before = state.get("identity", {})
@@ -74,7 +75,6 @@ def _train(recipe: Recipe, out: Path) -> Path:
     if state and not begun and kept.is_file():
         log.info("%s: trained already", recipe.data)
         return kept
-
     if workers.is_main_process:
         with writing(out):  # a closed folder is named now, not after the first epoch
             out.mkdir(parents=True, exist_ok=True)
@@ -83,21 +83,19 @@ def _train(recipe: Recipe, out: Path) -> Path:
         log.warning("this CPU has no bfloat16 and emulates it many times slower than float32: use --set bfloat16=false")
     torch.manual_seed(recipe.seed)
     with workers.local_main_process_first():  # it may download the weights
-        model = vgg16(len(fit.classes), recipe.head, recipe.weights, recipe.hidden, recipe.width)
+        model = vgg16(len(fit_data.classes), recipe.head, recipe.weights, recipe.hidden, recipe.width)
     model.to(device, memory_format=torch.channels_last)
-    size = recipe.size or fit.size
-    train_set, trainable = prepare(model, fit, size, recipe, device)
-    optimizer, schedule = _optimizer(model, recipe, steps=-(-len(fit) // recipe.batch_size))
+    size = recipe.size or fit_data.size
+    train_set, trainable = prepare(model, fit_data, size, recipe, device)
+    optimizer, schedule = _optimizer(model, recipe, steps=-(-len(fit_data) // recipe.batch_size))
     source, parts = asdict(model.source), {"model": model, "optimizer": optimizer, "schedule": schedule}
     if begun and begun["source"] != source:
         raise InputError(f"{last} began with {begun['source']['name']}, but the weights are now {source['name']}: delete it")
     for name, part in parts.items() if begun else ():
         part.load_state_dict(begun[name])
     history: list[dict[str, float]] = begun.get("history", [])
-    record = {**identity, "classes": list(fit.classes), "size": list(size), "source": source}
-
     fitted = DistributedDataParallel(trainable) if workers.num_processes > 1 else trainable
-    names, weights = [entry.name for entry in fit.entries], _rarity(fit.labels) if recipe.balance else None
+    names, weights = [entry.name for entry in fit_data.entries], _rarity(fit_data.labels) if recipe.balance else None
     for epoch in range(len(history), recipe.epochs):
         torch.manual_seed(recipe.seed * 1000 + epoch)  # an interrupted run draws the same numbers
         loss = _fit_epoch(fitted, train_set, optimizer, schedule, recipe, device, names, weights)
@@ -110,24 +108,24 @@ def _train(recipe: Recipe, out: Path) -> Path:
         if workers.is_main_process:
             states = {name: part.state_dict() for name, part in parts.items()}
             save({"identity": identity, "source": source, "history": history, **states}, last)
-
-    record["last"] = history[-1]
+    record = {**identity, "classes": list(fit_data.classes), "size": list(size), "source": source, "last": history[-1]}
     if workers.is_main_process:
         save({"model": model.state_dict(), "record": record}, kept)
-    # Only now is the held-out part opened.
-    held_out = datasets.load(recipe.data, recipe.test)
-    scores = predict(model, Labelled(held_out, size), recipe.batch_size, device)
+    held_out = datasets.load(recipe.data, recipe.test)  # only now is it opened
+    precision = label_scores(predict(model, Labelled(held_out, size), recipe.batch_size, device), held_out.labels)
     if workers.is_main_process:
-        precision, images = label_scores(scores, held_out.labels), held_out.labels.sum(dim=0).int()
-        rows = [(held_out.classes[c], int(images[c]), ap) for c, ap in zip(precision.index.tolist(), precision, strict=True)]
+        images = held_out.labels.sum(dim=0).int().tolist()
+        rows = [(held_out.classes[c], images[c], ap) for c, ap in zip(precision.index.tolist(), precision, strict=True)]
         labels = pd.DataFrame(rows, columns=["class", "images", "AP"])
         log.info("%s: mAP %.4f on part %s", recipe.data, labels["AP"].mean(), recipe.test)
+        provenance.save(pd.DataFrame(history), out / "train.csv")
+        provenance.save(labels, out / "labels.csv")
         about = {
-            **record, "test": held_out.fingerprint, "checkpoint": sha256(kept),
-            "images": {"train": len(fit), "test": len(held_out)}, "device": str(device), "processes": workers.num_processes,
+            **record, **provenance.environment(), "test": held_out.fingerprint, "checkpoint": sha256(kept),
+            "images": {"train": len(fit_data), "test": len(held_out)}, "processes": workers.num_processes,
+            "seconds": round(time.time() - started, 1),
         }  # fmt: skip
-        for name, table in {"train": pd.DataFrame(history), "labels": labels}.items():
-            provenance.save(table, out / f"{name}.csv", started, **about)
+        write(out / "run.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
         save({"identity": identity, "history": history}, last)  # no model in it: the run is finished
     workers.wait_for_everyone()
     return kept
@@ -158,34 +156,26 @@ def label_scores(scores: Tensor, labels: Tensor) -> pd.Series[float]:
 
 
 def _fit_epoch(
-    model: nn.Module,
-    data: Inputs,
-    optimizer: torch.optim.Optimizer,
-    schedule: Any,
-    recipe: Recipe,
-    device: torch.device,
-    names: Sequence[str],
-    rarity: Tensor | None = None,
-) -> float:
+    model: nn.Module, data: Inputs, optimizer: torch.optim.Optimizer, schedule: Any, recipe: Recipe, device: torch.device,
+    names: Sequence[str], rarity: Tensor | None = None,
+) -> float:  # fmt: skip
     """The mean loss. Raises DivergedError, naming the images of the batch, before a step with a loss that is not finite."""
     model.train()
     total = count = 0.0
-    workers, drawn = processes(), torch.get_rng_state()
-    batches = _batches(model, data, recipe.batch_size, device)
+    workers, drawn, batches = processes(), torch.get_rng_state(), _batches(model, data, recipe.batch_size, device)
+    weights = None if rarity is None else rarity.to(device)
     shown = tqdm(batches, recipe.data, disable=None if workers.is_main_process else True, leave=False)
-    for number, (inputs, labels) in enumerate(shown):
+    for number, (inputs, labels) in enumerate(shown, 1):
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
-            logits, weights = model(inputs.to(device)), None if rarity is None else rarity.to(device)
+            logits = model(inputs.to(device))
             loss = nn.functional.binary_cross_entropy_with_logits(logits, labels.to(device), pos_weight=weights)
         mine = loss.detach().double() * len(labels)
         summed, images = reduce(torch.stack([mine, torch.full_like(mine, len(labels))]), "sum").tolist()
         if not math.isfinite(summed):  # true in all processes at once
             torch.set_rng_state(drawn)
-            batch = ", ".join(names[i] for i in _order(len(data), recipe.batch_size)[number])
-            raise DivergedError(
-                f"the loss of batch {number + 1} of {len(batches)} ({batch}) is {summed / images} at lr={recipe.lr}: "
-                f"look at these images, or {_REMEDY}"
-            )
+            batch = ", ".join(names[i] for i in _order(len(data), recipe.batch_size)[number - 1])
+            lost = f"the loss of batch {number} of {len(batches)} ({batch}) is {summed / images} at lr={recipe.lr}"
+            raise DivergedError(f"{lost}: look at these images, or {_REMEDY}")
         optimizer.zero_grad()
         (loss * (workers.num_processes * len(labels) / images)).backward()  # so the mean over processes is the mean over images
         optimizer.step()

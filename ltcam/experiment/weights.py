@@ -7,16 +7,18 @@
 """
 
 import importlib
+import io
 import logging
 import pickle
 import subprocess
 import sys
 import tarfile
 import tempfile
+from collections import OrderedDict
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -132,7 +134,7 @@ def read_index_checkpoint(path: AnyPath, expected: str = INDEX_MEMBER_SHA256) ->
     if (found := sha256(path)) != expected:
         raise InputError(f"{path} has SHA-256 {found}, expected {expected}: it is damaged or another file; fetch it again")
     with Path(path).open("rb") as file:
-        layers = _NumpyUnpickler(file).load()["VGG16_0"]
+        layers = unpickle(file)["VGG16_0"]
     state = {}
     for number, index in enumerate(CONV_INDICES):
         layer = layers[f"Conv_{number}"]
@@ -141,12 +143,22 @@ def read_index_checkpoint(path: AnyPath, expected: str = INDEX_MEMBER_SHA256) ->
     return state
 
 
-class _NumpyUnpickler(pickle.Unpickler):
-    """Rebuilds numpy arrays and refuses every other global, so a pickle cannot run code."""
+def unpickle(file: IO[bytes]) -> Any:
+    """What a pickle holds, if that is containers of numpy arrays and torch tensors. Raises InputError for anything else, so a
+    pickle cannot run code."""
+    return _Unpickler(file).load()
 
-    allowed = (("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"))
+
+class _Unpickler(pickle.Unpickler):
+    arrays = (("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"))
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.allowed:
-            raise InputError(f"{module}.{name} is not a numpy array: refused")
-        return getattr(importlib.import_module(module.replace("numpy.core", "numpy._core")), name)
+        if (module.replace("numpy._core", "numpy.core"), name) in self.arrays:
+            return getattr(importlib.import_module(module.replace("numpy.core", "numpy._core")), name)
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return torch._utils._rebuild_tensor_v2
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return lambda content: torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if (module, name) == ("collections", "OrderedDict"):  # of a tensor's hooks: none
+            return OrderedDict
+        raise InputError(f"{module}.{name} is not an array: refused")

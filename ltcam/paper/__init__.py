@@ -1,16 +1,29 @@
 """The paper: its printed numbers, its claims, and the notebook series that measures them.
 
-Open `tables.py` first: it has the configuration of each table row and the number printed there. `claims.py` lists what the
-paper claims, and `judging.py` judges it. `reproduce.py` runs the notebooks, and they call `run.py`. This wing may import
-`experiment`, `data` and `engine`.
+Open `tables.py` first: it has the configuration of each table row and the number printed there. `registry.py` lists all tables,
+`claims.py` what the paper claims; `judging.py` judges it. `reproduce.py` runs the notebooks. This wing may import `experiment`,
+`data` and `engine`.
 """
 
 from ltcam.errors import companion
 
 companion("pandas", "papermill", "yaml")
 
-from ltcam.experiment.configs import Config  # noqa: E402 - after what it needs
-from ltcam.paper.run import Run, open, train  # noqa: E402
-from ltcam.paper.tables import SEVEN  # noqa: E402
+import logging  # noqa: E402 - after what it needs
 
-__all__ = ["SEVEN", "Config", "Run", "open", "train"]
+from ltcam.engine.config import Config  # noqa: E402
+from ltcam.experiment.study import Study  # noqa: E402
+from ltcam.paper import ablations, areas, beyond, breakdown, gradients, judging, tables  # noqa: E402, F401 - each registers its tables
+from ltcam.paper.judging import judged  # noqa: E402
+from ltcam.paper.registry import RESULTS, check, golden, make  # noqa: E402
+from ltcam.paper.tables import SEVEN, beside  # noqa: E402
+
+__all__ = ["RESULTS", "SEVEN", "Config", "Study", "beside", "check", "golden", "judged", "make", "open"]
+
+
+def open(profile: str, data: str) -> Study:
+    """The trainings of data set `data` that notebook 01 left for `profile`. Measurements are logged on stderr."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    study = Study(profile, data)
+    study.trainings  # noqa: B018 - raises if there are none
+    return study

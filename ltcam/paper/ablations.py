@@ -1,37 +1,30 @@
 """What each setting that the paper leaves open is worth, one choice at a time; percentile scope, scale and delta in full.
 
-`ROWS` are measured with the defaults, with one option changed (`OPTIONS`), under another protocol, and with other trainings of
-the same model. The images are always the same, so each change is a paired difference with an interval. So is the gain of the
-paper's two `TRICKS` in each of these runs. `readings` asks in which of them the paper's order of methods appears.
+`COMPARED` rows are measured with the defaults, with one option changed (`OPTIONS`), under another protocol, and with other
+trainings of the same model. The images are always the same, so each change is a paired difference with an interval. So is the
+gain of the paper's two `TRICKS` in each of these runs. `readings` asks in which of them the paper's order of methods appears.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from ltcam.engine.config import READINGS, Config
 from ltcam.engine.tricks import Normalize, Scope
 from ltcam.errors import InputError
-from ltcam.experiment import metrics
-from ltcam.experiment.configs import FLOATS, Config, Protocol, pick
-from ltcam.experiment.counting import Reading
-from ltcam.experiment.evaluation import evaluate
-from ltcam.experiment.intervals import DRAWS, VERDICTS, Draws, draws, ends, verdict
+from ltcam.experiment.protocol import Protocol, Way
+from ltcam.experiment.scores import VERDICTS, Counts, Draws, Floats, draws, ends, row, verdict
 from ltcam.experiment.study import Study
-from ltcam.files import AnyPath
-from ltcam.paper import tables as paper
-from ltcam.paper.sweep import DELTAS
+from ltcam.paper.registry import Need, result
+from ltcam.paper.tables import SEVEN, SWEEP, published
 
 Run = tuple[str, str]  # a factor and its level
 DEFAULTS: Run = ("defaults", "as they are")
-
 ROWS = {
     "Grad-CAM": Config("gradcam"),
     "Grad-CAM, truncated": Config("gradcam", "S5", 0.0),
@@ -60,11 +53,9 @@ TRICKS = {  # the row with the trick, and the row without
 }
 GAINS = {name: (ROWS[made], ROWS[before]) for name, (made, before) in TRICKS.items()}
 MEANS = {"mIoU": {"IoU": "over all pixels", "iIoU": "over objects"}, "IoU": {"iIoU": "over objects"}}  # beside the metric
-COMPARED = list(dict.fromkeys([*ROWS.values(), *paper.SEVEN.values()]))  # under every protocol
-PROTOCOLS = ("labels", "outputs", "size")
-LARGER = {  # defect sets keep their aspect ratio
-    "demo": (320, 320), "voc2012": (320, 320), "magnetic_tile": (320, 288), "ksdd": (960, 344), "ksdd2": (960, 344)
-}  # fmt: skip
+COMPARED = list(dict.fromkeys([*ROWS.values(), *SEVEN.values()]))  # under every protocol
+LT0, LT20 = SEVEN["LTGrad-CAM(l=5, δ=0)"], ROWS["LTGrad-CAM"]
+EQ9 = {"δ = 0": LT0, "positive values (Eq. 9)": LT20} | {name: replace(LT20, by=name) for name in READINGS}
 
 
 def variants(config: Config) -> Iterator[tuple[Run, Config]]:
@@ -75,161 +66,166 @@ def variants(config: Config) -> Iterator[tuple[Run, Config]]:
         scaled = config.method == "fullgrad" and option == "normalize"  # by Eq. 7
         resized = config.method != "fullgrad" and option == "align_corners"
         if not (untruncated or alone or scaled or resized):
-            yield from (((option, str(value)), config._replace(**{option: value})) for value in values)
+            changed: list[dict[str, Any]] = [{option: value} for value in values]
+            yield from (((option, str(change[option])), replace(config, **change)) for change in changed)
 
 
-def cross(deltas: Sequence[float] = DELTAS) -> list[Config]:
+def crossings(deltas: Sequence[float]) -> list[Config]:
     """LTGrad-CAM at every delta and without truncation, for every percentile scope and scale of the maps."""
     whole = [Config("gradcam", "S1-S5", normalize=scale) for scale in get_args(Normalize)]
-    return whole + [config._replace(per=per, delta=delta) for per in get_args(Scope) for config in whole for delta in deltas]
+    return whole + [
+        replace(config, per=per, delta=float(delta)) for per in get_args(Scope) for config in whole for delta in deltas
+    ]
 
 
-def readings_of(
-    data: str, protocol: Protocol, deltas: Sequence[float], varied: Sequence[str], protocols: Sequence[str]
-) -> dict[str, Reading]:
-    """All that `measure` reads, by folder: much under `protocol` itself, and what is compared with one field of it changed."""
-    changed = [c for row in (*(ROWS[name] for name in varied), *paper.SEVEN.values()) for _, c in variants(row)]
-    everything = list(dict.fromkeys([*COMPARED, *changed, *cross(deltas)]))
-    levels = _levels(data)
-    others = {f"ablations/{factor}": (COMPARED, replace(protocol, **{factor: levels[factor]})) for factor in protocols}
-    return {"": (everything, protocol), **others}
+def protocols(study: Study) -> dict[Run, Protocol]:
+    """The runs under another protocol that the profile asks for. Sizes are named as width x height."""
+    height, width = study.dataset.larger
+    levels: dict[str, tuple[str, Any]] = {
+        "labels": ("predicted", "predicted"), "outputs": ("relu", "relu"), "size": (f"{width} x {height}", (height, width)),
+    }  # fmt: skip
+    for setting, known in (("protocols", levels), ("varied", ROWS)):
+        if unknown := [name for name in study.settings[setting] if name not in known]:
+            raise InputError(f"{setting}: {unknown[0]!r} cannot be changed, expected some of {', '.join(known)}")
+    asked = {factor: levels[factor] for factor in study.settings["protocols"]}
+    return {(f, name): replace(study.protocol, **{f: value}) for f, (name, value) in asked.items()}
 
 
-def measure(
-    study: Study,
-    deltas: Sequence[float] = DELTAS,
-    batch_size: int = 8,
-    protocols: Sequence[str] = PROTOCOLS,
-    varied: Sequence[str] = tuple(ROWS),
-    others: Sequence[str] = (),
-) -> dict[Run, pd.DataFrame]:
-    """The counts of every run on the held-out part. Those of other protocols are in each training's folder `ablations`.
+def needs(study: Study) -> list[Need]:
+    """All that the tables of this file read."""
+    varied = study.settings["varied"]
+    changed = [c for config in (*(ROWS[name] for name in varied), *SEVEN.values()) for _, c in variants(config)]
+    first = study.settings["ablated"]
+    whole = list(dict.fromkeys([*COMPARED, *changed, *crossings(study.settings["deltas"])]))
+    return [
+        Need(whole, seeds=first),
+        *(Need(COMPARED, protocol=protocol, seeds=first) for protocol in protocols(study).values()),
+    ]
 
-    protocols  the `PROTOCOLS` to change; only another size needs its own pass over the images
-    varied     the rows whose options are changed, beside the paper's seven
-    others     other trainings of the model, by their folders in the study's; without a checkpoint, their kept counts are read
-    """
-    if unknown := [name for name in (*protocols, *varied) if name not in (*PROTOCOLS, *ROWS)]:
-        raise InputError(f"{unknown[0]!r} cannot be changed: expected protocols of {PROTOCOLS} and rows of {tuple(ROWS)}")
-    runs = [DEFAULTS, *(changed_by(factor, study.data) for factor in protocols)]
-    wanted = readings_of(study.data, Protocol(batch_size), deltas, varied, protocols)
-    found = dict(zip(runs, study.together(wanted), strict=True))
-    for name in others:
-        kept = study.out / name
-        if (study.runs / name / "checkpoint.pt").is_file():
-            evaluate(study.load(name), study.trained.recipe.test, COMPARED, kept, Protocol(batch_size))
-        if (kept / "counts.csv.gz").is_file():
-            found |= another(kept, asdict(study.trained.recipe))
+
+def measured(study: Study, wanted: Callable[[Run], Sequence[Config]]) -> dict[Run, Counts]:
+    """The counts of every run: the defaults, other protocols, and other trainings of the model. wanted: by run."""
+    first = study.settings["ablated"]
+    found = {DEFAULTS: study.counts(wanted(DEFAULTS), seeds=first)}
+    for run, protocol in protocols(study).items():
+        found[run] = study.counts(wanted(run), protocol=protocol, seeds=first)
+    base = asdict(study.recipe(study.names[0]))
+    for name in study.settings["others"]:
+        changed = {field: value for field, value in asdict(study.recipe(name)).items() if value != base[field]}
+        run = ", ".join(changed) or "training", ", ".join(map(str, changed.values())) or "again"
+        found[run] = study.store.read(study.measured(name, [*map(Way, wanted(run))]), list(wanted(run)))
     return found
 
 
-def changed_by(factor: str, data: str) -> Run:
-    """The run of another protocol. Sizes are given as width x height."""
-    level = _levels(data)[factor]
-    return factor, "{1} x {0}".format(*level) if factor == "size" else level
+def labelled(study: Study, table: pd.DataFrame, metric: str = "") -> pd.DataFrame:
+    """`table` with the columns that end every table of notebook 08. metric: default the data set's headline score."""
+    return table.assign(data=study.title, metric=metric or study.metric)
 
 
-def another(folder: AnyPath, recipe: Mapping[str, Any]) -> dict[Run, pd.DataFrame]:
-    """The counts of another training of the model, keyed by the fields of its recipe that differ from `recipe`."""
-    fields = json.loads(json.dumps(recipe))
-    other = json.loads((Path(folder) / "counts.json").read_text())["recipe"]
-    changed = {name: value for name, value in other.items() if value != fields.get(name)}
-    run = ", ".join(changed) or "training", ", ".join(str(value) for value in changed.values()) or "again"
-    return {run: pd.read_csv(Path(folder) / "counts.csv.gz", dtype=FLOATS)}
-
-
-def table(measured: Mapping[Run, pd.DataFrame], metric: str, number: int = DRAWS) -> pd.DataFrame:
-    """Every row of every measured run: `metric` in percent with its interval, and what the run changed, in points.
+@result("What each choice is worth, one at a time", needs, golden=("factor", "level", "row", "value"))
+def ablations(study: Study) -> pd.DataFrame:
+    """Every row of every measured run: the headline score in percent with its interval, and what the run changed, in points.
 
     The columns are factor, level, row (a name in `ROWS`), those of the configuration, value, ci_low, ci_high, and change,
     change_low, change_high, verdict ("better", "worse", "tie"). A change is against the same row with the defaults. For the
     factor "trick" it is against the row without the trick; the level names the trick, and the run unless it is the default.
     """
-    needed = [*ROWS.values(), *(config for row in ROWS.values() for _, config in variants(row))]
-    scores = {run: draws(pick(counts, needed), metric, number) for run, counts in measured.items()}
+    there = set(needs(study)[0].configs)
+    options = {name: [(run, changed) for run, changed in variants(config) if changed in there] for name, config in ROWS.items()}
+    every = [*ROWS.values(), *(config for changed in options.values() for _, config in changed)]
+    counts = measured(study, lambda run: every if run == DEFAULTS else list(ROWS.values()))
+    found, scores = [], {run: draws(own, study.metric) for run, own in counts.items()}
+    for run, own in scores.items():
+        for trick, (made, before) in TRICKS.items():
+            level = trick if run == DEFAULTS else f"{trick}, {run[0]} = {run[1]}"
+            found.append(_row(("trick", level), made, ROWS[made], own, own[ROWS[before]]))
     defaults = scores[DEFAULTS]
-    found = [
-        _row(("trick", trick if run == DEFAULTS else f"{trick}, {run[0]} = {run[1]}"), made, ROWS[made], own, own[ROWS[before]])
-        for run, own in scores.items()
-        for trick, (made, before) in TRICKS.items()
-    ]
     for name, config in ROWS.items():
         found.append(_row(DEFAULTS, name, config, defaults))
-        options = [(run, changed) for run, changed in variants(config) if changed in defaults]
-        found += [_row(run, name, changed, defaults, defaults[config]) for run, changed in options]
+        found += [_row(run, name, changed, defaults, defaults[config]) for run, changed in options[name]]
         found += [_row(run, name, config, other, defaults[config]) for run, other in scores.items() if run != DEFAULTS]
-    return pd.DataFrame(found)
+    return labelled(study, pd.DataFrame(found))
 
 
-def crossed(counts: pd.DataFrame, metric: str, deltas: Sequence[float] = DELTAS, number: int = DRAWS) -> pd.DataFrame:
-    """`cross` of `deltas` in the form of `table`. A change is against no truncation at the same scale."""
-    scores = draws(pick(counts, cross(deltas)), metric, number)
-    return pd.DataFrame([
-        _row(("cross", ""), "LTGrad-CAM", config, scores, scores[config._replace(delta=None, per="layer")])
-        for config in cross(deltas)
-    ])  # fmt: skip
-
-
-def readings(measured: Mapping[Run, pd.DataFrame], number: int, metric: str, draw: int = DRAWS) -> pd.DataFrame:
-    """How well our order of the seven methods agrees with the paper's table `number`, under every measured reading.
+@result("How well each reading agrees with the paper's order of methods", needs)
+def readings(study: Study) -> pd.DataFrame:
+    """How well our order of the seven methods agrees with that of the paper's table, under every measured reading.
 
     A reading is another run, one of `OPTIONS` for every method whose mask it can change, or another mean (`MEANS`). The columns
     are factor and level, then tau, ci_low and ci_high (Kendall's rank correlation of our scores with the printed ones, in
     [-1, 1]), farthest (the largest difference from a printed score, in points), then our score of each method. The reading with
     the best agreement comes first.
     """
-    printed = paper.published(number)["mIoU"][list(paper.SEVEN)].to_numpy()
-    changed = {config: dict(variants(config)) for config in paper.SEVEN.values()}
-    needed = [*changed, *(config for levels in changed.values() for config in levels.values())]
-    scores = {run: draws(pick(counts, needed), metric, draw) for run, counts in measured.items()}
-    for mean, level in MEANS[metric].items():
-        scores["mean", level] = draws(pick(measured[DEFAULTS], changed), mean, draw)
+    printed = published(study.compared[-1])["mIoU"][list(SEVEN)].to_numpy()
+    changed = {config: dict(variants(config)) for config in SEVEN.values()}
+    every = [*changed, *(config for levels in changed.values() for config in levels.values())]
+    counts = measured(study, lambda run: every if run == DEFAULTS else list(changed))
+    scores = {run: draws(own, study.metric) for run, own in counts.items()}
+    for mean, level in MEANS[study.metric].items():
+        scores["mean", level] = draws(counts[DEFAULTS].pick(changed), mean)
     options = dict.fromkeys(run for levels in changed.values() for run in levels)
     seven = {run: [own[config] for config in changed] for run, own in scores.items()} | {
         run: [scores[DEFAULTS][levels.get(run, config)] for config, levels in changed.items()] for run in options
     }
     rows = []
     for run, ours in seven.items():
-        means = dict(zip(paper.SEVEN, (v[0].mean() for v in ours), strict=True))
+        means = dict(zip(SEVEN, (values[0].mean() for values in ours), strict=True))
         farthest = np.abs(printed - [*means.values()]).max()
-        tau = ends(_tau(printed, np.array(ours)), "tau")
-        rows.append({"factor": run[0], "level": run[1], **tau, "farthest": farthest, **means})
-    return pd.DataFrame(rows).sort_values("tau", ascending=False, kind="stable", ignore_index=True)
+        rows.append(
+            {"factor": run[0], "level": run[1], **ends(_tau(printed, np.array(ours)), "tau"), "farthest": farthest, **means}
+        )
+    return labelled(study, pd.DataFrame(rows).sort_values("tau", ascending=False, kind="stable", ignore_index=True))
 
 
-def beyond(
-    test: pd.DataFrame, train: pd.DataFrame, baselines: Mapping[str, Config], metric: str, number: int = DRAWS
-) -> pd.DataFrame:
-    """The best configuration on the training part, compared with each baseline on the test part.
+@result("Scores by percentile scope, scale of the stages' maps, and δ", needs, golden=("per", "normalize", "delta", "value"))
+def cross(study: Study) -> pd.DataFrame:
+    """`crossings` in the form of `ablations`. A change is against no truncation at the same scale."""
+    configs = crossings(study.settings["deltas"])
+    scores = draws(study.counts(configs, seeds=study.settings["ablated"]), study.metric)
+    plain = {config: replace(config, delta=None, per="layer") for config in configs}
+    return labelled(study, pd.DataFrame([_row(("cross", ""), "LTGrad-CAM", c, scores, scores[plain[c]]) for c in configs]))
 
-    test, train: the counts of both parts; only configurations in both can be chosen. The rows are as in `table`: first the
-    chosen configuration, then the baselines. A baseline's change is the chosen score minus its own. The column chosen_on has
-    the chosen configuration's score on the training part.
+
+@result("Other readings of Eq. 9", lambda study: [Need(list(EQ9.values()), seeds=1)])
+def eq9(study: Study) -> pd.DataFrame:
+    """The score of each reading of Eq. 9 at delta = 20 in percent, and its difference from delta = 0, in the first seed."""
+    counts = study.counts(EQ9.values(), seeds=1)
+    by_name = counts.pairs.sort_values(["name", "class"]).index.to_numpy()  # of all folds together: the order of the draws
+    scores = draws(counts.where(by_name), study.metric)
+    rows = [{"reading": name, **ends(scores[c]), **_change(scores[c] - scores[LT0])} for name, c in EQ9.items()]
+    return labelled(study, pd.DataFrame(rows))
+
+
+@result("The best of the sweep on the training part, on the held-out part", needs)
+def beyond(study: Study) -> pd.DataFrame:
+    """The best configuration on the training part, compared with each of the seven methods on the held-out part.
+
+    The rows are as in `ablations`: first the chosen configuration, then the seven, whose change is the chosen score minus their
+    own. The column chosen_on has the chosen configuration's score on the training part.
     """
-    scores = draws(test, metric, number)
-    on_train = {config: values[0].mean() for config, values in draws(train, metric, 1).items() if config in scores}
+    first = study.settings["ablated"]
+    scores = draws(study.counts(dict.fromkeys([*SEVEN.values(), *SWEEP]), seeds=first), study.metric)
+    on_train = {c: values[0].mean() for c, values in draws(study.counts(SWEEP, "train", seeds=first), study.metric, 1).items()}
     chosen = max(on_train, key=lambda config: on_train[config])
-    rows = [_row(("beyond", ""), name, config, scores) for name, config in {"chosen": chosen, **baselines}.items()]
-    differences = [_change(scores[chosen] - scores[config]) for config in (chosen, *baselines.values())]
-    return pd.DataFrame([row | by for row, by in zip(rows, differences, strict=True)]).assign(chosen_on=on_train[chosen])
+    rows = [
+        _row(("beyond", ""), name, config, scores) | _change(scores[chosen] - scores[config])
+        for name, config in {"chosen": chosen, **SEVEN}.items()
+    ]
+    return labelled(study, pd.DataFrame(rows).assign(chosen_on=on_train[chosen]))
 
 
-def _tau(printed: NDArray[np.float64], ours: NDArray[np.float64]) -> NDArray[np.float64]:
+def _tau(printed: Floats, ours: Floats) -> Floats:
     """Kendall's tau of (methods,) with each column of (methods, draws, trainings)."""
     first, second = np.triu_indices(len(printed), 1)
     agreed = np.sign(printed[first] - printed[second])[:, None, None] * np.sign(ours[first] - ours[second])
     return np.asarray(agreed.mean(axis=0))
 
 
-def _row(run: Run, name: str, config: Config, scores: Draws, before: Any = None) -> dict[str, Any]:
-    fields = {field: value for field, value in config._asdict().items() if field not in metrics.LATER or value}
-    row = {"factor": run[0], "level": run[1], "row": name, **fields, **ends(scores[config])}
-    return row if before is None else row | _change(scores[config] - before)
+def _row(run: Run, name: str, config: Config, scores: Draws, before: Floats | None = None) -> dict[str, Any]:
+    fields = {field: value for field, value in row(config).items() if field not in ("refine", "align_corners") or value}
+    found = {"factor": run[0], "level": run[1], "row": name, **fields, **ends(scores[config])}
+    return found if before is None else found | _change(scores[config] - before)
 
 
-def _change(margin: Any) -> dict[str, Any]:
+def _change(margin: Floats) -> dict[str, Any]:
     return {**ends(margin, "change", "change_low", "change_high"), "verdict": VERDICTS[verdict(margin)]}
-
-
-def _levels(data: str) -> dict[str, Any]:
-    return {"labels": "predicted", "outputs": "relu", "size": LARGER[data]}

@@ -7,27 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import pandas as pd
+import numpy as np
+from scipy.stats import rankdata
 
-from ltcam.experiment.configs import Config
-from ltcam.paper.sweep import DELTAS, METHODS
-from ltcam.paper.tables import SEVEN, TABLES
+from ltcam.engine.config import Config
+from ltcam.experiment.scores import Floats
+from ltcam.experiment.study import Study
+from ltcam.paper.tables import COLUMNS, DELTAS, ROWS, SEVEN, SWEPT
 
-Scores = Mapping[str, Mapping[Config, float]]  # part, "test" or "train" -> configuration -> percent
-Margins = Iterable[tuple[float, str]]  # positive if the claim holds, and the numbers behind it
+Scores = Mapping[str, Mapping[Config, Any]]  # part, "test" or "train" -> configuration -> percent, a number or an array
+Margins = Iterable[tuple[Any, str]]  # positive if the claim holds, and the numbers behind it
 Side = Config | Mapping[Config, float]  # a configuration, or a weighted sum of some
-NOT_MEASURED = "not measured"
 S1, S2, S3, S4, S5 = STAGES = tuple(Config("gradcam", f"S{i}") for i in range(1, 6))
 FUSED, TRUNCATED = Config("gradcam", "S1-S5"), Config("gradcam", "S5", 0.0)
 LT0, LT20 = SEVEN["LTGrad-CAM(l=5, δ=0)"], SEVEN["LTGrad-CAM(l=5, δ=20)"]
-GRADCAM, FULLGRAD, LTFULLGRAD = SEVEN["Grad-CAM"], SEVEN["FullGrad"], TABLES[2]["LTFullGrad(δ=0)"]
+GRADCAM, FULLGRAD, LTFULLGRAD = SEVEN["Grad-CAM"], SEVEN["FullGrad"], ROWS[2]["LTFullGrad(δ=0)"]
 LAYERCAM = SEVEN["Layer-CAM(l=5, δ=0)"]
 
 
 class Claim(NamedTuple):
-    """statement: in our words; quote: the paper's words in `section`; needs: the files it reads; metric: the paper's name."""
+    """statement: in our words; quote: the paper's words in `section`; needs: the tables it reads; metric: the paper's name."""
 
     statement: str
     section: str
@@ -41,6 +42,11 @@ class Claim(NamedTuple):
         """3 if the paper's numbers are class means on VOC 2012, 4 if they are pooled scores on KSDD2."""
         return 4 if {"table4", "sweep"} & set(self.needs) else 3
 
+    def place(self, study: Study) -> tuple[int, str]:
+        """The table of seven methods that decides the claim, and its column."""
+        home = self.table if self.table in study.compared else study.compared[0]
+        return home, COLUMNS[home][self.metric]
+
 
 def _over(*pairs: tuple[str, Side, Side], low: float = 0.0, high: float = inf) -> Callable[[Scores], Margins]:
     """For each (label, left, right), left minus right lies inside (low, high)."""
@@ -48,38 +54,45 @@ def _over(*pairs: tuple[str, Side, Side], low: float = 0.0, high: float = inf) -
     def margins(scores: Scores) -> Margins:
         for label, left, right in pairs:
             a, b = (_sum(side, scores["test"]) for side in (left, right))
-            yield min(a - b - low, high - (a - b)), f"{label}{a:.2f} against {b:.2f}"
+            yield np.minimum(a - b - low, high - (a - b)), "" if np.ndim(a) else f"{label}{a:.2f} against {b:.2f}"
 
     return margins
 
 
-def _sum(side: Side, scores: Mapping[Config, float]) -> float:
+def _sum(side: Side, scores: Mapping[Config, Any]) -> Any:
     return scores[side] if isinstance(side, Config) else sum(weight * scores[config] for config, weight in side.items())
 
 
-def _curve(method: str, scores: Mapping[Config, float]) -> pd.Series[float]:
-    return pd.Series({f"{delta:g}": scores[Config(method, METHODS[method], delta)] for delta in DELTAS})
+def _curve(method: str, scores: Mapping[Config, Any]) -> Floats:
+    """(deltas, ...)"""
+    return np.stack([scores[Config(method, SWEPT[method], delta)] for delta in DELTAS])
 
 
 def _peaks(scores: Scores) -> Margins:
     """The best score strictly inside 0..90, minus the better of the two ends."""
-    for method in METHODS:
+    for method in SWEPT:
         curve = _curve(method, scores["test"])
-        top, end = (str(some.idxmax()) for some in (curve.iloc[1:-1], curve.iloc[[0, -1]]))
-        yield curve[top] - curve[end], f"{method} {curve[top]:.2f} at δ={top} against {curve[end]:.2f} at δ={end}"
+        inside, outside = curve[1:-1], curve[[0, -1]]
+        said = ""
+        if curve.ndim == 1:
+            top, end = DELTAS[1 + int(inside.argmax())], DELTAS[-1 if outside[1] > outside[0] else 0]
+            said = f"{method} {inside.max():.2f} at δ={top:g} against {outside.max():.2f} at δ={end:g}"
+        yield inside.max(axis=0) - outside.max(axis=0), said
 
 
 def _agreement(scores: Scores) -> Margins:
     """Spearman's rank correlation of the curves on both parts, minus 0.5. A flat curve agrees with none."""
-    for method in METHODS:
-        train, test = (_curve(method, scores[part]).rank() for part in ("train", "test"))
-        rho = train.corr(test) if min(train.nunique(), test.nunique()) > 1 else 0.0
-        yield rho - 0.5, f"{method} {rho:.2f}"
+    for method in SWEPT:
+        train, test = (rankdata(_curve(method, scores[part]), axis=0) for part in ("train", "test"))
+        spread = train.std(axis=0) * test.std(axis=0)
+        shared = (train * test).mean(axis=0) - train.mean(axis=0) * test.mean(axis=0)
+        rho = np.divide(shared, spread, out=np.zeros_like(shared), where=spread > 0)
+        yield rho - 0.5, "" if np.ndim(rho) else f"{method} {rho:.2f}"
 
 
 GENTLE = [
     (f"{method} ", {Config(method, layers, delta): 0.2 for delta in DELTAS[:5]}, Config(method, layers))
-    for method, layers in METHODS.items()
+    for method, layers in SWEPT.items()
 ]
 CLAIMS = (
     Claim(

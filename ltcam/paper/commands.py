@@ -1,26 +1,27 @@
-"""What `ltcam train` and `ltcam evaluate` do. Each yields the lines to print."""
+"""What `ltcam train`, `evaluate`, `export-seeds` and `eval-seeds` do. Each yields the lines to print."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from ltcam import data as datasets
 from ltcam import files
+from ltcam.engine.config import Config
 from ltcam.errors import InputError
-from ltcam.experiment import evaluation, metrics, provenance, recipe, seed_scores, seeds, training
-from ltcam.experiment.checkpoints import load_checkpoint
-from ltcam.experiment.configs import Config, Protocol
+from ltcam.experiment import counting, curves, provenance, recipe, seeds, training
 from ltcam.experiment.locks import alone
 from ltcam.experiment.parallel import processes
+from ltcam.experiment.protocol import Protocol, Way
+from ltcam.experiment.scores import scores
+from ltcam.experiment.store import Store
+from ltcam.experiment.trained import load_checkpoint
 from ltcam.files import AnyPath
-from ltcam.paper import beyond, reproduce
-from ltcam.paper import tables as paper
+from ltcam.paper import beyond, tables
 
 DEFAULT = "gradcam:S1-S5:20"  # of export-seeds and eval-seeds
 
@@ -29,102 +30,104 @@ def train(
     data: str, profile: str, seed: int | None, fold: int | None, settings: Sequence[str], tune: bool, out: AnyPath | None
 ) -> Iterator[str]:
     """Run the profile's trainings on `data`, one by one."""
-    runs = [run for name in ([profile] if profile else ["demo", "real", "paper"]) for run in reproduce.profile(name)]
-    run = next((run for run in runs if run["data"] == data), None)
-    if run is None:
-        raise InputError(f"no recipe for data set {data!r}: expected one of {sorted({run['data'] for run in runs})}")
-    run["recipe"] |= recipe.settings(settings)
-    run["seeds"] = run.get("seeds", []) if seed is None else [seed]
-    chosen = [t for t in reproduce.trainings(run) if fold is None or t.fold == f"fold{fold}"][: 1 if tune else None]
+    sets = {name: recipe.profile(name) for name in ([profile] if profile else ["demo", "real", "paper"])}
+    home = next((name for name, own in sets.items() if data in own), None)
+    if home is None:
+        raise InputError(
+            f"no recipe for data set {data!r}: expected one of {sorted({key for own in sets.values() for key in own})}"
+        )
+    run = sets[home][data]
+    fields = run["recipe"] | recipe.settings(settings)
+    plan = recipe.planned(data, fields, run.get("seeds", ()) if seed is None else [seed], run.get("folds", 0))
+    chosen = [t for t in plan if fold is None or t.fold == f"fold{fold}"][: 1 if tune else None]
     if not chosen or (out and len(chosen) > 1):
         raise InputError(
             f"--seed {seed} --fold {fold} --out {out} name {len(chosen)} trainings of {data}: "
             "expected at least one, and exactly one with --out"
         )
-    home, first = files.runs(run["profile"], data), processes().is_main_process
+    runs, first = files.runs(home, data), processes().is_main_process
     for each in chosen:
-        folder = Path(out) if out else home / (f"tries/{', '.join(settings) or 'profile'}" if tune else each.name)
-        with alone(folder, "run"):
+        folder = Path(out) if out else runs / (f"tries/{', '.join(settings) or 'profile'}" if tune else each.name)
+        with alone(folder, ".run.lock"):
             path = training.train(recipe.tuning(each.recipe) if tune else each.recipe, folder)
         if first:
             yield str(path)
     if tune and first:
-        tried = recipe.tried(home / "tries", files.results(run["profile"], data))[["try", "mAP", "loss"]]
-        yield tried.to_string(index=False)
+        yield _tried(runs / "tries", files.results(home, data) / "tries.csv")
+
+
+def _tried(folder: Path, target: Path) -> str:
+    """Write a row with settings and scores for each finished try."""
+    rows = []
+    for path in sorted(folder.rglob("run.json")):
+        run, labels = json.loads(path.read_text()), pd.read_csv(path.with_name("labels.csv"))
+        about = {"mAP": labels["AP"].mean(), "loss": run["last"]["loss"], "minutes": run["seconds"] / 60}
+        rows.append({"try": path.parent.name, **run["recipe"], **about})
+    table = pd.DataFrame(rows)
+    provenance.save(table, target)
+    return table[["try", "mAP", "loss"]].to_string(index=False)
 
 
 def evaluate(
-    checkpoint: AnyPath, part: str, numbers: Sequence[int], texts: Sequence[str], out: AnyPath | None, batch_size: int,
-    bfloat16: bool, scales: Sequence[float] | None = None, flip: bool = False,
-) -> Iterator[str]:  # fmt: skip
+    checkpoint: AnyPath, part: str, numbers: Sequence[int], texts: Sequence[str], out: AnyPath | None, protocol: Protocol
+) -> Iterator[str]:
     """Measure tables of the paper and single configurations. If none are named, measure all tables."""
-    started = time.time()
     asked = [Config.parse(text) for text in texts]
-    numbers = numbers or ([] if asked else list(paper.TABLES))
-    if unknown := set(numbers) - set(paper.TABLES):
-        raise InputError(f"table {min(unknown)} is not in the paper: expected one of {list(paper.TABLES)}")
+    numbers = numbers or ([] if asked else list(tables.ROWS))
+    if unknown := set(numbers) - set(tables.ROWS):
+        raise InputError(f"table {min(unknown)} is not in the paper: expected one of {list(tables.ROWS)}")
     trained = load_checkpoint(checkpoint)
-    protocol = Protocol(batch_size, bfloat16=bfloat16, scales=tuple(scales or [1.0]), flip=flip)
-    folder, part = Path(out or Path(checkpoint).parent / part), part or trained.recipe.test
-    data = trained.load(part)
-    wanted: dict[str, tuple[list[Config], Callable[[pd.DataFrame], pd.DataFrame]]] = {
-        f"table{n}": (list(paper.TABLES[n].values()), partial(paper.table, n)) for n in numbers
-    }
-    wanted |= {"scores": (asked, metrics.scores)} if asked else {}
-    with alone(folder, "run"):
-        evaluation.evaluate(trained, part, [c for configs, _ in wanted.values() for c in configs], folder, protocol)
-        for name, (configs, cut) in wanted.items():
-            scores = cut(evaluation.evaluate(trained, part, configs, folder, protocol))
+    part = part or trained.recipe.test
+    folder, data = Path(out or Path(checkpoint).parent / "evaluated"), trained.load(part)
+    wanted = {f"table{n}": list(tables.ROWS[n].values()) for n in numbers} | ({"scores": asked} if asked else {})
+    ways = [Way(config) for config in dict.fromkeys(config for configs in wanted.values() for config in configs)]
+    with alone(folder, ".run.lock"):
+        store = Store(folder)
+        named = ",".join(filter(None, [f"counts.{part.replace('/', '-')}", protocol.name]))
+        number = store.open(counting.identity(trained, data, protocol), f"{named}.{trained.sha256[:12]}.csv.gz")
+        if missing := [way for way in ways if way not in store.done(number)]:
+            counting.measure(store, number, trained, data, missing, protocol)
+        for name, configs in wanted.items():
+            table = scores(store.read(number, configs))
             if processes().is_main_process:
-                provenance.save(scores, folder / f"{name}.csv", started, **trained.about(data))
-                yield f"{name} on {data.title}, part {part}\n{scores.round(2).to_string(index=False)}\n"
+                provenance.save(table, folder / f"{named.replace('counts', name)}.csv")
+                yield f"{name} on {data.title}, part {part}\n{table.round(2).to_string(index=False)}\n"
 
 
-def export_seeds(
-    checkpoint: AnyPath, part: str, text: str, out: AnyPath, batch_size: int, scales: Sequence[float] | None, flip: bool,
-    best: bool,
-) -> str:  # fmt: skip
+def export_seeds(checkpoint: AnyPath, part: str, text: str, out: AnyPath, protocol: Protocol, best: bool) -> str:
     """Write the seeds of one configuration, or of the best for the protocol of weakly-supervised segmentation."""
-    if best and (text != DEFAULT or scales or flip):
+    if best and (text != DEFAULT or protocol.several):
         raise InputError(f"--best has its own configuration and views: expected no --config {text}, --scale or --flip with it")
-    way = beyond.Way(Config.parse(text), Protocol(scales=tuple(scales or [1.0]), flip=flip))
-    config, views = beyond.BEST["argmax"] if best else way
-    trained = load_checkpoint(checkpoint)
-    protocol = replace(beyond.fitted(views, trained.size), batch_size=batch_size)
+    trained, config = load_checkpoint(checkpoint), Config.parse(text)
+    if best:
+        config, views = beyond.BEST["argmax"]
+        protocol = replace(protocol, size=beyond.enlarged(views, trained.size))
     images = seeds.export(trained, part or trained.recipe.train, config, out, protocol)
     return f"{out}: {images} images"
 
 
 def eval_seeds(
     checkpoint: AnyPath | None, folder: AnyPath | None, data: str, part: str, choose_on: str, texts: Sequence[str],
-    batch_size: int, scales: Sequence[float] | None, flip: bool, out: AnyPath | None,
+    protocol: Protocol, out: AnyPath | None,
 ) -> Iterator[str]:  # fmt: skip
     """Score the seeds of a checkpoint's configurations, or those in a folder."""
-    if (checkpoint is None) == (folder is None) or bool(folder) != bool(data) or (folder and (texts or scales or flip)):
+    if (checkpoint is None) == (folder is None) or bool(folder) != bool(data) or (folder and (texts or protocol.several)):
         raise InputError("expected --checkpoint PATH, or --folder PATH with --data NAME and without --config, --scale, --flip")
-    started, protocol = time.time(), Protocol(batch_size, scales=tuple(scales or [1.0]), flip=flip)
-    if checkpoint:
-        trained = load_checkpoint(checkpoint)
-        asked = {text: Config.parse(text) for text in texts or [DEFAULT]}
-        part = part or trained.recipe.train
+    trained = load_checkpoint(checkpoint) if checkpoint else None
+    asked = {text: Config.parse(text) for text in texts or [DEFAULT]}
+    part = part or (trained.recipe.train if trained else "train")
 
-        def tally(name: str) -> dict[str, seed_scores.Tally]:
-            found = seed_scores.of_checkpoint(trained, name, list(asked.values()), protocol)
-            return {text: found[config] for text, config in asked.items()}
-
-        about = trained.about(trained.load(part))
-    else:
-        part, place = part or "train", Path(str(folder))
-        about = {"data": datasets.load(data, part).title, "fingerprint": datasets.load(data, part).fingerprint}
-
-        def tally(name: str) -> dict[str, seed_scores.Tally]:
-            return {str(place): seed_scores.of_folder(place, datasets.load(data, name))}
+    def tally(name: str) -> dict[str, curves.Tally]:
+        if trained is None:
+            return {str(folder): curves.of_folder(str(folder), datasets.load(data, name))}
+        found = curves.of_checkpoint(trained, name, list(asked.values()), protocol)
+        return {text: found[config] for text, config in asked.items()}
 
     scored = tally(part)
-    scores = seed_scores.table(scored, tally(choose_on) if choose_on else None)
+    table = curves.table(scored, tally(choose_on) if choose_on else None)
     if out:
-        about |= {"part": part, "choose_on": choose_on, **protocol.views}
-        provenance.save(scores, Path(out) / "seeds.csv", started, **about)
-        provenance.save(seed_scores.curves(scored), Path(out) / "curves.csv", started, **about)
+        provenance.save(table, Path(out) / "seeds.csv")
+        provenance.save(curves.curves(scored), Path(out) / "curves.csv")
+    title = (trained.load(part) if trained else datasets.load(data, part)).title
     said = f"; t is the best on {choose_on}" if choose_on else ""
-    yield f"{about['data']}, part {part}: best_t is the best on {part} itself{said}\n{scores.round(2).to_string(index=False)}"
+    yield f"{title}, part {part}: best_t is the best on {part} itself{said}\n{table.round(2).to_string(index=False)}"

@@ -1,107 +1,149 @@
-"""What the gradients of all held-out images carry: one pass for `ltcam.paper.anatomy` and `ltcam.paper.eq9`, which is kept."""
+"""What the gradients of held-out images carry: why truncation and fusion do what they do. One pass serves three tables.
+
+Before its ReLU (Eq. 3), Grad-CAM's map is a difference of two maps: that of the channels' positive gradients, which delta = 0
+keeps, and that of the negative ones. Subtracting the negative map helps where it lies beside the object and hurts where it lies
+on it. `signs` uses the masks to measure where it lies. `stages` measures what each stage's map weighs in Eq. 8, and how much of
+it is left as delta rises. `dropped` is the share of the positive gradient that Eq. 9 drops.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
-import logging
-import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import BatchSampler
 from tqdm import tqdm
 
 from ltcam import data as datasets
 from ltcam.data import Segmentation
 from ltcam.data.base import VOID
-from ltcam.engine.tracing import trace
-from ltcam.experiment import journals, metrics, provenance
-from ltcam.experiment.checkpoints import Trained
-from ltcam.experiment.locks import alone
-from ltcam.experiment.probe import behaviour
+from ltcam.engine.methods import gradcam
+from ltcam.engine.shapes import wide
+from ltcam.engine.trace import Trace, trace
+from ltcam.engine.tricks import truncate
+from ltcam.experiment.counting import identity
 from ltcam.experiment.study import Study
-from ltcam.files import AnyPath, writing
-from ltcam.paper import anatomy, eq9
+from ltcam.experiment.trained import Trained
+from ltcam.paper.registry import result
 
-log = logging.getLogger(__name__)
-Rows = dict[str, list[list[Any]]]  # of each table
-COLUMNS = {  # after name and class, which identify a pair
+DELTAS: tuple[float | None, ...] = (None, 0.0, 20.0, 60.0, 90.0)
+SHARES = (10.0, 20.0, 40.0, 60.0, 80.0, 90.0)
+VERSION = 1  # of what is measured here: raise it when a number of a test changes
+COLUMNS = {
     "signs": ["stage", "positive", "negative", "weight"],
     "stages": ["stage", "delta", "energy", "half", "kept"],
-    "eq9_counts": ["group", "reading", "tp", "fp", "fn"],
     "dropped": ["stage", "delta", "share"],
 }
-FILES = {name: f"{name}.csv{'.gz' * (name != 'dropped')}" for name in COLUMNS}
 
 
-def of(study: Study, batch_size: int = 8, images: int | None = None) -> dict[str, pd.DataFrame]:
-    """The tables of `COLUMNS` for every scored pair of the first seed's held-out parts; of `dropped` the medians over pairs.
-
-    images: use only the first so many of each part. The tables are kept in the folder of the study, and measured again only if
-    something that they depend on has changed. An interrupted call goes on after its last batch.
-
-    Raises DataError if the data are missing or not those of the training, and UnavailableError if another run writes there.
-    """
-    started, folds = time.time(), list(study.folds())
-    known = [[trained.sha256, trained.load(trained.recipe.test).fingerprint] for trained in folds]
-    code = [behaviour(), *(inspect.getsource(module) for module in (anatomy, eq9))]
-    identity = {"gradients": hashlib.sha256(json.dumps([known, batch_size, images, code]).encode()).hexdigest()}
-    stems = [study.out / f"gradients.{fold}.{identity['gradients'][:12]}" for fold in range(len(folds))]
-    with alone(study.out, "write"):
-        if not all(provenance.made_by(study.out / file, identity) for file in FILES.values()):
-            rows = [_measure(*each, batch_size, images) for each in zip(folds, stems, strict=True)]
-            for name, columns in COLUMNS.items():
-                table = pd.DataFrame([row for own in rows for row in own[name]], columns=["name", "class", *columns])
-                keys = ["name", "class", *(key for key in ("stage", "delta") if key in columns)]
-                table = table.sort_values(keys, kind="stable", ignore_index=True, na_position="first")
-                if name == "dropped":
-                    table = table.groupby(["stage", "delta"], as_index=False).agg({"share": "median"})
-                study.save(table.assign(data=study.test.title), FILES[name], started, **identity)
-        for stem in stems:
-            journals.place(stem, 0).unlink(missing_ok=True)  # also that of a run killed after the tables were kept
-    return {name: read(study.out / file) for name, file in FILES.items()}
+@result("Where positive and negative gradients lie", packed=True, measured=True)
+def signs(study: Study) -> pd.DataFrame:
+    """Of every scored pair and stage: where the maps of the two signs lie, and what the negative one weighs."""
+    return _looked_into(study, "signs")
 
 
-def read(path: AnyPath) -> pd.DataFrame:
-    """A table that was kept with the title of its data, without that."""
-    return pd.read_csv(path).drop(columns="data")
+@result("What each stage adds to the sum, and how much δ leaves", packed=True, measured=True)
+def stages(study: Study) -> pd.DataFrame:
+    """Of every scored pair, stage and delta: energy, half and kept, in percent."""
+    return _looked_into(study, "stages")
 
 
-def _measure(trained: Trained, stem: Path, batch_size: int, images: int | None) -> Rows:
-    """The rows of one training. Each batch goes into the journal at `stem` as it is done."""
-    data, path = trained.load(trained.recipe.test), journals.place(stem, 0)
-    scored = sorted(data.scored[:images], key=lambda i: int(data.labels[i].sum()))
-    batches, done = [*BatchSampler(scored, batch_size, False)], journals.read(stem)
-    with writing(path), path.open("a") as file:
+@result("How much of the positive gradient δ drops", measured=True)
+def dropped(study: Study) -> pd.DataFrame:
+    """The median over pairs of the percentage that Eq. 9 drops of the sum of positive gradients, by stage and delta."""
+    table = _looked_into(study, "dropped")
+    return table.groupby(["stage", "delta"], as_index=False).agg({"share": "median"}).assign(data=study.title)
+
+
+def _looked_into(study: Study, name: str) -> pd.DataFrame:
+    """A table of the one pass over the first seed's held-out parts, sorted by pair. An interrupted pass goes on after its last
+    batch."""
+    rows: list[list[Any]] = []
+    for trained in study.folds():
+        data = trained.load(trained.recipe.test)
+        scored = sorted(data.scored[: study.settings["images"]], key=lambda i: int(data.labels[i].sum()))
+        key = identity(trained, data, study.protocol) | {"gradients": VERSION, "images": study.settings["images"]}
+        kept, batches = study.store.notes(key), [*BatchSampler(scored, study.protocol.batch_size, False)]
         for number, batch in enumerate(tqdm(batches, data.title, disable=None, leave=False)):
-            if number not in done:
-                done[number] = list(_looked_into(trained, data, batch))
-                file.write(journals.line(number, done[number]))
-                file.flush()
-                if (number + 1) % 10 == 0:
-                    log.info("%s %s: %d of %d batches", data.title, data.part, number + 1, len(batches))
-    return {name: [row for n in range(len(batches)) for own, row in done[n] if own == name] for name in COLUMNS}
+            if number not in kept:
+                kept[number] = _batch(trained, data, batch)
+                study.store.note(key, number, kept[number])
+        rows += [row for number in range(len(batches)) for row in kept[number][name]]
+    table = pd.DataFrame(rows, columns=["name", "class", *COLUMNS[name]])
+    keys = ["name", "class", *(key for key in ("stage", "delta") if key in table)]
+    return table.sort_values(keys, kind="stable", ignore_index=True, na_position="first").assign(data=study.title)
 
 
-def _looked_into(trained: Trained, data: Segmentation, batch: Sequence[int]) -> Iterator[tuple[str, list[Any]]]:
-    """(table, row) for every row of a batch."""
+def _batch(trained: Trained, data: Segmentation, batch: Sequence[int]) -> dict[str, list[list[Any]]]:
+    """The rows of each table for some images of `data`."""
     inputs = torch.stack([datasets.preprocess(data.image(i), trained.size) for i in batch])
     traced = trace(trained.model, inputs.to(next(trained.model.parameters())), data.labels[batch])
-    pairs, device = [(batch[image], c) for image, c in traced.pairs.tolist()], traced.logits.device
-    masks = {i: torch.from_numpy(data.mask(i)).to(device) for i in batch}
+    pairs = [(batch[image], c) for image, c in traced.pairs.tolist()]
+    masks = {i: torch.from_numpy(data.mask(i)).to(traced.logits.device) for i in batch}
     objects = [(masks[i] == c + 1).float().where(masks[i] != VOID, torch.nan) for i, c in pairs]
-    rows = {
-        "signs": anatomy.signs(traced, objects),
-        "stages": anatomy.stages(traced),
-        "eq9_counts": eq9.counts(traced, [metrics.regions(masks[i], c) for i, c in pairs]),
-        "dropped": eq9.dropped(traced),
-    }
-    for name, found in rows.items():
-        for pair, *values in found:
-            i, c = pairs[pair]
-            yield name, [data.entries[i].name, c, *([data.groups[i]] * (name == "eq9_counts")), *values]
+    found = {"signs": where(traced, objects), "stages": weights(traced), "dropped": losses(traced)}
+    named = [[data.entries[i].name, c] for i, c in pairs]
+    return {table: [[*named[pair], *values] for pair, *values in rows] for table, rows in found.items()}
+
+
+def where(traced: Trace, objects: Sequence[Tensor]) -> Iterator[list[Any]]:
+    """(pair, stage, positive, negative, weight): where the maps of the two signs lie, and what the negative one weighs.
+
+    objects: for each pair the area of its object, (H, W) float, NaN where void. positive, negative: the share of the map on the
+    object, divided by the object's share of the image; 1 is chance. weight: the sum of the negative map divided by that of the
+    positive map. An empty map gives NaN.
+    """
+    for stage, layer in traced.stages.items():
+        activation, gradient = wide(traced.activation(layer)), wide(traced.gradient(layer))
+        maps = [gradcam(activation, (sign * gradient).clamp(min=0)).double() for sign in (1, -1)]
+        size = (maps[0].shape[1], maps[0].shape[2])
+        for pair, covered in enumerate(objects):
+            valid = adaptive_avg_pool2d((~covered.isnan()).double()[None], size)[0]
+            on = adaptive_avg_pool2d(covered.nan_to_num().double()[None], size)[0]
+            area = on.sum() / valid.sum()
+            lifts = [((m[pair] * on).sum() / (m[pair] * valid).sum() / area).item() for m in maps]
+            yield [pair, stage, *lifts, (maps[1][pair].sum() / maps[0][pair].sum()).item()]
+
+
+def weights(traced: Trace, deltas: Sequence[float | None] = DELTAS) -> Iterator[list[Any]]:
+    """(pair, stage, delta, energy, half, kept), the last three in percent, for Grad-CAM's maps as Eq. 8 sums them.
+
+    energy: the mean of the stage's map divided by the sum of all stages' means; half: the smallest share of the map's pixels
+    that holds half of it; kept: the share of the gradients that is not zero. An empty map gives NaN.
+    """
+    for delta in deltas:
+        kept = {stage: truncate(wide(traced.gradient(layer)), delta) for stage, layer in traced.stages.items()}
+        maps = {s: gradcam(wide(traced.activation(traced.stages[s])), g).flatten(1).double() for s, g in kept.items()}
+        total = torch.stack([m.mean(dim=1) for m in maps.values()]).sum(dim=0)
+        for stage, m in maps.items():
+            shares = m.sort(dim=1, descending=True).values.cumsum(dim=1) / m.sum(dim=1, keepdim=True)
+            half = torch.where(shares[:, -1].isnan(), torch.nan, (shares < 0.5).sum(dim=1) + 1) / m.shape[1]
+            left = (kept[stage] != 0).flatten(1).double().mean(dim=1)
+            for pair, row in enumerate((100 * torch.stack([m.mean(dim=1) / total, half, left], dim=1)).tolist()):
+                yield [pair, stage, delta, *row]
+
+
+def losses(traced: Trace, deltas: Sequence[float] = SHARES) -> Iterator[list[Any]]:
+    """(pair, stage, delta, share): the percentage of the sum of positive gradients that Eq. 9 drops. NaN if there are none."""
+    for stage, layer in traced.stages.items():
+        gradient = wide(traced.gradient(layer))
+        whole = truncate(gradient, 0).double().sum(dim=(1, 2, 3))
+        for delta in deltas:
+            left = truncate(gradient, delta).double().sum(dim=(1, 2, 3))
+            for pair, share in enumerate((100 * (1 - left / whole)).tolist()):
+                yield [pair, stage, delta, share]
+
+
+def overlap(signs: pd.DataFrame) -> pd.DataFrame:
+    """How much of the negative map lies on the object at the deepest stage, divided by the same for the positive map.
+
+    At 1 both lie on it alike; below 1 the negative map lies more beside it. Columns name, class, overlap. The overlap is NaN if
+    a map is empty or the positive one lies wholly beside the object. signs: the table.
+    """
+    deepest = signs[signs["stage"] == signs["stage"].max()]
+    ratio = deepest["negative"] / deepest["positive"].where(deepest["positive"] > 0)
+    return pd.DataFrame({"name": deepest["name"], "class": deepest["class"], "overlap": ratio})

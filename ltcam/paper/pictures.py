@@ -6,7 +6,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import nbformat
 from PIL import Image
 
 from ltcam.files import write
@@ -21,7 +20,7 @@ def coarse(png: bytes, **options: Any) -> bytes:
     return small.getvalue()
 
 
-def shrink(notebook: nbformat.NotebookNode) -> None:
+def shrink(notebook: Any) -> None:
     """`coarse` for every picture in the outputs of `notebook`, in place. Pictures that are coarse stay as they are."""
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         if "image/png" in output.get("data", {}):
@@ -29,6 +28,8 @@ def shrink(notebook: nbformat.NotebookNode) -> None:
 
 
 if __name__ == "__main__":
+    import nbformat  # seconds, which every notebook's kernel would wait for
+
     for path in map(Path, sys.argv[1:]):
         read = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
         shrink(read)

@@ -1,21 +1,25 @@
 """Run the notebook series: `ltcam reproduce --profile demo|real|paper`.
 
-A profile is one or more papermill files `notebooks/profiles/<profile>.<data>.yaml`. The series runs once for each file, in
-order, and every notebook gets a fresh kernel. Executed copies go to `results/<profile>/notebooks`. The notebooks write tables
-and figures themselves. A notebook that is up to date is skipped, see `ltcam.paper.steps`.
+A profile is one or more files `notebooks/profiles/<profile>.<data>.yaml`. The series runs once for each, in order, and every
+notebook gets a fresh kernel. Executed copies go to `results/<profile>/notebooks`. The notebooks write tables and figures
+themselves. A notebook is up to date if its copy was made with the same inputs and the files that it left are unchanged. When
+one runs, all later ones run again, since they read what it writes. This costs little, since trainings and counts are kept.
 """
 
+import hashlib
 import json
 import logging
+import platform
+import re
 import time
-from ast import literal_eval
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import papermill
-import yaml
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
@@ -23,108 +27,195 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import write_ipynb
 from traitlets import default
 
+from ltcam import data as datasets
 from ltcam import files
-from ltcam.data import DataError
+from ltcam.data import DataError, Segmentation
+from ltcam.data.demo import Demo
 from ltcam.errors import InputError, UnavailableError
+from ltcam.experiment import provenance
 from ltcam.experiment.locks import alone
-from ltcam.experiment.study import Training, planned
-from ltcam.paper import pictures, steps
+from ltcam.experiment.recipe import profile
+from ltcam.experiment.study import Study
+from ltcam.files import sha256
+from ltcam.paper import pictures, registry
 
 log = logging.getLogger(__name__)
 
 
-def profile(name: str) -> list[dict[str, Any]]:
-    """The parameters of each run of a profile. Raises InputError for an unknown one."""
-    found = sorted((files.NOTEBOOKS / "profiles").glob(f"{name}.*.yaml"))
-    if not found:
-        known = sorted({file.name.split(".")[0] for file in (files.NOTEBOOKS / "profiles").glob("*.yaml")})
-        raise InputError(f"profile {name!r} is unknown: expected one of {known}")
-    return [yaml.safe_load(file.read_text()) for file in found]
-
-
-def trainings(run: Mapping[str, Any]) -> list[Training]:
-    """Every training that a run of a profile names."""
-    return planned(run["data"], run["recipe"], run.get("seeds", ()), run.get("folds", 0))
-
-
 def reproduce(
-    name: str,
-    only: str = "",
-    data: str = "",
-    recipe: Mapping[str, Any] | None = None,
-    start: str = "",
-    force: bool = False,
-    seeds: Sequence[int] = (),
+    name: str, only: str = "", data: str = "", start: str = "", force: bool = False, seeds: Sequence[int] = ()
 ) -> list[Path]:
     """Execute the series for every data set of profile `name`; returns the executed notebooks.
 
     only    run only the notebooks whose names start with this ("04")
     start   begin at the first notebook whose name starts with this
     data    run only this data set of the profile
-    recipe, seeds  changes to the training recipe; seeds instead of the profile's
+    seeds   instead of the profile's
     force   also run notebooks whose inputs have not changed; finished trainings and counts are still kept
 
     A notebook without a `profile` parameter reads no results of a profile, and runs with the demo only. A data set that is not
-    there is skipped with a warning. If `data` named it, or no data set is left, DataError is raised before anything runs. A
-    notebook that fails stops the run with UnavailableError. It never replaces a good copy.
+    there is skipped with a warning. If `data` named it, or no data set is left, DataError is raised before anything runs. Where
+    counts are kept but no checkpoint is left, only the tables are made again. A notebook that fails stops the run with
+    UnavailableError. It never replaces a good copy.
     """
     logging.getLogger("papermill").addFilter(_said)
-    runs = [run for run in profile(name) if data in ("", run["data"])]
-    parameters = {path: papermill.inspect_notebook(_literal(path)) for path in sorted(files.NOTEBOOKS.glob("[0-9]*.ipynb"))}
-    series = [path for path, expected in parameters.items() if "profile" in expected or name == "demo"]
+    sets = {key: own for key, own in profile(name).items() if data in ("", key)}
+    numbered = [path for path in sorted(files.NOTEBOOKS.glob("*.ipynb")) if re.fullmatch(r"\d\d_\w+", path.stem)]  # no copies
+    expected = {path: papermill.inspect_notebook(_literal(path)) for path in numbered}
+    series = [path for path, parameters in expected.items() if "profile" in parameters or name == "demo"]
     begin = next((i for i, path in enumerate(series) if path.name.startswith(start)), len(series))
     chosen = [path for path in series[begin:] if path.name.startswith(only)]
-    if not runs or not chosen:
+    if not sets or not chosen:
         raise InputError(
             f"nothing to run: profile {name!r} has no data set {data!r}, or no notebook from {start!r} on starts with {only!r}"
         )
-    varied = {
-        name: literal_eval(about["default"])
-        for expected in parameters.values()
-        for name, about in expected.items()
-        if name in ("deltas", "varied", "protocols", "ablated")
-    }
-    for run in runs:
-        run["recipe"] = {**run["recipe"], **(recipe or {})}
-        run["seeds"] = list(seeds or run.get("seeds", ()))
-        run["series"] = {name: run.get(name, value) for name, value in varied.items()} if len(chosen) > 1 else {}
-    read = _inputs(name, runs, named=bool(data))
-    runs = [run for run in runs if run["data"] in read]
-    done = []
+    studies = _readable([Study(name, key, seeds=seeds) for key in sets], named=bool(data))
+    done: list[Path] = []
     with ExitStack() as held:
-        for run in runs:
-            held.enter_context(alone(files.results(name, run["data"]), "run"))
-            files.clear(files.figures(name, run["data"]))
-        for number, (run, notebook) in enumerate(((run, path) for run in runs for path in chosen), 1):
-            started = time.time()
-            values = {key: value for key, value in run.items() if key in parameters[notebook]}
-            cells = [(cell["cell_type"], cell["source"]) for cell in json.loads(notebook.read_text())["cells"]]
-            lasting = {key: value for key, value in values.items() if key != "series"}  # which changes no result
-            digest = steps.digest(cells=cells, parameters=lasting, read=read[run["data"]])
-            record = steps.Steps(name, run["data"], [path.stem for path in series])
-            done.append(files.results(name) / "notebooks" / f"{notebook.stem}.{run['data']}.ipynb")
-            said = "unchanged, skipped"
-            if force or not record.current(notebook.stem, digest):
-                with record.running(notebook.stem, digest):
-                    _execute(notebook, values, done[-1])
-                said = f"{time.time() - started:.0f} s"
-            log.info("[%d/%d] %s %s: %s", number, len(runs) * len(chosen), notebook.stem, run["data"], said)
+        for study in studies:
+            held.enter_context(alone(study.out, ".run.lock"))
+            files.clear(study.figures)
+        for study in studies:
+            if not force and study.counted_only():
+                _tables(study)
+            else:
+                done += _series(study, series, chosen, {path: set(own) for path, own in expected.items()}, force)
     return done
 
 
-def _inputs(name: str, runs: Sequence[Mapping[str, Any]], named: bool) -> dict[str, dict[str, Any]]:
-    """{data set: what its notebooks read} for those that are there. Raises DataError if none is, or a named one is not."""
-    read, missing = {}, []
-    for run in runs:
+def _series(
+    study: Study, series: Sequence[Path], chosen: Sequence[Path], expected: Mapping[Path, set[str]], force: bool
+) -> list[Path]:
+    """Execute the `chosen` notebooks of a study that are not up to date."""
+    digest, copies = hashlib.sha256(json.dumps(inputs(study), sort_keys=True).encode()), []
+    stale = force or not _trained(study)
+    for path in series:
+        values = {key: value for key, value in study.parameters().items() if key in expected[path]}
+        cells = [(cell["cell_type"], cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+        digest.update(json.dumps([cells, values], sort_keys=True).encode())
+        copy = files.results(study.profile) / "notebooks" / f"{path.stem}.{study.data}.ipynb"
+        if path not in chosen:
+            continue
+        started, said = time.time(), "unchanged, skipped"
+        if stale or not _current(copy, digest.hexdigest()):
+            stale = True  # what follows reads what this one writes
+            _execute(path, values, copy, digest.hexdigest(), study)
+            said = f"{time.time() - started:.0f} s"
+        copies.append(copy)
+        log.info("[%d/%d] %s %s: %s", len(copies), len(chosen), path.stem, study.data, said)
+    return copies
+
+
+def inputs(study: Study) -> dict[str, Any]:
+    """What every notebook of a study reads: versions, the package's code, printed and golden values, fingerprints of the data.
+    Raises DataError if the study's own data are missing or damaged."""
+    prints: dict[str, str] = {}
+    for part in dict.fromkeys(part for t in study.planned.values() for part in (t.recipe.train, t.recipe.test)):
+        prints |= _print(datasets.load(study.data, part))
+    for shown in datasets.present().values():  # notebook 00 shows them all
+        with suppress(DataError):
+            prints |= _print(shown)
+    code, values = files.PACKAGE, files.ROOT / "data"
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in provenance.PACKAGES}},
+        "code": _sha256(code.rglob("*.py"), code),
+        "values": _sha256([*values.glob("*.csv"), *(values / "golden" / study.profile).glob("*.csv")], values),
+        "data": prints,
+        "settings": study.settings,
+    }
+
+
+def _readable(studies: Sequence[Study], named: bool) -> list[Study]:
+    """The studies whose data are there, or whose counts are all that is left."""
+    found, missing = [], []
+    for study in studies:
         try:
-            read[run["data"]] = steps.inputs(name, trainings(run))
+            if not study.counted_only():
+                datasets.load(study.data, next(iter(study.planned.values())).recipe.test)
+            found.append(study)
         except DataError as error:
-            missing.append(f"{error}; or fetch it: ltcam data get {run['data']}")
-    if missing and (named or not read):
+            missing.append(f"{error}; or fetch it: ltcam data get {study.data}")
+    if missing and (named or not found):
         raise DataError("\n".join(missing))
     for reason in missing:
         log.warning("skipped: %s", reason)
-    return read
+    return found
+
+
+def _tables(study: Study) -> None:
+    """Make the tables of kept counts, and say what is left as it is."""
+    kept = Study(study.profile, study.data, kept=True)
+    for file, reason in registry.stale(kept).items():
+        if reason == "stale":
+            with files.atomic(kept.out / file) as temporary:
+                temporary.write_bytes(kept.made[file.partition(".")[0]])
+        else:
+            log.warning("%s: %s", file, reason)
+    log.warning(
+        "%s: no checkpoint is in %s, so %d tables were made from kept counts; figures and notebooks stay as they are. "
+        "To train again: ltcam reproduce --profile %s --data %s --force",
+        study.data, study.runs, len(registry.names(kept)), study.profile, study.data,
+    )  # fmt: skip
+
+
+def _trained(study: Study) -> bool:
+    """Whether `trainings.csv` names the checkpoints that are there, and all of them are."""
+    try:
+        known = dict(zip(study.trainings["name"], study.trainings["checkpoint"], strict=True))
+        made = {name: json.loads((study.runs / name / "run.json").read_text())["checkpoint"] for name in study.planned}
+    except (OSError, ValueError, KeyError):  # not trained yet, or cut off
+        return False
+    return known == made and all((study.runs / name / "checkpoint.pt").is_file() for name in made)
+
+
+def _current(copy: Path, digest: str) -> bool:
+    """Whether an executed notebook was made with these inputs, and the files that it left are there unchanged."""
+    try:
+        about = json.loads(copy.read_text())["metadata"]["ltcam"]
+    except (OSError, ValueError, KeyError):  # not made yet, or cut off
+        return False
+    root = files.results("").parent
+    left = {file: sha256(root / file) for file in about["left"] if (root / file).is_file()}
+    return bool(about["digest"] == digest and left == about["left"])
+
+
+def _execute(notebook: Path, parameters: Mapping[str, Any], target: Path, digest: str, study: Study) -> None:
+    failed = target.with_name(f"{target.stem}.failed.ipynb")
+    for leftover in target.parent.glob(f".{target.stem}.*.partial.ipynb"):  # left by a run that was killed
+        leftover.unlink()
+    with files.atomic(target) as temporary:
+        started = time.time()
+        try:
+            executed = papermill.execute_notebook(
+                _literal(notebook), _literal(temporary), parameters, kernel_name="python3", log_output=True,
+                progress_bar=False, extra_arguments=["--log-level=ERROR"], kernel_manager_class=_OwnKernel,
+            )  # fmt: skip
+        except (PapermillExecutionError, DeadKernelError) as error:
+            temporary.replace(failed)
+            said = f"{notebook.name}: its kernel died, as happens when memory runs out"
+            if isinstance(error, PapermillExecutionError):
+                said = f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
+            raise UnavailableError(f"{said}. See {failed}") from error
+        executed.metadata["papermill"].update(input_path=notebook.name, output_path=target.name)  # no path of this machine
+        executed.metadata["ltcam"] = {"digest": digest, "left": _left(study, started)}
+        _clean(executed)
+        write_ipynb(executed, str(temporary))
+    failed.unlink(missing_ok=True)
+
+
+def _clean(executed: nbformat.NotebookNode) -> None:
+    for cell in (cell for cell in executed.cells if "outputs" in cell):  # progress is for whoever waits, not for readers
+        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    pictures.shrink(executed)
+
+
+def _left(study: Study, started: float) -> dict[str, str]:
+    """The SHA-256 of the tables and figures that are newer than `started`. Counts grow from one notebook to the next."""
+    root = files.results("").parent
+    folders = [
+        path for folder in (study.out, study.figures) for kind in ("csv", "png", "pdf") for path in folder.rglob(f"*.{kind}")
+    ]
+    return {path.relative_to(root).as_posix(): sha256(path) for path in sorted(folders) if path.stat().st_mtime >= started}
 
 
 def _said(record: logging.LogRecord) -> bool:
@@ -146,25 +237,13 @@ def _literal(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def _execute(notebook: Path, parameters: Mapping[str, Any], target: Path) -> None:
-    failed = target.with_name(f"{target.stem}.failed.ipynb")
-    for leftover in target.parent.glob(f".{target.stem}.*.partial.ipynb"):  # left by a run that was killed
-        leftover.unlink()
-    with files.atomic(target) as temporary:
-        try:
-            executed = papermill.execute_notebook(
-                _literal(notebook), _literal(temporary), parameters, kernel_name="python3", log_output=True,
-                progress_bar=False, extra_arguments=["--log-level=ERROR"], kernel_manager_class=_OwnKernel,
-            )  # fmt: skip
-        except (PapermillExecutionError, DeadKernelError) as error:
-            temporary.replace(failed)
-            said = f"{notebook.name}: its kernel died, as happens when memory runs out"
-            if isinstance(error, PapermillExecutionError):
-                said = f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
-            raise UnavailableError(f"{said}. See {failed}") from error
-        executed.metadata["papermill"].update(input_path=notebook.name, output_path=target.name)  # no path of this machine
-        for cell in (cell for cell in executed.cells if "outputs" in cell):  # progress is for whoever waits, not for readers
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-        pictures.shrink(executed)
-        write_ipynb(executed, str(temporary))
-    failed.unlink(missing_ok=True)
+def _print(data: Segmentation) -> dict[str, str]:
+    """The fingerprint under the name of the part. The demo has none, since it is code."""
+    return {} if isinstance(data, Demo) else {f"{data.title}, {data.part}": data.fingerprint}
+
+
+def _sha256(paths: Iterable[Path], root: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(f"{path.relative_to(root).as_posix()} {sha256(path)} ".encode())
+    return digest.hexdigest()

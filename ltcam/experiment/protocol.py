@@ -1,0 +1,84 @@
+"""How a data set is run, for every configuration alike."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from ltcam.engine.config import Config
+from ltcam.engine.stages import Outputs
+from ltcam.engine.tricks import one_of, whole
+from ltcam.engine.views import check
+
+Labels = Literal["true", "predicted"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Each field is kept with the counts.
+
+    labels    "true": heatmaps of the classes that are present. "predicted": of the classes with a logit above 0, or else of
+              the largest logit. A predicted class that is absent has only false positives, a missed one only false negatives
+    outputs   where the stages S1 to S5 are read, as in `ltcam.engine.stages.stages`
+    size      (height, width) of the input; None: the size that the model was trained at
+    bfloat16  autocast of the forward and the backward; the maps are still summed in float32
+    scales, flip  maps are averaged over the input at each scale, and mirrored too; as in `ltcam.explain_scales`
+    """
+
+    batch_size: int = 8
+    labels: Labels = "true"
+    outputs: Outputs = "pool"
+    size: tuple[int, int] | None = None
+    bfloat16: bool = False
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        whole("batch_size", self.batch_size)
+        one_of("labels", self.labels, Labels)
+        one_of("outputs", self.outputs, Outputs)
+        check(self.scales, self.flip)
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
+
+    def identity(self, size: tuple[int, int]) -> dict[str, Any]:
+        """What counts depend on, as plain values. size: what the model was trained at."""
+        found = asdict(self) | {"size": list(self.size or size), "scales": list(self.scales)}
+        return {name: value for name, value in found.items() if name not in ("scales", "flip") or self.several}
+
+    @property
+    def several(self) -> bool:
+        """Whether maps are means over views, or of another scale."""
+        return (self.scales, self.flip) != ((1.0,), False)
+
+    @property
+    def name(self) -> str:
+        """What differs from the default, for the name of a file: "" or "labels=predicted"."""
+        changed = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "batch_size"}
+        default = Protocol(self.batch_size)
+        return ",".join(f"{name}={_text(value)}" for name, value in changed.items() if value != getattr(default, name))
+
+
+class Way(NamedTuple):
+    """A configuration and how its maps become masks.
+
+    cut  "otsu": each class's map by itself, at Otsu's threshold or the configuration's own `fraction`. "argmax": a pixel gets
+         the largest of the image's classes, each over its maximum, and a background of value t. Class -1 is background
+    """
+
+    config: Config
+    cut: str = "otsu"
+    t: float = 0.0
+
+
+def _text(value: Any) -> str:
+    return "x".join(f"{item:g}" for item in value) if isinstance(value, tuple) else str(value)
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON and checkpoints can hold it: numpy's scalars become Python's, sequences tuples."""
+    if isinstance(value, list | tuple):
+        return tuple(map(plain, value))
+    return value.item() if isinstance(value, np.generic) else value

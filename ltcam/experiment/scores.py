@@ -1,0 +1,211 @@
+"""Scores from pixel counts, foreground only, and how certain they are.
+
+Class means (mIoU, mPrecision, mRecall, mF1) sum the counts of a class over its images and average over classes. Pooled scores
+(IoU, Precision, Recall, F1: "micro") sum over everything. All are in percent. Precision is 0 if nothing is predicted, recall is
+0 if nothing is there. Void pixels are not counted. False positives of a class count only in images that have it.
+
+An interval is a bootstrap over groups of images: an image on VOC, a tile or a commutator elsewhere. A draw takes as many groups
+as were scored, with replacement. All configurations of all trainings are scored on the same draws. The interval is that of the
+mean over trainings. Three trainings are too few to resample, so a verdict needs the same sign in each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ltcam.engine.config import Config, refine_of, refine_text
+from ltcam.errors import InputError, MissingError
+
+SCORES = ["mIoU", "mPrecision", "mRecall", "mF1", "IoU", "Precision", "Recall", "F1"]
+METRICS = ("IoU", "F1", "mIoU", "mF1", "iIoU", "iF1")
+ALWAYS = ["method", "layers", "delta", "per", "compare", "fuse", "normalize", "fraction"]
+LATER = ["refine", "align_corners"]  # a table has these columns only if a row has a value
+DRAWS = 1000
+LEVEL = 95  # percent
+VERDICTS = {"holds": "better", "does not hold": "worse", "tie": "tie"}  # for a margin that is a change
+
+Floats = NDArray[np.float64]
+Draws = Mapping[Config, Floats]  # (1 + DRAWS, trainings): the score of all images, then of each draw
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Pixels of (image, class) pairs: true and false positives, false negatives, for each way to make a mask.
+
+    pairs    a frame with the columns training, fold, name (of the image), group, class
+    configs  the ways; values (pairs, configs, 3) int64: tp, fp, fn
+
+    The folds of a training are scored one by one and averaged. Held-out parts of folds are pooled: there fold is "".
+    """
+
+    pairs: pd.DataFrame
+    configs: tuple[Config, ...]
+    values: NDArray[np.int64]
+
+    @classmethod
+    def join(cls, parts: Sequence[Counts]) -> Self:
+        """The pairs of all `parts`, which have the same configurations, one below the other."""
+        pairs = pd.concat([part.pairs for part in parts], ignore_index=True)
+        return cls(pairs, parts[0].configs, np.concatenate([part.values for part in parts]))
+
+    def pick(self, configs: Iterable[Config]) -> Self:
+        """The counts of `configs`, each once. Raises MissingError for one that was not counted."""
+        place, wanted = {config: n for n, config in enumerate(self.configs)}, tuple(dict.fromkeys(configs))
+        if missing := [config for config in wanted if config not in place]:
+            raise MissingError(f"{missing[0]} was not counted: run ltcam reproduce first")
+        return type(self)(self.pairs, wanted, self.values[:, [place[config] for config in wanted]])
+
+    def where(self, chosen: NDArray[Any]) -> Self:
+        """The counts of some pairs; chosen: (pairs,) bool, or their numbers in another order."""
+        return type(self)(
+            self.pairs.iloc[np.arange(len(self.pairs))[chosen]].reset_index(drop=True), self.configs, self.values[chosen]
+        )
+
+    def iou(self) -> Floats:
+        """(pairs, configs) in percent; 0 where nothing is true or claimed."""
+        tp, union = self.values[..., 0], self.values.sum(axis=2)
+        return np.asarray(100 * tp / union.clip(min=1))
+
+    def trainings(self) -> dict[str, list[Self]]:
+        """Each training, as the counts of its folds."""
+        keys = self.pairs["training"] + "\n" + self.pairs["fold"]
+        found: dict[str, list[Self]] = {}
+        for key in dict.fromkeys(keys):
+            found.setdefault(key.split("\n")[0], []).append(self.where((keys == key).to_numpy()))
+        return found
+
+
+def columns(configs: Iterable[Config]) -> pd.DataFrame:
+    """The fields of each configuration as a table shows them: `ALWAYS`, and of `LATER` those that some row uses."""
+    table = pd.DataFrame([row(config) for config in configs], columns=[*ALWAYS, *LATER])
+    return table.astype({"delta": float, "fraction": float}).drop(columns=[name for name in LATER if table[name].isna().all()])
+
+
+def row(config: Config) -> dict[str, Any]:
+    """The columns of one configuration."""
+    fields = {name: getattr(config, name) for name in ALWAYS}
+    return fields | {
+        "refine": refine_text(config.refine) if config.refine else None,
+        "align_corners": config.align_corners or None,
+    }
+
+
+def configurations(table: pd.DataFrame) -> list[Config]:
+    """The configuration of each row of a table that has the columns of `columns`."""
+    return [_config(values) for values in table[[name for name in (*ALWAYS, *LATER) if name in table]].to_dict("records")]
+
+
+def _config(values: Mapping[Any, Any]) -> Config:
+    known = {name: value for name, value in values.items() if not pd.isna(value)}
+    refine = refine_of(known.pop("refine")) if "refine" in known else None
+    return Config(**known, refine=refine)
+
+
+def scores(counts: Counts) -> pd.DataFrame:
+    """Class means and pooled scores, one row per configuration: its columns, then `SCORES`, the mean over trainings.
+
+    Of several trainings, columns that end in `_std` have the standard deviation (with n - 1).
+    """
+    each = np.stack([np.mean([_scored(fold) for fold in folds], axis=0) for folds in counts.trainings().values()])
+    table = columns(counts.configs).join(pd.DataFrame(each.mean(axis=0), columns=SCORES))
+    if len(each) > 1:
+        table = table.join(pd.DataFrame(each.std(axis=0, ddof=1), columns=SCORES).add_suffix("_std"))
+    return table
+
+
+def _scored(counts: Counts) -> Floats:
+    """(configs, 8): `SCORES` of one fold."""
+    classes = counts.pairs["class"].to_numpy()
+    sums = np.stack([counts.values[classes == c].sum(axis=0) for c in np.unique(classes)])
+    return np.concatenate([_rates(sums).mean(axis=0), _rates(sums.sum(axis=0))], axis=1)
+
+
+def _rates(sums: NDArray[np.int64]) -> Floats:
+    """(..., 3) -> (..., 4): IoU, precision, recall, F1 in percent; 0 where there is nothing to divide by."""
+    tp, fp, fn = np.moveaxis(sums.astype(float), -1, 0)
+    whole = np.stack([tp + fp + fn, tp + fp, tp + fn, 2 * tp + fp + fn], axis=-1)
+    part = np.stack([tp, tp, tp, 2 * tp], axis=-1)
+    return np.asarray(100 * np.divide(part, whole, out=np.zeros_like(part), where=whole > 0))
+
+
+def draws(counts: Counts, metric: str, number: int = DRAWS) -> Draws:
+    """`metric` in percent of every configuration: on all images, then on `number` draws of their groups.
+
+    metric: "IoU" or "F1" of all pixels; with an m before it ("mIoU"), the mean over classes; with an i ("iIoU"), the mean over
+    the objects, each of an image and class. A class that no image of a draw has is left out of that draw's mean.
+    """
+    if metric not in METRICS:
+        raise InputError(f"metric={metric!r} has no interval: expected one of {METRICS}")
+    groups = counts.pairs.groupby("name", sort=False)["group"].first()
+    order = groups.unique()
+    drawn = np.random.default_rng(0).multinomial(len(order), np.full(len(order), 1 / len(order)), number)
+    drawn = np.vstack([np.ones(len(order), dtype=drawn.dtype), drawn]).astype(float)
+    weights = pd.DataFrame(drawn[:, pd.Index(order).get_indexer(groups)], columns=groups.index)
+    trainings = [np.mean([_drawn(f, metric, weights) for f in folds], axis=0) for folds in counts.trainings().values()]
+    return dict(zip(counts.configs, np.moveaxis(np.stack(trainings), 2, 0).swapaxes(1, 2), strict=True))
+
+
+def _drawn(counts: Counts, metric: str, weights: pd.DataFrame) -> Floats:
+    """(1 + DRAWS, configs): the scores of one fold. weights (1 + DRAWS, images): how often a draw has an image."""
+    image, names = pd.factorize(counts.pairs["name"])
+    label, labels = pd.factorize(counts.pairs["class"], sort=True)
+    dense = np.zeros((len(names), len(labels), *counts.values.shape[1:]))
+    dense[image, label] = counts.values
+    drawn, twice = weights[names].to_numpy(), 2 if metric.endswith("F1") else 1
+    if metric.startswith("i"):
+        rates, there = _objects(dense, twice)
+        return np.asarray((drawn @ rates) / (drawn @ there).clip(min=1))
+    if metric in ("IoU", "F1"):
+        dense = dense.sum(axis=1, keepdims=True)
+    sums = (drawn @ dense.reshape(len(names), -1)).reshape(len(drawn), *dense.shape[1:])
+    rates, there = _objects(sums, twice)
+    return np.asarray(rates / there.clip(min=1))
+
+
+def _objects(values: Floats, twice: int) -> tuple[Floats, NDArray[np.int64]]:
+    """The sum over classes of the IoU (twice=1) or F1 (twice=2) of (n, classes, configs, 3), and the number of classes."""
+    tp, fp, fn = np.moveaxis(values, -1, 0)
+    there = tp + fn > 0
+    rates = np.divide(100 * twice * tp, twice * tp + fp + fn, out=np.zeros_like(tp), where=there)
+    return rates.sum(axis=1), there.sum(axis=1)
+
+
+def interval(values: Floats) -> tuple[float, float, float]:
+    """The mean over trainings on all images, and the ends of its interval. values: an entry of `draws`, or made of several."""
+    mean = _trainings(values).mean(axis=1)
+    low, high = np.percentile(mean[1:], [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+    return float(mean[0]), float(low), float(high)
+
+
+def ends(values: Floats, first: str = "value", low: str = "ci_low", high: str = "ci_high") -> dict[str, float]:
+    """`interval` under the names of columns."""
+    return dict(zip((first, low, high), interval(values), strict=True))
+
+
+def span(values: Floats) -> tuple[float, float]:
+    """The ends of an interval over images and trainings: the least and the largest end of the trainings' own intervals."""
+    found = np.percentile(_trainings(values)[1:], [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
+    return float(found[0].min()), float(found[1].max())
+
+
+def verdict(values: Floats) -> str:
+    """The verdict on a margin. It "holds" if its interval and its value in every training are above zero. It "does not hold" if
+    all are below. Otherwise it is a "tie"."""
+    (_, low, high), each = interval(values), _trainings(values)[0]
+    return "holds" if low > 0 and (each > 0).all() else "does not hold" if high < 0 and (each < 0).all() else "tie"
+
+
+def agreement(values: Floats) -> str:
+    """The number of trainings in which a margin is above zero, e.g. "2 of 3"."""
+    each = _trainings(values)[0]
+    return f"{(each > 0).sum()} of {len(each)}"
+
+
+def _trainings(values: Floats) -> Floats:
+    return values.reshape(len(values), -1)
