@@ -10,7 +10,7 @@ export PYTHONPATH := $(CURDIR)
 # And a notebook's kernel is this environment's, whatever `python3` is installed elsewhere.
 unexport JUPYTER_PATH
 
-.PHONY: reproduce report gpu test lint tables unit nbval audit faults coverage mutation matrix environment golden notebooks lock
+.PHONY: reproduce book docs gpu test lint tables unit nbval audit faults coverage mutation matrix environment golden notebooks lock
 
 # Linux: freed memory is kept, in huge pages, for the next batch (docs/speed.md).
 reproduce: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
@@ -26,8 +26,13 @@ gpu: $(STAMP)
 	LTCAM_RUNS= LTCAM_OUTPUT=$$out $(BIN)/python -m ltcam reproduce --profile demo
 	$(BIN)/python -m benchmarks.beside
 
-report: $(STAMP)
-	$(BIN)/python -m ltcam report --profile $(PROFILE) --out site
+# One book of README, docs, executed notebooks and figures: book/index.html. It asks no other host for anything.
+book: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -q -d build/book -c docs . book
+
+# The tables in README.md and docs/ that come from committed results; `make lint` names the stale ones.
+docs: $(STAMP)
+	$(BIN)/python -m ltcam.show.docs
 
 test: lint tables unit nbval
 
@@ -36,11 +41,12 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m ltcam.show.docs --check
 
 # Every committed table, made anew from the committed counts: the same bytes, or it is named stale.
+COMMITTED := $(wildcard results/paper/*/trainings.csv results/real/*/trainings.csv)
 tables: $(STAMP)
-	$(BIN)/python -m ltcam tables --check $(sort $(dir $(wildcard \
-	    $(foreach profile,paper real,results/$(profile)/*/trainings.csv results/$(profile)/*/counts.csv.gz))))
+	$(BIN)/python -m ltcam.paper --check $(foreach file,$(COMMITTED),$(wordlist 2,3,$(subst /, ,$(file))))
 
 # Two processes of one thread each, a file at a time.
 unit: $(STAMP)
@@ -58,11 +64,9 @@ audit:
 	"$$tools/bin/python" -m bandit -q -c pyproject.toml -r ltcam && \
 	"$$tools/bin/python" -m pip_audit --disable-pip --require-hashes -r requirements.lock
 
-# What is killed, cut off or filled up, ten times where chance decides: docs/reliability.md.
+# What is killed, cut off or filled up, ten times where chance decides.
 faults: $(STAMP)
-	log=$$(mktemp) && trap 'rm -f "$$log"' EXIT && \
-	LTCAM_FAULTS=10 LTCAM_FAULTS_LOG=$$log $(BIN)/python -m pytest tests/faults --deselect tests/faults/test_page.py && \
-	$(BIN)/python -m tests.faults.report $$log
+	LTCAM_FAULTS=10 $(BIN)/python -m pytest tests/faults
 
 # Lines of ltcam that the tests run, in all their processes; 95% at least.
 coverage: $(STAMP)
@@ -71,7 +75,7 @@ coverage: $(STAMP)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --skip-covered --show-missing
 
-# Half an hour at most of changed lines in what a number depends on: docs/mutation.md says which no test notices, and why.
+# Half an hour at most of changed lines in what a number depends on, and which of them no test notices.
 mutation: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "mutmut>=3.8"
 	PYTHONPATH= OMP_NUM_THREADS=1 timeout 1800 $(BIN)/python -m mutmut run
@@ -83,7 +87,7 @@ TORCHES ?= torch==2.11.* torch
 matrix:
 	for python in $(PYTHONS); do for torch in $(TORCHES); do \
 	    env=$$(mktemp -d) && $$python -m venv "$$env" && \
-	    "$$env/bin/python" -m pip install --quiet --disable-pip-version-check "$$torch" -e ".[companion,test]" && \
+	    "$$env/bin/python" -m pip install --quiet --disable-pip-version-check "$$torch" -e ".[companion,book,test]" && \
 	    "$$env/bin/python" -c "import sys, torch; print('Python', sys.version.split()[0], 'torch', torch.__version__)" && \
 	    "$$env/bin/python" -m pytest $(TESTS); status=$$?; rm -rf "$$env"; test $$status = 0 || exit 1; \
 	done; done
@@ -103,7 +107,7 @@ golden: $(STAMP)
 	rm -rf data/golden/demo && mkdir -p data/golden/demo
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
 	LTCAM_RUNS= LTCAM_OUTPUT=$$out $(BIN)/python -m ltcam reproduce --profile demo && \
-	cd $$out/results/demo/demo && cp ablations.csv best.csv comparison.csv cross.csv data.csv labels.csv plug_in.csv sweep.csv table*.csv $(CURDIR)/data/golden/demo/
+	cd $$out/results/demo/demo && cp ablations.csv best.csv comparison.csv cross.csv data.csv labels.csv sweep.csv table*.csv $(CURDIR)/data/golden/demo/
 
 notebooks: $(STAMP)
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
@@ -114,4 +118,4 @@ notebooks: $(STAMP)
 lock: $(STAMP)
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
-	    --no-emit-index-url --no-emit-find-links --upgrade --extra companion --extra test pyproject.toml -o requirements.lock
+	    --no-emit-index-url --no-emit-find-links --upgrade --extra companion --extra book --extra test pyproject.toml -o requirements.lock

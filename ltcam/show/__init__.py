@@ -1,9 +1,9 @@
-"""Everything to look at: figures, the picture of `ltcam explain`, the site, and the generated parts of README and docs.
+"""Everything to look at: figures, the picture of `ltcam explain`, the page with sliders, and the generated parts of the docs.
 
-Open `plotting.py` first: it draws the paper's figures. `report.py` makes the site, and `readme.py` the generated texts. This
-wing may import every other wing. None imports this one.
+Open `figures.py` first: it has every figure of the series, drawn by `heatmaps.py` and `charts.py`. docs/conf.py makes the book.
+This wing may import every other wing. None imports this one.
 """
 
 from ltcam.errors import companion
 
-companion("jinja2", "latex2mathml", "matplotlib", "nbconvert", "seaborn")
+companion("matplotlib", "seaborn", "tabulate", "yaml")

@@ -1,96 +1,106 @@
-"""The contents of the page with the sliders: heatmaps, Otsu masks and IoUs of a few images, made in advance."""
+"""The page with the sliders: heatmaps, Otsu masks and IoUs of a few images, made in advance as figures/…/explorer.json."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import json
+from dataclasses import replace
 from io import BytesIO
 from itertools import product
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from ltcam import data as datasets
+from ltcam import Config, Refine, files
 from ltcam.data import Segmentation
-from ltcam.engine.bins import maps_of
-from ltcam.engine.cam import Options, fused
-from ltcam.engine.refine import Refine
-from ltcam.engine.tracing import trace
-from ltcam.experiment import metrics
-from ltcam.experiment.checkpoints import Trained
-from ltcam.experiment.segmentation import otsu_masks
-from ltcam.paper import sweep
-from ltcam.show import plotting
+from ltcam.experiment.otsu import otsu_masks
+from ltcam.experiment.study import Study
+from ltcam.experiment.trained import Trained
+from ltcam.show import heatmaps
 
-REFINED = "refined"
-METHODS = {"gradcam": "Grad-CAM", "layercam": "Layer-CAM", REFINED: "Layer-CAM, refined"}
-DELTAS = (None, *sweep.DELTAS)
+METHODS = {"Grad-CAM": Config(), "Layer-CAM": Config("layercam"), "Layer-CAM, refined": Config("layercam", refine=Refine())}
+DELTAS = (None, *map(float, range(0, 100, 10)))
 FUSED = ("S5", "S4-S5", "S3-S5", "S2-S5", "S1-S5")
 LAYERS = (*FUSED, "S4", "S3", "S2", "S1")
-SIDE = 112  # pixels of a heatmap's longer side
+SIDE = 80  # pixels of a heatmap's longer side
+HOME = Path(__file__).parent
+NONE = "<p>No picture is here yet. <code>make reproduce</code> and then <code>make book</code> make those of the demo.</p>"
+
+
+def write(study: Study, count: int = 4) -> Path:
+    """Write `pictures` of the study's held-out part to explorer.json, beside its figures."""
+    path = study.figures / "explorer.json"
+    files.write(path, json.dumps(pictures(study.trained, study.test, count)))
+    return path
+
+
+def page() -> str:
+    """The page's HTML with all pictures in it; those of the demo are there if there are no others."""
+    found = sorted(files.figures("").glob("*/*/explorer.json"))
+    chosen = [path for path in found if path.parts[-3] != "demo"] or found
+    if not chosen:
+        return NONE
+    shown = [picture for path in chosen for picture in json.loads(path.read_text())]
+    constants = {"PICTURES": shown, "DELTAS": DELTAS, "METHODS": list(METHODS), "FUSED": FUSED}
+    values = "".join(f"const {name} = {json.dumps(value)};\n" for name, value in constants.items()).replace("</", r"<\/")
+    return f"{(HOME / 'explore.html').read_text()}<script>\n{values}{(HOME / 'explore.js').read_text()}</script>"
 
 
 def pictures(trained: Trained, data: Segmentation, count: int) -> list[dict[str, Any]]:
     """`count` images of `data`, each with one of its classes, as plain values for the page's script.
 
     data, name, class; image, truth: data URLs, the true mask is white; size: [width, height] of the views.
-    views: {method: {layers: {"sprite": data URL, "iou": [percent, ...]}}} with one value and one frame for each of `DELTAS`. A
-    sprite is grey, with its frames one below the other. The low 7 bits of a pixel are the heatmap, from 0 to its own maximum.
-    The high bit is Otsu's mask. IoU compares the masks at their own resolution.
+    views: {method: {layers: {"sprite": data URL, "cut": [...], "iou": [percent, ...]}}}, one of each for each of `DELTAS`.
+    A sprite is grey, with its frames one below the other, from 0 to the maximum, 255. Otsu's mask is above the cut. IoU
+    compares the masks at their own resolution.
+
+    Of twice as many images, those whose IoU changes most over delta are taken, so that the sliders show something.
     """
-    chosen = plotting.examples(data, count)
-    samples = [data[i] for i, _ in chosen]
-    images = torch.stack([datasets.preprocess(s.image, trained.size) for s in samples])
-    traced = trace(trained.model, images.to(next(trained.model.parameters()).device), [c for _, c in chosen])
-    maps = maps_of(traced, [(_options(*way), layers) for way in product(METHODS, DELTAS) for layers in LAYERS])
-    shown = []
-    for pair, (sample, (_, c)) in enumerate(zip(samples, chosen, strict=True)):
-        size = (sample.mask.shape[0], sample.mask.shape[1])
-        small = F.resize(sample.image, _fit(size, plotting.THUMBNAIL), antialias=True)
-        views: dict[str, dict[str, Any]] = {method: {} for method in METHODS}
-        for method, layers in product(METHODS, LAYERS):
-            ways = [_options(method, delta) for delta in DELTAS]
-            of_pair = [{name: m[pair : pair + 1] for name, m in maps[way, layers].items()} for way in ways]
-            heats = [fused(own, way, size) for own, way in zip(of_pair, ways, strict=True)]
-            views[method][layers] = _view(torch.cat(heats).cpu(), sample.mask, c)
-        shown.append(
-            {
-                "data": data.title, "name": sample.name, "class": data.classes[c], "size": _fit(size, SIDE)[::-1],
-                "image": _url(small.permute(1, 2, 0)), "truth": _url(_small((sample.mask == c + 1)[None])[0] * 255),
-                "views": views,
-            }
-        )  # fmt: skip
-    return shown
+    made = [_picture(trained, data, *pair) for pair in heatmaps.examples(data, 2 * count)]
+    return sorted(made, key=_change, reverse=True)[:count]
 
 
-def _options(method: str, delta: float | None) -> Options:
-    return Options("layercam", delta, refine=Refine()) if method == REFINED else Options(method, delta)
+def _change(picture: dict[str, Any]) -> float:
+    """How far the IoU moves over delta where the page opens; 0 if a mask misses the object."""
+    scores = picture["views"][next(iter(METHODS))][FUSED[-1]]["iou"]
+    return max(scores) - min(scores) if min(scores) else 0.0
 
 
-def _view(heatmaps: Tensor, mask: Tensor, c: int) -> dict[str, Any]:
-    """The sprite of heatmaps (M, H, W), and their IoUs with class c of the mask (H, W)."""
-    predicted = otsu_masks(heatmaps)
-    tp, fp, fn = metrics.count(predicted, metrics.regions(mask, c)).T
-    small = F.resize(heatmaps, _fit(heatmaps.shape[1:], SIDE), antialias=True)
-    grey = (127 * small / small.amax(dim=(1, 2), keepdim=True).clamp(min=1e-30)).round().byte()
-    iou = (100 * tp.double() / (tp + fp + fn)).round(decimals=2)
-    return {"sprite": _url((grey | _small(predicted) << 7).flatten(0, 1)), "iou": iou.tolist()}
+def _picture(trained: Trained, data: Segmentation, index: int, c: int) -> dict[str, Any]:
+    sample, views = data[index], dict[str, dict[str, Any]]()
+    ways = {
+        (method, layers): [replace(config, layers=layers, delta=delta) for delta in DELTAS]
+        for (method, config), layers in product(METHODS.items(), LAYERS)
+    }
+    heats = heatmaps.maps(trained, sample, c, [config for way in ways.values() for config in way])
+    for (method, layers), way in ways.items():
+        views.setdefault(method, {})[layers] = _view(torch.stack([heats[config] for config in way]), sample.mask, c)
+    size = heatmaps.within(sample.mask.shape, SIDE)
+    truth = F.resize((sample.mask == c + 1)[None].byte() * 255, size, F.InterpolationMode.NEAREST)[0]
+    return {
+        "data": data.title, "name": sample.name, "class": data.classes[c], "size": size[::-1], "views": views,
+        "image": _url(heatmaps.thumbnail(sample.image, 240)), "truth": _url(truth.numpy()),
+    }  # fmt: skip
 
 
-def _small(masks: Tensor) -> Tensor:
-    """(M, h, w) uint8 of masks (M, H, W) bool."""
-    small: Tensor = F.resize(masks.byte(), _fit(masks.shape[1:], SIDE), F.InterpolationMode.NEAREST)
-    return small
+def _view(heats: Tensor, mask: Tensor, c: int) -> dict[str, Any]:
+    """The sprite of heatmaps (M, H, W), where Otsu cuts them, and their IoUs with class c of the mask (H, W)."""
+    predicted, most = otsu_masks(heats), heats.amax(dim=(1, 2), keepdim=True).clamp(min=1e-30)
+    cut = (heats / most).masked_fill(~predicted, 2).amin(dim=(1, 2)) * 255  # an empty mask is above no value
+    small = F.resize(heats, heatmaps.within(heats.shape[1:], SIDE), antialias=True)
+    grey = (255 * small / small.amax(dim=(1, 2), keepdim=True).clamp(min=1e-30)).round().byte()
+    scores = heatmaps.iou(predicted, mask, c)
+    rounded = [round(float(score), 2) for score in scores]
+    return {"sprite": _url(grey.flatten(0, 1).numpy()), "cut": cut.round().int().tolist(), "iou": rounded}
 
 
-def _fit(size: Sequence[int], side: int) -> list[int]:
-    return [max(1, round(n * side / max(size))) for n in size]
-
-
-def _url(pixels: Tensor) -> str:
+def _url(pixels: NDArray[np.uint8]) -> str:
     buffer = BytesIO()
-    Image.fromarray(pixels.numpy()).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    Image.fromarray(pixels).save(buffer, "WEBP", quality=50, method=6)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,6 +1,7 @@
 """One image file, one class, any torchvision CNN: `ltcam explain photo.jpg --model resnet50 --class "tabby" --out heat.png`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,15 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models import get_model, get_model_weights, list_models
 
-from ltcam import data as datasets
+from ltcam import Config, trace
+from ltcam.data import preprocess
 from ltcam.data.base import read
-from ltcam.engine.cam import explain
-from ltcam.engine.refine import Refine
-from ltcam.engine.tracing import trace
+from ltcam.engine.cam import fused, layer_maps
 from ltcam.errors import InputError, MissingError, UnavailableError
-from ltcam.experiment import checkpoints, weights
+from ltcam.experiment import weights
+from ltcam.experiment.trained import load_checkpoint
 from ltcam.files import AnyPath, atomic
-from ltcam.show import plotting
+from ltcam.show import heatmaps
 
 Classifier = tuple[nn.Module, Sequence[str], tuple[int, int]]  # in eval mode, its classes, its input (height, width)
 
@@ -41,7 +42,7 @@ def classifier(name: str, checkpoint: AnyPath | None) -> Classifier:
         return model.eval(), pretrained.meta["categories"], (224, 224)
     state = weights.load(checkpoint)
     if {"model", "record"} <= state.keys():
-        trained = checkpoints.load_checkpoint(checkpoint, "cpu")
+        trained = load_checkpoint(checkpoint, "cpu")
         return trained.model, trained.classes, trained.size
     state = {key: value for key, value in weights.bare(state).items() if not (dense and str(key).startswith("aux_classifier."))}
     options: dict[str, Any] = {"weights_backbone": None} if dense else {}
@@ -56,29 +57,26 @@ def classifier(name: str, checkpoint: AnyPath | None) -> Classifier:
 
 
 def draw(
-    image: AnyPath, out: AnyPath, name: str, checkpoint: AnyPath | None, target: str, method: str, layers: str | None,
-    delta: float | None, per_stage: bool, refine: str = "",
-) -> str:  # fmt: skip
-    """Draw `heatmaps` to `out`; returns the class. Raises InputError if `out` is not the name of a picture."""
+    image: AnyPath, out: AnyPath, name: str, checkpoint: AnyPath | None, target: str, config: Config, per_stage: bool = False
+) -> str:
+    """Draw `maps` of a `classifier` to `out`; returns the class. Raises InputError if `out` is not the name of a picture."""
     if Path(out).suffix not in (".png", ".jpg", ".pdf", ".svg"):
         raise InputError(f"--out {out} is not a picture: expected a name that ends in .png, .jpg, .pdf or .svg")
-    pixels, chosen, maps = heatmaps(image, classifier(name, checkpoint), target, method, layers, delta, per_stage, refine)
+    pixels, chosen, heats = maps(image, classifier(name, checkpoint), target, config, per_stage)
+    figure = heatmaps.grid([pixels], [heats], [chosen], side=3.2, pixels=max(pixels.shape[1:]))
     with atomic(out) as temporary:
-        plotting.overlay_figure(pixels, maps, chosen).savefig(temporary, dpi=150)
+        figure.savefig(temporary, dpi=150)
     return chosen
 
 
-def heatmaps(
-    image: AnyPath, model: Classifier, target: str, method: str, layers: str | None, delta: float | None,
-    per_stage: bool = False, refine: str = "",
-) -> tuple[Tensor, str, dict[str, Tensor]]:  # fmt: skip
-    """The image (3, H, W) uint8, the class explained, and {title: heatmap (H, W)}.
+def maps(
+    image: AnyPath, model: Classifier, target: str, config: Config, per_stage: bool = False
+) -> tuple[Tensor, str, dict[str, Tensor]]:
+    """The image (3, H, W) uint8, the class explained, and {title: heatmap (H, W)}, that of `config` last.
 
-    The fused heatmap comes last; with per_stage, those of the stages come before it. refine, the text of an `ltcam.Refine`,
-    spreads the fused one alone. target: a class by name or index, or "" for the class with the largest logit.
+    target: a class by name or index, or "" for the class with the largest logit; per_stage: give each stage's own map too.
     """
     network, classes, size = model
-    how = Refine.parse(refine) if refine else None
     if target and target not in classes and not target.isdecimal():
         raise InputError(f"class {target!r} is unknown: expected an index or one of {', '.join(classes[:20])}")
     chosen = None if not target else list(classes).index(target) if target in classes else int(target)
@@ -86,15 +84,10 @@ def heatmaps(
         raise MissingError(f"no image at {image}: expected a photograph there")
     pixels = torch.from_numpy(read(image, "RGB", upright=True)).permute(2, 0, 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    traced = trace(
-        network.to(device), datasets.preprocess(pixels, size)[None].to(device), chosen, fullgrad=method == "fullgrad"
-    )
-    stages = [label for label, name in traced.stages.items() if per_stage and name in traced.select(layers)]
-    options = [*([] if delta is None else [f"δ={delta:g}"]), *([f"refined {how}"] if how else [])]
-    fused = ", ".join([method, layers or "all stages", *options])
-    selected = [*((stage, stage, None) for stage in stages), (fused, layers, how)]
-    maps = {
-        title: explain(traced, method, which, delta, (pixels.shape[1], pixels.shape[2]), refine=spread)[0].cpu()
-        for title, which, spread in selected
-    }
-    return pixels, classes[int(traced.pairs[0, 1])], maps
+    traced = trace(network.to(device), preprocess(pixels, size)[None].to(device), chosen, fullgrad=config.method == "fullgrad")
+    fused_layers = traced.select(config.layers)
+    stages = [label for label, layer in traced.stages.items() if per_stage and layer in fused_layers]
+    asked = {stage: replace(config, layers=stage, refine=None) for stage in stages} | {str(config): config}
+    size = (pixels.shape[1], pixels.shape[2])
+    heats = {title: fused(layer_maps(traced, own), own, size)[0].cpu() for title, own in asked.items()}
+    return pixels, classes[int(traced.pairs[0, 1])], heats

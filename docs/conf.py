@@ -1,0 +1,71 @@
+"""The book: `make book`. Its source is the whole checkout, so links to pages, tables and figures stay as they are."""
+
+import re
+import shutil
+from pathlib import Path
+
+from ltcam.show import explorer
+
+project, author, copyright = "ltcam", "The ltcam authors", "the ltcam authors, MIT license"
+root_doc = "README"
+include_patterns = ["*.md", "docs/*.md", "data/README.md", "notebooks/*.ipynb", "results/*/notebooks/*.ipynb"]
+exclude_patterns = [".*", "book", "build", "mutants", "results/demo", "**/*.failed.ipynb"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx-mathjax-offline"]
+myst_enable_extensions = ["amsmath", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"
+nb_merge_streams = True
+autodoc_member_order = "groupwise"
+html_theme, html_title = "furo", "ltcam"
+html_copy_source = html_show_sourcelink = False
+html_show_search_summary = False  # it would fetch pages, which a browser refuses from file://
+
+SETS = {"voc2012": "/results/*/notebooks/*.voc2012", "ksdd": "/results/*/notebooks/*.ksdd",
+        "magnetic_tile": "/results/*/notebooks/*.magnetic_tile", "demo": "/notebooks/*"}  # fmt: skip
+PAGES = {
+    "What came of it": ["docs/results", "docs/replication"],
+    "Notebooks and figures": [*(f"docs/{name}" for name in SETS), "docs/explore"],
+    "Reference": ["docs/api", "docs/settings", "docs/models", "docs/running", "docs/speed", "data/README", "CONTRIBUTING",
+                  "CHANGELOG"],
+}  # fmt: skip
+
+
+def setup(app):
+    app.connect("source-read", extended)
+    app.connect("autodoc-process-docstring", plain)
+    app.connect("build-finished", completed)
+
+
+def extended(app, page, source):
+    """A page with what a reader of the repository does not need: the tables of contents, and the script of the sliders."""
+    name = page.removeprefix("docs/")
+    if page == "README":
+        listed = [toctree([f"/{own}" for own in pages], f":caption: {caption}\n") for caption, pages in PAGES.items()]
+        source[0] += "".join(listed)
+    elif name in SETS:
+        source[0] += toctree([SETS[name]])
+    elif name == "explore":
+        source[0] += f"\n`````{{raw}} html\n{explorer.page()}\n`````\n"
+
+
+def toctree(entries, options=""):
+    lines = "\n".join(entries)
+    return f"\n\n```{{toctree}}\n:hidden:\n:glob:\n{options}\n{lines}\n```\n"
+
+
+def plain(app, what, name, found, options, lines):
+    """Docstrings are plain text: a list of parameters keeps its lines, and only backticks are marks."""
+    parts = "\n".join(lines).split("`")
+    text = "``".join(part if number % 2 else re.sub(r"([\\*_|])", r"\\\1", part) for number, part in enumerate(parts))
+    blocks = [block if "  " not in block else "| " + block.replace("\n", "\n| ") for block in text.split("\n\n")]
+    lines[:] = "\n\n".join(blocks).split("\n")
+
+
+def completed(app, error):
+    """The tables that executed notebooks link to, and a first page under the name that browsers look for."""
+    for path in Path(app.srcdir).glob("results/[!d]*/*/*.csv*"):
+        target = Path(app.outdir, path.relative_to(app.srcdir))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    if not error:
+        shutil.copyfile(Path(app.outdir, "README.html"), Path(app.outdir, "index.html"))
