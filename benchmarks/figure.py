@@ -1,7 +1,6 @@
 """The peers' times as a figure, from the committed tables: `python -m benchmarks.figure`."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from ltcam.show import plotting
+from ltcam.experiment import provenance
+from ltcam.show import heatmaps
 
 RESULTS = Path(__file__).parent / "results"
 COLORS = {"ltcam": "tab:red", "torch-cam": "tab:blue", "pytorch-grad-cam": "tab:green", "captum": "tab:purple"}
@@ -60,9 +60,9 @@ def _panel(axes: Axes, part: pd.DataFrame) -> None:
 
 
 def draw(path: Path) -> None:
-    """The figure of the table at `path` (a CSV with its JSON beside it), as PNG and PDF beside it."""
-    made = figure(pd.read_csv(path), json.loads(path.with_suffix(".json").read_text()))
-    plotting.save(made, path.with_suffix(""))
+    """The figure of the table at `path` (a CSV that `provenance.json` beside it has an entry of), as PNG and PDF beside it."""
+    made = figure(pd.read_csv(path), provenance.read(path.parent)[path.name])
+    heatmaps.save(made, path.with_suffix(""))
     plt.close(made)
 
 

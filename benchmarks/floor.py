@@ -16,9 +16,8 @@ from torchvision.models import vgg16
 
 from benchmarks.figure import RESULTS
 from benchmarks.peers import bare
-from benchmarks.timing import DEVICE, turns
+from benchmarks.timing import DEVICE, keep, turns
 from ltcam import trace
-from ltcam.experiment import provenance
 
 SIDE = 4096 if DEVICE == "cpu" else 16384  # of the matrices: large enough to keep the device busy
 
@@ -50,7 +49,7 @@ def main() -> None:
     table["of the matrix product"] = table["GFLOP/s"] / table["GFLOP/s"].iloc[0]
     print(f"{flops / options.batch / 1e9:.1f} GFLOP an image\n{table.round(3).to_string(index=False)}")
     settings = {"rounds": options.rounds, "batch": options.batch, "flops": flops}
-    provenance.save(table, options.out / f"floor_{DEVICE}.csv", started, **settings)
+    keep(table, options.out / f"floor_{DEVICE}.csv", started, **settings)
 
 
 if __name__ == "__main__":

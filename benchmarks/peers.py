@@ -26,11 +26,9 @@ from torch import Tensor, nn
 from torchvision.models import VGG, vgg16
 
 from benchmarks import figure
-from benchmarks.timing import DEVICE, memory, seconds
-from ltcam.experiment import provenance
-from ltcam.experiment.configs import Config
-from ltcam.paper.sweep import DELTAS
-from ltcam.paper.tables import SEVEN
+from benchmarks.timing import DEVICE, keep, memory, seconds
+from ltcam import Config
+from ltcam.paper.tables import DELTAS, SEVEN
 
 ROWS = [config for config in SEVEN.values() if config.method != "fullgrad"]
 SWEEP = [Config(method, "S1-S5", delta) for method in ("gradcam", "layercam") for delta in (None, *DELTAS)]
@@ -47,17 +45,11 @@ Work = Callable[[VGG, Tensor, list[Config], int], Any]
 
 
 def ours(model: VGG, images: Tensor, configs: list[Config], classes: int) -> Any:
-    from ltcam.engine.bins import heatmaps, maps_of
-    from ltcam.engine.tracing import trace
+    from ltcam.engine.views import over_views
 
-    full = any(config.method == "fullgrad" for config in configs)
-    traced = trace(model, images, [CLASSES[:classes]] * len(images), fullgrad=full)
-    maps = maps_of(traced, [(c.options, c.selection) for c in configs])
-    pairs, size = list(range(len(traced.pairs))), (images.shape[2], images.shape[3])
-    return [
-        heatmaps([maps[c.options, c.selection] for c in configs if c.options == options], pairs, size)
-        for options in dict.fromkeys(c.options for c in configs)
-    ]
+    found = over_views(model, images, [CLASSES[:classes]] * len(images), configs)
+    pairs, size = list(range(len(found.pairs))), (images.shape[2], images.shape[3])
+    return [heat for _, heat in found.heatmaps(pairs, size)]
 
 
 def floor(model: VGG, images: Tensor, configs: list[Config], classes: int) -> Any:
@@ -233,8 +225,8 @@ def main() -> None:
     table = ratios(times)
     print(table.round(3).to_string(index=False))
     settings = {"rounds": rounds, "batch": batches, "size": options.size}
-    provenance.save(times, options.out / f"peers_{DEVICE}_times.csv", started, **settings)
-    provenance.save(table, options.out / f"peers_{DEVICE}.csv", started, **settings)
+    keep(times, options.out / f"peers_{DEVICE}_times.csv", started, **settings)
+    keep(table, options.out / f"peers_{DEVICE}.csv", started, **settings)
     figure.draw(options.out / f"peers_{DEVICE}.csv")
 
 

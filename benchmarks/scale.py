@@ -22,19 +22,16 @@ from torchvision.models import VGG, vgg16
 
 from benchmarks.figure import RESULTS
 from benchmarks.peers import bare
-from benchmarks.timing import DEVICE, memory, turns
-from ltcam import Refine, explain_scales, trace
+from benchmarks.timing import DEVICE, keep, memory, turns
+from ltcam import Config, Refine, explain_scales, trace
 from ltcam import data as datasets
-from ltcam.engine.bins import maps_of
-from ltcam.engine.cam import Options
-from ltcam.experiment import provenance
+from ltcam.engine.cam import maps_of
 from ltcam.experiment import vgg16 as models
-from ltcam.experiment.checkpoints import Trained
-from ltcam.experiment.configs import Config, Protocol
-from ltcam.experiment.counting import count
-from ltcam.experiment.evaluation import _batches, image_loader
+from ltcam.experiment.counting import _batches, count_batch, image_loader
+from ltcam.experiment.protocol import Protocol, Way
 from ltcam.experiment.recipe import Recipe
-from ltcam.paper.sweep import DELTAS
+from ltcam.experiment.trained import Trained
+from ltcam.paper.tables import DELTAS
 
 FORTY = [Config(m, "S1-S5", d) for m in ("gradcam", "layercam") for d in (None, *DELTAS)]
 FORTY += [Config(m, "S5", d) for m in ("gradcam", "layercam") for d in DELTAS[1:]]
@@ -47,14 +44,15 @@ def end_to_end(trained: Trained, part: str, batches: int, rounds: int) -> dict[s
     """Of all that `ltcam evaluate` does to `batches` batches of the part: the peak of memory when run first, images/s, and its
     time over the floor's."""
     data = datasets.load(trained.recipe.data, part)
-    every = _batches(data, 8)  # in order of their number of classes
+    ways = [Way(config) for config in FORTY]
+    every = _batches(data, Protocol(), ways)  # in order of their number of classes
     chosen = every[:: max(1, len(every) // batches)][:batches]
     classes = [range(int(data.labels[batch[0]].sum())) for batch in chosen]
     images = [torch.stack([datasets.preprocess(data[i].image, trained.size) for i in batch]).to(DEVICE) for batch in chosen]
 
     def ours() -> None:
         for samples in image_loader(data, trained, Protocol(), chosen):
-            count(trained, samples, [(FORTY, Protocol())])
+            count_batch(trained, samples, ways, Protocol())
 
     def floor() -> None:
         for batch, some in zip(images, classes, strict=True):
@@ -70,7 +68,7 @@ def end_to_end(trained: Trained, part: str, batches: int, rounds: int) -> dict[s
 def made(model: nn.Module, images: Tensor, classes: int, deltas: int, methods: tuple[str, ...] = ("gradcam",)) -> object:
     """A trace and its maps, before any is resized."""
     traced = trace(model, images, [list(range(classes))] * len(images))
-    return maps_of(traced, [(Options(m, 99.0 * d / deltas), None) for m in methods for d in range(deltas)])
+    return maps_of(traced, [Config(m, "all", 99.0 * d / deltas) for m in methods for d in range(deltas)])
 
 
 def added(model: VGG, images: Tensor, rounds: int) -> dict[str, Rounds]:
@@ -174,7 +172,7 @@ def main() -> None:
     })  # fmt: skip
     print(found.round(3).to_string(index=False))
     settings = {name: getattr(options, name) for name in ("rounds", "data", "part", "batches", "batch", "size")}
-    provenance.save(found, options.out / f"scale_{DEVICE}.csv", started, **settings)
+    keep(found, options.out / f"scale_{DEVICE}.csv", started, **settings)
 
 
 if __name__ == "__main__":

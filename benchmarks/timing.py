@@ -3,12 +3,22 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from ltcam.experiment import provenance
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def keep(table: pd.DataFrame, path: Path, started: float, **about: Any) -> None:
+    """Write a table, and into the folder's `provenance.json` what made it. started: `time.time()` before."""
+    provenance.save(table, path)
+    provenance.record(path.parent, path.name, started, **about)
 
 
 def seconds(work: Callable[[], object]) -> float:
