@@ -4,9 +4,31 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from ltcam import files
+from ltcam.data import load
+from ltcam.engine.config import Config
+from ltcam.engine.refine import Refine
+from ltcam.experiment import scores
+from ltcam.experiment.protocol import Protocol
+from ltcam.experiment.recipe import Recipe
+from ltcam.experiment.study import Study
+from ltcam.experiment.trained import Trained, load_checkpoint
+from ltcam.experiment.training import train
 from ltcam.experiment.vgg16 import vgg16
+from ltcam.paper import beyond, breakdown, registry
+from tests import lookalikes
+from tests import tiny as small
+
+TINY = small.TINY | {"size": [64, 64], "epochs": 2}
+TOY = {
+    "profile": "toy", "data": "voc2012", "seeds": [0, 1], "recipe": {"train": "train", "test": "val", **TINY}, "deltas": [20],
+    "varied": ["LTGrad-CAM"], "ablated": 1, "chosen_on": 4, "drawn_on": 4,
+}  # fmt: skip
+FAR = beyond.Best(Config("hirescam", "S4-S5", 0.0, fuse="prod", refine=Refine("S4-S5", 8)), Protocol(size=(448, 448)))
+NEAR = beyond.Best(Config("gradcam", "S3-S5"))
+DRAWS = 40
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -23,6 +45,41 @@ def tiny():
     """VGG16's 31 modules at a sixteenth of its width, random weights, in eval mode."""
     torch.manual_seed(0)
     return vgg16(4, weights=None, width=16, hidden=16).eval()
+
+
+@pytest.fixture(scope="session")
+def _trained(tmp_path_factory):
+    """The one checkpoint that all tests share, its data root, and what was loaded from it. None of them is to be changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LTCAM_DATA", str(small.data(folder / "data")))
+        path = train(Recipe(data="voc2012", test="val", **small.TINY), folder / "run")
+    return path, folder / "data", load_checkpoint(path)
+
+
+@pytest.fixture
+def looks(_trained, monkeypatch) -> Path:
+    """The data root of `tiny.data`."""
+    monkeypatch.setenv("LTCAM_DATA", str(_trained[1]))
+    return _trained[1]
+
+
+@pytest.fixture
+def checkpoint(_trained, looks) -> Path:
+    return _trained[0]
+
+
+@pytest.fixture
+def trained(_trained, looks) -> Trained:
+    return _trained[2]
+
+
+@pytest.fixture
+def tiles(looks) -> Trained:
+    """A model of defects, which some images do not have; its weights are random."""
+    torch.manual_seed(0)
+    model = vgg16(1, weights=None, width=16, hidden=16).eval()
+    return Trained(model, Recipe(data="magnetic_tile", **small.TINY), ("defect",), (64, 64), {}, "tiles")
 
 
 @pytest.fixture
@@ -43,6 +100,42 @@ def real_data():
 def real(real_data, monkeypatch):
     monkeypatch.setenv("LTCAM_DATA", str(real_data))
     return real_data
+
+
+@pytest.fixture(scope="session")
+def series(tmp_path_factory):
+    """A folder with look-alikes of VOC 2012 and with every table of two tiny trainings on them: profile "toy"."""
+    root = tmp_path_factory.mktemp("series")
+    lookalikes.voc(root / "data")
+    (root / "notebooks" / "profiles").mkdir(parents=True)
+    (root / "notebooks" / "profiles" / "toy.voc2012.yaml").write_text(yaml.safe_dump(TOY))
+    with pytest.MonkeyPatch.context() as patch:
+        toy(patch, root, root)
+        made = Study("toy", "voc2012")
+        made.train()
+        for name in registry.names(made):
+            registry.make(name, made)
+    return root
+
+
+@pytest.fixture
+def study(series, tmp_path, monkeypatch) -> Study:
+    """The study of `series`, with its tables and checkpoints, in a folder of its own."""
+    shutil.copytree(series / "results", tmp_path / "results")
+    shutil.copytree(series / "notebooks", tmp_path / "notebooks")
+    toy(monkeypatch, series, tmp_path)
+    return Study("toy", "voc2012")
+
+
+def toy(patch, root, output):
+    """Few draws, a larger input that is not much larger, and ladders of few steps, so that all tables are made in seconds."""
+    patch.setenv("LTCAM_DATA", str(root / "data"))
+    patch.setenv("LTCAM_OUTPUT", str(output))
+    patch.setattr(files, "NOTEBOOKS", output / "notebooks")
+    patch.setattr(type(load("voc2012", "val")), "larger", (96, 96))
+    patch.setattr(beyond, "BEST", {"otsu": FAR, "argmax": NEAR})
+    for function in (scores.draws, breakdown.correlated):
+        patch.setattr(function, "__defaults__", (DRAWS,))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,12 +12,20 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 from torchvision.models import vgg16
 
-from benchmarks import beside, figure, floor, peers, scale, series, timing
+from benchmarks import beside, figure, floor, peers, scale, search, timing
 from ltcam import data as datasets
+from ltcam import files
+from ltcam.data.base import Segmentation
+from ltcam.engine.config import Config
+from ltcam.engine.refine import Refine
+from ltcam.errors import InputError
+from ltcam.experiment import curves
 from ltcam.experiment import vgg16 as models
-from ltcam.experiment.checkpoints import Trained
-from ltcam.experiment.configs import Config, Protocol
+from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.recipe import Recipe
+from ltcam.experiment.scores import configurations
+from ltcam.experiment.trained import Trained
+from tests.interrupts import at_call
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +86,8 @@ def test_peers_leave_tables_and_a_figure(monkeypatch, tmp_path, small):
     peers._model.cache_clear()
     name = f"peers_{timing.DEVICE}"
     assert {p.name for p in tmp_path.iterdir()} == {
-        *(f"{name}{end}" for end in (".csv", ".json", ".png", ".pdf", "_times.csv", "_times.json"))
+        *(f"{name}{end}" for end in (".csv", ".png", ".pdf", "_times.csv")),
+        "provenance.json",
     }
     times = pd.read_csv(tmp_path / f"{name}_times.csv")
     assert times[["library", "turn"]].values.tolist() == [[lib, n] for n in (-1, 0) for lib in ("floor", "ltcam")]
@@ -120,24 +130,6 @@ def test_scale_has_a_number_a_round(monkeypatch, small):
     assert (found["min"] <= found["median"]).all() and (found["median"] <= found["max"]).all()
 
 
-def test_a_turn_of_the_series_counts_the_same_both_ways(tmp_path):
-    varied = {"deltas": [20.0], "varied": ["LTGrad-CAM"], "protocols": ["labels", "outputs", "size"]}
-    alone = [[(list(configs)[:6], p) for configs, p in readings] for readings in series.one_by_one("demo", Protocol(2), varied)]
-    one = series.shared([reading for readings in alone for reading in readings])
-    assert len(alone) == 9 and [len(readings) for readings in one] == [8, 1]
-    data = datasets.load("demo", "test")
-    model = models.vgg16(4, weights=None, width=16, hidden=8).eval().to(timing.DEVICE)
-    row = series.turn(Trained(model, Recipe(data="demo"), data.classes, (64, 64), {}), data, data.scored[:2], one, alone)
-    assert row["images"] == 2 and row.pop("differ") <= 1e-5 and min(row.values()) > 0
-    assert series.differ({1: [1, 2, 0], 2: [0, 5, 2]}, {2: [0, 4, 2], 1: [2, 2, 0]}) == 0.2
-    broken = [*alone[1:], [([Config("gradcam", "S1", 50.0)], Protocol(2))]]
-    with pytest.raises(AssertionError, match="other counts"):
-        series.turn(Trained(model, Recipe(data="demo"), data.classes, (64, 64), {}), data, data.scored[:2], one, broken)
-    series.draw(pd.DataFrame([row]), tmp_path / "series")
-    assert (tmp_path / "series.png").is_file()
-    plt.close("all")
-
-
 def test_devices_stand_side_by_side():
     table = beside.table()
     assert "cpu" in table and table.loc[("peers", "a: Grad-CAM at five stages floor", "over floor"), "cpu"] == 1
@@ -176,3 +168,80 @@ def test_floor_counts_and_compares(monkeypatch, tmp_path, small):
     table = pd.read_csv(tmp_path / f"floor_{timing.DEVICE}.csv")
     assert table["work"].tolist() == ["matrix product of 64 x 64", "bare forward and backward", "ltcam.trace"]
     assert table["of the matrix product"][0] == 1 and table["GFLOP/s"].min() > 0
+
+
+MAPS = [Config("gradcam"), Config("layercam", "S1-S5", 0.0, normalize="tanh"), Config("hirescam", "S3-S5", None, fuse="prod")]
+VIEWS = [Protocol(size=(96, 96)), Protocol(scales=(1.0, 1.5), flip=True)]
+
+
+@pytest.fixture
+def heads(study, monkeypatch):
+    """Two trainings of a study, as if they had other heads, and a search of few tries."""
+    monkeypatch.setattr(search, "maps", lambda: MAPS)
+    for name, value in {"REFINES": [Refine("S4-S5", 8)], "VIEWS": VIEWS, "BEST": 1, "MORE": "train/6"}.items():
+        monkeypatch.setattr(search, name, value)
+    first, second = study.load("seed0"), study.load("seed1")
+    return [first, replace(second, recipe=replace(second.recipe, head="gap"))]
+
+
+def test_every_try_of_the_search_is_a_row_with_the_scores_of_its_protocol(heads, tmp_path, monkeypatch):
+    opened, load = [], Segmentation.__getitem__
+    monkeypatch.setattr(Segmentation, "__getitem__", lambda data, index: opened.append(data.part) or load(data, index))
+    monkeypatch.setattr(
+        search, "Config", lambda method: Config("gradcam" if method == "cam" else method)
+    )  # it has no such head
+    table = search.search(heads, tmp_path)
+    assert {part.split("/")[0] for part in opened} == {"train"}  # nothing of the held-out part
+    assert table["round"].drop_duplicates().tolist() == ["maps", "refine", "views", "head", "beside", "more"]
+    assert (table["round"] == "maps").sum() == len(MAPS) and set(table["head"]) == {"fc", "gap"}
+    tries = search.of_table(table)
+    assert len({(name, *one) for name, one in zip(table["round"], tries, strict=True)}) == len(table)
+    for row, (head, protocol, config) in list(zip(table.to_dict("records"), tries, strict=True))[::4]:
+        trained = heads[head == "gap"]
+        assert trained.sha256.startswith(row["checkpoint"]) and len(row["checkpoint"]) == 12
+        (tally,) = curves.of_checkpoint(trained, row["part"], [config], protocol).values()
+        assert (row["argmax"], row["t"]) == pytest.approx((tally.curve().max(), tally.curve().idxmax()), rel=1e-3)
+        assert row["otsu"] == pytest.approx(tally.class_mean(), abs=0.1)  # a pixel at the threshold
+    last, known = table[table["round"] == "more"], search._Log(tmp_path, {t.recipe.head: t for t in heads})
+    assert set(search.of_table(last)) == set(known.best("maps", "refine", "views", "head", "beside"))
+    for score, one in search.chosen(table).items():
+        assert one == search.of_table(last.loc[[last[score].idxmax()]])[0]
+    views = set(search.of_table(table[table["round"] == "views"]))
+    assert views == {(head, view, config) for head, _, config in known.best("maps", "refine") for view in VIEWS}
+
+
+def test_a_search_goes_on_where_it_stopped_with_the_same_checkpoint_alone(heads, tmp_path, monkeypatch):
+    first, other = heads
+    whole = search.search([first], tmp_path / "whole")
+    calls, third = at_call(3, search.scored)
+    monkeypatch.setattr(search, "scored", third)
+    with pytest.raises(KeyboardInterrupt):
+        search.search([first], tmp_path / "cut")
+    search.search([first], tmp_path / "cut")
+    one, two = (pd.read_csv(tmp_path / name / "search.csv").drop(columns="cpu_seconds") for name in ("whole", "cut"))
+    pd.testing.assert_frame_equal(one, two)
+    before = len(calls)
+    search.search([first], tmp_path / "cut")
+    assert len(calls) == before and len(whole) == len(two)
+    content = (tmp_path / "cut" / "search.csv").read_bytes()
+    with pytest.raises(InputError, match=rf"search\.csv has tries of other checkpoints, .*{first.sha256[:12]}.*another --out"):
+        search.search([replace(other, recipe=first.recipe)], tmp_path / "cut")
+    assert (tmp_path / "cut" / "search.csv").read_bytes() == content
+
+
+def test_what_lies_beside_a_refinement_differs_in_one_field():
+    how = Refine("S3-S5", 28, 4, 2)
+    found = search.beside(how)
+    assert len(found) == len(set(found)) == 7 and how not in found
+    assert all(sum(a != b for a, b in zip(astuple(how), astuple(other), strict=True)) == 1 for other in found)
+    assert {other.power for other in found} == {2, 4, 8} and {other.steps for other in found} == {2, 3, 4}
+    assert len(search.beside(Refine("S3-S5", 28, 4, 1))) == 6  # one step more is twice as many
+
+
+def test_the_grid_holds_only_what_can_differ_and_the_committed_tries_are_of_it():
+    grid = search.maps()
+    assert len(grid) == len(set(grid)) > 150 and {c.method for c in grid} >= {"gradcam", "fullgrad", "layercam", "sim"}
+    table = search.read(files.ROOT / "results/paper/voc2012/search")
+    assert set(configurations(table[table["round"] == "maps"])) >= set(grid)
+    refined = {config.refine for config in configurations(table[table["round"] == "refine"])}
+    assert refined == set(search.REFINES)

@@ -1,4 +1,3 @@
-import copy
 import json
 import logging
 import os
@@ -13,9 +12,10 @@ from typer.testing import CliRunner
 
 from ltcam import files
 from ltcam.__main__ import app, main
+from ltcam.engine.config import Config
 from ltcam.errors import InputError, UnavailableError
-from tests import lookalikes
-from tests.experiment.test_training import TINY
+from ltcam.experiment.scores import scores
+from ltcam.paper import beyond
 
 
 def run(*arguments, **environment):
@@ -28,76 +28,101 @@ def run(*arguments, **environment):
     )
 
 
-def test_train_and_evaluate(tmp_path, monkeypatch):
-    monkeypatch.setenv("LTCAM_DATA", str(lookalikes.voc(tmp_path / "data")))
-    monkeypatch.setattr(
-        "ltcam.paper.reproduce.profile",
-        lambda name: [{"profile": name, "data": "voc2012", "recipe": {"test": "val", **TINY, "bfloat16": True}}],
-    )
-    one = ["train", "--data", "voc2012", "--set", "epochs=1"]
-    done = CliRunner().invoke(app, [*one, "--out", str(tmp_path / "run")])
-    assert done.exit_code == 0 and done.output.strip().endswith("checkpoint.pt")
-    with pytest.raises(ValueError, match=r"no recipe for data set 'coco': expected one of \['voc2012'\]"):
-        CliRunner().invoke(app, ["train", "--data", "coco"], catch_exceptions=False)
-    other = ["--set", "head=gap", "--set", "bfloat16=false", "--seed", "3", "--out", str(tmp_path / "gap")]
-    assert CliRunner().invoke(app, [*one, *other]).exit_code == 0
-    recipe = json.loads((tmp_path / "gap" / "train.json").read_text())["recipe"]
-    assert (recipe["head"], recipe["bfloat16"], recipe["seed"], recipe["epochs"]) == ("gap", False, 3, 1)
-    command = ["evaluate", "--checkpoint", str(tmp_path / "run" / "checkpoint.pt")]
-    done = CliRunner().invoke(app, [*command, "--table", "1", "--table", "4", "--config", "layercam:S3-S5:40"])
-    assert done.exit_code == 0 and "table1" in done.output and "LTGrad-CAM(l=5, δ=20)" in done.output
-    assert len(pd.read_csv(tmp_path / "run" / "table1.csv")) == 7 and (tmp_path / "run" / "counts.csv.gz").is_file()
-    assert pd.read_csv(tmp_path / "run" / "scores.csv")[["method", "layers", "delta"]].to_numpy().tolist() == [
-        ["layercam", "S3-S5", 40]
-    ]
-    before = (tmp_path / "run" / "counts.csv.gz").read_bytes()
-    done = CliRunner().invoke(app, [*command, "--part", "train", "--config", "gradcam"])
-    assert done.exit_code == 0 and (tmp_path / "run" / "train" / "scores.csv").is_file()
-    assert (tmp_path / "run" / "counts.csv.gz").read_bytes() == before
-    for wrong, message in (
-        (["--table", "9"], "table 9 is not in the paper"),
-        (["--config", "gradcam:S5:x"], "is not a configuration"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            CliRunner().invoke(app, [*command, *wrong], catch_exceptions=False)
+def ltcam(*arguments):
+    """What a command says; its errors are raised."""
+    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
 
 
-def test_train_names_its_folders_by_seed_and_fold(tmp_path, monkeypatch):
-    monkeypatch.setenv("LTCAM_DATA", str(lookalikes.voc(tmp_path / "data")))
-    monkeypatch.setenv("LTCAM_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("LTCAM_OUTPUT", str(tmp_path / "output"))
-    recipe = {"test": "val", **TINY, "epochs": 1}
-    run = {"profile": "paper", "data": "voc2012", "seeds": [0, 1], "recipe": recipe}
-    monkeypatch.setattr("ltcam.paper.reproduce.profile", lambda name: [copy.deepcopy(run)])
+def test_train_takes_a_recipe_and_settings(study, tmp_path):
+    one = ["train", "--data", "voc2012", "--profile", "toy", "--set", "epochs=1", "--set", "head=gap"]
+    done = ltcam(*one, "--seed", 3, "--set", "lr=0.01", "--out", tmp_path / "gap")
+    assert done.exit_code == 0 and done.output.strip() == str(tmp_path / "gap" / "checkpoint.pt")
+    recipe = json.loads((tmp_path / "gap" / "run.json").read_text())["recipe"]
+    assert (recipe["head"], recipe["lr"], recipe["seed"], recipe["epochs"]) == ("gap", 0.01, 3, 1)
+    with pytest.raises(InputError, match=r"no recipe for data set 'coco': expected one of \['voc2012'\]"):
+        ltcam("train", "--data", "coco", "--profile", "toy")
+
+
+def test_evaluate_keeps_its_counts_and_tables_beside_the_checkpoint(study, monkeypatch):
+    folder = study.runs / "seed0"
+    command = ["evaluate", "--checkpoint", folder / "checkpoint.pt"]
+    done = ltcam(*command, "--table", 1, "--table", 4, "--config", "layercam:S3-S5:40")
+    assert done.exit_code == 0 and "table1 on PASCAL" in done.output
+    out = folder / "evaluated"
+    assert len(pd.read_csv(out / "table1.val.csv")) == 7 and len(pd.read_csv(out / "table4.val.csv")) == 7
+    table = pd.read_csv(out / "scores.val.csv")
+    assert table[["method", "layers", "delta"]].to_numpy().tolist() == [["layercam", "S3-S5", 40]]
+    expected = scores(study.counts([Config("layercam", "S3-S5", 40.0)], seeds=1))
+    assert table["mIoU"][0] == pytest.approx(expected["mIoU"][0], rel=1e-4)
+    monkeypatch.setattr("ltcam.experiment.counting.count_batch", lambda *_: pytest.fail("counted again"))
+    assert ltcam(*command, "--config", "layercam:S3-S5:40").exit_code == 0
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    (["--table", "9"], "table 9 is not in the paper: expected one of [1, 2, 3, 4]"),
+    (["--config", "gradcam:S5:x"], "is not a configuration"),
+])  # fmt: skip
+def test_what_evaluate_does_not_know_is_named(wrong, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        ltcam("evaluate", "--checkpoint", "none.pt", *wrong)
+
+
+def test_seeds_are_exported_and_scored(study, tmp_path):
+    """Those of a folder have the scores of the checkpoint's own maps."""
+    at = ["--checkpoint", study.runs / "seed0" / "checkpoint.pt", "--config", "gradcam:S1-S5"]
+    assert ltcam("export-seeds", *at, "--out", tmp_path / "seeds").output == f"{tmp_path / 'seeds'}: 8 images\n"
+    assert len([*(tmp_path / "seeds").glob("*.npy")]) == 8
+    ltcam("eval-seeds", *at, "--choose-on", "val", "--out", tmp_path / "one")
+    ltcam("eval-seeds", "--folder", tmp_path / "seeds", "--data", "voc2012", "--out", tmp_path / "two")
+    one, two = (pd.read_csv(tmp_path / name / "seeds.csv") for name in ("one", "two"))
+    assert one[["images", "best_t"]].equals(two[["images", "best_t"]]) and {"mIoU", "t"} <= {*one} - {*two}
+    assert one["best_mIoU"][0] == pytest.approx(two["best_mIoU"][0], abs=0.01)
+    assert len(pd.read_csv(tmp_path / "one" / "curves.csv")) == 101
+
+
+def test_the_best_seeds_have_views_of_their_own(study, tmp_path):
+    at = ["export-seeds", "--checkpoint", study.runs / "seed0" / "checkpoint.pt", "--best", "--out", tmp_path / "seeds"]
+    for more in (["--flip"], ["--config", "gradcam"]):
+        with pytest.raises(InputError, match="--best has its own configuration and views"):
+            ltcam(*at, *more)
+    ltcam(*at, "--part", "val")
+    said = json.loads((tmp_path / "seeds" / "seeds.json").read_text())
+    assert said["config"] == str(beyond.BEST["argmax"].config) and said["part"] == "val"
+
+
+@pytest.mark.parametrize("given", [[], ["--folder", "x"], ["--folder", "x", "--data", "y", "--flip"]])
+def test_seeds_of_nothing_are_refused(given):
+    with pytest.raises(InputError, match="expected --checkpoint PATH, or --folder PATH with --data NAME"):
+        ltcam("eval-seeds", *given)
+
+
+def test_train_names_its_folders_by_seed_and_fold(study, monkeypatch):
     monkeypatch.setattr("ltcam.experiment.training.train", lambda recipe, folder: asked.append((folder, recipe)) or folder)
+    path = files.NOTEBOOKS / "profiles" / "toy.voc2012.yaml"
 
     def folders(*options):
         asked.clear()
-        assert CliRunner().invoke(app, ["train", "--data", "voc2012", *options], catch_exceptions=False).exit_code == 0
-        return [folder.relative_to(tmp_path / "runs" / "voc2012").as_posix() for folder, _ in asked]
+        assert ltcam("train", "--data", "voc2012", "--profile", "toy", *options).exit_code == 0
+        return [folder.relative_to(study.runs).as_posix() for folder, _ in asked]
 
     asked: list[tuple] = []
-    assert folders() == ["seed0", "seed1"] and folders("--seed", "1") == ["seed1"] and folders("--seed", "7") == ["seed7"]
-    run["folds"] = 2
+    assert folders() == ["seed0", "seed1"] and folders("--seed", 1) == ["seed1"] and folders("--seed", 7) == ["seed7"]
+    path.write_text(path.read_text() + "folds: 2\n")
     assert folders() == ["seed0/fold0", "seed0/fold1", "seed1/fold0", "seed1/fold1"]
-    assert folders("--fold", "1", "--seed", "0") == ["seed0/fold1"]
-    assert (asked[0][1].train, asked[0][1].test) == ("train1", "val1")
+    assert folders("--fold", 1, "--seed", 0) == ["seed0/fold1"] and (asked[0][1].train, asked[0][1].test) == ("train1", "val1")
     with pytest.raises(InputError, match=r"name 4 trainings of voc2012: expected at least one, and exactly one with --out"):
         folders("--out", "x")
     with pytest.raises(InputError, match=r"--fold 5 .* name 0 trainings"):
-        folders("--fold", "5")
+        folders("--fold", 5)
 
 
-def test_tries_are_collected(tmp_path, monkeypatch):
-    monkeypatch.setenv("LTCAM_DATA", str(lookalikes.voc(tmp_path / "data")))
-    monkeypatch.setenv("LTCAM_OUTPUT", str(tmp_path))
-    run = {"profile": "paper", "data": "voc2012", "seeds": [0, 1], "recipe": {"test": "val", **TINY, "epochs": 1}}
-    monkeypatch.setattr("ltcam.paper.reproduce.profile", lambda name: [copy.deepcopy(run)])
+def test_tries_are_collected(study):
     for options in ([], ["--set", "lr=0.01"]):
-        done = CliRunner().invoke(app, ["train", "--data", "voc2012", "--tune", *options], catch_exceptions=False)
-    assert [line.split()[0] for line in done.output.splitlines()[-2:]] == ["lr=0.01", "profile"]
-    table = pd.read_csv(tmp_path / "results" / "paper" / "voc2012" / "tries.csv")
-    assert table["lr"].tolist() == [0.01, 0.001] and set(table["train"]) == {"train/fit"}
+        done = ltcam("train", "--data", "voc2012", "--profile", "toy", "--set", "epochs=1", "--tune", *options)
+    assert [line.split()[0] for line in done.output.splitlines()[-2:]] == ["epochs=1", "epochs=1,"]
+    table = pd.read_csv(study.out / "tries.csv")
+    assert table["lr"].tolist() == [0.001, 0.01] and set(table["train"]) == {"train/fit"}
 
 
 def test_data_show(tmp_path):
@@ -105,11 +130,12 @@ def test_data_show(tmp_path):
     assert done.exit_code == 0 and "scratch" in done.output and (tmp_path / "samples.png").stat().st_size > 10_000
 
 
-def test_an_error_is_one_line(tmp_path):
-    done = run("evaluate", "--checkpoint", str(tmp_path / "none.pt"))
-    assert done.returncode == 1 and done.stderr.startswith("ltcam: no weights at ") and done.stderr.count("\n") == 1
+def test_an_error_is_one_line(tmp_path, monkeypatch):
     done = run("train", "--data", "voc2012", LTCAM_DATA=str(tmp_path))
     assert done.returncode == 1 and "set LTCAM_DATA" in done.stderr and "Traceback" not in done.stderr
+    monkeypatch.setattr(sys, "argv", ["ltcam", "evaluate", "--checkpoint", str(tmp_path / "none.pt")])
+    with pytest.raises(SystemExit, match=r"^ltcam: no weights at [^\n]+$"):
+        main()
 
 
 @pytest.fixture
@@ -120,7 +146,7 @@ def listing(monkeypatch):
         def fail():
             raise error
 
-        monkeypatch.setattr("ltcam.data.fetch.listing", fail)
+        monkeypatch.setattr("ltcam.data.get.listing", fail)
         monkeypatch.setattr(sys, "argv", ["ltcam", "data", "list"])
         main()
 
@@ -155,11 +181,11 @@ def saying(monkeypatch):
 
     def listing():
         for level in (logging.DEBUG, logging.INFO, logging.WARNING):
-            logging.getLogger("ltcam.data.fetch").log(level, "said")
+            logging.getLogger("ltcam.data.get").log(level, "said")
             logging.getLogger("matplotlib").log(level, "another's")
         return pd.DataFrame({"name": ["demo"]})
 
-    monkeypatch.setattr("ltcam.data.fetch.listing", listing)
+    monkeypatch.setattr("ltcam.data.get.listing", listing)
 
     def run(*options):
         with monkeypatch.context() as fresh:
@@ -182,14 +208,14 @@ def test_a_quiet_command_only_warns(saying):
 
 
 def test_a_verbose_command_tells_the_time_and_the_module(saying):
-    mine, others = ([line for line in saying("--verbose") if name in line] for name in ("ltcam.data.fetch: said", "matplotlib"))
+    mine, others = ([line for line in saying("--verbose") if name in line] for name in ("ltcam.data.get: said", "matplotlib"))
     assert [line.split()[2] for line in mine] == ["DEBUG", "INFO", "WARNING"] and len(others) == 2
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ", line) for line in mine)
 
 
 def test_a_process_that_is_not_the_first_only_warns(saying, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    assert saying("--verbose")[0].endswith("WARNING ltcam.data.fetch: said")
+    assert saying("--verbose")[0].endswith("WARNING ltcam.data.get: said")
 
 
 def test_quiet_and_verbose_exclude_each_other():

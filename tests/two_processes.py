@@ -1,4 +1,7 @@
-"""What test_training.py starts in two processes; each leaves in OUT what it saw: torchrun ... -m tests.two_processes OUT."""
+"""What test_parallel.py starts in two processes; each leaves in OUT what it saw.
+
+torchrun ... -m tests.two_processes OUT CHECKPOINT
+"""
 
 import json
 import sys
@@ -7,15 +10,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltcam.experiment import features, training
+from ltcam.experiment import counting, features, training
 from ltcam.experiment.parallel import processes
-from tests.experiment.test_training import quiet_recipes
+from ltcam.experiment.protocol import Protocol
+from ltcam.experiment.recipe import Recipe
+from ltcam.experiment.trained import load_checkpoint
+from tests.experiment.test_counting import CONFIGS, counted
+from tests.tiny import TINY
 
 
-def main(out: Path) -> None:
+def quiet_recipes():
+    """Without dropout, for runs without flips and scales; the second's last batch is one image, which both processes take."""
+    settings = {"data": "voc2012", "test": "val", **TINY, "head": "gap", "hidden": None, "epochs": 2}
+    convolutions, head = {"frozen": 2, "batch_size": 3}, {"frozen": 5, "augment": "none", "batch_size": 7}
+    return {"convolutions": Recipe(**settings | convolutions), "head": Recipe(**settings | head)}
+
+
+def main(out: Path, checkpoint: Path) -> None:
     """Each recipe is interrupted after an epoch, gone on with, and asked for once more; then the other's loss is no number."""
-    rank, saves, seeds = processes().process_index, [], []
+    rank, saves, seeds, batches = processes().process_index, [], [], []
     save, fit, loss = training.save, training._fit_epoch, torch.nn.functional.binary_cross_entropy_with_logits
+    count = counting.count_batch
     training.save = lambda state, path: saves.append(path.name) or save(state, path)
     features.augmentation = lambda *arguments: None
 
@@ -39,11 +54,14 @@ def main(out: Path) -> None:
         training.train(recipe, out / name)
         assert training.train(recipe, out / name) == out / name / "checkpoint.pt"
         assert len(seeds) == recipe.epochs
+    counting.count_batch = lambda *arguments: batches.append(1) or count(*arguments)
+    counted(out / "counts", load_checkpoint(checkpoint), "val", CONFIGS[:2], Protocol(1))
     torch.nn.functional.binary_cross_entropy_with_logits = lambda *a, **b: loss(*a, **b) * (float("nan") if rank else 1)
     with pytest.raises(FloatingPointError) as stopped:
         training.train(recipe, out / "nan")
-    (out / f"{rank}.json").write_text(json.dumps({"saves": saves, "seed": seeds[-1], "error": str(stopped.value)}))
+    seen = {"saves": saves, "seed": seeds[-1], "error": str(stopped.value), "counted": len(batches)}
+    (out / f"{rank}.json").write_text(json.dumps(seen))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

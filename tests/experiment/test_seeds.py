@@ -1,3 +1,5 @@
+"""Seeds as IRN's steps read them, and as this library reads those of others."""
+
 import copy
 import dataclasses
 import io
@@ -5,43 +7,23 @@ import json
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from typer.testing import CliRunner
 
 from ltcam import data as datasets
 from ltcam import explain, trace
 from ltcam.__main__ import app
-from ltcam.errors import InputError
-from ltcam.experiment import seeds
-from ltcam.experiment.checkpoints import load_checkpoint
-from ltcam.experiment.configs import Config, Protocol
-from ltcam.experiment.recipe import Recipe
-from ltcam.experiment.seeds import export
-from ltcam.experiment.training import train
+from ltcam.engine.config import Config
+from ltcam.errors import InputError, MissingError
+from ltcam.experiment import counting, seeds
+from ltcam.experiment.protocol import Protocol
+from ltcam.experiment.seeds import export, read
 from ltcam.paper import beyond
-from tests import lookalikes
-from tests.experiment.test_training import TINY
+from tests.experiment.test_counting import by_views, double
 
 CONFIG = Config.parse("gradcam:S1-S5:20")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """Trained on images of two sizes, one of them 45 x 61."""
-    folder = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patched:
-        root = lookalikes.voc(folder / "data")
-        for path in root.rglob("2007_000001.*g"):
-            Image.open(path).resize((61, 45), Image.Resampling.NEAREST).save(path)
-        patched.setenv("LTCAM_DATA", str(root))
-        yield train(Recipe(data="voc2012", test="val", **TINY), folder)
-
-
-@pytest.fixture(scope="module")
-def run(checkpoint):
-    return load_checkpoint(checkpoint)
 
 
 def load(path):
@@ -55,15 +37,15 @@ def labelled(maps, keys, threshold):
 
 
 @pytest.mark.parametrize("text", ["gradcam:S1-S5:20", "fullgrad:all", "layercam"])
-def test_irns_steps_read_the_masks_of_explain(run, tmp_path, text):
+def test_irns_steps_read_the_masks_of_explain(trained, tmp_path, text):
     config, data = Config.parse(text), datasets.load("voc2012", "train")
-    assert export(run, "train", config, tmp_path, Protocol(3)) == len(data) == len(list(tmp_path.glob("*.npy")))
-    assert len(set(data.sizes)) == 2 and set(data.labels.sum(dim=1).tolist()) == {1, 2}
+    assert export(trained, "train", config, tmp_path, Protocol(3)) == len(data) == len(list(tmp_path.glob("*.npy")))
+    assert len(set(data.sizes)) > 1 and set(data.labels.sum(dim=1).tolist()) == {1, 2}
     for sample in data:
         found = load(tmp_path / f"{sample.name}.npy")
-        image = datasets.preprocess(sample.image, run.size)[None]
-        traced = trace(run.model, image, sample.label[None], fullgrad=config.method == "fullgrad")
-        maps = explain(traced, config.method, config.selection, config.delta, tuple(sample.mask.shape)).numpy()
+        image = datasets.preprocess(sample.image, trained.size)[None]
+        traced = trace(trained.model, image, sample.label[None], fullgrad=config.method == "fullgrad")
+        maps = explain(traced, config.method, config.layers, config.delta, tuple(sample.mask.shape)).numpy()
         expected = maps / maps.max(axis=(1, 2), keepdims=True).clip(1e-30)
         np.testing.assert_allclose(found["high_res"], expected, atol=1e-4)
         both = [labelled(m, k, 0.3) for m, k in ((found["high_res"], found["keys"]), (expected, traced.pairs[:, 1].numpy()))]
@@ -71,8 +53,8 @@ def test_irns_steps_read_the_masks_of_explain(run, tmp_path, text):
         assert set(np.unique(both[0])) <= {0, *(int(c) + 1 for c in sample.label.nonzero())} != {0}
 
 
-def test_a_file_holds_what_the_format_says(run, tmp_path):
-    export(run, "train", CONFIG, tmp_path)
+def test_a_file_holds_what_the_format_says(trained, tmp_path):
+    export(trained, "train", CONFIG, tmp_path)
     for sample in datasets.load("voc2012", "train"):
         found, (height, width) = load(tmp_path / f"{sample.name}.npy"), sample.mask.shape
         count = int(sample.label.sum())
@@ -84,7 +66,7 @@ def test_a_file_holds_what_the_format_says(run, tmp_path):
             assert maps.dtype == np.float32 and maps.min() >= 0 and np.isin(maps.max(axis=(1, 2)), (0, 1)).all() and maps.any()
 
 
-def test_a_file_holds_nothing_but_arrays(run, tmp_path):
+def test_a_file_holds_nothing_but_arrays(trained, tmp_path):
     class Arrays(pickle.Unpickler):
         def find_class(self, module, name):
             assert (module, name) in {
@@ -93,16 +75,16 @@ def test_a_file_holds_nothing_but_arrays(run, tmp_path):
             }  # fmt: skip
             return super().find_class(module, name)
 
-    export(run, "train", CONFIG, tmp_path)
+    export(trained, "train", CONFIG, tmp_path)
     file = io.BytesIO((tmp_path / "2007_000000.npy").read_bytes())
     np.lib.format.read_magic(file)
     np.lib.format.read_array_header_1_0(file)
     assert {type(value) for value in Arrays(file).load().item().values()} == {np.ndarray}
 
 
-def test_an_interrupted_export_goes_on(run, tmp_path, monkeypatch):
+def test_an_interrupted_export_goes_on(trained, tmp_path, monkeypatch):
     """Cut off in the middle of a file, whose name then stays free."""
-    export(run, "train", CONFIG, tmp_path / "whole", Protocol(2))
+    export(trained, "train", CONFIG, tmp_path / "whole", Protocol(2))
     save, written = np.save, []
 
     def cut_off(path, seeds, allow_pickle):
@@ -115,93 +97,95 @@ def test_an_interrupted_export_goes_on(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(np, "save", cut_off)
         with pytest.raises(KeyboardInterrupt):
-            export(run, "train", CONFIG, tmp_path / "cut", Protocol(2))
+            export(trained, "train", CONFIG, tmp_path / "cut", Protocol(2))
     there = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").glob("*.npy")}
     assert len(there) == 5 and all(load(path) for path in there) and not list((tmp_path / "cut").glob(".*"))
     assert "finished" not in json.loads((tmp_path / "cut" / "seeds.json").read_text())
-    traced = []
-    monkeypatch.setattr(
-        seeds, "trace", lambda model, images, *a, **k: traced.append(len(images)) or trace(model, images, *a, **k)
-    )
-    assert export(run, "train", CONFIG, tmp_path / "cut", Protocol(2)) == 8 and sum(traced) == 4
+    traced, real = [], seeds.maps_of_batch
+    monkeypatch.setattr(seeds, "maps_of_batch", lambda t, images, *rest: traced.append(len(images)) or real(t, images, *rest))
+    assert export(trained, "train", CONFIG, tmp_path / "cut", Protocol(2)) == 8 and sum(traced) == 4
     assert sum(path.stat().st_mtime_ns == before for path, before in there.items()) == 4
     for path in (tmp_path / "whole").glob("*.npy"):
         assert path.read_bytes() == (tmp_path / "cut" / path.name).read_bytes()
     record = tmp_path / "cut" / "seeds.json"
     written_at = record.stat().st_mtime_ns
-    assert export(run, "train", CONFIG, tmp_path / "cut", Protocol(3)) == 8 and sum(traced) == 4
+    assert export(trained, "train", CONFIG, tmp_path / "cut", Protocol(3)) == 8 and sum(traced) == 4
     assert record.stat().st_mtime_ns == written_at
 
 
-def test_what_is_lacking_is_written(run, tmp_path):
-    export(run, "train", CONFIG, tmp_path)
+def test_what_is_lacking_is_written(trained, tmp_path):
+    export(trained, "train", CONFIG, tmp_path)
     gone, record = tmp_path / "2007_000003.npy", tmp_path / "seeds.json"
     gone.unlink()
-    export(run, "train", CONFIG, tmp_path)
+    export(trained, "train", CONFIG, tmp_path)
     assert gone.is_file()
     about = json.loads(record.read_text())
     del about["finished"]  # as if cut off after the last file
     record.write_text(json.dumps(about))
-    export(run, "train", CONFIG, tmp_path)
+    export(trained, "train", CONFIG, tmp_path)
     assert "finished" in json.loads(record.read_text())
 
 
-def test_the_record_says_what_seeds_are_made_of(run, tmp_path):
-    export(run, "train", CONFIG, tmp_path)
+def test_the_record_says_what_seeds_are_made_of(trained, tmp_path):
+    export(trained, "train", CONFIG, tmp_path)
     record = json.loads((tmp_path / "seeds.json").read_text())
     assert record["files"] == 8 and record["data"] == "PASCAL VOC 2012 subset" and record["part"] == "train"
-    assert (record["method"], record["layers"], record["delta"]) == ("gradcam", "S1-S5", 20)
-    assert {"fingerprint", "checkpoint", "probe", "commit", "dirty", "versions", "recipe", "finished"} <= record.keys()
+    assert record["config"] == "gradcam:S1-S5:20" and record["counts"] == counting.COUNTS
+    assert {"fingerprint", "checkpoint", "decoded", "commit", "dirty", "versions", "finished"} <= record.keys()
 
 
-@pytest.mark.parametrize("change", ["part", "method, delta", "checkpoint", "probe", "record"])
-def test_seeds_of_other_settings_are_refused(run, tmp_path, monkeypatch, change):
-    trained, part, config = run, "train", CONFIG
-    export(trained, part, config, tmp_path)
-    message = rf"has \.npy files of another {change}: pass another --out, or delete them"
-    if change == "part":
-        part, message = "val", "of another part, fingerprint: pass"
-    elif change == "method, delta":
-        config = Config.parse("layercam:S1-S5:40")
-    elif change == "checkpoint":
+OTHERS = {
+    "part, fingerprint, decoded": {"part": "val"}, "config": {"config": Config.parse("layercam:S1-S5:40")}, "checkpoint": {},
+    "counts": {}, "scales, flip": {"protocol": Protocol(flip=True)}, "size": {"protocol": Protocol(size=(96, 64))},
+    "checkpoint, data, part": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", OTHERS)
+def test_seeds_of_other_settings_are_refused(change, trained, tmp_path, monkeypatch):
+    export(trained, "train", CONFIG, tmp_path)
+    if change == "checkpoint":
         trained = dataclasses.replace(trained, sha256="another")
-    elif change == "probe":
-        monkeypatch.setattr(seeds, "behaviour", lambda: "another")
-    else:
+    elif change == "counts":
+        monkeypatch.setattr(counting, "COUNTS", 9)
+    elif change == "checkpoint, data, part":
         (tmp_path / "seeds.json").unlink()
-        message = "files of another data, part"
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match=message):
-        export(trained, part, config, tmp_path)
+    with pytest.raises(InputError, match=rf"has \.npy files of another {change}.*: pass another --out, or delete them"):
+        export(trained, **{"part": "train", "config": CONFIG, "out": tmp_path, **OTHERS[change]})
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_wrong_configuration_leaves_the_folder_free(run, tmp_path):
-    for wrong, message in (("gradcam:S9", "'S9'"), ("scam", "method 'scam' is unknown"), ("gradcam:S5:100", "delta=100")):
-        with pytest.raises(ValueError, match=message):
-            export(run, "train", Config.parse(wrong), tmp_path)
-    assert export(run, "train", CONFIG, tmp_path) == 8
+def test_a_wrong_configuration_leaves_no_seeds(trained, tmp_path):
+    with pytest.raises(InputError, match="'S9'"):
+        export(trained, "train", Config.parse("gradcam:S9"), tmp_path)
+    assert not list(tmp_path.glob("*.npy"))
 
 
-def test_an_image_without_a_class_has_no_file(tmp_path, monkeypatch):
+def test_seeds_are_the_mean_of_every_view(trained, tmp_path):
+    model, protocol = double(trained), Protocol(8, scales=(0.5, 1.0, 1.5), flip=True)
+    export(model, "val/2", CONFIG, tmp_path, protocol)
+    for sample in model.load("val/2"):
+        found, image = load(tmp_path / f"{sample.name}.npy"), datasets.preprocess(sample.image, (96, 96))
+        for name, size in (("high_res", sample.mask.shape), ("cam", [-(-n // 4) for n in sample.mask.shape])):
+            blank = sample._replace(image=image, mask=torch.zeros(*size))
+            expected = by_views(model, blank, CONFIG, protocol.scales, True)
+            np.testing.assert_allclose(found[name], expected / expected.amax(dim=(1, 2), keepdim=True), atol=1e-4)
+
+
+def test_an_image_without_a_class_has_no_file(tiles, tmp_path, monkeypatch):
     """Nor does it matter whether a defect's mask is empty: it has a label."""
-    monkeypatch.setattr("ltcam.data.magnetic_tile.EMPTY", frozenset({"MT_Break/exp1_num_1000"}))
-    monkeypatch.setenv("LTCAM_DATA", str(lookalikes.magnetic_tile(tmp_path / "data")))
-    trained = load_checkpoint(train(Recipe(data="magnetic_tile", **{**TINY, "epochs": 1}), tmp_path / "run"))
-    named = set()
-    for part in ("train", "test"):
-        data = datasets.load("magnetic_tile", part)
-        broken = {entry.name for entry in data.entries if entry.kind == "Break"}
-        assert export(trained, part, CONFIG, tmp_path / part) == len(broken) < len(data)
-        assert {f"MT_Break/{path.stem}" for path in (tmp_path / part / "MT_Break").glob("*.npy")} == broken
-        named |= broken
-        with pytest.raises(ValueError, match="of another delta"):
-            export(trained, part, Config.parse("gradcam:S1-S5:40"), tmp_path / part)
-    assert "MT_Break/exp1_num_1000" in named and len(named) == 30
+    data = tiles.load("test")
+    broken = {entry.name for entry in data.entries if entry.kind == "Break"}
+    monkeypatch.setattr("ltcam.data.sets.MagneticTile.empty", frozenset(sorted(broken)[:1]))
+    assert export(tiles, "test", CONFIG, tmp_path) == len(broken) < len(data)
+    assert {path.relative_to(tmp_path).as_posix().removesuffix(".npy") for path in tmp_path.rglob("*.npy")} == broken
+    with pytest.raises(InputError, match="of another config"):
+        export(tiles, "test", Config.parse("gradcam:S1-S5:40"), tmp_path)
 
 
-def test_a_map_without_evidence_is_zero(run, tmp_path):
-    blind = copy.deepcopy(run)
+def test_a_map_without_evidence_is_zero(trained, tmp_path):
+    blind = dataclasses.replace(trained, model=copy.deepcopy(trained.model))
     torch.nn.init.zeros_(blind.model.classifier[-1].weight)
     export(blind, "train", CONFIG, tmp_path)
     found = load(tmp_path / "2007_000000.npy")
@@ -214,15 +198,70 @@ def test_the_command(checkpoint, tmp_path):
     done = CliRunner().invoke(app, command, catch_exceptions=False)
     assert done.exit_code == 0 and done.output == f"{tmp_path / 'seeds'}: 8 images\n"
     record = json.loads((tmp_path / "seeds" / "seeds.json").read_text())
-    assert (record["part"], record["method"], record["layers"], record["delta"]) == ("train", "gradcam", "S1-S5", 20)
+    assert (record["part"], record["config"]) == ("train", "gradcam:S1-S5:20")
     asked = [*command[:-1], str(tmp_path / "val"), "--part", "val", "--config", "layercam", "--batch-size", "4"]
     assert CliRunner().invoke(app, asked, catch_exceptions=False).output == f"{tmp_path / 'val'}: 6 images\n"
     best = [*command[:-1], str(tmp_path / "best"), "--best"]
     assert CliRunner().invoke(app, best, catch_exceptions=False).output == f"{tmp_path / 'best'}: 8 images\n"
     record, (config, views) = json.loads((tmp_path / "best" / "seeds.json").read_text()), beyond.BEST["argmax"]
-    assert (record["method"], record["fuse"], record["refine"]) == (config.method, config.fuse, config.refine)
-    assert record.get("flip", False) is views.flip and record["size"] == list(beyond.fitted(views, (64, 64)).size or (64, 64))
+    assert record["config"] == str(config) and record.get("flip", False) is views.flip
+    assert record["size"] == list(beyond.enlarged(views, (64, 64)) or (64, 64))
     with pytest.raises(InputError, match="--best has its own configuration and views: expected no"):
         CliRunner().invoke(app, [*best, "--flip"], catch_exceptions=False)
     with pytest.raises(ValueError, match="is not a configuration"):
         CliRunner().invoke(app, [*command, "--config", "gradcam:S5:x"], catch_exceptions=False)
+
+
+class Harmful:
+    def __reduce__(self):
+        return print, ("harm",)
+
+
+def written(path, content):
+    np.save(path, np.array(content, dtype=object), allow_pickle=True)
+    return path
+
+
+def test_a_file_that_holds_code_or_no_seeds_is_refused(tmp_path, capsys):
+    good = {"keys": np.array([0, 3]), "cam": np.zeros((2, 1, 1), np.float32), "high_res": np.ones((2, 3, 4), np.float32)}
+    keys, maps = read(written(tmp_path / "good.npy", good), 4)
+    assert keys.tolist() == [0, 3] and maps.shape == (2, 3, 4)
+    tensors = good | {"keys": torch.tensor([0, 3]), "cam": torch.zeros(2, 1, 1)}  # as IRN writes them
+    keys, maps = read(written(tmp_path / "irn.npy", tensors), 4)
+    assert keys.tolist() == [0, 3] and maps.shape == (2, 3, 4)
+    for wrong, said in (
+        ({**good, "more": Harmful()}, r"builtins.print is not an array: refused"),
+        ({**good, "keys": pd.Series([0, 3])}, "is not an array: refused"),
+        ({"keys": good["keys"]}, "holds no seeds"),
+        ([1, 2], "holds no seeds"),
+        ({**good, "keys": np.array([0])}, r"has keys \(1,\) and high_res \(2, 3, 4\)"),
+        ({**good, "keys": np.array([0.0, 3.0])}, r"has keys \(2,\)"),
+        ({**good, "high_res": np.ones((2, 3, 4), int)}, r"expected \(n,\) and \(n, H, W\)"),
+        ({**good, "keys": np.array([0, 4])}, r"has the keys \[0, 4\]: expected different classes from 0 to 3"),
+        ({**good, "keys": np.array([-1, 3])}, "has the keys"),
+        ({**good, "keys": np.array([3, 3])}, "has the keys"),
+        ({**good, "high_res": np.full((2, 3, 4), 1.1, np.float32)}, r"values outside \[0, 1\]"),
+        ({**good, "high_res": np.full((2, 3, 4), np.nan, np.float32)}, r"values outside \[0, 1\]"),
+    ):
+        with pytest.raises(InputError, match=said):
+            read(written(tmp_path / "wrong.npy", wrong), 4)
+    np.save(tmp_path / "plain.npy", np.ones(3))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "good.npy").read_bytes()[:-40])
+    (tmp_path / "raw.npy").write_bytes(pickle.dumps(good))
+    for name in ("plain", "cut", "raw"):
+        with pytest.raises(InputError, match=f"{name}.npy holds no seeds .*: expected a dict of arrays keys and high_res"):
+            read(tmp_path / f"{name}.npy", 4)
+    with pytest.raises(MissingError, match=r"none\.npy is missing: expected the seeds of an image"):
+        read(tmp_path / "none.npy", 4)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_tensor_whose_bytes_hold_code_is_refused(tmp_path, capsys):
+    class Nested:
+        def __reduce__(self):
+            return torch.storage._load_from_bytes, (pickle.dumps(Harmful()),)
+
+    content = {"keys": Nested(), "high_res": np.ones((1, 2, 2), np.float32)}
+    with pytest.raises(InputError, match="holds no seeds"):
+        read(written(tmp_path / "nested.npy", content), 4)
+    assert capsys.readouterr().out == ""

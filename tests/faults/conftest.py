@@ -1,25 +1,18 @@
-"""What a fault test records: how often the fault was tried, what was lost, what ended in a traceback, and what was said.
-
-`LTCAM_FAULTS_LOG` names a file that each test adds its row to, as JSON; `python -m tests.faults.report` makes the page of it.
-Without it each row has to be on the page already.
-"""
+"""What a fault test records: how often the fault was tried, what was lost, what ended in a traceback, and what was said."""
 
 import json
-import os
 import platform
-from pathlib import Path
 
 import pytest
 
 from ltcam import __main__ as command_line
-from ltcam.experiment.checkpoints import load_checkpoint
+from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.recipe import Recipe
-from ltcam.experiment.training import train
 from ltcam.experiment.weights import load
 from tests import lookalikes
-from tests.data.test_fetch import ksdd2, offer, root, server  # noqa: F401 - fixtures
-from tests.experiment.test_training import TINY
-from tests.faults.report import PAGE, rows
+from tests.data.test_get import ksdd2, offer, root, server, small  # noqa: F401 - fixtures
+from tests.experiment.test_counting import counted
+from tests.tiny import TINY
 
 
 class Fault:
@@ -57,13 +50,7 @@ def fault():
 
     yield begin
     assert begun
-    known = {row["fault"] for row in rows(PAGE.read_text())} if PAGE.is_file() else set()
     for row in map(vars, begun):
-        if log := os.environ.get("LTCAM_FAULTS_LOG"):
-            with Path(log).open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        else:
-            assert row["name"] in known, "docs/reliability.md lacks this fault: make faults"
         assert row["tried"] and not row["lost"] and not row["crashed"], row
 
 
@@ -74,29 +61,18 @@ def voc(tmp_path, monkeypatch):
     return Recipe(data="voc2012", test="val", **TINY)
 
 
-@pytest.fixture(scope="session")
-def _trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LTCAM_DATA", str(lookalikes.voc(folder / "data")))
-        return train(Recipe(data="voc2012", test="val", **TINY | {"epochs": 1}), folder / "run"), folder / "data"
-
-
-@pytest.fixture
-def checkpoint(_trained, monkeypatch):
-    """The checkpoint of one epoch, with the data it was trained on in place; neither is to be changed."""
-    monkeypatch.setenv("LTCAM_DATA", str(_trained[1]))
-    return _trained[0]
-
-
-@pytest.fixture
-def trained(checkpoint):
-    return load_checkpoint(checkpoint)
+def evaluate(trained, part, configs, out, protocol=Protocol()):  # noqa: B008 - it is frozen
+    """Every count of `configs`, sorted; what is there is not measured again."""
+    store, number = counted(out, trained, part, configs, protocol)
+    table = store.frame(number)
+    store.db.close()
+    return table.sort_values(["name", "class", "config", "cut", "t"], ignore_index=True)
 
 
 def contents(folder, *suffixes):
-    """Every file, or those of some suffixes, by its path, and what is in it."""
-    found = (p for p in sorted(folder.rglob("*")) if p.is_file() and (not suffixes or p.suffix in suffixes))
+    """Every file, or those of some suffixes, by its path, and what is in it. Of the store it is the exports that count."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and ".sqlite" not in p.name)
+    found = (p for p in files if not suffixes or p.suffix in suffixes)
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
 
 

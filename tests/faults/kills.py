@@ -10,8 +10,10 @@ from pathlib import Path
 
 import psutil
 
+from ltcam import files
 from ltcam.__main__ import app
-from ltcam.data import fetch, presence
+from ltcam.data import get as archives
+from ltcam.data.sets import KSDD2
 from ltcam.experiment import training
 from ltcam.paper import reproduce
 
@@ -33,12 +35,14 @@ def evaluate(checkpoint, out):
 
 def get(root, source):
     """ "data get ksdd2" of a tiny archive, in many small pieces."""
-    fetch.SOURCES["ksdd2"], fetch.CHUNK, presence.KSDD2 = source, 64, {"train": (6, 6), "test": (4, 4)}
-    fetch.get("ksdd2", Path(root))
+    archives.SOURCES["ksdd2"], archives.CHUNK, KSDD2.official = source, 64, {"train": 12, "test": 8}
+    archives.get("ksdd2", Path(root))
 
 
-def layer_cams(recipe):
-    reproduce.reproduce("paper", only="02", data="ksdd2", recipe=recipe, seeds=[0])
+def series(notebooks):
+    """The profile `tiny` of a folder of notebooks."""
+    files.NOTEBOOKS = Path(notebooks)
+    reproduce.reproduce("tiny")
 
 
 def _run(work, arguments, folder, fatal, environment, pipe):

@@ -7,13 +7,14 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from ltcam.data import fetch
-from ltcam.experiment import configs, evaluation, provenance, training
-from ltcam.experiment.configs import Config
-from ltcam.show import plotting
-from tests.faults.conftest import contents, run_of
+from ltcam.data import get
+from ltcam.engine.config import Config
+from ltcam.experiment import provenance, store, training
+from ltcam.files import atomic
+from tests.faults.conftest import contents, evaluate, run_of
 
 CONFIGS = [Config("gradcam"), Config("layercam", "S1-S5", 20.0)]
+MORE = [Config("gradcam", "S1-S5", float(delta)) for delta in range(99)]  # more than fits into a file's free pages
 
 
 @contextmanager
@@ -54,34 +55,55 @@ def test_a_checkpoint(voc, fault, tmp_path, monkeypatch):
 
 
 def test_the_counts_of_a_batch(trained, fault, tmp_path):
-    whole = evaluation.evaluate(trained, "val", CONFIGS, tmp_path / "whole")
+    whole = evaluate(trained, "val", CONFIGS, tmp_path / "whole")
     out, seen = tmp_path / "cut", fault("disk full while an evaluation keeps its batches")
-    evaluation.evaluate(trained, "val", CONFIGS[:1], out)
+    evaluate(trained, "val", CONFIGS[:1], out)
 
     def crowded():
-        with room(300):
-            evaluation.evaluate(trained, "val", CONFIGS, out, configs.Protocol())
+        with room((out / "counts.sqlite").stat().st_size):
+            evaluate(trained, "val", CONFIGS * 2 + MORE, out)
 
     before = contents(out)
-    said = seen.attempt(crowded, lambda: before.items() <= contents(out).items())
-    assert f"{out}/counts." in said and "partial.jsonl cannot be written (File too large): make room" in said
-    pd.testing.assert_frame_equal(evaluation.evaluate(trained, "val", CONFIGS, out), whole)
-    assert not list(out.glob("*partial*"))
+    said = seen.attempt(crowded, lambda: contents(out) == before)
+    assert said.startswith(f"{out}/counts.sqlite: ") and said.endswith("; make room or wait, and run again")
+    pd.testing.assert_frame_equal(evaluate(trained, "val", CONFIGS, out), whole)
+    assert run_of(out) == run_of(tmp_path / "whole") and not list(out.glob("*partial*"))
+
+
+def test_an_export(trained, fault, tmp_path):
+    evaluate(trained, "val", CONFIGS[:1], tmp_path)
+    seen, before = fault("disk full while counts are exported"), contents(tmp_path)
+
+    def crowded():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(store, "atomic", narrow)
+            evaluate(trained, "val", CONFIGS, tmp_path)
+
+    @contextmanager
+    def narrow(path):
+        with room(100), atomic(path) as temporary:
+            yield temporary
+
+    said = seen.attempt(crowded, lambda: contents(tmp_path) == before)
+    assert said.startswith(f"{tmp_path}/counts.val.csv.gz cannot be written (File too large): make room and run again")
+    assert len(evaluate(trained, "val", CONFIGS, tmp_path)) == 16
 
 
 def test_a_table(fault, tmp_path):
     path = tmp_path / "table.csv"
-    provenance.save(pd.DataFrame({"a": [1.0]}), path, 0)
+    provenance.save(pd.DataFrame({"a": [1.0]}), path)
     table = pd.DataFrame({"a": range(1000)})
-    full(fault("disk full while a CSV is written"), 1000, lambda: provenance.save(table, path, 0), tmp_path, str(path))
+    full(fault("disk full while a CSV is written"), 1000, lambda: provenance.save(table, path), tmp_path, str(path))
     assert pd.read_csv(path).equals(table)
 
 
 def test_a_figure(fault, tmp_path):
+    from ltcam.show import heatmaps
+
     def save():
         figure = plt.figure()
         figure.add_subplot().plot(range(9))
-        plotting.save(figure, tmp_path / "fig")
+        heatmaps.save(figure, tmp_path / "fig")
         plt.close(figure)
 
     save()
@@ -89,13 +111,13 @@ def test_a_figure(fault, tmp_path):
 
 
 def test_a_download(ksdd2, fault, tmp_path):
-    """What has come of the archive stays, and is gone on with."""
+    """Nothing half stays, and what was there does."""
     root, seen = tmp_path / "there", fault("disk full while a data set is fetched")
 
     def crowded():
         with room(1000):
-            fetch.get("ksdd2", root)
+            get.get("ksdd2", root)
 
-    said = seen.attempt(crowded, lambda: contents(root) == {"KolektorSDD2.zip.partial": ksdd2[:1000]})
-    assert f"{root} cannot be written ([Errno 27] File too large): fix this and run again; the part of" in said
-    assert fetch.get("ksdd2", root) == root / "KolektorSDD2"
+    said = seen.attempt(crowded, lambda: contents(root) == {})
+    assert f"{root} cannot be written ([Errno 27] File too large): fix this and run again" in said
+    assert get.get("ksdd2", root) == root / "KolektorSDD2"

@@ -4,17 +4,18 @@ import shutil
 import signal
 from pathlib import Path
 
+import nbformat
 import psutil
 import pytest
 
-from ltcam.data import fetch
+from ltcam import files
+from ltcam.data import get
 from ltcam.experiment import training
-from ltcam.experiment.study import Study, planned
+from ltcam.experiment.study import Study
 from ltcam.paper import reproduce
-from tests import lookalikes
+from tests import tiny
 from tests.faults import kills
 from tests.faults.conftest import contents, run_of
-from tests.paper.test_reproduce import RECIPE, tables_and_figures
 
 
 def killed(fault, work, arguments, again, whole, folder, before=None):
@@ -47,38 +48,58 @@ def test_evaluate(checkpoint, fault, tmp_path):
 
 
 def test_data_get(ksdd2, fault, tmp_path):
-    source = fetch.SOURCES["ksdd2"]
+    source = get.SOURCES["ksdd2"]
     killed(
         fault("kill -9 of `ltcam data get`"), kills.get, lambda out: (str(out), source),
-        lambda out: fetch.get("ksdd2", out), contents, tmp_path / "roots",
+        lambda out: get.get("ksdd2", out), contents, tmp_path / "roots",
     )  # fmt: skip
 
 
-def test_reproduce(fault, tmp_path, monkeypatch):
-    """One notebook, with its figures and its kernel, which is killed too or, every other time, left to see that it is alone."""
-    monkeypatch.setenv("LTCAM_DATA", str(lookalikes.ksdd2(tmp_path / "data")))
-    seen, before = fault("kill -9 of `ltcam reproduce`"), tmp_path / "before"
+CELL = """
+from pathlib import Path
+from ltcam import files
+files.NOTEBOOKS = Path({!r})
+from ltcam import paper
+study = paper.open(profile, data)
+paper.make("table1", study)
+"""
+
+
+def one_notebook(folder):
+    """A series of one notebook, which makes a table."""
+    few = {"deltas": [20], "varied": ["LTGrad-CAM"], "protocols": []}
+    notebooks = tiny.profile(folder, "voc2012", **few)
+    parameters = nbformat.v4.new_code_cell('profile = ""\ndata = ""', metadata={"tags": ["parameters"]}, id="parameters")
+    cells = [parameters, nbformat.v4.new_code_cell(CELL.format(str(folder)), id="table")]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), notebooks / "02_counts.ipynb")
+    return notebooks
+
+
+def test_reproduce(checkpoint, fault, tmp_path, monkeypatch):
+    """One notebook with its kernel, which is killed too or, every other time, left to see that it is alone."""
+    notebooks, before = one_notebook(tmp_path / "notebooks"), tmp_path / "before"
+    seen = fault("kill -9 of `ltcam reproduce`")
+    monkeypatch.setattr(files, "NOTEBOOKS", notebooks)
     monkeypatch.setenv("LTCAM_OUTPUT", str(before))
-    Study.train("paper", "ksdd2", planned("ksdd2", RECIPE, [0]))
+    shutil.copytree(checkpoint.parent, files.runs("tiny", "voc2012"))
+    Study("tiny", "voc2012").train()
     monkeypatch.setenv("LTCAM_OUTPUT", str(tmp_path / "whole"))
     shutil.copytree(before, tmp_path / "whole")
-    seconds, changes = kills.undisturbed(kills.layer_cams, (RECIPE,), tmp_path / "whole")
-    expected = tables_and_figures(tmp_path / "whole")
-    assert {Path(path).name for path in expected} >= {"counts.csv.gz", "table1.csv", "fig1.png"}
+    seconds, changes = kills.undisturbed(kills.series, (str(notebooks),), tmp_path / "whole")
+    expected = contents(tmp_path / "whole", ".csv", ".gz")
+    assert {Path(path).name for path in expected} >= {"counts.val.csv.gz", "table1.csv"}
     for number in range(kills.TIMES):
         out = shutil.copytree(before, tmp_path / f"killed{number}")
         monkeypatch.setenv("LTCAM_OUTPUT", str(out))
-        when = kills.kill(number, kills.layer_cams, (RECIPE,), out, seconds, changes)
+        when = kills.kill(number, kills.series, (str(notebooks),), out, seconds, changes)
         alone = kills.kernels(out)
         for kernel in alone if number % 2 == 0 else []:
             kernel.send_signal(signal.SIGKILL)
         _, alive = psutil.wait_procs(alone, timeout=60)
         assert not alive, when
-        said = seen.attempt(
-            lambda: reproduce.reproduce("paper", only="02", data="ksdd2", recipe=RECIPE, seeds=[0]),
-            lambda out=out: tables_and_figures(out) == expected,
-        )
-        assert not said and tables_and_figures(out) == expected, when
+        said = seen.attempt(lambda: reproduce.reproduce("tiny"), lambda out=out: contents(out, ".csv", ".gz") == expected)
+        assert not said and contents(out, ".csv", ".gz") == expected, when
         assert not [path for path in out.rglob("*") if ".partial" in path.name or path.suffix == ".lock"], when
 
 

@@ -1,11 +1,9 @@
 """What goes wrong while a run runs: another beside it, numbers that are none, memory, loader processes, other data."""
 
-import json
 import os
 import re
 import signal
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -15,15 +13,16 @@ from PIL import Image
 
 from ltcam import data as datasets
 from ltcam import files
-from ltcam.experiment import checkpoints, counting, evaluation, features, locks, parallel, seeds, training
-from ltcam.experiment.configs import Config, Protocol
-from ltcam.experiment.evaluation import evaluate
+from ltcam.engine.config import Config
+from ltcam.experiment import counting, features, locks, parallel, seeds, training
+from ltcam.experiment.protocol import Protocol
+from ltcam.experiment.store import Store
+from ltcam.experiment.trained import load_checkpoint
 from ltcam.experiment.training import train
 from ltcam.paper import reproduce
-from tests import lookalikes
 from tests.faults import kills
-from tests.faults.conftest import contents, run_of
-from tests.paper.test_reproduce import RECIPE
+from tests.faults.conftest import contents, evaluate, run_of
+from tests.faults.test_kills import one_notebook
 
 CONFIGS = [Config("gradcam"), Config("layercam", "S1-S5", 20.0)]
 
@@ -37,18 +36,16 @@ def hold(out, kind):
 def test_a_second_run_is_refused(command, voc, checkpoint, fault, tmp_path, monkeypatch):
     """With the first's process and age; and after kill -9 of the first nothing is in the way."""
     monkeypatch.setenv("LTCAM_OUTPUT", str(tmp_path))
-    monkeypatch.setenv("LTCAM_DATA", str(lookalikes.ksdd2(tmp_path / "data")))
+    monkeypatch.setattr(files, "NOTEBOOKS", one_notebook(tmp_path / "notebooks"))
     monkeypatch.setattr(reproduce, "_execute", lambda *a: None)
-    out = files.results("paper", "ksdd2") if command == "reproduce" else tmp_path / "run"
+    out = files.results("tiny", "voc2012") if command == "reproduce" else tmp_path / "run"
     calls = {
-        "train": lambda: train(voc, out),
+        "train": lambda: train(replace(voc, epochs=1), out),
         "evaluate": lambda: kills.evaluate(str(checkpoint), str(out)),
-        "reproduce": lambda: reproduce.reproduce("paper", data="ksdd2", only="02", recipe=RECIPE),
+        "reproduce": lambda: reproduce.reproduce("tiny"),
     }
-    if command != "reproduce":
-        monkeypatch.setenv("LTCAM_DATA", str(checkpoint.parents[1] / "data"))
     seen = fault(f"a second `ltcam {command}` in a folder")
-    first, _ = kills._start(hold, (out, "write" if command == "train" else "run"), out)
+    first, _ = kills._start(hold, (out, ".lock" if command == "train" else ".run.lock"), out)
     try:
         _stopped(first.pid)
         before = contents(out)
@@ -57,9 +54,9 @@ def test_a_second_run_is_refused(command, voc, checkpoint, fault, tmp_path, monk
         first.kill()
         first.join()
     pattern = rf"{out} is being written by process {first.pid} on \S+, for 0:00:\d\d now: wait for it, stop it"
-    assert re.search(pattern, said) and list(out.glob(".*.lock"))
+    assert re.search(pattern, said) and list(out.glob(".*lock"))
     calls[command]()
-    assert not list(out.glob(".*.lock"))
+    assert not list(out.glob(".*lock"))
 
 
 def _stopped(pid):
@@ -69,11 +66,11 @@ def _stopped(pid):
 
 def test_a_lock_is_held_while_it_matters(voc, trained, tmp_path, monkeypatch):
     """In training and in evaluation, also without a command; a folder that is done is free."""
-    tried, fit, count = [], training._fit_epoch, evaluation.count
+    tried, fit, count = [], training._fit_epoch, counting.count_batch
 
     def second(work, out):
         def working(*arguments):
-            with pytest.raises(RuntimeError, match=rf"is being written by process {os.getpid()} on"), locks.alone(out, "write"):
+            with pytest.raises(RuntimeError, match=rf"is being written by process {os.getpid()} on"), locks.alone(out):
                 pass
             tried.append(out)
             return work(*arguments)
@@ -81,10 +78,10 @@ def test_a_lock_is_held_while_it_matters(voc, trained, tmp_path, monkeypatch):
         return working
 
     monkeypatch.setattr(training, "_fit_epoch", second(fit, tmp_path / "a"))
-    monkeypatch.setattr(evaluation, "count", second(count, tmp_path / "b"))
+    monkeypatch.setattr(counting, "count_batch", second(count, tmp_path / "b"))
     evaluate(trained, "val", CONFIGS, tmp_path / "b")
     train(replace(voc, epochs=1), tmp_path / "a")
-    assert set(tried) == {tmp_path / "a", tmp_path / "b"} and not list(tmp_path.rglob("*.lock"))
+    assert set(tried) == {tmp_path / "a", tmp_path / "b"} and not list(tmp_path.rglob("*lock"))
 
 
 def test_where_nothing_can_be_locked_runs_go_on(tmp_path, monkeypatch, caplog):
@@ -92,7 +89,7 @@ def test_where_nothing_can_be_locked_runs_go_on(tmp_path, monkeypatch, caplog):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", flock)
-    with locks.alone(tmp_path, "run"):
+    with locks.alone(tmp_path):
         pass
     assert "cannot be locked (No locks available): make sure that no other run writes there" in caplog.text
 
@@ -138,7 +135,7 @@ def test_weights_that_are_no_numbers(voc, fault, tmp_path):
 def test_memory_of_a_gpu(trained, fault, tmp_path, monkeypatch):
     """Twice: it holds one image at a time, then none."""
     whole = evaluate(trained, "val", CONFIGS, tmp_path / "whole", Protocol(4))
-    count, counts = counting._count_batch, []
+    count, counts = counting._count, []
 
     def small(trained, samples, *rest):
         if len(samples) > holds:
@@ -147,12 +144,12 @@ def test_memory_of_a_gpu(trained, fault, tmp_path, monkeypatch):
 
     seen, out = fault("CUDA out of memory"), tmp_path / "run"
     call = lambda: counts.append(evaluate(trained, "val", CONFIGS, out / str(holds), Protocol(4)))  # noqa: E731
-    monkeypatch.setattr(counting, "_count_batch", small)
+    monkeypatch.setattr(counting, "_count", small)
     holds = 1
     assert not seen.attempt(call, lambda: counts[0].equals(whole))
     holds = 0
-    said = seen.attempt(call, lambda: not (out / "0" / "counts.csv.gz").exists())
-    assert re.match(r"GPU memory does not hold one image \(2007_\d+, mask \(45, 60\)\): free memory", said)
+    said = seen.attempt(call, lambda: not list((out / "0").glob("*.gz")))
+    assert re.match(r"GPU memory does not hold one image \(2007_\d+, mask \(\d\d, \d\d\)\): free memory", said)
     holds = 9
     pd.testing.assert_frame_equal(evaluate(trained, "val", CONFIGS, out / "0", Protocol(4)), whole)
 
@@ -198,12 +195,12 @@ WORKERS = {
 def test_loader_processes(name, voc, trained, fault, tmp_path, monkeypatch):
     """As they are used beside a GPU, in training and in evaluation; run again, both end as if nothing had been."""
     what, expected = WORKERS[name]
-    monkeypatch.setenv("LTCAM_DATA", str(tmp_path / "data"))
+    voc = replace(voc, epochs=1)
 
     def loader(data, device, **settings):
-        return parallel._Loader(_Worker(data, flag, what), num_workers=2, **settings)
+        return parallel._Loader(_Worker(data, flag, what), num_workers=1, **settings)
 
-    for module in (training, features, evaluation):
+    for module in (training, features, counting):
         monkeypatch.setattr(module, "loader", loader)
     (flag := tmp_path / "undisturbed").touch()
     train(voc, tmp_path / "whole")
@@ -221,9 +218,11 @@ def test_loader_processes(name, voc, trained, fault, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(evaluate(trained, "val", CONFIGS, out, Protocol(1)), whole)
 
 
-def test_other_data_than_the_trainings(voc, fault, tmp_path):
+def test_other_data_than_the_trainings(voc, checkpoint, fault, tmp_path):
     """An image of the part trained on; another part is none of its business."""
-    trained = checkpoints.load_checkpoint(train(replace(voc, epochs=1), tmp_path / "run"))
+    changed = replace(voc, epochs=1)
+    os.environ["LTCAM_DATA"] = str(tmp_path / "data")  # of `voc`, and set back with it
+    trained = load_checkpoint(train(changed, tmp_path / "run"))
     seen = fault("data that changed between training and evaluation")
     path = next((tmp_path / "data").rglob("JPEGImages/2007_000001.jpg"))
     content = path.read_bytes()
@@ -236,32 +235,26 @@ def test_other_data_than_the_trainings(voc, fault, tmp_path):
     ):
         said = seen.attempt(call, lambda: not contents(out))
         assert said.startswith("PASCAL VOC 2012 subset, part train: its files have changed since the training (fingerprint ")
-    evaluate(trained, "val", CONFIGS[:1], tmp_path / "val")
+    before = evaluate(trained, "val", CONFIGS, tmp_path / "val")
     path.write_bytes(content)
     evaluate(trained, "train", CONFIGS[:1], out)
-
-
-def test_held_out_data_that_changed_are_measured_anew(trained, tmp_path, caplog):
-    """The training never saw them, so their fingerprint is kept with the counts."""
-    evaluate(trained, "val", CONFIGS[:1], tmp_path)
-    before = json.loads((tmp_path / "counts.json").read_text())["fingerprint"]
-    path = next(Path(os.environ["LTCAM_DATA"]).rglob("JPEGImages/2007_000009.jpg"))
-    content = path.read_bytes()
-    try:
-        Image.open(path).rotate(180).save(path)
-        evaluate(trained, "val", CONFIGS[:1], tmp_path)
-        now = datasets.load("voc2012", "val").fingerprint
-    finally:
-        path.write_bytes(content)
-    assert "the counts are of another checkpoint, data set, protocol or code: measuring again" in caplog.text
-    assert json.loads((tmp_path / "counts.json").read_text())["fingerprint"] == now != before
+    held_out = next((tmp_path / "data").rglob("JPEGImages/2007_000009.jpg"))  # never seen, so its counts are kept beside
+    Image.open(held_out).rotate(180).save(held_out)
+    evaluate(trained, "val", CONFIGS, tmp_path / "val")
+    store = Store(tmp_path / "val")
+    assert store.find(part="val") == [1, 2] == [1, *store.find(fingerprint=datasets.load("voc2012", "val").fingerprint)]
+    assert len(store.frame(1)) == len(store.frame(2)) == len(before)
 
 
 def test_records_that_were_cut_off(trained, fault, tmp_path):
-    """As when power fails: what they are of is measured anew."""
+    """As when power fails: the store is made again from its exports; a record of nothing is named."""
     whole = evaluate(trained, "val", CONFIGS, tmp_path)
-    counts = (tmp_path / "counts.csv.gz").read_bytes()
-    (tmp_path / "counts.json").write_bytes(b"")
-    seen = fault("a record of counts that is of zero bytes")
-    again = lambda: (tmp_path / "counts.csv.gz").read_bytes() == counts  # noqa: E731
-    assert not seen.attempt(lambda: pd.testing.assert_frame_equal(evaluate(trained, "val", CONFIGS, tmp_path), whole), again)
+    seen, left = fault("a record of counts that is of zero bytes"), run_of(tmp_path)
+    call = lambda: pd.testing.assert_frame_equal(evaluate(trained, "val", CONFIGS, tmp_path), whole)  # noqa: E731
+    (tmp_path / "counts.sqlite").write_bytes(b"")
+    assert not seen.attempt(call, lambda: run_of(tmp_path) == left)
+    (tmp_path / "provenance.json").write_bytes(b"")
+    said = seen.attempt(call, lambda: run_of(tmp_path) == left)
+    assert said.startswith(f"{tmp_path}/provenance.json is damaged (Expecting value: line 1 column 1 (char 0)): restore it, or")
+    (tmp_path / "provenance.json").unlink()
+    assert not seen.attempt(call, lambda: run_of(tmp_path) == left)

@@ -1,31 +1,29 @@
-import json
 from dataclasses import replace
 
-import pandas as pd
+import numpy as np
 import pytest
 from scipy import stats
 
+from ltcam.engine.config import READINGS, Config
 from ltcam.errors import InputError
-from ltcam.experiment import metrics
-from ltcam.experiment.configs import Config
+from ltcam.experiment.protocol import Protocol
+from ltcam.experiment.scores import Counts, scores
+from ltcam.experiment.study import DEFAULTS as SETTINGS
 from ltcam.experiment.study import Study
 from ltcam.experiment.training import train
-from ltcam.paper import ablations, sweep
+from ltcam.paper import ablations
 from ltcam.paper import tables as paper
-from ltcam.paper.ablations import DEFAULTS, ROWS
-from tests.experiment.test_evaluation import checkpoint, folder, study  # noqa: F401 - fixtures
+from ltcam.paper.ablations import DEFAULTS, EQ9, OPTIONS, ROWS
+from ltcam.paper.registry import make
+from tests.paper import made
 
+pytestmark = pytest.mark.usefixtures("few")
 LT = ROWS["LTGrad-CAM"]
-
-
-def counts(scores):
-    """{configuration: percent of a 100-pixel object found in each of 8 images, without a false pixel} as counts."""
-    rows = [(f"i{n}", 0, *config, value, 0, 100 - value) for config, value in scores.items() for n in range(8)]
-    return pd.DataFrame(rows, columns=["name", "class", *metrics.CONFIG, "tp", "fp", "fn"])
+RELU = Protocol(outputs="relu")
 
 
 def test_an_option_is_changed_wherever_it_can_change_a_mask():
-    options = {name: {changed for changed, _ in ablations.variants(config)} for name, config in ROWS.items()}
+    options = {name: {run for run, _ in ablations.variants(config)} for name, config in ROWS.items()}
     of = {name: {factor for factor, _ in found} for name, found in options.items()}
     assert of["Grad-CAM"] == {"fraction"} and of["Grad-CAM, truncated"] == {"per", "compare", "fraction"}
     assert of["Grad-CAM, fused"] == {"fuse", "normalize", "fraction"}
@@ -34,60 +32,62 @@ def test_an_option_is_changed_wherever_it_can_change_a_mask():
     assert of["LTFullGrad"] == {"per", "compare", "fuse", "fraction", "align_corners"}
     for config in ROWS.values():
         for (option, level), changed in ablations.variants(config):
-            changed.options  # noqa: B018 - exists
             assert changed != config and str(getattr(changed, option)) == level
-            assert changed._replace(**{option: getattr(config, option)}) == config
+            assert replace(changed, **{option: getattr(config, option)}) == config
 
 
 def test_the_cross_is_full():
-    crossed = ablations.cross()
-    assert len(crossed) == len(set(crossed)) == 4 * (1 + 2 * 10)
-    assert {(c.delta, c.per, c.normalize) for c in crossed if c.delta is not None} == {
-        (delta, per, scale)
-        for delta in sweep.DELTAS
-        for per in ("layer", "channel")
-        for scale in ("none", "max", "minmax", "tanh")
-    }
-    assert LT in crossed
+    crossed = ablations.crossings(SETTINGS["deltas"])
+    assert len(crossed) == len(set(crossed)) == 4 * (1 + 2 * 10) and LT in crossed
+    scales = ("none", "max", "minmax", "tanh")
+    full = {(delta, per, scale) for delta in paper.DELTAS for per in ("layer", "channel") for scale in scales}
+    assert {(c.delta, c.per, c.normalize) for c in crossed if c.delta is not None} == full
+
+
+def varied(others):
+    """The scores 10, 20, ... of `ROWS`, and those of their variants by `others`."""
+    base = dict(zip(ROWS.values(), range(10, 90, 10), strict=True))
+    return base, {changed: others(base[config]) for config in ROWS.values() for _, changed in ablations.variants(config)}
 
 
 def test_changes_are_against_the_same_row_by_the_defaults():
-    base = dict(zip(ROWS.values(), range(10, 90, 10), strict=True))
-    others = {changed: base[config] + 3 for config in ROWS.values() for _, changed in ablations.variants(config)}
+    base, others = varied(lambda score: score + 3)
     relu = {config: value - 2 for config, value in base.items()}
-    measured = {DEFAULTS: counts(base | others), ("outputs", "relu"): counts(relu)}
-    table = ablations.table(measured, "IoU", number=20).set_index(["factor", "level", "row"]).sort_index()
+    study = made.study(base | others, others={RELU: relu}, varied=[*ROWS], protocols=["outputs"])
+    table = ablations.ablations(study).set_index(["factor", "level", "row"]).sort_index()
     assert table.loc[DEFAULTS, "value"].to_dict() == pytest.approx(dict(zip(ROWS, base.values(), strict=True)))
     relu_rows = table.loc[("outputs", "relu")]
     assert relu_rows["change"].to_numpy() == pytest.approx(-2) and set(relu_rows["verdict"]) == {"worse"}
-    options = table[table.index.get_level_values("factor").isin(ablations.OPTIONS)]
-    assert options[["change", "change_low", "change_high"]].to_numpy() == pytest.approx(3) and set(options["verdict"]) == {
-        "better"
-    }
+    options = table[table.index.get_level_values("factor").isin(OPTIONS)]
+    assert options[["change", "change_low", "change_high"]].to_numpy() == pytest.approx(3)
+    assert set(options["verdict"]) == {"better"} and len(options) == len(list(others))
     assert table.loc[("trick", "both", "LTGrad-CAM"), "change"] == pytest.approx(30)
     assert table.loc[("trick", "fusion of S1 to S5", "Grad-CAM, fused"), "change"] == pytest.approx(20)
+    assert set(table["data"]) == {"toy"} and set(table["metric"]) == {"IoU"}
 
 
 def test_a_trick_is_worth_something_in_every_run():
-    base = dict(zip(ROWS.values(), range(10, 90, 10), strict=True))
-    relu = {config: value / 2 for config, value in base.items()}
-    table = ablations.table({DEFAULTS: counts(base), ("outputs", "relu"): counts(relu)}, "IoU", number=5)
+    base, others = varied(int)
+    relu = {c: v // 2 for c, v in base.items()}
+    table = ablations.ablations(made.study(base | others, others={RELU: relu}, varied=[*ROWS], protocols=["outputs"]))
     tricks = table[table["factor"] == "trick"].set_index("level")["change"]
     assert len(tricks) == 2 * len(ablations.TRICKS)
     assert tricks["truncation at S5"] == pytest.approx(10) and tricks["truncation at S5, outputs = relu"] == pytest.approx(5)
 
 
 def test_readings_are_in_order_of_kendalls_tau():
-    """With the paper's own scores it is 1; an option that turns some methods round, and a run that turns all."""
-    printed = paper.published(3)["mIoU"]
-    own = {config: round(printed[name]) + 10 * n for n, (name, config) in enumerate(paper.SEVEN.items())}
-    exact = {config: round(100 * printed[name] / 40) for name, config in paper.SEVEN.items()}
+    """With the paper's own scores it is 1; an option turns some methods round, and another run all."""
+    printed = paper.published(4)["mIoU"]
+    own = {config: round(printed[name]) + 6 * n for n, (name, config) in enumerate(paper.SEVEN.items())}
     changed = {c: 90 - own[config] for config in own for (option, _), c in ablations.variants(config) if option == "per"}
     others = {c: own[config] for config in own for (option, _), c in ablations.variants(config) if option != "per"}
-    measured = {DEFAULTS: counts(own | changed | others), ("head", "gap"): counts(exact)}
-    table = ablations.readings(measured, 3, "IoU", draw=5).set_index(["factor", "level"])
-    assert table.index[0] == ("head", "gap") and table["tau"].iloc[0] == 1 and table["tau"].is_monotonic_decreasing
-    assert len(table) == 3 + sum(len(levels) for levels in ablations.OPTIONS.values())
+    exact = made.counts(own)
+    exact.values[:, :, 0] = [round(100 * printed[name]) for name in paper.SEVEN]  # of 10,000 pixels
+    exact.values[:, :, 2] = 10_000 - exact.values[:, :, 0]
+    study = made.study(own | changed | others, others={RELU: exact}, protocols=["outputs"])
+    table = ablations.readings(study).set_index(["factor", "level"])
+    assert table.index[0] == ("outputs", "relu") and table["tau"].iloc[0] == 1 and table["tau"].is_monotonic_decreasing
+    assert len(table) == 3 + sum(len(levels) for levels in OPTIONS.values())
     assert table.loc[("mean", "over objects"), list(paper.SEVEN)].tolist() == pytest.approx([*own.values()])  # all alike here
     far = [abs(score - printed[name]) for name, score in zip(paper.SEVEN, own.values(), strict=True)]
     assert table.loc[DEFAULTS, "farthest"] == pytest.approx(max(far))
@@ -100,48 +100,56 @@ def test_readings_are_in_order_of_kendalls_tau():
 
 def test_the_cross_is_against_no_truncation_at_its_scale():
     whole = {"none": 10, "max": 20, "minmax": 30, "tanh": 40}
-    scores = {c: whole[c.normalize] + (c.delta or 0) / 10 for c in ablations.cross([0.0, 20.0])}
-    table = ablations.crossed(counts({c: round(10 * v) / 10 for c, v in scores.items()}), "IoU", [0.0, 20.0], number=5)
-    assert len(table) == len(scores) and table["change"].to_numpy() == pytest.approx(table["delta"].fillna(0) / 10)
+    found = {c: whole[c.normalize] + int(c.delta or 0) // 10 for c in ablations.crossings([0.0, 20.0])}
+    table = ablations.cross(made.study(found, deltas=[0.0, 20.0]))
+    assert len(table) == len(found) and table["change"].to_numpy() == pytest.approx(table["delta"].fillna(0) / 10)
 
 
-def test_what_the_training_part_chooses_meets_every_baseline_on_the_test_part():
-    layercam, fullgrad, only_test = Config("layercam", "S1-S5", 40.0), Config("fullgrad", "all"), Config("hirescam")
-    test, train = {layercam: 50, fullgrad: 60, LT: 55, only_test: 99}, {layercam: 80, fullgrad: 70, LT: 60}
-    table = ablations.beyond(counts(test), counts(train), {"FullGrad": fullgrad, "LT": LT}, "IoU", number=20)
-    assert (
-        table["row"].tolist() == ["chosen", "FullGrad", "LT"] and table["method"][0] == "layercam" and table["delta"][0] == 40
-    )
-    assert table["value"].tolist() == [50, 60, 55] and table["change"].tolist() == pytest.approx([0, -10, -5])
-    assert table["verdict"].tolist() == ["tie", "worse", "worse"] and set(table["chosen_on"]) == {80}
+def test_what_the_training_part_chooses_meets_every_method_on_the_test_part():
+    layercam = Config("layercam", "S1-S5", 40.0)
+    test = dict.fromkeys([*paper.SEVEN.values(), *paper.SWEEP], 30) | {layercam: 50, paper.SEVEN["FullGrad"]: 60, LT: 55}
+    train = dict.fromkeys(paper.SWEEP, 10) | {layercam: 80, LT: 70}
+    table = ablations.beyond(made.study(test, train)).set_index("row")
+    assert list(table.index) == ["chosen", *paper.SEVEN]
+    assert table.loc["chosen", ["method", "delta"]].tolist() == ["layercam", 40] and set(table["chosen_on"]) == {80}
+    rows = table.loc[["chosen", "FullGrad", "LTGrad-CAM(l=5, δ=20)", "Grad-CAM"]]
+    assert rows["value"].tolist() == pytest.approx([50, 60, 55, 30])
+    assert rows["change"].tolist() == pytest.approx([0, -10, -5, 20])
+    assert rows["verdict"].tolist() == ["tie", "worse", "worse", "better"]
 
 
-@pytest.mark.parametrize("asked", [{"protocols": ["sizes"]}, {"varied": ["sizes"]}])
-def test_what_does_not_exist_is_refused_before_anything_runs(study, asked):  # noqa: F811
-    with pytest.raises(InputError, match=r"'sizes' cannot be changed: expected protocols of \('labels'"):
-        ablations.measure(study, **asked)
-    assert [path.name for path in study.out.iterdir()] == ["trainings.csv"]
+def test_eq9_has_the_score_of_each_reading_and_its_difference_from_delta_0():
+    rng = np.random.default_rng(0)
+    counts = made.counts(dict.fromkeys(EQ9.values(), 1), 9)
+    counts = Counts(counts.pairs, counts.configs, rng.integers(1, 99, counts.values.shape))
+    table = ablations.eq9(made.study(counts, metric="mIoU")).set_index("reading")
+    assert list(table.index) == ["δ = 0", "positive values (Eq. 9)", *READINGS] and table["change"].iloc[0] == 0
+    expected = scores(counts)["mIoU"]
+    assert table["value"].to_numpy() == pytest.approx(expected.to_numpy())
+    assert table["change"].to_numpy() == pytest.approx((expected - expected[0]).to_numpy())
+    assert table.loc["positive values (Eq. 9)", "value"] == pytest.approx(scores(counts.pick([LT]))["mIoU"][0])
 
 
-def test_measured_runs_are_kept_and_found_again(study, monkeypatch):  # noqa: F811
-    monkeypatch.setitem(ablations.LARGER, "voc2012", (48, 64))
-    train(replace(study.trained.recipe, seed=1, epochs=1), study.runs / "other")
-    measured = ablations.measure(study, [20.0], others=["other"])
-    assert [*measured] == [
-        DEFAULTS,
-        ("labels", "predicted"),
-        ("outputs", "relu"),
-        ("size", "64 x 48"),
-        ("epochs, seed", "1, 1"),
-    ]
-    size = json.loads((study.out / "ablations" / "size" / "counts.json").read_text())["size"]
-    assert size == [48, 64]
-    kept = {path: path.stat().st_mtime_ns for path in study.out.rglob("counts.csv.gz")}
-    (study.runs / "other" / "checkpoint.pt").unlink()  # its counts are enough
-    again = ablations.measure(Study("paper", "voc2012"), [20.0], others=["other"])
-    assert {path: path.stat().st_mtime_ns for path in study.out.rglob("counts.csv.gz")} == kept and [*again] == [*measured]
-    table = ablations.table(again, "mIoU", number=5)
-    scores = metrics.scores(measured["outputs", "relu"]).set_index(metrics.ALWAYS)["mIoU"]
-    relu = table[(table["factor"] == "outputs")].set_index(metrics.ALWAYS)["value"]
-    assert relu.to_numpy() == pytest.approx(scores.loc[relu.index].to_numpy())
+def test_what_the_profile_asks_for_is_measured_under_its_protocol(study):
+    runs = ablations.protocols(study)
+    assert {*runs} == {("labels", "predicted"), ("outputs", "relu"), ("size", "96 x 96")}
+    table = make("ablations", study)
+    relu = table[table["factor"] == "outputs"]
+    own = study.counts(ROWS.values(), protocol=runs["outputs", "relu"], seeds=1)
+    assert relu["value"].to_numpy() == pytest.approx(scores(own)["mIoU"].to_numpy(), abs=1e-3)
     assert set(paper.SEVEN.values()) - set(ROWS.values())  # the rows are not just the paper's
+    study.settings["protocols"] = ["sizes"]
+    with pytest.raises((InputError, KeyError), match="sizes"):
+        ablations.protocols(study)
+
+
+def test_another_training_is_a_run_and_its_counts_are_enough(study):
+    train(replace(study.recipe("seed0"), seed=1, epochs=1), study.runs / "other")
+    study.settings["others"] = ["other"]
+    found = ablations.measured(study, lambda run: list(ROWS.values()))
+    assert [*found][-1] == ("seed, epochs", "1, 1") or [*found][-1] == ("epochs, seed", "1, 1")
+    (study.runs / "other" / "checkpoint.pt").unlink()
+    again = Study("toy", "voc2012", kept=True)
+    again.settings["others"] = ["other"]
+    kept = ablations.measured(again, lambda run: list(ROWS.values()))
+    assert [*kept] == [*found] and all(np.array_equal(kept[run].values, found[run].values) for run in found)

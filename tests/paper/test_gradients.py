@@ -1,29 +1,105 @@
-"""One pass for signs, stages and other readings of Eq. 9: which pairs it has, that it is kept, and that it goes on."""
+"""Two signs and two stages by hand; on a real trace, the definitions; the one pass: its pairs, that it is kept and goes on."""
 
-import inspect
-import json
-from types import SimpleNamespace
+import math
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torch import Tensor
 
-from ltcam import data as datasets
-from ltcam.experiment import provenance
-from ltcam.experiment.configs import Config
-from ltcam.experiment.evaluation import evaluate
-from ltcam.paper import anatomy, eq9, gradients
-from tests.experiment.test_evaluation import checkpoint, folder, run  # noqa: F401 - fixtures
+from ltcam import trace, truncate
+from ltcam.engine.cam import layer_maps
+from ltcam.engine.config import Config
+from ltcam.engine.trace import Trace
+from ltcam.paper import gradients
+from ltcam.paper.registry import RESULTS, make
+from tests.interrupts import at_call
 
 
-@pytest.fixture
-def study(run, tmp_path):  # noqa: F811
-    """One training, whose folder is `tmp_path`."""
+def traced(activations: list[Tensor], gradients: list[Tensor]) -> Trace:
+    names = [f"layer{i}" for i in range(len(activations))]
+    stages = {f"S{i}": name for i, name in enumerate(names, 1)}
+    kept = dict(zip(names, activations, strict=True)), dict(zip(names, gradients, strict=True))
+    return Trace(torch.tensor([[0, 0]]), torch.zeros(1, 1), names, stages, (4, 4), _activations=kept[0], _gradients=kept[1])
 
-    def save(table, name, started, **about):
-        provenance.save(table, tmp_path / name, started, **about)
 
-    test = datasets.load("voc2012", "val")
-    return SimpleNamespace(out=tmp_path, folds=lambda: iter([run]), save=save, test=test, trained=run)
+A = torch.tensor([[[[4.0, 0.0], [0.0, 4.0]], [[0.0, 8.0], [0.0, 0.0]]]])  # (1, 2, 2, 2)
+G = torch.tensor([[[[1.0, 1.0], [0.0, 2.0]], [[-1.0, -1.0], [-1.0, 1.0]]]])
+# mean positive gradients 1 and 0.25: map [[4, 2], [0, 4]]; mean negative ones 0 and 0.75: map [[0, 6], [0, 0]]
+
+
+def covered(*places, void=()):
+    found = torch.zeros(4, 4)
+    for place in places:
+        found[place] = 1
+    for place in void:
+        found[place] = torch.nan
+    return found
+
+
+LEFT, RIGHT, BELOW = (slice(2), slice(2)), (slice(2), slice(1, 3)), (slice(2, 4), slice(4))
+
+
+@pytest.mark.parametrize(
+    ("objects", "positive", "negative"),
+    [
+        (covered(LEFT), 4 / 10 / 0.25, 0),
+        (covered(LEFT, void=[BELOW]), 4 / 6 / 0.5, 0),  # of the upper half the object is the left one
+        (covered(RIGHT), (2 + 1) / 10 / 0.25, 0.5 / 0.25),  # half of each upper cell of the map
+    ],
+)
+def test_the_signs_by_hand(objects, positive, negative):
+    ((pair, stage, *found, weight),) = gradients.where(traced([A], [G]), [objects])
+    assert (pair, stage) == (0, "S1") and found == pytest.approx([positive, negative]) and weight == pytest.approx(6 / 10)
+
+
+def test_an_empty_map_has_no_place():
+    ((*_, positive, negative, _),) = gradients.where(traced([A], [G.abs()]), [torch.ones(4, 4)])
+    assert positive == pytest.approx(1) and math.isnan(negative)
+
+
+def test_the_overlap_is_of_the_deepest_stage():
+    rows = [("a", "S4", 1.0, 9.0), ("a", "S5", 4.0, 2.0), ("b", "S5", 0.0, 2.0), ("c", "S5", 3.0, math.nan)]
+    signs = pd.DataFrame(rows, columns=["name", "stage", "positive", "negative"]).assign(**{"class": 0})
+    found = gradients.overlap(signs)
+    assert found["name"].tolist() == ["a", "b", "c"]
+    assert found["overlap"].tolist() == pytest.approx([0.5, math.nan, math.nan], nan_ok=True)
+
+
+def test_the_stages_by_hand():
+    twice = torch.full((1, 1, 1, 1), 3.0), torch.ones(1, 1, 1, 1)
+    found = list(gradients.weights(traced([A, twice[0]], [G, twice[1]]), (None, 0.0, 90.0)))
+    # weights 1 and -0.5 without truncation: [[4, 0], [0, 4]]; at 90 the largest gradient alone, weight 0.5: [[2, 0], [0, 2]]
+    expected = [
+        [0, "S1", None, 100 * 2 / 5, 25, 100 * 7 / 8], [0, "S2", None, 60, 100, 100],
+        [0, "S1", 0.0, 100 * 2.5 / 5.5, 50, 50], [0, "S2", 0.0, 100 * 3 / 5.5, 100, 100],
+        [0, "S1", 90.0, 25, 25, 12.5], [0, "S2", 90.0, 75, 100, 100],
+    ]  # fmt: skip
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours[:3] == theirs[:3] and ours[3:] == pytest.approx(theirs[3:])
+
+
+def test_the_energies_are_those_of_the_maps_that_are_fused(tiny, images):
+    whole = trace(tiny, images, [0, 1, 2])
+    for delta in (None, 20.0):
+        maps = layer_maps(whole, Config("gradcam", "all", delta))
+        means = torch.stack([m.mean(dim=(1, 2)) for m in maps.values()])
+        expected = (100 * means / means.sum(dim=0)).T.flatten().tolist()
+        found = sorted(gradients.weights(whole, [delta]), key=lambda row: (row[0], row[1]))
+        assert [row[3] for row in found] == pytest.approx(expected, nan_ok=True)
+
+
+def test_the_share_that_eq9_drops(tiny, images):
+    whole = trace(tiny, images, [0, 1, 2])
+    shares = pd.DataFrame(gradients.losses(whole, (0.0, 50.0)), columns=["pair", "stage", "delta", "share"])
+    assert len(shares) == 3 * 5 * 2 and (shares.loc[shares["delta"] == 0, "share"].dropna() == 0).all()
+    gradient = whole.gradient(whole.stages["S4"])[1].double().clamp(min=0)
+    positive = np.sort(gradient[gradient > 0].numpy())
+    expected = 100 * positive[: -(-(len(positive) - 1) // 2)].sum() / positive.sum()
+    (found,) = shares.query("pair == 1 and stage == 'S4' and delta == 50")["share"]
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert len(truncate(gradient[None], 50).nonzero()) == len(positive) + (len(positive) - 1) // -2
 
 
 def pairs(data, images=None):
@@ -31,84 +107,31 @@ def pairs(data, images=None):
 
 
 def test_the_pairs_are_the_scored_ones(study):
-    found, expected = gradients.of(study, batch_size=2), pairs(study.test)
-    for name, times in {"signs": 5, "stages": 5 * len(anatomy.DELTAS), "eq9_counts": 1 + len(eq9.READINGS)}.items():
-        assert set(zip(found[name]["name"], found[name]["class"], strict=True)) == expected
-        assert len(found[name]) == times * len(expected)
-    assert found["signs"]["name"].is_monotonic_increasing and found["stages"]["delta"].isna()[0]
-    assert found["dropped"]["share"].between(0, 100).all() and len(found["dropped"]) == 5 * len(eq9.SHARES)
-    alone = gradients.of(study, batch_size=1)["stages"]
-    pd.testing.assert_frame_equal(alone, found["stages"], rtol=1e-3)
-    few = gradients.of(study, images=2)
-    assert set(zip(few["signs"]["name"], few["signs"]["class"], strict=True)) == pairs(study.test, 2)
+    expected = pairs(study.test)
+    for name, times in {"signs": 5, "stages": 5 * len(gradients.DELTAS)}.items():
+        table = make(name, study)
+        assert set(zip(table["name"], table["class"], strict=True)) == expected and len(table) == times * len(expected)
+    assert make("signs", study)["name"].is_monotonic_increasing and make("stages", study)["delta"].isna()[0]
+    dropped = make("dropped", study)
+    assert dropped["share"].between(0, 100).all() and len(dropped) == 5 * len(gradients.SHARES)
+    study.settings["images"] = 2
+    few = RESULTS["signs"].make(study)
+    assert set(zip(few["name"], few["class"], strict=True)) == pairs(study.test, 2)
 
 
-def test_the_counts_are_those_of_evaluate(study, run, tmp_path):  # noqa: F811
-    counts = gradients.of(study, batch_size=3)["eq9_counts"]
-    theirs = evaluate(run, "val", [Config("gradcam", "S1-S5", delta) for delta in (0.0, 20.0)], tmp_path / "counts")
-    for delta, reading in ((0.0, eq9.NONE), (20.0, eq9.EQ9)):
-        own, other = counts[counts["reading"] == reading], theirs[theirs["delta"] == delta]
-        both = own.merge(other, on=["name", "group", "class"], suffixes=("", "_of"))
-        assert len(both) == len(theirs) / 2
-        assert max((both[part] - both[f"{part}_of"]).abs().max() for part in ("tp", "fp", "fn")) <= 5  # pixels at the threshold
-
-
-def test_what_is_kept_is_not_measured_again(study, monkeypatch):
-    first = gradients.of(study, batch_size=2)
-    made = json.loads((study.out / "signs.json").read_text())["gradients"]
-    left = study.out / f"gradients.0.{made[:12]}.0.partial.jsonl"
-    left.touch()  # by a run that was killed right before its end
-    gradients.of(study, batch_size=2)
-    assert not [*study.out.glob("*.partial*")] and json.loads((study.out / "signs.json").read_text())["gradients"]
-    with monkeypatch.context() as patch:
-        patch.setattr(gradients, "trace", lambda *_: pytest.fail("measured again"))
-        for name, table in gradients.of(study, batch_size=2).items():
-            pd.testing.assert_frame_equal(table, first[name])
-        for changed in (lambda: gradients.of(study, batch_size=1), lambda: gradients.of(study, 2, images=1)):
-            with pytest.raises(pytest.fail.Exception):
-                changed()
-        (study.out / "eq9_counts.csv.gz").unlink()
-        with pytest.raises(pytest.fail.Exception):
-            gradients.of(study, 2)
-    source = inspect.getsource
-    monkeypatch.setattr(inspect, "getsource", lambda module: source(module) + "# changed" * (module is eq9))
-    monkeypatch.setattr(gradients, "trace", lambda *_: pytest.fail("measured again"))
-    with pytest.raises(pytest.fail.Exception):
-        gradients.of(study, 2)
-
-
-def test_an_interrupted_pass_goes_on_after_its_last_batch(study, monkeypatch):
-    expected, traced = gradients.of(study, batch_size=1), gradients.trace
-    (study.out / "signs.csv.gz").unlink()
-    seen = []
-
-    def until(last):
-        def trace(*arguments):
-            seen.append(1)
-            if len(seen) == last:
-                raise KeyboardInterrupt
-            return traced(*arguments)
-
-        return trace
-
-    monkeypatch.setattr(gradients, "trace", until(3))
+def test_an_interrupted_pass_goes_on_after_its_last_batch_and_is_kept(study, monkeypatch):
+    expected, batch = {name: make(name, study) for name in gradients.COLUMNS}, gradients._batch
+    study.store.db.execute("DELETE FROM notes")
+    study.protocol = type(study.protocol)(2)
+    calls, second = at_call(2, batch)
+    monkeypatch.setattr(gradients, "_batch", second)
     with pytest.raises(KeyboardInterrupt):
-        gradients.of(study, 1)
-    assert len([*study.out.glob("gradients.*.partial.jsonl")]) == 1 and not (study.out / "signs.csv.gz").is_file()
-    seen.clear()
-    monkeypatch.setattr(gradients, "trace", until(None))
-    for name, table in gradients.of(study, batch_size=1).items():
-        pd.testing.assert_frame_equal(table, expected[name])
-    assert len(seen) == len(study.test.scored) - 2 and not [*study.out.glob("*.partial*")]
-
-
-def test_progress_is_said_every_ten_batches(study, monkeypatch, caplog):
-    data = study.test
-    data.entries = (data.entries * 25)[:25]
-    monkeypatch.setattr(type(study.trained), "load", lambda *_: data)
-    monkeypatch.setattr(gradients, "_looked_into", lambda *_: [])
-    caplog.set_level("INFO", "ltcam.paper.gradients")
-    gradients.of(study, batch_size=1)
-    number = len(data.scored)
-    assert number >= 20
-    assert caplog.messages == [f"{data.title} val: {step} of {number} batches" for step in range(10, number + 1, 10)]
+        gradients.signs(study)
+    again, every = at_call(99, batch)
+    monkeypatch.setattr(gradients, "_batch", every)
+    for name in gradients.COLUMNS:
+        pd.testing.assert_frame_equal(RESULTS[name].make(study), expected[name], rtol=1e-3, check_dtype=False)
+    assert len(calls) == 2 and len(again) == -(-len(study.test.scored) // 2) - 1  # one pass serves three tables
+    monkeypatch.setattr(gradients, "VERSION", 2)
+    gradients.signs(study)
+    assert len(again) == 2 * len(study.test.scored) // 2 - 1 + len(study.test.scored) % 2

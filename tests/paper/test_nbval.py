@@ -13,59 +13,45 @@ from ltcam import files
 NOTEBOOK = """
 from ltcam.paper import golden
 import pandas as pd
-table = pd.DataFrame({"row": ["a"], "mIoU": [%s]})
-print(golden.check(table, "table1", "toy"))
+table = pd.DataFrame({"row": ["a"], "mIoU": [10.3]})
+print(golden("table1", table, "%s"))
 """
-
-
-def nbval(folder):
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
-    options = ["--nbval", "--nbval-current-env", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(folder)]
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", *options, str(folder)], capture_output=True, text=True, env=environment, check=False
-    )
 
 
 @pytest.fixture
 def toy(tmp_path):
-    """A checkout of its own with one notebook, its committed output and its golden value 10.0."""
+    """A checkout of its own with the golden values 10.0 and, for another profile, 9.7."""
     shutil.copytree(files.ROOT / "ltcam", tmp_path / "ltcam", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(files.ROOT / "pyproject.toml", tmp_path)
     shutil.copy(files.NOTEBOOKS / "conftest.py", tmp_path)
-    (tmp_path / "data" / "golden" / "toy").mkdir(parents=True)
-    (tmp_path / "data" / "golden" / "toy" / "table1.csv").write_text("row,mIoU\na,10.0\n")
-
-    def write(value, text="within tolerance\n"):
-        cell = nbformat.v4.new_code_cell(NOTEBOOK % value, execution_count=1, id="a")
-        cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]
-        measured = nbformat.v4.new_code_cell("# NBVAL_IGNORE_OUTPUT\nprint(id(table))", execution_count=2, id="b")
-        measured.outputs = [nbformat.v4.new_output("stream", name="stdout", text="of another machine\n")]
-        silent = nbformat.v4.new_code_cell("table = None", execution_count=3, id="c")
-        notebook = nbformat.v4.new_notebook(
-            cells=[cell, measured, silent], metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-        )
-        nbformat.write(notebook, tmp_path / "toy.ipynb")
-        return tmp_path
-
-    return write
+    for profile, value in (("near", 10.0), ("far", 9.7)):
+        folder = tmp_path / "data" / "golden" / profile
+        folder.mkdir(parents=True)
+        (folder / "table1.csv").write_text(f"row,mIoU\na,{value}\n")
+    return tmp_path
 
 
-def test_unchanged_passes_beside_another_kernel(toy, foreign):
-    folder = toy(10.3)
-    done = nbval(folder)
-    assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout
-    assert "nbval: 3 of 3 cells ran, 1 have outputs that are compared" in done.stdout
+def write(folder, name, profile, text="table1: within tolerance\n"):
+    cell = nbformat.v4.new_code_cell(NOTEBOOK % profile, execution_count=1, id="a")
+    cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]
+    measured = nbformat.v4.new_code_cell("# NBVAL_IGNORE_OUTPUT\nprint(id(table))", execution_count=2, id="b")
+    measured.outputs = [nbformat.v4.new_output("stream", name="stdout", text="of another machine\n")]
+    silent = nbformat.v4.new_code_cell("table = None", execution_count=3, id="c")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell, measured, silent], metadata=kernel), folder / f"{name}.ipynb")
 
 
-def test_a_golden_value_beyond_its_tolerance_fails(toy):
-    folder = toy(10.3)
-    golden = folder / "data" / "golden" / "toy" / "table1.csv"
-    golden.write_text(golden.read_text().replace("10.0", "9.7"))
-    done = nbval(folder)
-    assert done.returncode == 1 and "1 failed" in done.stdout and "mIoU" in done.stdout, done.stdout
-
-
-def test_a_changed_output_fails(toy):
-    folder = toy(10.3, "within reach\n")
-    done = nbval(folder)
-    assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout
+def test_a_changed_output_and_a_golden_value_beyond_its_tolerance_fail(toy, foreign):
+    """Beside another kernel of the same name."""
+    write(toy, "1_good", "near")
+    write(toy, "2_moved", "far")
+    write(toy, "3_changed", "near", "table1: within reach\n")
+    options = ["--nbval", "--nbval-current-env", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(toy)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "-rf", str(toy)], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(toy)},
+    )  # fmt: skip
+    failed = [line.split("::")[0].rpartition("/")[2] for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    assert done.returncode == 1 and failed == ["2_moved.ipynb", "3_changed.ipynb"], done.stdout
+    assert "mIoU is 10.3 in row 0, expected 9.7" in done.stdout and "2 failed, 7 passed" in done.stdout
+    assert "nbval: 9 of 9 cells ran, 3 have outputs that are compared" in done.stdout

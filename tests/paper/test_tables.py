@@ -3,11 +3,17 @@
 import re
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from ltcam import files
+from ltcam.data import load
+from ltcam.experiment.scores import ALWAYS, scores
 from ltcam.paper import tables as paper
+from ltcam.paper.registry import make
+from tests.paper import made
 
 ALL = (1, 2, 3, 4)
 
@@ -37,7 +43,7 @@ def cells(text, number):
 @pytest.mark.parametrize("number", ALL)
 def test_every_value_and_style_is_that_of_the_text(text, number):
     printed = cells(text, number)
-    values, styles = paper.published(number).stack(), paper.emphasis(number).stack()
+    values, styles = paper.published(number).stack(), paper.published(number, "style").stack()
     assert set(values.index) == set(styles.index) == set(printed)
     for where, cell in printed.items():
         tag = re.match(r"<([bu])>(.*)</\1>$", cell)
@@ -64,23 +70,30 @@ def test_what_notebook_06_says_of_the_text_is_there(text, words):
     assert words in re.sub(r"\s+", " ", text)
 
 
+def test_what_the_paper_underlines_and_should_not():
+    assert len(paper.underlined()) == 3 and all(sentence.startswith("Table 4, ") for sentence in paper.underlined())
+    assert any(
+        "Recall: Grad-CAM's 77.63 is underlined, the second best is Layer-CAM(l=1, δ=0)'s" in s for s in paper.underlined()
+    )
+
+
 def test_the_values_are_complete():
     assert [paper.published(number).shape for number in ALL] == [(7, 1), (5, 4), (7, 4), (7, 4)]
     for number in ALL:
-        assert paper.published(number).index.tolist() == list(paper.TABLES[number])
-        assert paper.emphasis(number).isin(["bold", "underline", ""]).all(axis=None)
+        assert paper.published(number).index.tolist() == list(paper.ROWS[number])
+        assert paper.published(number, "style").isin(["bold", "underline", ""]).all(axis=None)
     shared = ["Grad-CAM++", "Grad-CAM", "FullGrad"]
     assert paper.published(2).loc[shared].equals(paper.published(3).loc[shared])
     assert paper.published(1).loc["S5", "mIoU"] == paper.published(3).loc["Grad-CAM", "mIoU"]
 
 
 def test_the_styles_are_as_printed_where_that_is_odd():
-    two, four = paper.emphasis(2), paper.emphasis(4)
+    two, four = (paper.published(number, "style") for number in (2, 4))
     assert two[two == "bold"].count().tolist() == [2, 2, 2, 2]  # the best of each half
     recall = paper.published(4)["Recall"]
     assert four.index[four["Recall"] == "underline"].tolist() == ["Grad-CAM"]
     assert recall.nlargest(2).index.tolist() == ["FullGrad", "Layer-CAM(l=1, δ=0)"]
-    assert (paper.emphasis(3) == "underline").sum().tolist() == [1, 1, 1, 1]
+    assert (paper.published(3, "style") == "underline").sum().tolist() == [1, 1, 1, 1]
     assert (four == "underline").sum().tolist() == [0, 0, 1, 1]
 
 
@@ -103,36 +116,110 @@ def test_table_4_is_pooled_within_rounding_and_the_others_are_not():
 
 
 @pytest.fixture
-def ours():
-    """A Table 4 with pooled scores a point below the paper's, and class means that must not be read."""
-    four = paper.published(4)
-    columns = {paper.POOLED[metric]: four[metric] - 1 for metric in four}
-    return pd.DataFrame({**columns, **dict.fromkeys(paper.CLASS_MEANS.values(), 0.0)}).reset_index()
+def ours(monkeypatch):
+    """Tables with scores a point below the paper's, under the columns that must be read, and 0 under all others."""
+
+    def table(name, study=None):
+        number = int(name[-1])
+        printed, columns = paper.published(number), paper.COLUMNS[number]
+        own = dict.fromkeys({*paper.CLASS_MEANS.values(), *paper.POOLED.values()}, 0.0)
+        own |= {columns[metric]: printed[metric] - 1 for metric in printed}
+        return pd.DataFrame(own, index=printed.index).rename_axis("row").reset_index()
+
+    monkeypatch.setattr(paper, "make", table)
+    return table
 
 
 def test_ours_stand_beside_with_the_difference(ours):
-    wide = paper.compare(4, ours)
+    wide = paper.compared(4, ours("table4"))
     assert wide.columns.tolist()[:3] == [("mIoU", "paper"), ("mIoU", "ours"), ("mIoU", "difference")]
     assert wide.loc["FullGrad", "Recall"].tolist() == [80.25, 79.25, -1.0]
-    long = paper.tidy(4, ours)
-    assert long.columns.tolist() == ["table", "row", "metric", "paper", "ours", "difference"] and len(long) == 28
-    assert long.iloc[0].tolist() == [4, "Grad-CAM++", "mIoU", 25.87, 24.87, -1.0]
-    assert long.iloc[-1].tolist() == [4, "LTGrad-CAM(l=5, δ=20)", "Micro-F1", 52.26, 51.26, -1.0]
-    assert len(paper.tidy(1, ours.assign(row=list(paper.TABLES[1]), mIoU=1.0))) == 7
 
 
-def test_the_page_has_the_papers_styles_and_our_marks(ours):
-    style = paper.styled(4, ours, "tiles")
-    assert style.caption == "Table 4: the paper's on KSDD2, ours on tiles"
-    one = paper.styled(1, ours.assign(row=list(paper.TABLES[1]), mIoU=1.0), "photographs")
-    assert one.caption == "Table 1: the paper's on VOC 2012, ours on photographs"
-    css = {cell: dict(pairs) for cell, pairs in style._compute().ctx.items() if pairs}
-    marked = {(style.index[i], *style.columns[j]): pairs for (i, j), pairs in css.items()}
-    assert marked["Grad-CAM", "Recall", "paper"] == {"text-decoration": "underline"}
-    assert marked["LTGrad-CAM(l=5, δ=20)", "mIoU", "paper"] == {"font-weight": "bold"}
-    assert marked["FullGrad", "Recall", "ours"]["background-color"] == "#b7e1c0"
-    assert marked["Layer-CAM(l=1, δ=0)", "Recall", "ours"]["background-color"] == "#bcd4f0"
-    assert len(marked) == 6 + 2 * 4 and "-1.00" in style.to_html()
+def test_every_printed_number_has_a_row_and_the_interval_of_ours(ours, few):
+    configs = dict.fromkeys(config for rows in paper.ROWS.values() for config in rows.values())
+    long = paper.comparison(made.study(dict.fromkeys(configs, 25), data="ksdd2"))
+    assert list(long) == ["table", "row", "metric", "paper", "ours", "difference", "low", "high", "inside"]
+    assert long["table"].value_counts().to_dict() == {4: 28, 2: 20, 1: 7} and set(long["difference"]) == {-1.0}
+    four = long[long["table"] == 4].reset_index(drop=True)
+    assert four.iloc[0, :6].tolist() == [4, "Grad-CAM++", "mIoU", 25.87, 24.87, -1.0]
+    assert four.iloc[-1, :6].tolist() == [4, "LTGrad-CAM(l=5, δ=20)", "Micro-F1", 52.26, 51.26, -1.0]
+    has = long["metric"].isin(["mIoU", "Micro-F1"])  # precision and recall have no interval
+    assert (long["low"].notna() == has).all() and (long["inside"].notna() == has).all()
+    assert (four.loc[four["metric"] == "mIoU", ["low", "high"]] == 25).all(axis=None)
+    assert (four.loc[four["metric"] == "Micro-F1", ["low", "high"]] == 40).all(axis=None)  # 2 * 25 / 125
+
+
+def test_the_best_and_the_second_best_of_each_column_are_marked(ours):
+    shown = paper.beside(4, made.study(data="ksdd2"))
+    assert shown.caption == "Table 4: the paper's on KSDD2, ours on toy" and "difference" not in shown.to_html()
+    marked = {(shown.index[i], *shown.columns[j]): dict(css) for (i, j), css in shown._compute().ctx.items() if css}
+    for kind in ("paper", "ours"):
+        assert marked["FullGrad", "Recall", kind]["background-color"] == "#b7e1c0"
+        assert marked["Layer-CAM(l=1, δ=0)", "Recall", kind]["background-color"] == "#bcd4f0"
+    assert len(marked) == 2 * 2 * 4 and "-1.00" in paper.beside(1, made.study(data="ksdd2"), difference=True).to_html()
+    assert paper.ranks(pd.Series([3.0, 1, 3, 2])) == [1, 0, 1, 0]
+
+
+CURVES = {  # method: (train, test) at delta 0, 20, 60, 90
+    "gradcam": ([10, 14, 13, 5], [20, 30, 26, 8]),  # the same order: the choice carries over
+    "layercam": ([10, 14, 14, 5], [40, 26, 27, 28]),  # two best ones on the training part; falls and rises on the test part
+    "fullgrad": ([9, 9, 9, 9], [20, 21, 22, 22]),  # flat on the training part; two best ones on the test part
+}
+NONE = {"gradcam": 99.0, "layercam": 1.0, "fullgrad": 2.0}  # a score that would be chosen if it were a candidate
+
+
+@pytest.fixture
+def swept(monkeypatch):
+    rows = [
+        {"part": part, "method": method, "layers": layers, "delta": delta, "mIoU": score, "IoU": 100 - score}
+        for method, layers in paper.SWEPT.items()
+        for part, scores in zip(("train", "test"), CURVES[method], strict=True)
+        for delta, score in zip((90.0, 20.0, 60.0, 0.0, None), [scores[i] for i in (3, 1, 2, 0)] + [NONE[method]], strict=True)
+    ]
+    monkeypatch.setattr(paper, "sweep", lambda study: pd.DataFrame(rows))
+    return pd.DataFrame(rows)
+
+
+def test_the_sweep_is_three_methods_over_ten_deltas_and_none():
+    assert len(paper.SWEEP) == len(set(paper.SWEEP)) == 33
+    found = {(c.method, c.layers, c.per) for c in paper.SWEEP}
+    assert found == {("gradcam", "S1-S5", "layer"), ("layercam", "S1-S5", "layer"), ("fullgrad", "all", "layer")}
+    assert [c.delta for c in paper.SWEEP[:11]] == [None, 0, 10, 20, 30, 40, 50, 60, 70, 80, 90]
+
+
+def test_the_choice_of_the_training_part_its_regret_and_its_rank_correlation(swept):
+    chosen = paper.delta_choice(made.study(metric="mIoU")).set_index("method")
+    assert list(chosen.index) == ["gradcam", "layercam", "fullgrad"]
+    assert chosen["delta"].tolist() == [20, 20, 0]  # of equals the smallest
+    assert chosen["test"].tolist() == [30, 26, 20] and chosen["none"].tolist() == [99, 1, 2]
+    assert chosen["best_delta"].tolist() == [20, 0, 60] and chosen["best"].tolist() == [30, 40, 22]
+    assert chosen["regret"].tolist() == [0, 14, 2]
+    rank = chosen["rank_correlation"]
+    # Layer-CAM: train ranks 2, 3.5, 3.5, 1, test ranks 4, 1, 2, 3: covariance -3.5 / sqrt(4.5 * 5)
+    assert rank["gradcam"] == pytest.approx(1) and rank["layercam"] == pytest.approx(-3.5 / np.sqrt(22.5))
+    assert rank["layercam"] == pytest.approx(stats.spearmanr(*CURVES["layercam"]).statistic) and np.isnan(rank["fullgrad"])
+    assert paper.delta_choice(made.study(metric="IoU"))["delta"].tolist() == [90, 90, 0]  # 100 - mIoU
+
+
+def test_curves_ascend_in_delta_and_leave_out_no_truncation(swept):
+    curves = paper.curves(swept, "mIoU")
+    assert list(curves) == ["gradcam", "layercam", "fullgrad"] and curves["gradcam"].index.tolist() == [0, 20, 60, 90]
+    assert curves["gradcam"]["test"].tolist() == [20, 30, 26, 8] and curves["fullgrad"]["train"].tolist() == [9] * 4
+
+
+def test_both_parts_of_a_study_are_scored_and_kept_apart(study):
+    table = make("sweep", study)
+    assert table["part"].tolist() == ["test"] * 33 + ["train"] * 33 and list(table)[1:9] == ALWAYS
+    for role, images in (("test", 6), ("train", 8)):
+        counts = study.counts(paper.SWEEP, role)
+        assert counts.pairs["name"].nunique() == images and counts.pairs["training"].unique().tolist() == ["seed0", "seed1"]
+        own = table[table["part"] == role]
+        assert own["mIoU"].to_numpy() == pytest.approx(scores(counts)["mIoU"].to_numpy(), rel=1e-5)
+    assert {"mIoU_std", "IoU_std"} <= set(table)
+    study.settings["first"] = 5  # of the training part alone
+    first = study.counts(paper.SWEEP[:1], "train")
+    assert sorted(first.pairs["name"].unique()) == [entry.name for entry in load("voc2012", "train/5").entries]
 
 
 @pytest.mark.parametrize("notebook", sorted(files.NOTEBOOKS.glob("[0-9]*.ipynb")), ids=lambda path: path.stem)

@@ -5,7 +5,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ltcam.paper import ablations, breakdown
 from ltcam.show import charts
 
 
@@ -13,6 +12,10 @@ from ltcam.show import charts
 def closed():
     yield
     plt.close("all")
+
+
+def labels(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
 
 
 def test_a_change_is_a_dot_in_its_rows_panel():
@@ -24,67 +27,97 @@ def test_a_change_is_a_dot_in_its_rows_panel():
     ], columns=columns)  # fmt: skip
     figure = charts.changes(table, ["A", "B"], "title")
     first, second = figure.axes
-    assert [label.get_text() for label in first.get_yticklabels()] == ["per = channel", "fuse = max"]
-    dots = [[(line.get_xdata()[0], line.get_ydata()[0], line.get_color()) for line in panel.lines if line.get_marker() == "o"]
-            for panel in (first, second)]  # fmt: skip
-    assert dots == [[(1.0, 0, "tab:green")], [(-2.0, 0, "tab:red"), (0.1, 1, "tab:gray")]]
+    assert labels(first.yaxis) == ["per = channel", "fuse = max"] and first.yaxis_inverted()
+    lines, dots = second.collections
+    assert dots.get_offsets().tolist() == [[-2, 0], [0.1, 1]]
+    assert [line.tolist() for line in lines.get_segments()] == [[[-3, 0], [-1, 0]], [[-1, 1], [1, 1]]]
+    red, gray = dots.get_facecolors()
+    assert red[0] > red[1] + 0.5 and np.ptp(gray[:3]) < 0.01
+    assert first.collections[1].get_offsets().tolist() == [[1, 0]]
     assert (first.get_title(), second.get_title(), figure.get_suptitle()) == ("A", "B", "title")
 
 
-def test_the_cross_is_a_row_a_scope_and_scale():
-    crossed = ablations.cross([0.0, 20.0])
-    table = pd.DataFrame(crossed).assign(value=range(len(crossed)))
-    (axes,) = charts.cross(table, "title").axes
-    rows = [label.get_text() for label in axes.get_yticklabels()]
-    assert rows == [f"{per}, {scale}" for per in ("layer", "channel") for scale in ("none", "max", "minmax", "tanh")]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["no truncation", "0", "20"]
-    texts = np.array([text.get_text() for text in axes.texts]).reshape(8, 3)
-    assert texts[:, 0].tolist() == ["0.0", "1.0", "2.0", "3.0"] * 2
-    of = {(c.per, c.normalize, c.delta): f"{value:.1f}" for value, c in enumerate(crossed)}
-    assert texts[5].tolist() == ["1.0", of["channel", "max", 0.0], of["channel", "max", 20.0]]
+def test_the_cross_is_a_row_for_each_scope_and_scale():
+    rows = [{"normalize": scale, "per": "layer", "delta": None, "value": v} for v, scale in enumerate(("none", "max"))]
+    ways = [(per, scale, delta) for per in ("layer", "channel") for scale in ("none", "max") for delta in (0.0, 20.0)]
+    rows += [{"normalize": scale, "per": per, "delta": delta, "value": 10 + v} for v, (per, scale, delta) in enumerate(ways)]
+    (axes,) = charts.cross(pd.DataFrame(rows), "title").axes
+    assert labels(axes.yaxis) == ["layer, none", "layer, max", "channel, none", "channel, max"]
+    assert labels(axes.xaxis) == ["no truncation", "0", "20"]
+    texts = np.array([text.get_text() for text in axes.texts]).reshape(4, 3).astype(float)
+    assert texts.tolist() == [[0, 10, 11], [1, 12, 13], [0, 14, 15], [1, 16, 17]]
 
 
-@pytest.mark.parametrize(("high", "labels"), [(9.0, ["1", "2", "5"]), (900.0, ["1", "10", "100", "1000"])])
-def test_labels_of_a_logarithmic_axis_do_not_crowd(high, labels):
+@pytest.mark.parametrize(("high", "named"), [(9.0, ["1", "2", "5"]), (900.0, ["1", "10", "100", "1000"])])
+def test_labels_of_a_logarithmic_axis_do_not_crowd(high, named):
     axes = plt.figure().add_subplot(xscale="log", xlim=(0.6, high))
     charts._plain(axes.xaxis)
-    named = axes.xaxis.get_major_formatter().format_ticks(axes.xaxis.get_major_locator()())
-    assert set(labels) <= set(named) and ("5" in named) == (high < 50)
+    found = axes.xaxis.get_major_formatter().format_ticks(axes.xaxis.get_major_locator()())
+    assert set(named) <= set(found) and ("5" in found) == (high < 50)
 
 
 @pytest.mark.parametrize("by", ["area", "overlap"])
 def test_gains_are_over_the_amount(by):
     """Fifths of two pairs each: their interval stands over the middle of the two."""
-    each = pd.DataFrame({by: range(1, 11), "gain": [5.0, -5.0] * 5})
-    names = list(breakdown.fifths(each[by], breakdown.AMOUNTS[by])[::2])
+    each = pd.DataFrame({by: range(1, 11), "gain": [5.0, -5.0] * 5, "group": [f"fifth {n // 2}" for n in range(10)]})
     grouped = pd.DataFrame([
-        {"by": kind, "group": group, "row": row, "value": value, "ci_low": value - 2, "ci_high": value + 3}
+        {"by": kind, "group": f"fifth {value}", "row": row, "value": value, "ci_low": value - 2, "ci_high": value + 3}
         for kind, row in ((by, "gain"), ("kind", "gain"), (by, "other"))
-        for value, group in enumerate(names)
+        for value in range(5)
     ])  # fmt: skip
     (axes,) = charts.gains(each, grouped, ["gain"], "title", by).axes
-    dots, line = axes.lines[0], axes.lines[1]
-    assert dots.get_xydata().tolist() == each.to_numpy().tolist()
+    dots, line, low, high = axes.lines[:4]
+    assert dots.get_xydata().tolist() == each[[by, "gain"]].to_numpy().tolist()
     assert line.get_xydata().tolist() == [[1.5 + 2 * n, n] for n in range(5)]
-    low, high = axes.lines[2].get_ydata()[1], axes.lines[3].get_ydata()[1]
-    assert (low, high) == (-1, 4) and axes.get_xscale() == "log" and axes.get_xlabel() == charts.LABELS[by]
+    assert (low.get_ydata()[1], high.get_ydata()[1]) == (-1, 4)
+    assert axes.get_xscale() == "log" and axes.get_xlabel() == charts.LABELS[by]
 
 
-def test_signs_and_stages_have_a_place_for_each_stage():
-    table = pd.DataFrame({"name": "i", "class": 0, "stage": ["S1", "S2"], "positive": [1.0, 2.0], "negative": [0.5, 0.6]})
-    axes = charts.signs(table, "title").axes[0]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["S1", "S2"]
-    rows = [["i", 0, stage, delta, 50.0, 10.0, 100.0] for delta in (None, 0.0) for stage in ("S1", "S2")]
-    energy, half, kept = charts.stages(
-        pd.DataFrame(rows, columns=["name", "class", "stage", "delta", "energy", "half", "kept"]), "title"
-    ).axes
-    assert [bar.get_height() for bar in energy.patches] == [50.0] * 4
-    assert [label.get_text() for label in half.get_xticklabels()] == ["none", "0"]
-    assert kept.lines[0].get_ydata().tolist() == [100, 100]
+def test_signs_are_two_boxes_for_each_stage():
+    table = pd.DataFrame({"stage": ["S1", "S2"] * 3, "positive": [1.0, 2, 3, 4, 5, 6], "negative": [0.5] * 6})
+    (axes,) = charts.signs(table, "title").axes
+    assert labels(axes.xaxis) == ["S1", "S2"] and [t.get_text() for t in axes.get_legend().get_texts()] == [
+        "positive gradients", "negative gradients",
+    ]  # fmt: skip
+    medians = [line.get_ydata()[0] for line in axes.lines if line.get_linewidth() == 1.8]
+    assert medians == [3, 4, 0.5, 0.5]
 
 
-def test_what_is_dropped_is_a_line_for_each_stage():
-    table = pd.DataFrame({"stage": ["S1", "S1", "S5", "S5"], "delta": [10.0, 20.0] * 2, "share": [1.0, 2.0, 3.0, 4.0]})
-    (axes,) = charts.dropped(table, "title").axes
-    assert [line.get_ydata().tolist() for line in axes.lines[:2]] == [[1, 2], [3, 4]]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["S1", "S5"]
+def test_stages_are_bars_and_curves():
+    rows = [[stage, delta, 50.0 + n, 10.0, 100.0 - n] for n, delta in enumerate((None, 0.0)) for stage in ("S1", "S2")]
+    energy, half, kept = charts.stages(pd.DataFrame(rows, columns=["stage", "delta", "energy", "half", "kept"]), "title").axes
+    assert [bar.get_height() for bar in energy.patches] == [50.0, 51.0] * 2
+    assert labels(half.xaxis) == labels(energy.xaxis) == ["none", "0"]
+    assert kept.lines[0].get_ydata().tolist() == [100, 99]
+
+
+def test_lines_have_the_colors_and_the_dashes_of_their_names():
+    wide = pd.DataFrame({"a": [1.0, 5.0, 7.0], "b": [2.0, 4.0, 4.0]}, index=[0.0, 50.0, 90.0])
+    (axes,) = charts.lines(wide, "δ", "IoU (%)", "title", {"a": "tab:blue", "b": "tab:green"}, pd.Series({"b": 3.5})).axes
+    first, second, dashed, _ = axes.lines
+    assert first.get_xydata().tolist() == [[0, 1], [50, 5], [90, 7]] and second.get_ydata().tolist() == [2, 4, 4]
+    assert (first.get_color(), second.get_color(), dashed.get_color()) == ("tab:blue", "tab:green", "tab:green")
+    assert list(dashed.get_ydata()) == [3.5, 3.5] and dashed.get_linestyle() == "--"
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["a", "b", "no truncation"]
+    assert axes.get_xticks().tolist() == [0, 50, 90] and axes.get_title() == "title"
+    (plain,) = charts.lines(wide, "t", "y", marker="").axes
+    assert len(plain.lines) == 2 and plain.lines[0].get_marker() == ""
+
+
+def test_a_step_is_a_bar_with_its_interval():
+    rows = [["step", "Grad-CAM at S5", 30, 29, 31], ["step", "stages: S3-S5", 35, 34, 36], ["row", "Layer-CAM", 33, 0, 50]]
+    table = pd.DataFrame(rows, columns=["kind", "name", "value", "ci_low", "ci_high"])
+    figure = charts.steps(pd.concat([table.assign(cut="otsu"), table.assign(cut="argmax")]), "title")
+    assert [panel.get_title() for panel in figure.axes] == [*charts.CUTS.values()]
+    for panel in figure.axes:
+        assert [bar.get_width() for bar in panel.patches] == [30, 35]
+        assert labels(panel.yaxis) == ["Grad-CAM at S5", "stages: S3-S5"]
+        (intervals,) = panel.collections
+        assert [line[:, 0].tolist() for line in intervals.get_segments()] == [[29, 31], [34, 36]]
+
+
+def test_a_distribution_is_a_row_of_points_and_a_box():
+    (axes,) = charts.distributions({"toy (3)": np.array([5.0, 5, 20]), "b (1)": np.array([20.0])}, "area").axes
+    assert labels(axes.yaxis) == ["toy (3)", "b (1)"] and axes.get_xscale() == "log" and axes.yaxis_inverted()
+    assert [sorted(line.get_xdata()) for line in axes.lines[:2]] == [[5, 5, 20], [20]]
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_linewidth() == 1.8] == [5, 20]

@@ -5,7 +5,7 @@ from PIL import Image
 from torchvision.models import get_model
 from typer.testing import CliRunner
 
-from ltcam import Refine, explain, trace
+from ltcam import Config, Refine, explain, trace
 from ltcam.__main__ import app
 from ltcam.data import preprocess
 from ltcam.experiment.recipe import Recipe
@@ -30,33 +30,36 @@ def resnet(tmp_path):
 
 def test_a_state_dict_of_a_torchvision_model(photo, resnet):
     model = picture.classifier("resnet18", resnet)
-    pixels, name, maps = picture.heatmaps(photo, model, "1", "gradcam", "S3-S5", 20, per_stage=True)
-    assert name == "1" and list(maps) == ["S3", "S4", "S5", "gradcam, S3-S5, δ=20"]
+    pixels, name, maps = picture.maps(photo, model, "1", Config("gradcam", "S3-S5", 20), per_stage=True)
+    assert name == "1" and list(maps) == ["S3", "S4", "S5", "gradcam:S3-S5:20"]
     traced = trace(model[0], preprocess(pixels, (224, 224))[None], 1)
-    assert torch.equal(maps["gradcam, S3-S5, δ=20"], explain(traced, "gradcam", "S3-S5", 20, (60, 90))[0])
+    assert torch.equal(maps["gradcam:S3-S5:20"], explain(traced, "gradcam", "S3-S5", 20, (60, 90))[0])
     assert torch.equal(maps["S4"], explain(traced, "gradcam", "S4", 20, (60, 90))[0])
-    _, _, maps = picture.heatmaps(photo, model, "1", "layercam", None, None, per_stage=True, refine="S4-S5:9")
+    _, _, maps = picture.maps(photo, model, "1", Config("layercam", "all", refine=Refine("S4-S5", 9)), per_stage=True)
     refined = explain(traced, "layercam", size=(60, 90), refine=Refine("S4-S5", 9))[0]
-    assert torch.equal(maps["layercam, all stages, refined S4-S5:9:8:1"], refined)
+    assert torch.equal(maps["layercam:all,refine=S4-S5:9:8:1"], refined)
     assert torch.equal(maps["S4"], explain(traced, "layercam", "S4", size=(60, 90))[0])
-    _, name, maps = picture.heatmaps(photo, model, "", "fullgrad", None, None)
-    assert name == str(int(traced.logits.argmax())) and list(maps) == ["fullgrad, all stages"]
+    how = {"normalize": "max", "fuse": "max", "per": "channel", "compare": "gt"}
+    _, _, maps = picture.maps(photo, model, "1", Config("layercam", "S3-S4", 30, **how))
+    assert torch.equal(*maps.values(), explain(traced, "layercam", "S3-S4", 30, (60, 90), **how)[0])
+    _, name, maps = picture.maps(photo, model, "", Config("fullgrad", "all"))
+    assert name == str(int(traced.logits.argmax())) and list(maps) == ["fullgrad:all"]
 
 
 def test_the_command(photo, resnet, tmp_path):
     out = tmp_path / "heat.png"
     command = ["explain", str(photo), "--model", "resnet18", "--checkpoint", str(resnet), "--out", str(out)]
-    done = CliRunner().invoke(app, [*command, "--class", "2", "--layers", "S1-S5", "--delta", "20", "--per-stage"])
+    done = CliRunner().invoke(app, [*command, "--class", "2", "--config", "gradcam:S1-S5:20", "--per-stage"])
     assert done.exit_code == 0 and done.output == f"{out}: 2\n"
     with Image.open(out) as image:
-        assert image.width > 5 * image.height and np.array(image.convert("RGB")).std() > 10
+        assert image.width > 4 * image.height and np.array(image.convert("RGB")).std() > 10
     before = out.read_bytes()
     for wrong, message in (
         (["--class", "cat"], "class 'cat' is unknown: expected an index or one of 0, 1, 2"),
         (["--class", "7"], "class 7 is out of range"),
-        (["--method", "eigencam"], "method 'eigencam' is unknown"),
-        (["--layers", "S9"], "layer 'S9' was not traced"),
-        (["--refine", "S5:x"], "refine='S5:x' is no way to spread a map"),
+        (["--config", "eigencam"], "method 'eigencam' is unknown"),
+        (["--config", "gradcam:S9"], "layer 'S9' was not traced"),
+        (["--config", "gradcam,refine=S5:x"], "refine='S5:x' is no way to spread a map"),
         (["--model", "resnet19"], "model 'resnet19' is no classifier of torchvision: expected e.g. vgg16"),
         (["--model", "fasterrcnn_resnet50_fpn"], "model 'fasterrcnn_resnet50_fpn' is no classifier of torchvision"),
         (["--model", "fcn_resnet50"], r"does not fit fcn_resnet50: expected its state dict \(Error.* Missing key"),
@@ -76,7 +79,7 @@ def test_a_checkpoint_of_ltcam_train_and_a_class_by_name(photo, tmp_path):
     path = train(Recipe(data="demo", **{**TINY, "epochs": 1, "batch_size": 20, "frozen": 5}), tmp_path / "run")
     model = picture.classifier("vgg16", path)
     assert model[2] == (64, 64)
-    assert picture.heatmaps(photo, model, "stain", "layercam", "S5", None)[1] == "stain"
+    assert picture.maps(photo, model, "stain", Config("layercam"))[1] == "stain"
 
 
 def test_weights_out_of_reach(monkeypatch):
@@ -131,4 +134,4 @@ def test_a_segmentation_network_needs_no_download(auxiliary, photo, tmp_path, mo
     torch.save(made.state_dict(), tmp_path / "dense.pth")
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *a, **k: pytest.fail("it downloads"))
     model = picture.classifier("fcn_resnet50" if auxiliary else "lraspp_mobilenet_v3_large", tmp_path / "dense.pth")
-    assert picture.heatmaps(str(photo), model, "2", "gradcam", None, 20)[1] == "2"
+    assert picture.maps(str(photo), model, "2", Config("gradcam", "all", 20))[1] == "2"

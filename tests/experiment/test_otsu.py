@@ -10,8 +10,8 @@ from skimage.filters import threshold_otsu
 
 from ltcam.engine.tricks import layerize
 from ltcam.errors import InputError
-from ltcam.experiment import metrics, segmentation
-from ltcam.experiment.segmentation import above, otsu_counts, otsu_masks
+from ltcam.experiment import otsu
+from ltcam.experiment.otsu import above, count, otsu_counts, otsu_masks, regions
 
 
 def otsu_mask(heatmap):
@@ -68,19 +68,18 @@ def test_counts_are_those_of_the_masks(kind, dtype, monkeypatch):
     stack = torch.from_numpy(maps(kind, 6, rng)).to(dtype)
     heatmaps = stack.view(3, 2, *stack.shape[1:])
     mask = torch.from_numpy(rng.choice([0, 1, 2, 255], stack.shape[1:]).astype(np.uint8))
-    regions = torch.stack([metrics.regions(mask, c) for c in (0, 1)])
-    assert set(regions.unique().tolist()) == {0, 1, 2}
-    expected = metrics.count(otsu_masks(stack).view_as(heatmaps), regions)
-    assert torch.equal(otsu_counts(heatmaps, regions), expected)
-    assert torch.equal(otsu_counts(heatmaps[:1], regions), expected[:1])
-    monkeypatch.setitem(segmentation.CHUNK, "cpu", 4 * mask.numel() + 1)
-    assert torch.equal(otsu_counts(heatmaps, regions), expected)
+    region = torch.stack([regions(mask, c) for c in (0, 1)])
+    assert set(region.unique().tolist()) == {0, 1, 2}
+    expected = count(otsu_masks(stack).view_as(heatmaps), region)
+    assert torch.equal(otsu_counts(heatmaps, region), expected)
+    assert torch.equal(otsu_counts(heatmaps[:1], region), expected[:1])
+    monkeypatch.setitem(otsu.CHUNK, "cpu", 4 * mask.numel() + 1)
+    assert torch.equal(otsu_counts(heatmaps, region), expected)
 
 
 def test_by_hand():
     heatmap = torch.tensor([[0.0, 0.09, 0.09], [0.9, 1.0, 0.8]])
-    expected = torch.tensor([[False, False, False], [True, True, True]])
-    assert torch.equal(otsu_masks(heatmap[None])[0], expected)
+    assert otsu_masks(heatmap[None]).tolist() == [[[False] * 3, [True] * 3]]
 
 
 def test_a_constant_up_to_rounding_is_empty():
@@ -91,17 +90,12 @@ def test_a_constant_up_to_rounding_is_empty():
 
 def test_large_stacks_are_cut_in_parts(monkeypatch):
     heatmaps = torch.rand(7, 20, 20)
-    whole, over_otsu, parts = otsu_masks(heatmaps), segmentation._over_otsu, []
-    monkeypatch.setattr(segmentation, "_over_otsu", lambda part: parts.append(len(part)) or over_otsu(part))
-    monkeypatch.setitem(segmentation.CHUNK, "cpu", 801)
+    whole, over_otsu, parts = otsu_masks(heatmaps), otsu._over_otsu, []
+    monkeypatch.setattr(otsu, "_over_otsu", lambda part: parts.append(len(part)) or over_otsu(part))
+    monkeypatch.setitem(otsu.CHUNK, "cpu", 801)
     assert torch.equal(otsu_masks(heatmaps), whole) and parts == [2, 2, 2, 1]
-    monkeypatch.setitem(segmentation.CHUNK, "cpu", 1)  # a map is never cut
+    monkeypatch.setitem(otsu.CHUNK, "cpu", 1)  # a map is never cut
     assert torch.equal(otsu_masks(heatmaps), whole) and parts[4:] == [1] * 7
-
-
-def test_otsu_is_scikit_images():
-    heatmap = np.random.default_rng(0).gamma(1, size=(60, 80))
-    assert np.array_equal(otsu_mask(heatmap), heatmap > threshold_otsu(heatmap))
 
 
 def test_a_pixel_at_the_threshold_is_background():
@@ -139,7 +133,7 @@ def test_values_on_and_beside_the_edges_of_bins_are_counted_as_numpy_counts(dtyp
         low, high = low.to(dtype), high.to(dtype)
         on = (low.double() + (high.double() - low.double()) * (torch.arange(513) / 512)).to(dtype)
         values = torch.cat([on, on.nextafter(on - 1), on.nextafter(on + 1)]).clamp(low, high)
-        halves, _ = segmentation._halves(values[None])
+        halves, _ = otsu._halves(values[None])
         counts, edges = np.histogram(values.double(), 256)
         np.testing.assert_array_equal(np.bincount(halves[0] // 2, minlength=256), counts)
         centers = (edges[:-1] + edges[1:]) / 2
@@ -184,6 +178,26 @@ def test_what_rounding_leaves_is_eight_steps():
     step = torch.finfo(torch.float32).eps
     heatmaps = torch.tensor([[[1 - 7.5 * step, 1.0]], [[1 - 8.5 * step, 1.0]]], dtype=torch.float64)
     assert otsu_masks(heatmaps).tolist() == [[[False, False]], [[False, True]]]
+
+
+@pytest.mark.parametrize(
+    ("predicted", "mask", "said"),
+    [
+        ((1, 2, 2), (2, 3), r"a mask \(2, 3\) predicted as a torch.bool tensor \(1, 2, 2\)"),
+        ((1, 2, 2), (2,), r"a mask \(2,\) predicted as a torch.bool tensor \(1, 2, 2\)"),
+        ((1, 2, 2), (2, 2), r"a mask \(2, 2\) predicted as a torch.float32 tensor \(1, 2, 2\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused(predicted, mask, said):
+    masks = torch.zeros(predicted, dtype=torch.float32 if "float" in said else torch.bool)
+    with pytest.raises(InputError, match=f"^{said}: expected bool, and equal heights and widths$"):
+        count(masks, regions(torch.zeros(mask, dtype=torch.uint8), 0))
+
+
+def test_the_class_that_is_void_is_refused():
+    with pytest.raises(InputError, match=r"^class 254 is void in a mask: expected another class than 254$"):
+        regions(torch.zeros(2, 2), 254)
+    assert count(torch.ones(1, 2, 2, dtype=torch.bool), regions(torch.full((2, 2), 254), 253)).tolist() == [[4, 0, 0]]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -1,0 +1,69 @@
+"""Two processes by torchrun, gloo on a CPU: they train and count what one does."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ltcam import files
+from ltcam.experiment import counting, features, parallel, provenance
+from ltcam.experiment.protocol import Protocol
+from ltcam.experiment.trained import load_checkpoint
+from ltcam.experiment.training import train
+from tests.experiment.test_counting import CONFIGS, counted
+from tests.interrupts import at_call
+from tests.two_processes import quiet_recipes
+
+
+def test_two_processes_train_and_count_what_one_does(checkpoint, trained, tmp_path, monkeypatch):
+    """Each training is interrupted and goes on. The first two batches are of an interrupted run of one process, the others are
+    dealt out. What one process alone finds to be no number stops both."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    counted(tmp_path / "counts-alone", trained, "val", CONFIGS[:2], Protocol(1))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(counting, "count_batch", at_call(3, counting.count_batch)[1])
+        counted(tmp_path / "counts", trained, "val", CONFIGS[:2], Protocol(1))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "tests.two_processes",
+    ]
+    done = subprocess.run([*launch, tmp_path, checkpoint], capture_output=True, text=True, timeout=300, cwd=files.ROOT)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(features, "augmentation", lambda *arguments: None)
+    for name, recipe in quiet_recipes().items():
+        alone, shared = (load_checkpoint(train(recipe, tmp_path / run)) for run in (f"{name}-alone", name))
+        torch.testing.assert_close(shared.model.state_dict(), alone.model.state_dict(), rtol=0, atol=1e-5)
+        assert shared.record["last"] == pytest.approx(alone.record["last"], rel=1e-5 if name == "convolutions" else 1e-2)
+        assert json.loads((tmp_path / name / "run.json").read_text())["processes"] == 2
+    torch.set_num_threads(threads)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first["saves"] and not second["saves"]  # one writes
+    assert first["seed"] != second["seed"]  # flips, scales and dropout of its own
+    assert first["error"] == second["error"] and re.match(r"the loss of batch 1 of 2 \(2007_.*\) is nan at lr", first["error"])
+    for name in ("counts.val.csv.gz", "logits.val.csv.gz"):
+        assert (tmp_path / "counts" / name).read_bytes() == (tmp_path / "counts-alone" / name).read_bytes()
+    assert provenance.read(tmp_path / "counts")["counts.val.csv.gz"]["processes"] == 2
+    assert first["counted"] == second["counted"] == 2 and not list(tmp_path.rglob("*partial*"))  # of six images
+
+
+def test_an_error_of_a_loader_process_is_raised_as_it_was_there():
+    class Bad(torch.utils.data.Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            raise ValueError("Caught ValueError in DataLoader worker process 0.\nTraceback\nltcam.errors.InputError: a: b")
+
+    with pytest.raises(ValueError, match=r"^a: b$"):
+        list(parallel.loader(Bad(), torch.device("cpu")))

@@ -1,0 +1,33 @@
+import numpy as np
+import pytest
+
+from ltcam.errors import InputError
+from ltcam.experiment.protocol import Protocol
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"labels": "guessed"}, "labels='guessed' is unknown: expected"),
+        ({"outputs": "conv"}, "outputs='conv' is unknown: expected"),
+        ({"batch_size": 0}, "batch_size=0: expected a whole number"),
+        ({"scales": ()}, "scales"), ({"scales": (0,)}, "scales"), ({"scales": 1.5}, "scales"), ({"flip": 1}, "flip"),
+    ],
+)  # fmt: skip
+def test_a_protocol_that_does_not_exist(wrong, said):
+    with pytest.raises(InputError, match=said):
+        Protocol(**wrong)
+
+
+def test_counts_without_views_are_as_they_were_before_there_were_any():
+    plain = Protocol(4).identity((64, 64))
+    assert plain == {"batch_size": 4, "labels": "true", "outputs": "pool", "size": [64, 64], "bfloat16": False}
+    assert Protocol(4, scales=(1,), flip=False).identity((64, 64)) == plain == Protocol(4, size=(64, 64)).identity((9, 9))
+    assert Protocol(4, flip=True).identity((64, 64)) == plain | {"scales": [1.0], "flip": True}
+
+
+def test_values_are_plain_and_a_name_says_what_differs():
+    numpy = Protocol(np.int64(4), size=[np.int64(96), 64], scales=[1, np.float64(1.5)])
+    assert numpy == Protocol(4, size=(96, 64), scales=(1.0, 1.5)) and type(numpy.size[0]) is int
+    assert numpy.name == "size=96x64,scales=1x1.5" and Protocol(3).name == "" and Protocol(flip=True).name == "flip=True"
+    assert Protocol(labels="predicted", outputs="relu").name == "labels=predicted,outputs=relu"

@@ -1,0 +1,178 @@
+"""Scores against scikit-learn and intervals against scipy, and both by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import bootstrap
+from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
+
+from ltcam import Refine
+from ltcam.engine.config import Config
+from ltcam.errors import InputError, MissingError
+from ltcam.experiment import otsu, scores
+from ltcam.experiment.scores import Counts, interval, verdict
+
+A, B = Config("gradcam"), Config("layercam", "S1-S5", 0.0)
+
+
+def table(rows, groups=None):
+    """Counts of rows (name, class, tp, fp, fn), or of several configurations (name, class, (tp, fp, fn), ...)."""
+    pairs = pd.DataFrame([row[:2] for row in rows], columns=["name", "class"])
+    pairs = pairs.assign(training="", fold="", group=groups or pairs["name"])
+    values = np.array([row[2:] for row in rows]).reshape(len(rows), -1, 3)
+    return Counts(pairs, (A, B)[: values.shape[1]], values)
+
+
+def named(counts, training, fold=""):
+    return Counts(counts.pairs.assign(training=training, fold=fold), counts.configs, counts.values)
+
+
+def scored(counts):
+    """The scores of the first configuration."""
+    return scores.scores(counts).iloc[0]
+
+
+PAIRS = table([("a", 0, 50, 50, 0), ("b", 0, 0, 0, 100), ("a", 1, 10, 30, 10)])
+
+
+@pytest.fixture(scope="module")
+def many():
+    numbers = np.random.default_rng(0).integers(1, 100, (60, 3))
+    return table([(f"i{i}", i % 3, n, np.add(n, [5, 0, 3])) for i, n in enumerate(numbers)])
+
+
+def test_scores_by_hand():
+    row = scored(PAIRS)
+    # class 0: tp 50, fp 50, fn 100; class 1: tp 10, fp 30, fn 10
+    assert row["mIoU"] == pytest.approx((50 / 200 + 10 / 50) / 2 * 100)
+    assert row["mPrecision"] == pytest.approx((50 / 100 + 10 / 40) / 2 * 100)
+    assert row["mRecall"] == pytest.approx((50 / 150 + 10 / 20) / 2 * 100)
+    assert row["mF1"] == pytest.approx((100 / 250 + 20 / 60) / 2 * 100)
+    assert row["IoU"] == pytest.approx(60 / 250 * 100) and row["F1"] == pytest.approx(120 / 310 * 100)
+    assert row["Precision"] == pytest.approx(60 / 140 * 100) and row["Recall"] == pytest.approx(60 / 170 * 100)
+    p, r = row["Precision"] / 100, row["Recall"] / 100  # the identities of Table 4
+    assert row["F1"] / 100 == pytest.approx(2 * p * r / (p + r)) and row["IoU"] == pytest.approx(
+        row["F1"] / (2 - row["F1"] / 100)
+    )
+    assert PAIRS.iou()[:, 0].tolist() == [50, 0, 20] and list(row.index) == [*scores.ALWAYS, *scores.SCORES]
+    empty = table([("a", 0, 0, 0, 9), ("b", 1, 0, 0, 0)])
+    assert scored(empty)[scores.SCORES].tolist() == [0] * 8 and empty.iou().tolist() == [[0], [0]]
+
+
+def test_counts_against_scikit_learn():
+    rng = np.random.default_rng(0)
+    mask = rng.choice([0, 1, 2, 255], (40, 50)).astype(np.uint8)
+    predicted = rng.random((40, 50)) > 0.6
+    counts = otsu.count(torch.from_numpy(np.stack([~predicted, predicted])), otsu.regions(torch.from_numpy(mask), 1))
+    row = scored(table([("x", 1, *counts[1].tolist())]))
+    truth, guess = mask[mask != 255] == 2, predicted[mask != 255]
+    for name, score in (("IoU", jaccard_score), ("Precision", precision_score), ("Recall", recall_score), ("F1", f1_score)):
+        assert row[name] == pytest.approx(100 * score(truth, guess))
+
+
+def test_trainings_are_averaged_and_their_spread_is_that_of_n_less_1():
+    worse = table([("a", 0, 25, 50, 25), ("b", 0, 0, 0, 100), ("a", 1, 0, 30, 20)])  # class 0: 25 of 200, class 1: 0 of 50
+    row = scored(Counts.join([named(PAIRS, "seed0"), named(worse, "seed1")]))
+    assert row["mIoU"] == pytest.approx(14.375) and row["mIoU_std"] == pytest.approx(16.25 / 2**0.5)
+    assert row["IoU"] == pytest.approx((24 + 10) / 2) and row["IoU_std"] == pytest.approx(14 / 2**0.5)  # 60 and 25 of 250
+
+
+def test_folds_of_a_training_part_are_scored_alone_and_held_out_ones_pooled():
+    first, second = table([("a", 0, 10, 0, 10)]), table([("b", 0, 0, 0, 60)])
+    held_out = Counts.join([named(first, "seed0"), named(second, "seed0")])
+    assert scored(held_out)["IoU"] == pytest.approx(100 * 10 / 80) and len(held_out.trainings()["seed0"]) == 1
+    trained_on = Counts.join([named(first, "seed0", "fold0"), named(second, "seed0", "fold1")])
+    assert scored(trained_on)["IoU"] == pytest.approx((50 + 0) / 2)
+    assert scores.draws(trained_on, "IoU", number=3)[A][0].tolist() == pytest.approx([25])
+
+
+def test_configurations_stay_apart_and_in_order(many):
+    both = scores.scores(many)
+    assert scores.configurations(both) == [A, B] and both["IoU"][0] < both["IoU"][1]
+    assert scores.scores(many.pick([B, A, B])).equals(both.iloc[::-1].reset_index(drop=True))
+    with pytest.raises(MissingError, match=r"^hirescam:S5 was not counted: run ltcam reproduce first$"):
+        many.pick([Config("hirescam")])
+
+
+def test_a_table_has_no_column_of_later_options_that_no_row_uses():
+    assert list(scores.columns([A, B])) == scores.ALWAYS
+    refined, aligned = Config("layercam", refine=Refine("S3-S5", 8)), Config("fullgrad", "all", align_corners=True)
+    assert list(scores.columns([A, refined])) == [*scores.ALWAYS, "refine"]
+    configs = [A, refined, aligned, Config("gradcam", "S1-S5", 20.0, fraction=0.3, fuse="max", normalize="tanh")]
+    assert list(scores.columns(configs)) == [*scores.ALWAYS, *scores.LATER]
+    assert scores.configurations(scores.columns(configs)) == configs
+
+
+@pytest.mark.parametrize("metric", ["mIoU", "IoU", "mF1", "F1"])
+def test_the_first_draw_is_the_score(many, metric):
+    found = scores.draws(many, metric, number=10)
+    assert [values[0].item() for values in found.values()] == pytest.approx(scores.scores(many)[metric].tolist())
+    assert [*found] == [A, B] and all(values.shape == (11, 1) for values in found.values())
+
+
+def test_the_mean_over_objects_by_hand():
+    """IoU 1/2, 1 and 0, and a class that is claimed and not there, which is no object."""
+    counts = table([("a", 0, 5, 5, 0), ("a", 1, 9, 0, 0), ("b", 0, 0, 0, 4), ("b", 1, 0, 7, 0)])
+    found = scores.draws(counts, "iIoU", number=50)[A][:, 0]
+    assert found[0] == pytest.approx(50) and set(found.round(6)) == {0, 50, 75}  # of b twice, of both, of a twice
+    assert scores.draws(counts, "iF1", number=1)[A][0, 0] == pytest.approx(100 * (2 / 3 + 1) / 3)
+
+
+def test_a_span_is_over_images_and_trainings():
+    values = np.stack([np.arange(101.0), 200 + np.arange(101.0)], axis=1)  # the first row is the score of all images
+    assert scores.span(values) == pytest.approx((1 + 0.025 * 99, 201 + 0.975 * 99))
+
+
+def test_the_interval_is_scipys(many):
+    """Pooled IoU is a ratio of sums over images, which scipy resamples in the same way."""
+    tp, both = many.values[:, 0, 0], many.values[:, 0].sum(axis=1)
+    ratio = lambda a, b, axis: 100 * a.sum(axis) / b.sum(axis)  # noqa: E731
+    theirs = bootstrap((tp, both), ratio, paired=True, method="percentile", n_resamples=20000, rng=1).confidence_interval
+    found = scores.draws(many, "IoU", number=20000)[A]
+    assert interval(found)[1:] == pytest.approx((theirs.low, theirs.high), abs=0.15)
+    assert scores.ends(found, "IoU") == dict(zip(("IoU", "ci_low", "ci_high"), interval(found), strict=True))
+
+
+def test_configurations_are_compared_on_the_same_draws(many):
+    """One is a point better on every image: alone their intervals overlap, their difference is sure."""
+    sizes = np.random.default_rng(1).integers(10, 90, 40)
+    counts = table([(f"i{i}", 0, (n, 100 - n, 0), (n + 1, 99 - n, 0)) for i, n in enumerate(sizes)])
+    found = scores.draws(counts, "IoU")
+    assert interval(found[A])[2] > interval(found[B])[1] and interval(found[B] - found[A]) == pytest.approx((1, 1, 1))
+    assert verdict(found[B] - found[A]) == "holds" and verdict(found[A] - found[B]) == "does not hold"
+    half = scores.draws(many, "IoU")[A]
+    assert verdict(half - half[0]) == "tie"
+
+
+def test_a_class_that_no_drawn_image_has_is_left_out():
+    counts = table([("a", 0, 10, 0, 0), ("b", 1, 0, 10, 10)])
+    assert set(scores.draws(counts, "mIoU", number=50)[A].ravel().tolist()) == {100.0, 50.0, 0.0}
+
+
+def test_a_group_is_drawn_as_one():
+    """Two images of one tile that is found and two of one that is missed: a draw has one, the other, or both."""
+    rows = [(name, 0, tp, 0, 10 - tp) for name, tp in (("a", 10), ("b", 10), ("c", 0), ("d", 0))]
+    apart, together = (scores.draws(table(rows, groups), "IoU", number=200)[A] for groups in (None, ["x", "x", "y", "y"]))
+    assert set(together.ravel().tolist()) == {0.0, 50.0, 100.0} and {25.0, 75.0} <= set(apart.ravel().tolist())
+
+
+def test_trainings_are_scored_on_the_same_draws_and_averaged(many):
+    better = Counts(many.pairs, many.configs, np.add(many.values, [7, 0, 0]))
+    found = scores.draws(Counts.join([named(many, "seed0"), named(better, "seed1")]), "IoU", number=50)[A]
+    assert found.shape == (51, 2) and found[:, :1].tolist() == scores.draws(many, "IoU", number=50)[A].tolist()
+    assert (found[:, 1] > found[:, 0]).all()
+    mean = found.mean(axis=1)
+    assert interval(found) == pytest.approx((mean[0], *np.percentile(mean[1:], [2.5, 97.5])))
+
+
+def test_a_verdict_needs_every_training():
+    margins = np.full((101, 3), [3.0, 2.0, 1.0])
+    assert verdict(margins) == "holds" and verdict(-margins) == "does not hold" and scores.agreement(margins) == "3 of 3"
+    torn = np.full((101, 2), [3.0, -1.0])  # the mean is surely above zero
+    assert interval(torn) == (1, 1, 1) and verdict(torn) == verdict(-torn) == "tie" and scores.agreement(torn) == "1 of 2"
+
+
+def test_a_metric_without_an_interval(many):
+    with pytest.raises(InputError, match="metric='Recall' has no interval: expected one of"):
+        scores.draws(many, "Recall")

@@ -1,0 +1,34 @@
+"""Counts and studies that are made by hand."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+
+from ltcam import data as datasets
+from ltcam.experiment.protocol import Protocol
+from ltcam.experiment.recipe import Recipe
+from ltcam.experiment.scores import Counts
+from ltcam.experiment.study import DEFAULTS
+
+
+def counts(scores, images=8, training="seed0"):
+    """{configuration: percent of a 100-pixel object that is found in every image, without a false pixel} as counts."""
+    names = [f"i{n}" for n in range(images)]
+    pairs = pd.DataFrame({"training": training, "fold": "", "name": names, "group": names, "class": 0})
+    row = [[score, 0, 100 - score] for score in scores.values()]
+    return Counts(pairs, tuple(scores), np.array([row] * images, dtype=np.int64))
+
+
+def study(test=None, train=None, others=None, data="ksdd", metric="IoU", **settings):
+    """A study whose counts are `test`, `train` and, by protocol, `others`: Counts, or scores for `counts`."""
+    known = {"test": test, "train": train, **(others or {})}
+    known = {key: own if isinstance(own, Counts | None) else counts(own) for key, own in known.items()}
+    kind = type(datasets.load("demo", "test"))
+    made = SimpleNamespace(
+        data=data, dataset=kind, metric=metric, title="toy", settings={**DEFAULTS, "protocols": [], **settings}, kept=True,
+        compared={"voc2012": (3,), "demo": (3, 4)}.get(data, (4,)), protocol=Protocol(), names=[""],
+        recipe=lambda name: Recipe(),
+    )  # fmt: skip
+    made.counts = lambda configs, role="test", protocol=None, **_: known[protocol or role].pick(configs)
+    return made

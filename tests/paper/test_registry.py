@@ -1,0 +1,181 @@
+"""Every table of the registry: made of a small study, in order, and those that are committed to the byte."""
+
+import ast
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ltcam import files
+from ltcam.errors import InputError, MissingError
+from ltcam.experiment.protocol import Way
+from ltcam.experiment.study import Study
+from ltcam.paper import registry
+from ltcam.paper.registry import RESULTS, Result, make, names, stale
+from tests.paper import made
+
+GOLDEN = files.ROOT / "data" / "golden" / "demo"
+
+
+def test_every_table_has_a_caption_and_words_and_is_made(study):
+    for name in names(study):
+        own, path = RESULTS[name], study.out / RESULTS[name].file
+        assert own.caption and own.caption[0].isupper() and not own.caption.endswith(".") and own.name == name
+        assert own.make.__doc__ or re.fullmatch(r"table\d", name), name  # those are of one kind: `tables._scored` has the words
+        table = pd.read_csv(path)
+        assert len(table) and set(own.golden) <= set(table), name
+    known = {need.role for own in RESULTS.values() for need in own.needs(study)}
+    assert known == {"test", "train"} and {*RESULTS} - {*names(study)} == {"table4"}
+
+
+def test_a_table_comes_after_those_that_it_is_made_of(study, monkeypatch):
+    """`names` is an order in which each can be made: what a maker asks for is there, or is next to nothing."""
+    order, asked = names(study), {}
+    for name in order:
+        with monkeypatch.context() as patch:
+            heard = asked.setdefault(name, [])
+            for module in (m for key, m in sys.modules.items() if key.startswith("ltcam.paper") and hasattr(m, "make")):
+                patch.setattr(module, "make", lambda other, own, heard=heard: heard.append(other) or make(other, own))
+            kept = Study("toy", "voc2012", kept=True)
+            RESULTS[name].make(kept) if not RESULTS[name].measured else None
+    assert asked["comparison"] == ["table1", "table2", "table3"] and asked["correlations"] == ["pairs"]
+    assert asked["claims"] == ["table1", "table2", "table3", "sweep"]
+    for name, others in asked.items():
+        assert all(order.index(other) < order.index(name) for other in others), name
+
+
+def test_the_first_table_measures_what_all_read(study):
+    """One pass a part and protocol: what is asked for later is there already."""
+    asked = [need for name in names(study) for need in RESULTS[name].needs(study)]
+    for need in asked:
+        for name in study.names[: need.seeds]:
+            study.measured(name, [Way(config) for config in need.configs], need.role, need.protocol)  # or it would open images
+    passes = study.store.db.execute("SELECT COUNT(*) FROM passes").fetchone()[0]
+    # of each seed: val and train; of the first the three other protocols; of each seed the larger view; the rest is one view
+    assert passes == 2 * 2 + 3 + 2
+
+
+def test_all_is_made_again_from_counts_alone(study, monkeypatch):
+    monkeypatch.setenv("LTCAM_DATA", str(study.out / "nowhere"))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a checkpoint was opened"))
+    (study.out / "counts.sqlite").unlink()
+    assert stale(Study("toy", "voc2012", kept=True)) == {}
+
+
+def test_what_a_study_has_not_is_named(study):
+    with pytest.raises(InputError, match=r"voc2012 has no table 'table4': expected one of table1, table2, table3, sweep"):
+        make("table4", study)
+    kept = Study("toy", "voc2012", kept=True)
+    (study.out / "signs.csv.gz").unlink()
+    with pytest.raises(MissingError, match=r"signs\.csv\.gz is missing: run ltcam reproduce first"):
+        make("signs", kept)
+
+
+def test_a_table_is_read_as_it_was_written(study):
+    table = make("table3", study)
+    pd.testing.assert_frame_equal(make("table3", Study("toy", "voc2012", kept=True)), table)
+    assert table["mIoU"].astype(str).str.replace(".", "").str.len().max() <= 6  # as its file has it
+    assert list(table["row"]) == list(registry.pd.read_csv(study.out / "table3.csv")["row"])
+
+
+@pytest.fixture
+def ksdd(tmp_path, monkeypatch):
+    """The committed counts and tables of KolektorSDD; no data, and no checkpoint is opened."""
+    shutil.copytree(
+        files.ROOT / "results" / "real" / "ksdd",
+        tmp_path / "results" / "real" / "ksdd",
+        ignore=shutil.ignore_patterns("*.sqlite*"),
+    )
+    monkeypatch.setenv("LTCAM_OUTPUT", str(tmp_path))
+    monkeypatch.setenv("LTCAM_DATA", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a checkpoint was opened"))
+    return tmp_path / "results" / "real" / "ksdd"
+
+
+def few(monkeypatch, *wanted):
+    monkeypatch.setattr(registry, "names", lambda study: list(wanted))
+
+
+def test_the_committed_tables_come_out_to_the_byte_and_a_changed_digit_is_stale(ksdd, capsys, monkeypatch):
+    path, expected = ksdd / "table1.csv", (ksdd / "table1.csv").read_bytes()
+    changed = expected[:-2] + (b"8\n" if expected.endswith(b"9\n") else b"9\n")  # the last digit
+    path.write_bytes(changed)
+    assert registry.main(["--check", "real", "ksdd"]) == 1
+    assert capsys.readouterr().out.splitlines() == [f"{path}: stale", "real ksdd: 20 tables"]
+    assert path.read_bytes() == changed
+    few(monkeypatch, "table1", "table4")
+    assert registry.main(["real", "ksdd"]) == 0 and path.read_bytes() == expected
+    assert capsys.readouterr().out.splitlines() == [f"{path}: written", "real ksdd: 2 tables"]
+    assert registry.main(["real", "ksdd", "--check"]) == 0
+
+
+def test_counts_that_are_gone_are_an_error_and_no_skip(ksdd, capsys, monkeypatch):
+    few(monkeypatch, "table1")
+    there, record = ksdd / "seed0/fold1/counts.csv.gz", ksdd / "provenance.json"
+    content = there.read_bytes()
+    assert registry.main(["--check", "real", "ksdd"]) == 0  # counts are now in SQLite, and their exports are still looked at
+    for change in (there.unlink, lambda: there.write_bytes(content[:-1])):
+        change()
+        assert registry.main(["--check", "real", "ksdd"]) == 1
+        assert "seed0/fold1/counts.csv.gz: these counts are missing or changed: restore them" in capsys.readouterr().out
+    (ksdd / "counts.sqlite").unlink()
+    with pytest.raises(InputError, match=r"fold1/counts\.csv\.gz is missing or not the file that provenance\.json names"):
+        registry.main(["--check", "real", "ksdd"])
+    entries = json.loads(record.read_text())
+    del entries["seed0/fold1/counts.csv.gz"]
+    record.write_text(json.dumps(entries))
+    (ksdd / "counts.sqlite").unlink()
+    assert registry.main(["--check", "real", "ksdd"]) == 1
+    said = capsys.readouterr().out
+    assert re.search(r"table1\.csv: .*seed0/fold1 has no counts of gradcam.* on part test1: run ltcam reproduce", said)
+    with pytest.raises(ValueError, match=r"zip\(\) argument 2 is (shorter|longer)"):  # PROFILE without DATA
+        registry.main(["--check", "real"])
+
+
+def test_golden_values_are_compared_within_a_tolerance():
+    table = pd.read_csv(GOLDEN / "table1.csv")
+    assert registry.golden("table1", table, "demo") == "table1: within tolerance"
+    assert registry.golden("table1", table.assign(mIoU=table["mIoU"] + 0.49), "demo") == "table1: within tolerance"
+    assert registry.golden("table1", table[["row", "mIoU"]], "demo") == "table1: within tolerance"  # of what was asked
+    wrong = {
+        "mIoU": table.assign(mIoU=table["mIoU"] + 0.51), "row": table.assign(row="x"), "3 rows": table.iloc[:3],
+        "unknown": table.assign(unknown=1.0),
+    }  # fmt: skip
+    for said, changed in wrong.items():
+        with pytest.raises(InputError, match=rf"(?s)table1 is not what .*demo/table1\.csv expects: .*{said}"):
+            registry.golden("table1", changed, "demo")
+    with pytest.raises(InputError):
+        registry.golden("table1", table.assign(mIoU=table["mIoU"].where(table.index > 0, np.nan)), "demo")
+    assert registry.golden("table1", table, "real") == "table1: profile real has no golden values"
+
+
+def test_check_compares_the_golden_columns_within_the_tables_own_tolerance(monkeypatch):
+    table = pd.read_csv(GOLDEN / "best.csv")
+    study = made.study(data="demo")
+    study.profile = "demo"
+    monkeypatch.setattr(registry, "make", lambda name, study: table.assign(value=table["value"] + off, ci_low=0.0))
+    off = 2.9
+    assert registry.check("best", study) == "best: within tolerance"
+    off = 3.1
+    with pytest.raises(InputError, match="best is not what"):
+        registry.check("best", study)
+
+
+def test_golden_values_are_compared_under_python_o_too():
+    """There asserts, also those inside of pandas.testing, do nothing."""
+    tree = ast.parse(Path(registry.__file__).read_text())
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Assert)] and "testing" not in ast.unparse(tree)
+
+
+def test_a_result_belongs_where_its_paper_table_is_compared():
+    plain, three = (Result("x", "X", lambda study: None, lambda study: [], tables=tables) for tables in ((), (3,)))
+    assert [own.belongs(made.study(data=name)) for own in (plain, three) for name in ("voc2012", "ksdd", "demo")] == [
+        True, True, True, True, False, True
+    ]  # fmt: skip
+    assert Result("x", "X", None, None, packed=True).file == "x.csv.gz"

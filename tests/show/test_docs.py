@@ -1,0 +1,276 @@
+"""The generated sections are what the committed files give, and what is written by hand beside them is true of these files."""
+
+import os
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from inspect import signature
+from types import SimpleNamespace
+from urllib.parse import unquote
+
+import pandas as pd
+import pytest
+import torch
+from torchvision.models import resnet18
+from typer.main import get_command
+
+import ltcam
+from ltcam import files
+from ltcam.__main__ import app
+from ltcam.errors import InputError
+from ltcam.experiment import training
+from ltcam.experiment.recipe import Recipe
+from ltcam.files import ROOT
+from ltcam.paper import tables as paper
+from ltcam.show import docs
+
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+
+
+def text(page):
+    return (ROOT / page).read_text()
+
+
+def sections(**said):
+    return {name: lambda text=text: text for name, text in said.items()}
+
+
+def test_the_pages_are_what_the_committed_files_give(capsys):
+    assert docs.main(check=True) == 0, capsys.readouterr().out
+
+
+def test_a_stale_section_is_named_and_written_anew(tmp_path, monkeypatch, capsys):
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "a.md"
+    page.write_text("by hand, δ\n<!-- begin x -->\nold\n<!-- end x -->\nafter")
+    monkeypatch.setattr(docs, "ROOT", tmp_path)
+    monkeypatch.setattr(docs, "pages", lambda: {"docs/a.md": sections(x="[t](results/a/t.csv)")})
+    assert docs.main(check=True) == 1 and capsys.readouterr().out == "docs/a.md: stale, run make docs\n"
+    assert "old" in page.read_text()
+    assert docs.main(check=False) == 0 and capsys.readouterr().out == "docs/a.md: written anew\n"
+    assert page.read_text() == "by hand, δ\n<!-- begin x -->\n\n[t](../results/a/t.csv)\n\n<!-- end x -->\nafter"
+    assert docs.main(check=True) == 0 and [path.name for path in page.parent.iterdir()] == ["a.md"]
+
+
+@pytest.mark.parametrize(
+    "marks",
+    ["<!-- end x -->", "<!-- begin x -->", "<!-- begin x --><!-- end x --><!-- begin x --><!-- end x -->", "",
+     "<!-- end x --><!-- begin x -->", "<!-- begin x --><!-- end x --><!-- begin y --><!-- end y -->"],
+)  # fmt: skip
+def test_markers_in_disorder_are_refused(marks):
+    with pytest.raises(
+        InputError, match=r"a.md has the marks .*: expected <!-- begin NAME --> .* for each of x and nothing else"
+    ):
+        docs.renewed("a.md", marks, sections(x="text"))
+
+
+def test_a_table_stands_beside_the_papers(tmp_path):
+    names = [*paper.CLASS_MEANS.values(), *paper.POOLED.values()]
+    ours = pd.DataFrame({"row": [*paper.SEVEN], **{name: range(7, 0, -1) for name in names}})  # the first row is best
+    ours.loc[2, "mIoU"] = 6.0  # two second best
+    ours["IoU"] += 50
+    study = SimpleNamespace(out=tmp_path, title="Photographs")
+    ours.to_csv(tmp_path / "table3.csv", index=False)
+    ours.assign(**{f"{name}_std": 0.25 for name in names}).to_csv(tmp_path / "table4.csv", index=False)
+    caption, _, header, rule, *lines = docs._beside(3, study).splitlines()
+    assert caption.startswith("**Table 3.** ") and caption.endswith(
+        "the paper on PASCAL VOC 2012, ours on Photographs (class means; one training)."
+    )
+    assert header.startswith("| | mIoU: paper | mIoU: ours | Precision: paper |") and rule == "|:---|" + "---:|" * 8
+    assert lines[0] == "| Grad-CAM++ | 20.32 | **7.00** | 47.75 | **7.00** | 27.43 | **7.00** | 33.06 | **7.00** |"
+    assert lines[2] == "| FullGrad | 28.20 | <ins>6.00</ins> | <ins>48.72</ins> | 5.00 | 42.52 | 5.00 | 42.84 | 5.00 |"
+    assert lines[4].startswith("| Layer-CAM(l=5, δ=0) | **30.83** | 3.00 | **52.07** |")
+    pooled = docs._beside(4, study).splitlines()
+    assert pooled[4].startswith("| Grad-CAM++ | 25.87 | **57.00** ± 0.25 |") and "(pooled pixels; mean and" in pooled[0]
+
+
+def test_a_claim_says_what_decides_it():
+    row = {
+        "verdict": "does not hold",
+        "margin": "-0.5",
+        "ci_low": "-1",
+        "ci_high": "-0.254",
+        "trainings": "0 of 3",
+        "numbers": "2 of 2",
+    }
+    assert (
+        docs._decided(pd.Series(row))
+        == "**does not hold**, margin -0.50 (-1.00 to -0.25), above zero in 0 of 3 trainings: 2 of 2"
+    )
+    assert docs._decided(pd.Series(row | {"verdict": "not measured", "margin": ""})) == "not measured"
+    assert docs._table(pd.DataFrame({"a": ["x | y"], "b": [1]})) == "| a | b |\n|:---|:---|\n| x \\| y | 1 |"
+
+
+def test_steps_end_with_the_best_row_of_each_view():
+    numbers = ["value", "ci_low", "ci_high", "change", "change_low", "change_high", "verdict"]
+    rows = [
+        ["otsu", "step", "Grad-CAM at S5", "one view", 30, 29, 31, None, None, None, None],
+        ["otsu", "step", "stages: S3-S5", "one view", 35, 34, 36, 5, 4, 6, "holds"],
+        ["otsu", "row", "Grad-CAM", "one view", 30, 29, 31, 5, 4, 6, "holds"],
+        ["otsu", "row", "Layer-CAM", "one view", 33, 32, 34, 2, 1, 3, "holds"],
+        ["argmax", "step", "Grad-CAM at S5", "one view", 40, 39, 41, None, None, None, None],
+    ]
+    found = docs._steps(pd.DataFrame(rows, columns=["cut", "kind", "name", "views", *numbers]))
+    assert found.to_numpy().tolist() == [
+        ["otsu", "Grad-CAM at S5", "30.00 (29.00 to 31.00)", "", ""],
+        ["otsu", "stages: S3-S5", "35.00 (34.00 to 36.00)", "+5.00 (+4.00 to +6.00)", "holds"],
+        ["otsu", "best, against Layer-CAM, one view", "33.00 (32.00 to 34.00)", "+2.00 (+1.00 to +3.00)", "holds"],
+        ["argmax", "Grad-CAM at S5", "40.00 (39.00 to 41.00)", "", ""],
+    ]
+
+
+def test_settings_are_the_profiles():
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in docs.settings().splitlines()]
+    cells = {name: dict(zip(lines[0][1:], values, strict=True)) for name, *values in lines[2:]}
+    assert cells["test"]["`paper.voc2012`"] == "val" and cells["frozen"]["`demo.demo`"] == "5"
+    assert cells["trainings"] == {
+        "`demo.demo`": "1", "`paper.ksdd2`": "3", "`paper.voc2012`": "3", "`real.ksdd`": "9", "`real.magnetic_tile`": "3",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page):
+    links = {(ROOT / page).parent / unquote(link) for link in re.findall(r"\]\((?!http)([^)#]+)\)", text(page))}
+    assert not [link for link in links if not link.is_file()]
+
+
+def test_the_front_page_is_short():
+    assert len(text("README.md").splitlines()) <= 180 and len(text("README.md").split()) <= 2000
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/replication.md"])
+def test_every_number_written_by_hand_is_in_a_table_that_its_paragraph_links(page):
+    """Of each paragraph and point: what it says with decimals, as rounded there."""
+    by_hand = re.sub(r"(?s)<!-- begin (\S+) -->.*?<!-- end \1 -->|```.*?```", "", text(page))
+    points = [point for point in re.split(r"\n\n|\n- ", by_hand) if point[:1] not in ("|", "#")]
+    said = 0
+    for point in points:
+        links = re.findall(r"\]\((?:\.\./)?((?:results|data)/[^)]+\.csv)\)", point)
+        tables = [pd.read_csv(ROOT / unquote(link), dtype=str).to_csv() for link in links]
+        known = [abs(float(n)) for table in tables for n in re.findall(r"-?\d+\.?\d*", table)]
+        for number in re.findall(r"\d+\.\d+", re.sub(r"\]\([^)]*\)|(?:Python|or|arXiv) \d\S*", "", point)):
+            places, said = len(number.split(".")[1]), said + 1
+            assert any(f"{value:.{places}f}" == number for value in known), f"{number} is in none of {links}: {point}"
+    assert said > 2
+
+
+DIFFS = re.findall(r"```diff\n(.*?)```", text("CONTRIBUTING.md"), re.DOTALL)
+
+
+def test_contributing_draws_the_house_and_names_its_words():
+    page, diffs = text("CONTRIBUTING.md"), DIFFS
+    drawing = page.split("```")[1].strip()
+    assert len(drawing.splitlines()) <= 15 and len(diffs) == 5
+    for diff in diffs:
+        assert len(diff.splitlines()) <= 15
+        assert len({line for line in diff.splitlines() if line.startswith(" # ltcam/") and line.endswith(".py")}) <= 2
+    assert len(re.findall(r"^- \*\*(\w+)\*\*: ", page, re.MULTILINE)) == 8
+
+
+def patched(lines, diff):
+    """The lines of a file with those of a diff: at its context, or at the end if it has none."""
+    place = len(lines)
+    for number, (kind, line) in enumerate((line[0], line[1:]) for line in diff):
+        if kind == "+":
+            if number == 0 and (after := [lines.index(own[1:]) for own in diff if own[0] in " -"]):
+                place = after[0]
+            lines = [*lines[:place], line, *lines[place:]]
+        else:
+            assert lines.count(line) == 1, f"{line!r} is not in the file once"
+            place = lines.index(line)
+            lines = lines[:place] + [line] * (kind == " ") + lines[place + 1 :]
+        place += kind in "+ "
+    return lines
+
+
+CHECKS = """
+import torch
+from ltcam import METHODS, Config
+from ltcam.data import load, sets
+from ltcam.engine.config import READINGS
+from ltcam.paper import RESULTS, ablations, claims
+from ltcam.show.figures import FIGURES
+
+Config.parse("rootcam:S1-S5:20")
+assert METHODS["rootcam"](torch.tensor([[[[4.0]], [[-4.0]]]]), torch.tensor([[[[9.0]], [[1.0]]]])).item() == 6
+assert READINGS["above the mean"](None, torch.tensor([[[[1.0, 3.0]]]]), 20).tolist() == [[[[False, True]]]]
+assert ablations.EQ9["above the mean"] == Config.parse("gradcam:S1-S5:20,by=above the mean")
+assert RESULTS["objects"].caption == FIGURES["objects"].caption == "The IoU of every object"
+assert len(load("leaves", "train")) == 3 and sets.KSDD2.name in sets.SETS
+assert claims.CLAIMS[0].statement == "Layer-CAM beats Grad-CAM"
+((margin, text),) = claims.CLAIMS[0].margins({"test": {claims.LAYERCAM: 5.0, claims.GRADCAM: 3.0}})
+assert margin == 2 and text == "5.00 against 3.00"
+"""
+
+
+def test_the_recipes_of_contributing_do_what_they_say(tmp_path):
+    """All five at once, in a copy of this checkout."""
+    shutil.copytree(ROOT / "ltcam", tmp_path / "ltcam", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("data", "notebooks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for path, diff in re.findall(r"^ # (ltcam/\S+)\n(.*?)(?=^ # ltcam|\Z)", "\n".join(DIFFS), re.DOTALL | re.MULTILINE):
+        file, lines = tmp_path / path, [line for line in diff.splitlines() if line]
+        file.write_text("\n".join(patched(file.read_text().splitlines(), lines)) + "\n")
+    for part in ("train", "test"):
+        (tmp_path / "leaves" / part).mkdir(parents=True)
+        for n in range(3):
+            (tmp_path / "leaves" / part / f"{n}.jpg").touch()
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "LTCAM_DATA": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", CHECKS], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", [*PAGES, "data/README.md"])
+def test_modules_files_targets_and_options_that_a_page_names_exist(page):
+    """But for what left."""
+    said = text(page).split("## What left")[0]
+    assert all(pkgutil.resolve_name(name) for name in re.findall(r"`(ltcam(?:\.\w+)+)", said))
+    paths = {path if (ROOT / path).exists() else f"ltcam/{path}" for path in re.findall(r"`((?:\w+/)+\w+\.(?:py|yaml))`", said)}
+    assert not [path for path in paths if not path.startswith("ltcam/benchmarks") and not (ROOT / path).exists()]
+    targets = set(re.findall(r"^(\w+):", text("Makefile"), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make (\w+)", said, re.MULTILINE)) <= targets
+    for words, options in re.findall(
+        r"(?:^|`|/bin/|-m )ltcam ([a-z-]+(?: (?:list|get|check|show))?)([^`\n]*)", said, re.MULTILINE
+    ):
+        command = get_command(app)
+        for word in words.split():
+            assert word in command.commands, words
+            command = command.commands[word]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert set(re.findall(r"(?<![\w-])--[\w-]+", options)) <= known, (words, options)
+
+
+def test_every_equation_names_what_exists():
+    table = text("README.md").split("### Equations and functions\n")[1].split("\n#")[0]
+    names = re.findall(r"`(ltcam\.[\w.]+)", table)
+    assert {"ltcam.trace", "ltcam.METHODS", "ltcam.truncate", "ltcam.layerize", "ltcam.explain"} <= set(names)
+    assert all(pkgutil.resolve_name(name) for name in names)
+    assert set(re.findall(r'METHODS\["(\w+)"\]', table)) <= set(ltcam.METHODS)
+    numbers = [set(map(int, re.findall(r"\d+", row))) for row in re.findall(r"\| Eqs?\. ([\d, ]+) \|", table)]
+    assert set.union(*numbers) == set(range(1, 12))  # the paper's equations
+
+
+def test_every_setting_names_a_parameter_that_exists():
+    table = text("docs/settings.md").split("# Settings the paper omits, and ours\n")[1].split("\n#")[0]
+    known = {field.name for kind in (ltcam.Config, Recipe) for field in fields(kind)}
+    known |= {*signature(ltcam.trace).parameters, *signature(ltcam.stages).parameters}
+    used = {name for code in re.findall(r"`([^`]*=[^`]*)`", table) for name in re.findall(r"(\w+)=", code)}
+    assert {"per", "compare", "head", "outputs", "size"} <= used <= known
+
+
+def test_the_readmes_python_runs(output):
+    """On a tiny model where `make reproduce` leaves the demo's."""
+    recipe = Recipe(data="demo", weights=None, width=16, hidden=16, frozen=5, epochs=1)
+    training.train(recipe, files.results("demo", "demo"))
+    ten_lines, own_model = re.findall(r"```python\n(.*?)```", text("README.md"), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(ten_lines, names)
+    assert names["heatmaps"].shape == names["plain"].shape == (2, 160, 160)
+    names |= {"model": resnet18(num_classes=3), "images": torch.randn(2, 3, 64, 64), "targets": [0, 2]}
+    exec(own_model, names)
+    assert names["heatmaps"].shape == names["sharp"].shape == (2, 64, 64) and names["heatmaps"].max() == 1

@@ -1,0 +1,220 @@
+"""Every figure has its texts, every committed picture its entry, and each shows what its table holds."""
+
+import re
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ltcam import Config, trace
+from ltcam import data as datasets
+from ltcam.engine.tricks import truncate
+from ltcam.errors import InputError
+from ltcam.experiment.protocol import Protocol
+from ltcam.experiment.recipe import Recipe
+from ltcam.experiment.trained import Trained
+from ltcam.experiment.vgg16 import vgg16
+from ltcam.files import ROOT
+from ltcam.paper import areas
+from ltcam.show import figures, heatmaps
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return datasets.load("demo", "test")
+
+
+class Counted:
+    """As much of `Counts` as a figure reads: one configuration of some pairs."""
+
+    def __init__(self, rows):
+        self.pairs = pd.DataFrame([row[:3] for row in rows], columns=["training", "name", "class"])
+        self.values = np.array([row[3:] for row in rows])[:, None]
+
+    def pick(self, configs):
+        return self
+
+    def iou(self):
+        return 100 * self.values[..., 0] / self.values.sum(axis=-1).clip(min=1)
+
+
+@pytest.fixture
+def study(demo, tmp_path):
+    """A study of a tiny network on the demo, with empty folders."""
+    torch.manual_seed(0)
+    trained = Trained(vgg16(4, weights=None, width=16, hidden=8).eval(), Recipe(), demo.classes, (64, 64), {})
+    folders = {"out": tmp_path / "results", "figures": tmp_path / "figures"}
+    counts = Counted(
+        [("seed0", demo.entries[i].name, int(demo.labels[i].argmax()), n % 3, 1, 1) for n, i in enumerate(demo.scored[:6])]
+    )
+    settings = {"varied": ["Grad-CAM", "LTGrad-CAM"]}
+    about = {"data": "demo", "dataset": demo, "title": "demo", "metric": "IoU", "compared": (3, 4), "made": {}}
+    about |= {"names": ["seed0"], "recipe": lambda name: trained.recipe, "protocol": Protocol()}
+    return SimpleNamespace(trained=trained, test=demo, settings=settings, counts=lambda configs: counts, **about, **folders)
+
+
+def keep(study, name, table):
+    """As if the table had been made."""
+    study.made[name] = table.to_csv(index=False).encode()
+
+
+def titles(axes):
+    """Of each row; one without titles has those of the row above."""
+    found = [[a.get_title() for a in line] for line in axes]
+    return [row if row[0] else found[max(n for n in range(number) if found[n][0])] for number, row in enumerate(found)]
+
+
+def test_every_figure_has_a_caption_and_a_text_of_its_own():
+    assert len(figures.FIGURES) == 21 and set(figures._TEXTS) == set(figures._OF)
+    for name, entry in figures.FIGURES.items():
+        assert len(entry.caption) > 10 and len(entry.alt) > 20 and entry.alt != entry.caption, name
+        assert callable(entry.of) and not re.search(r"[_{}]", entry.caption + entry.alt)
+    assert len({entry.caption for entry in figures.FIGURES.values()}) == 21
+
+
+def test_every_committed_figure_has_an_entry():
+    committed = {path.stem for path in ROOT.glob("figures/*/*/*.png") if path.parts[-3] != "demo"}
+    assert len(committed) > 15 and committed <= set(figures.FIGURES)
+
+
+def test_a_figure_is_drawn_and_saved(study):
+    figures.draw("samples", study, count=2)
+    assert (study.figures / "samples.png").stat().st_size > 10_000
+    with pytest.raises(InputError, match="figure 'fig9' is unknown: expected one of samples, areas"):
+        figures.draw("fig9", study)
+
+
+def test_the_worst_pairs_are_those_of_lowest_iou(demo):
+    one, two, three, four, five = (entry.name for entry in demo.entries[:5])
+    rows = [(five, 0, 1, 1, 2), (three, 1, 0, 5, 5), (two, 2, 0, 9, 1), (two, 0, 0, 1, 1), (one, 3, 9, 0, 1)]
+    rows += [(four, 0, 0, 0, 0), (one, 1, 0, 5, 0)]  # no true pixel
+    other = [("seed1", three, 1, 9, 0, 0), ("seed1", four, 2, 0, 1, 1)]  # of another training, whose maps are not shown
+    counts = Counted([*(("seed0", *row) for row in rows), *other])
+    lowest = figures.worst(counts, demo, Config())
+    assert list(lowest.items()) == [((1, 0), 0.0), ((1, 2), 0.0), ((2, 1), 0.0), ((4, 0), 25.0)]  # 25 = 1 / (1 + 1 + 2)
+    assert list(figures.worst(counts, demo, Config(), 9).values())[4:] == [90.0]
+    fold = SimpleNamespace(entries=demo.entries[:1])  # the others are another model's
+    assert figures.worst(counts, fold, Config()) == {(0, 3): 90.0}
+
+
+def test_samples_are_of_each_class_in_turn_with_their_masks(study):
+    figure = figures.samples(study.test, 6)
+    top, bottom = figure.axes[:6], figure.axes[6:]
+    names = [a.get_title().split("\n")[0] for a in top]
+    assert sorted(names[:4]) == ["crack", "scratch", "spot", "stain"] != names[:4] and names[4:] == names[:2]  # drawn
+    areas = [float(a.get_title().split("\n")[1].rstrip("%")) for a in top]
+    assert areas[0] <= areas[4] and areas[1] <= areas[5] and min(areas) > 0
+    assert all(len(a.collections) == 1 for a in bottom)
+    with pytest.raises(InputError, match="0 samples of demo"):
+        figures.samples(study.test, 0)
+
+
+def test_areas_have_a_row_for_each_data_set_and_class(study, monkeypatch):
+    monkeypatch.setattr(datasets, "present", dict)
+    (axes,) = figures.areas(study).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "demo (generated) (60)", *(f"{c} ({len(t)})" for c, t in areas.by_class(areas.areas(study.test)).items()),
+    ]  # fmt: skip
+
+
+def test_fig1_is_a_row_an_image_and_a_column_a_stage(study):
+    axes = np.reshape(figures.FIGURES["fig1"].of(study, rows=2).axes, (2, 6))
+    assert [a.get_title() for a in axes[0]] == ["image", "S1", "S2", "S3", "S4", "S5"]
+    pairs = heatmaps.examples(study.test, 2)
+    assert [line[0].get_ylabel() for line in axes] == [study.test.classes[c] for _, c in pairs]
+    index, c = pairs[1]
+    expected = heatmaps.maps(study.trained, study.test[index], c, [Config("gradcam", "S3")])[Config("gradcam", "S3")]
+    assert axes[1, 3].images[1].get_clim()[1] == pytest.approx(float(expected.max()), rel=0.05)
+    assert not any(a.collections for a in axes.flat)  # no outline
+
+
+def test_failures_say_their_iou(study):
+    axes = np.reshape(figures.FIGURES["failures"].of(study).axes, (4, 4))
+    assert [line[0].get_ylabel().split("\n")[1] for line in axes] == ["IoU 0.0%", "IoU 0.0%", "IoU 33.3%", "IoU 33.3%"]
+    assert all(line[0].collections for line in axes)  # the outline
+
+
+def test_truncation_shows_what_eq_9_keeps(study):
+    axes = np.reshape(figures.truncation(study, rows=3, deltas=(None, 60)).axes, (3, 3))
+    assert [line[0].get_ylabel() for line in axes] == ["S2", "S3", "S5"]
+    pairs = heatmaps.examples(study.test, 3)
+    traced = trace(
+        study.trained.model, heatmaps.inputs(study.trained, [study.test[i] for i, _ in pairs]), [c for _, c in pairs]
+    )
+    best = max(range(3), key=lambda n: float(traced.logits[n, pairs[n][1]]))
+    kept = truncate(traced.gradient(traced.stages["S5"])[[best]], 60)[0]
+    assert titles(axes)[2][2] == f"δ = 60\n{float((kept != 0).float().mean()):.0%} kept"
+    assert torch.allclose(torch.as_tensor(np.asarray(axes[2, 2].images[0].get_array())), kept.sum(dim=0))
+
+
+def test_the_idea_is_the_sum_of_the_stages_and_its_mask(study):
+    axes = np.reshape(figures.idea(study, delta=40).axes, (2, 8))
+    index, c = heatmaps.examples(study.test, seed=3)[-1]
+    sample = study.test[index]
+    for line, named, delta in zip(axes, titles(axes), (None, 40), strict=True):
+        config = Config("gradcam", "S1-S5", delta)
+        fused = heatmaps.maps(study.trained, sample, c, [config])[config]
+        iou = float(heatmaps.iou(figures.otsu_masks(fused[None])[0], sample.mask, c))
+        assert named == ["image", "S1", "S2", "S3", "S4", "S5", "Eq. 8: sum", f"Otsu's mask, IoU {iou:.0f}%"]
+        assert line[6].images[1].get_clim()[1] == pytest.approx(float(fused.max()), rel=0.05)
+        assert [len(a.collections) for a in line] == [1, 0, 0, 0, 0, 0, 0, 1]
+    assert "δ=40" in axes[1, 0].get_ylabel()
+
+
+def test_fig4_and_fig5_are_the_two_parts_of_the_sweep(study):
+    rows = [
+        (part, method, delta, score + (10 if part == "train" else 0))
+        for part in ("test", "train")
+        for method, score in (("gradcam", 1.0), ("fullgrad", 2.0), ("layercam", 3.0))
+        for delta in (None, 0.0, 90.0)
+    ]
+    keep(study, "sweep", pd.DataFrame(rows, columns=["part", "method", "delta", "IoU"]))
+    for name, part, first in (("fig4", "test", 1), ("fig5", "train", 11)):
+        (axes,) = figures.FIGURES[name].of(study).axes
+        assert axes.get_title() == f"demo, part {part}" and axes.get_ylabel() == "IoU (%)"
+        colors = {line.get_label(): line.get_color() for line in axes.lines}
+        assert colors | figures.COLORS == colors  # the paper's
+        assert [line.get_ydata()[0] for line in axes.lines[:3]] == [first, first + 1, first + 2]
+
+
+def test_ablations_show_the_rows_that_were_varied(study):
+    columns = ["factor", "level", "row", "change", "change_low", "change_high", "verdict"]
+    rows = [["fraction", 0.2, row, 1.0, 0.5, 2.0, "better"] for row in ("Grad-CAM", "Layer-CAM", "LTGrad-CAM")]
+    keep(study, "ablations", pd.DataFrame(rows, columns=columns))
+    panels = figures.FIGURES["ablations"].of(study).axes
+    assert [panel.get_title() for panel in panels] == ["Grad-CAM", "LTGrad-CAM"]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["fraction = 0.2"]
+
+
+def test_what_is_dropped_is_a_line_for_each_stage(study):
+    keep(study, "dropped", pd.DataFrame({"stage": ["S1", "S1", "S5", "S5"], "delta": [10, 20] * 2, "share": [1, 2, 3, 4]}))
+    (axes,) = figures.dropped(study).axes
+    assert [line.get_ydata().tolist() for line in axes.lines[:2]] == [[1, 2], [3, 4]]
+
+
+def test_seeds_have_a_dot_at_their_best(study, monkeypatch):
+    curve = pd.Series([10.0, 30.0, 20.0], pd.Index([0.0, 0.5, 1.0], name="t"))
+    monkeypatch.setattr(figures.beyond, "lines", lambda study: {"a": curve}, raising=False)
+    (axes,) = figures.seeds(study).axes
+    line, dot = axes.lines
+    assert line.get_ydata().tolist() == [10, 30, 20] and (dot.get_xdata()[0], dot.get_ydata()[0]) == (0.5, 30)
+
+
+def test_a_figure_is_drawn_of_the_table_that_the_registry_makes(study, monkeypatch):
+    """Not of a file that an earlier run left."""
+    table = pd.DataFrame(
+        {"normalize": "none", "per": ["layer", "channel", "layer"], "delta": [20, 20, None], "value": [1, 2, 3]}
+    )
+    asked = []
+    monkeypatch.setattr(figures, "make", lambda name, study: asked.append(name) or table)
+    (axes,) = figures.FIGURES["cross"].of(study).axes
+    assert asked == ["cross"] and [text.get_text() for text in axes.texts] == ["3.0", "1.0", "3.0", "2.0"]

@@ -1,0 +1,155 @@
+"""Heatmaps over images: what a panel, an outline and a file hold."""
+
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import resize
+
+from ltcam import Config, explain, trace
+from ltcam import data as datasets
+from ltcam.experiment.recipe import Recipe
+from ltcam.experiment.trained import Trained
+from ltcam.experiment.vgg16 import vgg16
+from ltcam.show import heatmaps
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def demo():
+    return datasets.load("demo", "test")
+
+
+@pytest.fixture
+def trained(demo):
+    torch.manual_seed(0)
+    return Trained(vgg16(4, weights=None, width=16, hidden=8).eval(), Recipe(), demo.classes, (64, 64), {})
+
+
+def square(height=40, width=80):
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[10:20, 10:20] = True
+    return torch.zeros(3, height, width, dtype=torch.uint8), mask
+
+
+def test_examples_take_turns_and_show_something(demo):
+    chosen = heatmaps.examples(demo, 6)
+    classes = [c for _, c in chosen]
+    assert sorted(classes[:4]) == [0, 1, 2, 3] and classes[4:] == classes[:2] and classes[:4] != [0, 1, 2, 3]  # drawn
+    for i, c in chosen:
+        areas = [(demo.mask(k) == c + 1).mean() for k in demo.scored if demo.labels[k, c]]
+        assert (demo.mask(i) == c + 1).mean() >= np.median(areas)
+    assert len(set(chosen)) == 6 and heatmaps.examples(demo, 6) == chosen != heatmaps.examples(demo, 6, seed=1)
+
+
+def test_maps_are_what_ltcam_explains(trained, demo):
+    index, c = heatmaps.examples(demo, 1)[0]
+    sample, configs = demo[index], [Config("gradcam", "S3-S5", 20), Config("layercam")]
+    found = heatmaps.maps(trained, sample, c, configs)
+    traced = trace(trained.model, datasets.preprocess(sample.image, (64, 64))[None], c)
+    for config in configs:
+        expected = explain(traced, config.method, config.layers, config.delta, size=(160, 160))[0]
+        assert found[config].shape == (160, 160)
+        torch.testing.assert_close(found[config], expected, rtol=1e-4, atol=1e-6 * float(expected.max()))
+
+
+def test_iou_leaves_void_out():
+    mask = torch.tensor([[1, 1, 0, 255], [2, 0, 0, 255]], dtype=torch.uint8)
+    predicted = torch.tensor([[[True, False, True, True], [False] * 4], [[False] * 4] * 2])
+    assert heatmaps.iou(predicted, mask, 0).tolist() == pytest.approx([100 / 3, 0])
+
+
+def test_a_grid_has_a_row_an_image_and_a_title_where_it_changes():
+    image, mask = square()
+    heat = torch.rand(8, 16)
+    rows = [{"a(b)": heat, "c": 2 * heat}, {"a(b)": heat, "c": heat}, {"a(b)": heat, "d": heat}]
+    figure = heatmaps.grid([image] * 3, rows, ["one", "two", "three"], [mask] * 3)
+    axes = np.reshape(figure.axes, (3, 3))
+    assert [[a.get_title() for a in line] for line in axes] == [
+        ["image", "a\n(b)", "c"], ["", "", ""], ["image", "a\n(b)", "d"],
+    ]  # fmt: skip
+    assert [line[0].get_ylabel() for line in axes] == ["one", "two", "three"]
+    assert [len(a.collections) for a in axes[0]] == [1, 0, 0]  # the outline
+    shown = axes[0, 2].images[1]
+    expected = resize(2 * heat[None], [80, 160], antialias=True)[0]
+    assert np.allclose(shown.get_array(), expected) and shown.get_clim() == pytest.approx((0, float(expected.max())))
+    assert all(max(a.images[0].get_array().shape) == heatmaps.THUMBNAIL for a in figure.axes)
+
+
+def test_signed_values_are_blue_below_zero_and_red_above():
+    image, _ = square()
+    values = torch.tensor([[8.0, 0.0], [-3.0, 6.0]])
+    axes = heatmaps.grid([image], [{"all": values}], ["S5"], draw=heatmaps.signed).axes[1]
+    (shown,) = axes.images
+    assert shown.get_array().tolist() == values.tolist() and shown.get_clim() == (-8, 8)  # zero is the middle of the colors
+    assert list(shown.get_extent()) == [0, 160, 80, 0]  # the image's own shape
+
+
+def test_a_strip_has_each_image_twice_and_its_outline_below():
+    image, mask = square()
+    figure = heatmaps.strip([image] * 3, ["a", "empty", "full"], [mask, mask & False, mask | True])
+    assert [a.get_title() for a in figure.axes] == ["a", "empty", "full", "", "", ""]
+    assert [len(a.collections) for a in figure.axes] == [0, 0, 0, 1, 0, 1]
+
+
+def test_a_thin_mask_keeps_its_outline_in_a_small_picture():
+    mask = torch.zeros(800, 800, dtype=torch.bool)
+    mask[400] = True  # a fifth of a pixel of the thumbnail
+    figure = heatmaps.strip([torch.zeros(3, 800, 800, dtype=torch.uint8)], ["line"], [mask])
+    (outline,) = figure.axes[1].collections
+    points = np.concatenate([path.vertices for path in outline.get_paths()])
+    assert points[:, 1] == pytest.approx(79.6, abs=0.2) and np.ptp(points[:, 0]) > 150  # (400 + 0.5) / 5 - 0.5
+
+
+@pytest.fixture
+def figure():
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (3, 40, 80), dtype=np.uint8))
+    return heatmaps.grid([image], [{"a": torch.rand(8, 16)}], ["row"])
+
+
+def test_files_are_the_same_bytes_every_time(figure, tmp_path):
+    heatmaps.save(figure, tmp_path / "a")
+    heatmaps.save(figure, tmp_path / "b")
+    for suffix in (".png", ".pdf"):
+        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+    with Image.open(tmp_path / "a.png") as image:
+        assert np.array(image.convert("L")).std() > 10 and image.info["dpi"][0] == pytest.approx(150, abs=1)
+        drawn = BytesIO()
+        figure.savefig(drawn, dpi=150)
+        exact, coarse = (np.array(each.convert("RGB"), dtype=int) for each in (Image.open(drawn), image))
+        assert np.abs(exact - coarse).max() == 4 and len(np.unique(coarse)) <= 32 and coarse.max() == 255
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_large_pdf_is_not_kept(figure, tmp_path, monkeypatch):
+    """Neither that of an earlier run."""
+    heatmaps.save(figure, tmp_path / "a")
+    size = (tmp_path / "a.pdf").stat().st_size
+    monkeypatch.setattr(heatmaps, "PDF", size)
+    heatmaps.save(figure, tmp_path / "a")
+    assert (tmp_path / "a.pdf").stat().st_size == size < 500_000
+    monkeypatch.setattr(heatmaps, "PDF", size - 1)
+    heatmaps.save(figure, tmp_path / "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_failed_write_leaves_nothing(figure, tmp_path, monkeypatch):
+    write = Path.write_bytes
+
+    def full(path, content):
+        write(path, content[: len(content) // 2])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        heatmaps.save(figure, tmp_path / "a")
+    assert not list(tmp_path.iterdir())
