@@ -2,6 +2,10 @@
 
 import sys
 
+from ltcam.errors import LtcamError
 from ltcam.paper.registry import main
 
-sys.exit(main(sys.argv[1:]))
+try:
+    sys.exit(main(sys.argv[1:]))
+except LtcamError as error:
+    sys.exit(f"ltcam.paper: {error}")

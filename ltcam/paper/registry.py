@@ -7,6 +7,7 @@ again, and compares the bytes.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -165,8 +166,14 @@ def stale(study: Study) -> dict[str, str]:
 
 def main(arguments: Sequence[str]) -> int:
     """`[--check] PROFILE DATA ...`: make the tables of kept counts again; with --check only say which differ."""
-    checking, pairs, failed = "--check" in arguments, [a for a in arguments if a != "--check"], False
-    for profile, data in zip(pairs[::2], pairs[1::2], strict=True):
+    parser = argparse.ArgumentParser(prog="python -m ltcam.paper", description="Make the tables of kept counts again.")
+    parser.add_argument("--check", action="store_true", help="write nothing; name the tables that differ, and fail if any does")
+    parser.add_argument("pairs", nargs="+", metavar="PROFILE DATA", help="which results, e.g. paper voc2012")
+    given = parser.parse_args(arguments)
+    if len(given.pairs) % 2:
+        parser.error(f"{' '.join(given.pairs)} is not pairs of a profile and a data set; give e.g. paper voc2012 real ksdd")
+    checking, failed = given.check, False
+    for profile, data in zip(given.pairs[::2], given.pairs[1::2], strict=True):
         study = Study(profile, data, kept=True)
         for file, reason in stale(study).items():
             failed |= checking or reason != "stale"

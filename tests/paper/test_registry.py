@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -134,8 +135,22 @@ def test_counts_that_are_gone_are_an_error_and_no_skip(ksdd, capsys, monkeypatch
     assert registry.main(["--check", "real", "ksdd"]) == 1
     said = capsys.readouterr().out
     assert re.search(r"table1\.csv: .*seed0/fold1 has no counts of gradcam.* on part test1: run ltcam reproduce", said)
-    with pytest.raises(ValueError, match=r"zip\(\) argument 2 is (shorter|longer)"):  # PROFILE without DATA
-        registry.main(["--check", "real"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--check", "real"], "real is not pairs of a profile and a data set; give e.g. paper voc2012"),
+        ([], "the following arguments are required: PROFILE DATA"),
+        (["real", "voc"], "profile 'real' has no data set 'voc': expected one of"),
+        (["full", "ksdd"], "profile 'full' is unknown: expected one of"),
+    ],
+)
+def test_bad_arguments_are_one_clear_error(arguments, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ltcam.paper", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("ltcam.paper", run_name="__main__")
+    assert said in f"{ended.value.code} {capsys.readouterr().err}"
 
 
 def test_golden_values_are_compared_within_a_tolerance():
