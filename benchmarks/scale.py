@@ -27,7 +27,7 @@ from ltcam import Config, Refine, explain_scales, trace
 from ltcam import data as datasets
 from ltcam.engine.cam import maps_of
 from ltcam.experiment import vgg16 as models
-from ltcam.experiment.counting import _batches, count_batch, image_loader
+from ltcam.experiment.counting import batches, count_batch, image_loader
 from ltcam.experiment.protocol import Protocol, Way
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.trained import Trained
@@ -45,7 +45,7 @@ def end_to_end(trained: Trained, part: str, batches: int, rounds: int) -> dict[s
     time over the floor's."""
     data = datasets.load(trained.recipe.data, part)
     ways = [Way(config) for config in FORTY]
-    every = _batches(data, Protocol(), ways)  # in order of their number of classes
+    every = batches(data, Protocol(), annotated=False)  # in order of their number of classes
     chosen = every[:: max(1, len(every) // batches)][:batches]
     classes = [range(int(data.labels[batch[0]].sum())) for batch in chosen]
     images = [torch.stack([datasets.preprocess(data[i].image, trained.size) for i in batch]).to(DEVICE) for batch in chosen]

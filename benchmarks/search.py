@@ -22,7 +22,7 @@ import pandas as pd
 from ltcam import Config, Refine
 from ltcam.engine.refine import Then
 from ltcam.errors import InputError
-from ltcam.experiment import curves, provenance
+from ltcam.experiment import provenance, seeds
 from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.scores import configurations, row
 from ltcam.experiment.trained import Trained, load_checkpoint
@@ -137,7 +137,7 @@ class _Log:
 
 def scored(trained: Trained, protocol: Protocol, configs: list[Config], part: str) -> Iterator[dict[str, Any]]:
     """A row for each configuration: its columns, the number of images, both scores in percent, and the best threshold t."""
-    for config, tally in curves.of_checkpoint(trained, part, configs, protocol).items():
+    for config, tally in seeds.of_checkpoint(trained, part, configs, protocol).items():
         curve = tally.curve()
         found = {"images": tally.images, "otsu": tally.class_mean(), "argmax": curve.max(), "t": curve.idxmax()}
         yield row(config) | found

@@ -19,7 +19,7 @@ from ltcam.data.base import Segmentation
 from ltcam.engine.config import Config
 from ltcam.engine.refine import Refine
 from ltcam.errors import InputError
-from ltcam.experiment import curves
+from ltcam.experiment import seeds
 from ltcam.experiment import vgg16 as models
 from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.recipe import Recipe
@@ -199,7 +199,7 @@ def test_every_try_of_the_search_is_a_row_with_the_scores_of_its_protocol(heads,
     for row, (head, protocol, config) in list(zip(table.to_dict("records"), tries, strict=True))[::4]:
         trained = heads[head == "gap"]
         assert trained.sha256.startswith(row["checkpoint"]) and len(row["checkpoint"]) == 12
-        (tally,) = curves.of_checkpoint(trained, row["part"], [config], protocol).values()
+        (tally,) = seeds.of_checkpoint(trained, row["part"], [config], protocol).values()
         assert (row["argmax"], row["t"]) == pytest.approx((tally.curve().max(), tally.curve().idxmax()), rel=1e-3)
         assert row["otsu"] == pytest.approx(tally.class_mean(), abs=0.1)  # a pixel at the threshold
     last, known = table[table["round"] == "more"], search._Log(tmp_path, {t.recipe.head: t for t in heads})

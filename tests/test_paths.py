@@ -18,7 +18,7 @@ from ltcam.data import preprocess
 from ltcam.data.base import read
 from ltcam.data.check import check
 from ltcam.engine.config import Config
-from ltcam.experiment import counting, curves, provenance, seeds, training, weights
+from ltcam.experiment import counting, provenance, seeds, training, weights
 from ltcam.experiment import trained as trained_model
 from ltcam.experiment.protocol import Protocol, Way
 from ltcam.experiment.recipe import Recipe
@@ -85,7 +85,7 @@ def test_they_work_with_a_str(study, tmp_path):
     counting.measure(kept, numbers[0], trained, data, [Way(config) for config in same], Protocol(8, size=(32, 48)))
     assert len(kept.read(numbers[0], list(same)).pairs) and json.loads((tmp_path / folder / "provenance.json").read_text())
     assert seeds.export(trained, "val", Config(), str(tmp_path / "seeds"), Protocol(np.int64(30))) == 6
-    assert curves.of_folder(str(tmp_path / "seeds"), data).images == 6
+    assert seeds.of_folder(str(tmp_path / "seeds"), data).images == 6
     provenance.save(pd.DataFrame({"a": [1]}), str(tmp_path / "t.csv"))
     assert files.sha256(str(tmp_path / "t.csv")) == files.sha256(tmp_path / "t.csv")
     Image.new("RGB", (40, 30), "red").save(tmp_path / "photo.png")

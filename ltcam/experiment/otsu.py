@@ -4,6 +4,8 @@ Otsu's threshold is the center of a bin. So each pixel gets the number of its ha
 and the counts are all read from these numbers.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -52,6 +54,34 @@ def count(predicted: Tensor, region: Tensor) -> Tensor:
         )
     tp, fp = ((predicted & (region == value)).flatten(-2).sum(dim=-1) for value in (CLASS, OTHER))
     return torch.stack([tp, fp, (region == CLASS).flatten(-2).sum(dim=-1) - tp], dim=-1)
+
+
+def argmax_counts(maps: Tensor, classes: Tensor, mask: Tensor, t: Sequence[float]) -> Tensor:
+    """(tp, fp, fn) in pixels where each pixel gets one label, at every background value t: (T, labels, 3) long.
+
+    A pixel gets the class of the largest of the maps (n, H, W) if that is above t, else background, as in IRN's evaluation.
+    Label 0 is background, c + 1 is class c. classes: (n,) from 0; mask: (H, W) as in `Sample`; t: ascending, in [0, 1].
+    """
+    known = mask != VOID
+    truth = mask[known].long()
+    largest, place = torch.cat([maps.new_zeros(1, *mask.shape), maps])[:, known].max(dim=0)
+    claim = torch.cat([classes.new_zeros(1), classes + 1])[place]
+    labels = 1 + int(torch.cat([truth, classes + 1, classes.new_zeros(1)]).max())
+    below, steps = (
+        torch.searchsorted(torch.tensor(t, dtype=torch.float64).to(largest), largest),
+        len(t) + 1,
+    )  # how many t a pixel is above
+
+    def above_t(label: Tensor, of: Tensor) -> Tensor:
+        """(labels, T): how many pixels of each label are above each t."""
+        found = torch.bincount((label * steps + below)[of], minlength=labels * steps).view(labels, steps)
+        return found.flip(1).cumsum(1).flip(1)[:, 1:]
+
+    every, total = torch.ones_like(truth, dtype=torch.bool), torch.bincount(truth, minlength=labels)[:, None]
+    claimed, right = above_t(claim, every), above_t(claim, claim == truth)
+    claimed[0] = len(truth) - claimed[1:].sum(dim=0)
+    right[0] = total[0] - above_t(truth, every)[0]
+    return torch.stack([right, claimed - right, total - right], dim=-1).transpose(0, 1)
 
 
 def regions(mask: Tensor, c: int) -> Tensor:

@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from ltcam.engine.config import Config, refine_of, refine_text
 from ltcam.errors import InputError, MissingError
 
-SCORES = ["mIoU", "mPrecision", "mRecall", "mF1", "IoU", "Precision", "Recall", "F1"]
+RATES = ["IoU", "Precision", "Recall", "F1"]
+SCORES = [*(f"m{rate}" for rate in RATES), *RATES]
 METRICS = ("IoU", "F1", "mIoU", "mF1", "iIoU", "iF1")
 ALWAYS = ["method", "layers", "delta", "per", "compare", "fuse", "normalize", "fraction"]
 LATER = ["refine", "align_corners"]  # a table has these columns only if a row has a value
 DRAWS = 1000
-LEVEL = 95  # percent
+ENDS = (2.5, 97.5)  # percentiles
 VERDICTS = {"holds": "better", "does not hold": "worse", "tie": "tie"}  # for a margin that is a change
 
 Floats = NDArray[np.float64]
@@ -56,28 +57,26 @@ class Counts:
 
     def pick(self, configs: Iterable[Config]) -> Self:
         """The counts of `configs`, each once. Raises MissingError for one that was not counted."""
-        place, wanted = {config: n for n, config in enumerate(self.configs)}, tuple(dict.fromkeys(configs))
-        if missing := [config for config in wanted if config not in place]:
-            raise MissingError(f"{missing[0]} was not counted: run ltcam reproduce first")
-        return type(self)(self.pairs, wanted, self.values[:, [place[config] for config in wanted]])
+        wanted = tuple(dict.fromkeys(configs))
+        for config in wanted:
+            if config not in self.configs:
+                raise MissingError(f"{config} was not counted: run ltcam reproduce first")
+        return type(self)(self.pairs, wanted, self.values[:, [self.configs.index(config) for config in wanted]])
 
     def where(self, chosen: NDArray[Any]) -> Self:
         """The counts of some pairs; chosen: (pairs,) bool, or their numbers in another order."""
-        return type(self)(
-            self.pairs.iloc[np.arange(len(self.pairs))[chosen]].reset_index(drop=True), self.configs, self.values[chosen]
-        )
+        pairs = self.pairs.iloc[np.arange(len(self.pairs))[chosen]].reset_index(drop=True)
+        return type(self)(pairs, self.configs, self.values[chosen])
 
     def iou(self) -> Floats:
         """(pairs, configs) in percent; 0 where nothing is true or claimed."""
-        tp, union = self.values[..., 0], self.values.sum(axis=2)
-        return np.asarray(100 * tp / union.clip(min=1))
+        return _rates(self.values)[..., 0]
 
     def trainings(self) -> dict[str, list[Self]]:
         """Each training, as the counts of its folds."""
-        keys = self.pairs["training"] + "\n" + self.pairs["fold"]
         found: dict[str, list[Self]] = {}
-        for key in dict.fromkeys(keys):
-            found.setdefault(key.split("\n")[0], []).append(self.where((keys == key).to_numpy()))
+        for (training, _), index in self.pairs.groupby(["training", "fold"], sort=False).indices.items():
+            found.setdefault(training, []).append(self.where(index))
         return found
 
 
@@ -89,22 +88,16 @@ def columns(configs: Iterable[Config]) -> pd.DataFrame:
 
 def row(config: Config) -> dict[str, Any]:
     """The columns of one configuration."""
-    fields = {name: getattr(config, name) for name in ALWAYS}
-    return fields | {
-        "refine": refine_text(config.refine) if config.refine else None,
-        "align_corners": config.align_corners or None,
-    }
+    refine = refine_text(config.refine) if config.refine else None
+    own = {name: getattr(config, name) for name in ALWAYS}
+    return own | {"refine": refine, "align_corners": config.align_corners or None}
 
 
 def configurations(table: pd.DataFrame) -> list[Config]:
     """The configuration of each row of a table that has the columns of `columns`."""
-    return [_config(values) for values in table[[name for name in (*ALWAYS, *LATER) if name in table]].to_dict("records")]
-
-
-def _config(values: Mapping[Any, Any]) -> Config:
-    known = {name: value for name, value in values.items() if not pd.isna(value)}
-    refine = refine_of(known.pop("refine")) if "refine" in known else None
-    return Config(**known, refine=refine)
+    fields = table[[name for name in (*ALWAYS, *LATER) if name in table]].to_dict("records")
+    known = [{str(name): value for name, value in own.items() if not pd.isna(value)} for own in fields]
+    return [Config(**own | ({"refine": refine_of(own["refine"])} if "refine" in own else {})) for own in known]
 
 
 def scores(counts: Counts) -> pd.DataFrame:
@@ -121,17 +114,24 @@ def scores(counts: Counts) -> pd.DataFrame:
 
 def _scored(counts: Counts) -> Floats:
     """(configs, 8): `SCORES` of one fold."""
-    classes = counts.pairs["class"].to_numpy()
-    sums = np.stack([counts.values[classes == c].sum(axis=0) for c in np.unique(classes)])
+    sums = _dense(counts).sum(axis=0)
     return np.concatenate([_rates(sums).mean(axis=0), _rates(sums.sum(axis=0))], axis=1)
 
 
-def _rates(sums: NDArray[np.int64]) -> Floats:
-    """(..., 3) -> (..., 4): IoU, precision, recall, F1 in percent; 0 where there is nothing to divide by."""
-    tp, fp, fn = np.moveaxis(sums.astype(float), -1, 0)
-    whole = np.stack([tp + fp + fn, tp + fp, tp + fn, 2 * tp + fp + fn], axis=-1)
-    part = np.stack([tp, tp, tp, 2 * tp], axis=-1)
-    return np.asarray(100 * np.divide(part, whole, out=np.zeros_like(part), where=whole > 0))
+def _dense(counts: Counts) -> NDArray[np.int64]:
+    """(images, classes, configs, 3): images in the order of the pairs, classes sorted, 0 where a pair was not counted."""
+    image, names = pd.factorize(counts.pairs["name"])
+    label, labels = pd.factorize(counts.pairs["class"], sort=True)
+    dense = np.zeros((len(names), len(labels), *counts.values.shape[1:]), dtype=np.int64)
+    dense[image, label] = counts.values
+    return dense
+
+
+def _rates(counts: NDArray[Any]) -> Floats:
+    """(..., 3) -> (..., 4): `RATES` in percent; 0 where there is nothing to divide by."""
+    tp, fp, fn = np.moveaxis(counts, -1, 0)
+    wholes = np.stack([tp + fp + fn, tp + fp, tp + fn, 2 * tp + fp + fn], axis=-1)
+    return np.asarray(100 * np.stack([tp, tp, tp, 2 * tp], axis=-1) / wholes.clip(min=1))
 
 
 def draws(counts: Counts, metric: str, number: int = DRAWS) -> Draws:
@@ -153,33 +153,22 @@ def draws(counts: Counts, metric: str, number: int = DRAWS) -> Draws:
 
 def _drawn(counts: Counts, metric: str, weights: pd.DataFrame) -> Floats:
     """(1 + DRAWS, configs): the scores of one fold. weights (1 + DRAWS, images): how often a draw has an image."""
-    image, names = pd.factorize(counts.pairs["name"])
-    label, labels = pd.factorize(counts.pairs["class"], sort=True)
-    dense = np.zeros((len(names), len(labels), *counts.values.shape[1:]))
-    dense[image, label] = counts.values
-    drawn, twice = weights[names].to_numpy(), 2 if metric.endswith("F1") else 1
+    dense, drawn, rate = _dense(counts), weights[counts.pairs["name"].unique()].to_numpy(), RATES.index(metric.lstrip("mi"))
     if metric.startswith("i"):
-        rates, there = _objects(dense, twice)
-        return np.asarray((drawn @ rates) / (drawn @ there).clip(min=1))
-    if metric in ("IoU", "F1"):
+        there = dense[..., 0] + dense[..., 2] > 0
+        objects = (_rates(dense)[..., rate] * there).sum(axis=1)
+        return np.asarray((drawn @ objects) / (drawn @ there.sum(axis=1)).clip(min=1))
+    if metric in RATES:
         dense = dense.sum(axis=1, keepdims=True)
-    sums = (drawn @ dense.reshape(len(names), -1)).reshape(len(drawn), *dense.shape[1:])
-    rates, there = _objects(sums, twice)
-    return np.asarray(rates / there.clip(min=1))
-
-
-def _objects(values: Floats, twice: int) -> tuple[Floats, NDArray[np.int64]]:
-    """The sum over classes of the IoU (twice=1) or F1 (twice=2) of (n, classes, configs, 3), and the number of classes."""
-    tp, fp, fn = np.moveaxis(values, -1, 0)
-    there = tp + fn > 0
-    rates = np.divide(100 * twice * tp, twice * tp + fp + fn, out=np.zeros_like(tp), where=there)
-    return rates.sum(axis=1), there.sum(axis=1)
+    sums = (drawn @ dense.reshape(len(dense), -1)).reshape(len(drawn), *dense.shape[1:])
+    there = sums[..., 0] + sums[..., 2] > 0
+    return np.asarray((_rates(sums)[..., rate] * there).sum(axis=1) / there.sum(axis=1).clip(min=1))
 
 
 def interval(values: Floats) -> tuple[float, float, float]:
     """The mean over trainings on all images, and the ends of its interval. values: an entry of `draws`, or made of several."""
     mean = _trainings(values).mean(axis=1)
-    low, high = np.percentile(mean[1:], [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+    low, high = np.percentile(mean[1:], ENDS)
     return float(mean[0]), float(low), float(high)
 
 
@@ -190,8 +179,8 @@ def ends(values: Floats, first: str = "value", low: str = "ci_low", high: str = 
 
 def span(values: Floats) -> tuple[float, float]:
     """The ends of an interval over images and trainings: the least and the largest end of the trainings' own intervals."""
-    found = np.percentile(_trainings(values)[1:], [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
-    return float(found[0].min()), float(found[1].max())
+    low, high = np.percentile(_trainings(values)[1:], ENDS, axis=0)
+    return float(low.min()), float(high.max())
 
 
 def verdict(values: Floats) -> str:

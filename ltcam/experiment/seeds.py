@@ -1,4 +1,4 @@
-"""CAM seeds, the files that weakly-supervised segmentation starts from: `ltcam export-seeds --checkpoint PATH --out FOLDER`.
+"""CAM seeds, the files that weakly-supervised segmentation starts from, and how good they are.
 
 The layout is that of IRN (Ahn, Cho, Kwak, CVPR 2019). `<image name>.npy` is a dictionary of arrays for the n classes that the
 image's labels name.
@@ -13,34 +13,38 @@ file, since IRN's labelling divides by the number of classes. `seeds.json` besid
 Such a file is a pickle. `np.load(path, allow_pickle=True).item()` reads it, and would run any code inside, so load only your
 own files; `read` rebuilds arrays alone. `cam` is an array here and a tensor in IRN. Where IRN calls `.cuda()` on it, call
 `torch.from_numpy` first. Files written under numpy 2 need numpy 1.26 or later to be read.
+
+Seeds are scored as IRN does, for every background value t at once: `argmax_counts`, summed over a part. mIoU is the mean over
+labels, background among them (21 on VOC 2012); a label without a pixel and without a claim is left out. The field reports the
+best t of the part that is scored. `table` gives it, and beside it the score at the t that is best on another part.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import BatchSampler
 from tqdm import tqdm
 
-from ltcam.data import Sample
+from ltcam.data import Segmentation
 from ltcam.engine.config import Config
-from ltcam.engine.tricks import normalized
 from ltcam.errors import InputError, MissingError
 from ltcam.experiment import provenance
-from ltcam.experiment.counting import identity, image_loader, maps_of_batch
+from ltcam.experiment.counting import batches, each, identity, image_loader, maps_of_batch
+from ltcam.experiment.otsu import argmax_counts, otsu_counts, regions
 from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.trained import Trained
 from ltcam.experiment.weights import unpickle
 from ltcam.files import AnyPath, atomic, write
 
 STRIDE = 4  # of "cam"
+THRESHOLDS = np.arange(101) / 100
 
 
 def export(trained: Trained, part: str, config: Config, out: AnyPath, protocol: Protocol | None = None) -> int:
@@ -65,27 +69,13 @@ def export(trained: Trained, part: str, config: Config, out: AnyPath, protocol: 
     if missing or "finished" not in known:
         write(record, json.dumps(settings, indent=2) + "\n")
         for samples in tqdm(image_loader(data, trained, protocol, missing), f"{data.title} {part}", disable=None, leave=False):
-            for name, seeds in _seeds(trained, samples, config, protocol):
-                with atomic(out / f"{name}.npy") as temporary:
+            maps = maps_of_batch(trained, samples, torch.stack([s.label for s in samples]), [config], protocol)
+            for (sample, _, keys, small), (*_, large) in zip(each(maps, samples, STRIDE), each(maps, samples), strict=True):
+                seeds = {name: value.cpu().numpy() for name, value in (("keys", keys), ("cam", small), ("high_res", large))}
+                with atomic(out / f"{sample.name}.npy") as temporary:
                     np.save(temporary, np.array(seeds, dtype=object), allow_pickle=True)
         write(record, json.dumps({**provenance.environment(), **settings, "files": len(images)}, indent=2) + "\n")
     return len(images)
-
-
-def _seeds(
-    trained: Trained, samples: list[Sample], config: Config, protocol: Protocol
-) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
-    """(name, dictionary) for each image of a batch."""
-    images = torch.stack([s.image for s in samples]).to(next(trained.model.parameters()))
-    maps = maps_of_batch(trained, images, torch.stack([s.label for s in samples]), [config], protocol)
-    for number, sample in enumerate(samples):
-        own = torch.nonzero(maps.pairs[:, 0] == number).flatten()
-        height, width = sample.mask.shape
-        found = [maps.pairs[own, 1].cpu().numpy()]
-        for size in ((-(-height // STRIDE), -(-width // STRIDE)), (height, width)):
-            ((_, heat),) = maps.heatmaps(own.tolist(), size)
-            found.append(normalized([heat[0]], "max")[0].cpu().numpy())
-        yield sample.name, dict(zip(("keys", "cam", "high_res"), found, strict=True))
 
 
 def read(path: AnyPath, classes: int) -> tuple[Tensor, Tensor]:
@@ -115,3 +105,89 @@ def read(path: AnyPath, classes: int) -> tuple[Tensor, Tensor]:
     if not ((maps >= 0) & (maps <= 1)).all():
         raise InputError(f"{path} has values outside [0, 1]: expected each map over its maximum; export it again")
     return keys.long(), maps
+
+
+class Tally:
+    """The counts of a part, image after image. No map is kept.
+
+    argmax  (T, 1 + classes, 3): tp, fp, fn by t and label, background first; otsu: (classes, 3) at Otsu's thresholds
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.images = 0
+        self.argmax = np.zeros((len(THRESHOLDS), 1 + classes, 3), dtype=np.int64)
+        self.otsu = np.zeros((classes, 3), dtype=np.int64)
+
+    def add(self, maps: Tensor, keys: Tensor, mask: Tensor) -> None:
+        """Count an image: maps (n, H, W) in [0, 1] of its classes `keys` (n,), from 0, and its mask (H, W), as in `Sample`."""
+        found = argmax_counts(maps, keys, mask, THRESHOLDS.tolist()).cpu().numpy()
+        self.argmax[:, : found.shape[1]] += found
+        if len(keys):
+            region = torch.stack([regions(mask, c) for c in keys.tolist()])
+            self.otsu[keys.tolist()] += otsu_counts(maps[None], region)[0].cpu().numpy()
+        self.images += 1
+
+    def curve(self) -> pd.Series[float]:
+        """mIoU in percent by threshold t."""
+        union = self.argmax.sum(axis=2)
+        mean = (100 * self.argmax[..., 0] / union.clip(min=1)).sum(axis=1) / (union > 0).sum(axis=1).clip(min=1)
+        return pd.Series(mean, pd.Index(THRESHOLDS, name="t"), name="mIoU")
+
+    def class_mean(self) -> float:
+        """The class mean of the IoU at Otsu's threshold, in percent: the paper's protocol."""
+        own = self.otsu[self.otsu.any(axis=1)]
+        return float(100 * (own[:, 0] / own.sum(axis=1)).mean())
+
+
+def of_folder(folder: AnyPath, data: Segmentation) -> Tally:
+    """Seeds in `folder`, one `<image name>.npy` for each image of `data` that has a class. IRN's files are read as they are.
+
+    Raises MissingError if a file is missing, and InputError as `read` does.
+    """
+    tally = Tally(len(data.classes))
+    for index in tqdm(data.annotated, f"{data.title} {data.part}", disable=None, leave=False):
+        mask, path = torch.from_numpy(data.mask(index)), Path(folder) / f"{data.entries[index].name}.npy"
+        keys, maps = torch.zeros(0, dtype=torch.long), torch.zeros(0, *mask.shape)
+        if data.labels[index].any() or path.is_file():
+            keys, maps = read(path, len(data.classes))
+        if maps.shape[1:] != mask.shape:
+            raise InputError(f"{path} has maps {tuple(maps.shape[1:])}, the mask is {tuple(mask.shape)}: export it again")
+        tally.add(maps, keys, mask)
+    return tally
+
+
+def of_checkpoint(
+    trained: Trained, part: str, configs: Sequence[Config], protocol: Protocol | None = None
+) -> dict[Config, Tally]:
+    """What `export` would write for each configuration, scored without files: one trace of a view serves all of them."""
+    data, protocol = trained.load(part), protocol or Protocol()
+    tallies = {config: Tally(len(data.classes)) for config in configs}
+    loaded = image_loader(data, trained, protocol, batches(data, protocol, annotated=True))
+    for samples in tqdm(loaded, f"{data.title} {part}", disable=None, leave=False):
+        maps = maps_of_batch(trained, samples, torch.stack([s.label for s in samples]), list(tallies), protocol)
+        for sample, config, keys, heats in each(maps, samples):
+            tallies[config].add(heats, keys, sample.mask.to(keys.device))
+    return tallies
+
+
+def table(scored: Mapping[str, Tally], chosen: Mapping[str, Tally] | None = None) -> pd.DataFrame:
+    """One row for each of the `scored` seeds, in percent.
+
+    best_mIoU, best_t  of the best threshold of the scored part itself, as the field reports
+    mIoU, t            at the best threshold of `chosen`, the tallies of the same seeds on another part, if given
+    Otsu_mIoU          as in `Tally.class_mean`
+    """
+    rows = []
+    for name, tally in scored.items():
+        curve = tally.curve()
+        row = {"seeds": name, "images": tally.images, "best_mIoU": curve.max(), "best_t": curve.idxmax()}
+        if chosen is not None:
+            t = chosen[name].curve().idxmax()
+            row |= {"mIoU": curve[t], "t": t}
+        rows.append(row | {"Otsu_mIoU": tally.class_mean()})
+    return pd.DataFrame(rows)
+
+
+def curves(scored: Mapping[str, Tally]) -> pd.DataFrame:
+    """The mIoU of every threshold in percent: columns seeds, t, mIoU."""
+    return pd.concat({name: tally.curve() for name, tally in scored.items()}, names=["seeds"]).reset_index()

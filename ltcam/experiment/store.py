@@ -10,7 +10,6 @@ SQLite file is missing, it is made from them.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import sqlite3
@@ -27,7 +26,7 @@ from ltcam.errors import InputError, MissingError, UnavailableError
 from ltcam.experiment import provenance
 from ltcam.experiment.protocol import Way
 from ltcam.experiment.scores import Counts, configurations
-from ltcam.files import AnyPath, atomic, clear, sha256
+from ltcam.files import AnyPath, clear, sha256
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS passes (id INTEGER PRIMARY KEY, identity TEXT UNIQUE, file TEXT);
@@ -41,6 +40,9 @@ CREATE TABLE IF NOT EXISTS notes (key TEXT, batch INTEGER, value TEXT, UNIQUE (k
 CREATE TABLE IF NOT EXISTS imported (sha256 TEXT UNIQUE);
 """
 FIELDS = ["name", "group", "class", "config", "cut", "t", "tp", "fp", "fn"]
+EVERY = """SELECT name, "group", class, text AS config, cut, t, tp, fp, fn FROM counts
+           JOIN configs ON config = configs.id JOIN images ON image = images.id WHERE pass = ?"""
+DONE = "SELECT text AS config, cut, t FROM done JOIN configs ON config = configs.id WHERE pass = ?"
 
 
 class Row(NamedTuple):
@@ -59,18 +61,16 @@ class Store:
 
     def __init__(self, folder: AnyPath) -> None:
         self.folder = Path(folder)
+        path = self.folder / "counts.sqlite"
         try:
-            self.db = sqlite3.connect(self.folder / "counts.sqlite", timeout=60)
+            self.db = sqlite3.connect(path, timeout=60)
             self.db.executescript(SCHEMA)
         except sqlite3.OperationalError as error:  # a folder that cannot be written can still be read
             if "locked" in str(error):
-                raise UnavailableError(
-                    f"{self.folder / 'counts.sqlite'} is in use: wait for the other run, and try again"
-                ) from error
+                raise UnavailableError(f"{path} is in use: wait for the other run, and try again") from error
             self.db = sqlite3.connect(":memory:")
             self.db.executescript(SCHEMA)
         except sqlite3.DatabaseError as error:
-            path = self.folder / "counts.sqlite"
             raise InputError(f"{path} is damaged ({error}): delete it; it is made again from the exports") from error
         for file, record in provenance.read(self.folder).items():
             if "identity" in record and not self._one("SELECT 1 FROM imported WHERE sha256 = ?", record["sha256"]):
@@ -78,10 +78,9 @@ class Store:
 
     def find(self, **identity: Any) -> list[int]:
         """The passes whose identity has these values. A training's own pass comes before others under the same protocol."""
-        rows = self.db.execute("SELECT id, identity FROM passes ORDER BY id").fetchall()
-        known = [(number, json.loads(text)) for number, text in rows]
-        found = [(n, its) for n, its in known if all(its.get(name) == value for name, value in identity.items())]
-        return [number for number, its in sorted(found, key=lambda item: (item[1].get("pass", ""), item[0]))]
+        known = [(n, json.loads(text)) for n, text in self.db.execute("SELECT id, identity FROM passes ORDER BY id")]
+        found = [(its.get("pass", ""), n) for n, its in known if all(its.get(name) == own for name, own in identity.items())]
+        return [number for _, number in sorted(found)]
 
     def open(self, identity: Mapping[str, Any], file: str) -> int:
         """The number of the pass of `identity`, which is new or known. file: of its export, in the folder."""
@@ -94,32 +93,25 @@ class Store:
 
     def done(self, number: int) -> set[Way]:
         """The ways that were counted on every image of a pass."""
-        query = "SELECT text, cut, t FROM done JOIN configs ON config = configs.id WHERE pass = ?"
-        return {Way(Config.parse(text), cut, t) for text, cut, t in self.db.execute(query, (number,))}
+        return {Way(Config.parse(text), cut, t) for text, cut, t in self.db.execute(DONE, (number,))}
 
-    def begun(self, number: int) -> bool:
-        """Whether an interrupted run has counted some way on some images of a pass."""
-        ways = "SELECT DISTINCT config, cut, t FROM {} WHERE pass = ?1"
-        return bool(self._one(f"SELECT 1 FROM ({ways.format('counts')} EXCEPT {ways.format('done')})", number))
-
-    def counted(self, number: int, name: str) -> set[Way]:
-        """The ways that were counted on one image of a pass."""
-        query = """SELECT DISTINCT text, cut, t FROM counts JOIN configs ON config = configs.id JOIN images ON image = images.id
-                   WHERE pass = ? AND name = ?"""
-        return {Way(Config.parse(text), cut, t) for text, cut, t in self.db.execute(query, (number, name))}
+    def begun(self, number: int) -> dict[str, set[Way]]:
+        """{image: ways} that an interrupted run has counted on some images of a pass and not on all."""
+        query = f"""SELECT DISTINCT name, config, cut, t FROM ({EVERY}) WHERE (config, cut, t) NOT IN ({DONE})"""
+        found: dict[str, set[Way]] = {}
+        for name, text, cut, t in self.db.execute(query, (number, number)):
+            found.setdefault(name, set()).add(Way(Config.parse(text), cut, t))
+        return found
 
     def add(self, number: int, rows: Iterable[Row], groups: Mapping[str, str], logits: Mapping[str, Sequence[float]]) -> None:
         """Keep the counts and logits of a batch, all or none. Raises InputError if a kept count differs."""
-        table = pd.DataFrame(
-            [(r.name, groups[r.name], r.label, str(r.way.config), *r.way[1:], *r[3:]) for r in rows], columns=FIELDS
-        )
+        listed = [(r.name, groups[r.name], r.label, str(r.way.config), r.way.cut, r.way.t, r.tp, r.fp, r.fn) for r in rows]
         with self._writing():
-            self._insert(number, table)
-            self._insert_logits(number, logits)
+            self._insert(number, listed, logits)
 
     def finish(self, number: int, ways: Iterable[Way], started: float, **record: Any) -> None:
         """Mark `ways` as counted on every image, and export the pass. started, record: as `provenance.record` takes them."""
-        (identity, file) = self.db.execute("SELECT identity, file FROM passes WHERE id = ?", (number,)).fetchone()
+        ((identity, file),) = self.db.execute("SELECT identity, file FROM passes WHERE id = ?", (number,))
         clear((self.folder / file).parent)
         with self._writing():  # a run that is killed in here finishes again
             self._mark(number, ((str(way.config), way.cut, way.t) for way in ways))
@@ -132,26 +124,19 @@ class Store:
 
         Raises MissingError if one was not counted on all images, and InputError if it was counted at several t.
         """
-        known = [way for way in self.done(number) if way.cut == cut]
+        known = [way.config for way in self.done(number) if way.cut == cut]
         for config in configs:
-            found = sum(way.config == config for way in known)
-            if not found:
+            if config not in known:
                 raise MissingError(f"{config} was not counted in {self.folder}: run ltcam reproduce first")
-            if found > 1:
+            if (found := known.count(config)) > 1:
                 raise InputError(f"{config} was counted at {found} backgrounds t in {self.folder}: expected one")
-        place = {str(config): n for n, config in enumerate(configs)}
-        marks = ",".join("?" * len(place))
-        query = f"""SELECT image, class, text, tp, fp, fn FROM counts JOIN configs ON config = configs.id
-                    WHERE pass = ? AND cut = ? AND config IN (SELECT id FROM configs WHERE text IN ({marks}))"""
-        rows = self.db.execute(query, (number, cut, *place))
-        table = np.array([(i, c, place[text], *rest) for i, c, text, *rest in rows], dtype=np.int64).reshape(-1, 6)
-        names = pd.read_sql('SELECT id, name, "group" FROM images', self.db, index_col="id")
-        keys, where = np.unique(table[:, :2], axis=0, return_inverse=True)
-        values = np.zeros((len(keys), len(place), 3), dtype=np.int64)
-        values[where, table[:, 2]] = table[:, 3:]
-        pairs = names.loc[keys[:, 0]].reset_index(drop=True).assign(training="", fold="", **{"class": keys[:, 1]})
-        order = pairs.sort_values(["name", "class"]).index
-        return Counts(pairs.loc[order].reset_index(drop=True), tuple(configs), values[order])
+        texts = [str(config) for config in configs]
+        query = f"{EVERY} AND cut = ? AND text IN ({','.join('?' * len(texts))})"
+        table = pd.read_sql(query, self.db, params=(number, cut, *texts))
+        wide = table.pivot(index=["name", "class", "group"], columns="config", values=["tp", "fp", "fn"]).fillna(0).astype(int)
+        values = np.stack([wide[kind].reindex(columns=texts).to_numpy() for kind in ("tp", "fp", "fn")], axis=-1)
+        pairs = wide.index.to_frame(index=False).assign(training="", fold="")
+        return Counts(pairs, tuple(configs), values)
 
     def logits(self, number: int) -> pd.DataFrame:
         """The logits of every image of a pass: a row for each image by its name, a column for each class."""
@@ -160,9 +145,7 @@ class Store:
 
     def frame(self, number: int) -> pd.DataFrame:
         """Every count of a pass, in the order in which it was kept: the columns `FIELDS`."""
-        query = f"""SELECT {", ".join(f'"{f}"' if f != "config" else "text AS config" for f in FIELDS)} FROM counts
-                    JOIN configs ON config = configs.id JOIN images ON image = images.id WHERE pass = ? ORDER BY counts.rowid"""
-        return pd.read_sql(query, self.db, params=(number,))
+        return pd.read_sql(f"{EVERY} ORDER BY counts.rowid", self.db, params=(number,))
 
     def notes(self, key: Mapping[str, Any]) -> dict[int, Any]:
         """What `note` kept under a key, by batch."""
@@ -171,21 +154,16 @@ class Store:
 
     def note(self, key: Mapping[str, Any], batch: int, value: Any) -> None:
         """Keep plain values of a batch that are no counts, so that an interrupted measurement goes on after it."""
+        row = json.dumps(key, sort_keys=True), batch, json.dumps(value)
         with self._writing():
-            self.db.execute(
-                "INSERT OR REPLACE INTO notes VALUES (?, ?, ?)", (json.dumps(key, sort_keys=True), batch, json.dumps(value))
-            )
+            self.db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?, ?)", row)
 
     def _export(self, number: int, file: str) -> None:
-        query = "SELECT text AS config, cut, t FROM done JOIN configs ON config = configs.id WHERE pass = ?"
-        done = pd.read_sql(query, self.db, params=(number,))  # of others an interrupted run has counted some images
-        table = self.frame(number).merge(done).sort_values(["name", "class", "config", "cut", "t"], ignore_index=True)
-        for path, content in {file: table, file.replace("counts", "logits", 1): self.logits(number).reset_index()}.items():
-            if content.empty and path != file:
-                continue
-            text = content.to_csv(index=False, lineterminator="\n", float_format="%.6g").encode()
-            with atomic(self.folder / path) as temporary:
-                temporary.write_bytes(gzip.compress(text, 6, mtime=0))
+        done = pd.read_sql(DONE, self.db, params=(number,))  # of others an interrupted run has counted some images
+        table = self.frame(number).merge(done).sort_values(["name", "class", "config", "cut", "t"])
+        provenance.save(table, self.folder / file)
+        if len(logits := self.logits(number)):
+            provenance.save(logits.reset_index(), self.folder / file.replace("counts", "logits", 1))
 
     def _import(self, file: str, record: Mapping[str, Any]) -> None:
         path = self.folder / file
@@ -197,39 +175,34 @@ class Store:
         if "t" not in table:  # an older export has the background of each configuration in its record
             table["t"] = table["config"].map(record.get("at", {})).where(table["cut"] == "argmax", 0.0).fillna(0.0)
         beside = self.folder / file.replace("counts", "logits", 1)
-        logits = pd.read_csv(beside, dtype={"name": str}) if beside.is_file() else pd.DataFrame()
+        logits = pd.read_csv(beside, dtype={"name": str}).itertuples(index=False) if beside.is_file() else ()
         number = self.open(record["identity"], file)
         with self._writing():
-            self._insert(number, table[FIELDS])
-            self._insert_logits(number, {name: own for name, *own in logits.itertuples(index=False)})
+            self._insert(number, list(table[FIELDS].itertuples(index=False, name=None)), {name: own for name, *own in logits})
             self._mark(number, table[["config", "cut", "t"]].drop_duplicates().itertuples(index=False))
             self.db.execute("INSERT OR IGNORE INTO imported VALUES (?)", (record["sha256"],))
 
-    def _insert(self, number: int, table: pd.DataFrame) -> None:
-        """Keep the rows of a table with the columns `FIELDS`. Raises InputError if a kept row differs."""
-        images = table[["name", "group"]].drop_duplicates().itertuples(index=False)
+    def _insert(self, number: int, rows: Sequence[tuple[Any, ...]], logits: Mapping[str, Sequence[float]]) -> None:
+        """Keep rows of `FIELDS`, and logits. Raises InputError if a kept row differs."""
+        images, texts = dict.fromkeys(row[:2] for row in rows), dict.fromkeys((row[3],) for row in rows)
         self.db.executemany('INSERT OR IGNORE INTO images (name, "group") VALUES (?, ?)', images)
-        self.db.executemany("INSERT OR IGNORE INTO configs (text) VALUES (?)", [(text,) for text in table["config"].unique()])
-        numbers = {
-            name: dict(self.db.execute(f"SELECT {key}, id FROM {name}"))
-            for name, key in (("images", "name"), ("configs", "text"))
-        }
-        columns = table.assign(name=table["name"].map(numbers["images"]), config=table["config"].map(numbers["configs"]))
-        rows = list(zip(*(columns[field].tolist() for field in FIELDS if field != "group"), strict=True))
+        self.db.executemany("INSERT OR IGNORE INTO configs (text) VALUES (?)", texts)
+        image = dict(self.db.execute("SELECT name, id FROM images"))
+        config = dict(self.db.execute("SELECT text, id FROM configs"))
+        keyed = [(number, image[name], label, config[text], *rest) for name, _, label, text, *rest in rows]
         before = self.db.total_changes
-        self.db.executemany(f"INSERT OR IGNORE INTO counts VALUES ({number}, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        if self.db.total_changes - before == len(rows):
-            return
-        where = f"pass = {number} AND image = ? AND class = ? AND config = ? AND cut = ? AND t = ?"
-        for index, row in enumerate(rows):  # some were kept already: they must be the same
-            kept = self.db.execute(f"SELECT tp, fp, fn FROM counts WHERE {where}", row[:5]).fetchone()
-            if kept != row[5:]:
-                what = "{name}, class {class}: {config}".format(**table.iloc[index])
-                raise InputError(f"{self.folder} has {kept} for {what}; now it is {row[5:]}. Other code or another machine?")
-
-    def _insert_logits(self, number: int, logits: Mapping[str, Sequence[float]]) -> None:
-        keys = [(number, c, logit, name) for name, own in logits.items() for c, logit in enumerate(own)]
-        self.db.executemany("INSERT OR IGNORE INTO logits SELECT ?, id, ?, ? FROM images WHERE name = ?", keys)
+        self.db.executemany("INSERT OR IGNORE INTO counts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", keyed)
+        if self.db.total_changes - before < len(rows):  # some were kept already: they must be the same
+            query = """SELECT tp, fp, fn FROM counts
+                       WHERE pass = ? AND image = ? AND class = ? AND config = ? AND cut = ? AND t = ?"""
+            for row, own in zip(rows, keyed, strict=True):
+                if (kept := self.db.execute(query, own[:6]).fetchone()) != own[6:]:
+                    what = f"{row[0]}, class {row[2]}: {row[3]}"
+                    raise InputError(
+                        f"{self.folder} has {kept} for {what}; now it is {own[6:]}. Other code or another machine?"
+                    )
+        values = [(number, image[name], c, logit) for name, own in logits.items() for c, logit in enumerate(own)]
+        self.db.executemany("INSERT OR IGNORE INTO logits VALUES (?, ?, ?, ?)", values)
 
     def _mark(self, number: int, ways: Iterable[Sequence[Any]]) -> None:
         """Ways are (config, cut, t)."""
@@ -253,7 +226,7 @@ def _texts(table: pd.DataFrame) -> pd.Series[str]:
     """The text of each row's configuration; an older export has its fields as columns."""
     if "config" in table:
         return table["config"]
-    fields = table.drop(columns=[name for name in ("name", "group", "class", "cut", "tp", "fp", "fn") if name in table])
+    fields = table.drop(columns=[name for name in FIELDS if name in table])
     number = fields.groupby(list(fields), sort=False, dropna=False).ngroup()
     texts = [str(config) for config in configurations(fields.loc[number.drop_duplicates().index])]
     return number.map(dict(enumerate(texts)))

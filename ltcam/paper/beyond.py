@@ -15,9 +15,9 @@ import pandas as pd
 from ltcam.engine.config import Config
 from ltcam.engine.refine import Refine
 from ltcam.experiment.counting import identity
-from ltcam.experiment.curves import THRESHOLDS, of_checkpoint
 from ltcam.experiment.protocol import Protocol, Way
 from ltcam.experiment.scores import LATER, Floats, draws, ends, row, verdict
+from ltcam.experiment.seeds import THRESHOLDS, of_checkpoint
 from ltcam.experiment.study import Study
 from ltcam.files import ROOT
 from ltcam.paper.registry import result

@@ -13,7 +13,7 @@ from ltcam import data as datasets
 from ltcam import files
 from ltcam.engine.config import Config
 from ltcam.errors import InputError
-from ltcam.experiment import counting, curves, provenance, recipe, seeds, training
+from ltcam.experiment import counting, provenance, recipe, seeds, training
 from ltcam.experiment.locks import alone
 from ltcam.experiment.parallel import processes
 from ltcam.experiment.protocol import Protocol, Way
@@ -117,17 +117,17 @@ def eval_seeds(
     asked = {text: Config.parse(text) for text in texts or [DEFAULT]}
     part = part or (trained.recipe.train if trained else "train")
 
-    def tally(name: str) -> dict[str, curves.Tally]:
+    def tally(name: str) -> dict[str, seeds.Tally]:
         if trained is None:
-            return {str(folder): curves.of_folder(str(folder), datasets.load(data, name))}
-        found = curves.of_checkpoint(trained, name, list(asked.values()), protocol)
+            return {str(folder): seeds.of_folder(str(folder), datasets.load(data, name))}
+        found = seeds.of_checkpoint(trained, name, list(asked.values()), protocol)
         return {text: found[config] for text, config in asked.items()}
 
     scored = tally(part)
-    table = curves.table(scored, tally(choose_on) if choose_on else None)
+    table = seeds.table(scored, tally(choose_on) if choose_on else None)
     if out:
         provenance.save(table, Path(out) / "seeds.csv")
-        provenance.save(curves.curves(scored), Path(out) / "curves.csv")
+        provenance.save(seeds.curves(scored), Path(out) / "curves.csv")
     title = (trained.load(part) if trained else datasets.load(data, part)).title
     said = f"; t is the best on {choose_on}" if choose_on else ""
     yield f"{title}, part {part}: best_t is the best on {part} itself{said}\n{table.round(2).to_string(index=False)}"

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import logging
 
 import numpy as np
 import pytest
@@ -117,7 +116,7 @@ def test_one_image_by_hand(trained, monkeypatch):
     """Otsu's thresholds are 0.20 and 0.30. At 0.5 a value of 0.5 is background; of two values of 0.6 the first class wins."""
     config, half = Config("gradcam"), Config("gradcam", fraction=0.5)
 
-    def maps(trained, images, labels, configs, protocol):
+    def maps(trained, samples, labels, configs, protocol):
         return Maps(labels.nonzero(), torch.zeros(1, 3), {config: {"S5": MAPS} for config in configs})
 
     monkeypatch.setattr(counting, "maps_of_batch", maps)
@@ -225,13 +224,6 @@ def test_a_protocol_reaches_the_trace_and_its_counts_are_kept_beside(trained, tm
     assert again == found and len(seen) == calls and next(trained.model.parameters()).dtype == torch.float32
 
 
-def test_the_cost_of_views_is_said(trained, caplog):
-    caplog.set_level(logging.INFO)
-    counting.image_loader(trained.load("val"), trained, Protocol(scales=(0.5, 1.0, 1.5), flip=True), [[0]])
-    counting.image_loader(trained.load("val"), trained, Protocol(), [[0]])
-    assert caplog.messages == ["scales 0.5, 1, 1.5, mirrored too: 6 traces, 7 times the pixels of one at scale 1"]
-
-
 def test_what_is_measured_is_kept_and_only_the_rest_is_measured(trained, tmp_path, monkeypatch):
     asked, count = [], counting.count_batch
     monkeypatch.setattr(counting, "count_batch", lambda t, s, ways, p: asked.append(ways) or count(t, s, ways, p))
@@ -266,7 +258,7 @@ def test_what_is_interrupted_goes_on(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(counting, "count_batch", third)
     counted(tmp_path / "cut", trained, "val", CONFIGS, Protocol(2))
     data = trained.load("val")
-    assert len(calls) == 1 + len(counting._batches(data, Protocol(2), [Way(CONFIGS[0])]))
+    assert len(calls) == 1 + len(counting.batches(data, Protocol(2), annotated=False))
     for name in ("counts.val.csv.gz", "logits.val.csv.gz"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
@@ -295,14 +287,14 @@ def test_a_batch_that_memory_does_not_hold_is_halved(room, trained, monkeypatch,
 
 
 def test_batches_hold_images_with_equally_many_classes_and_of_one_size(trained, tiles):
-    data, otsu, argmax = trained.load("val"), [Way(CONFIGS[0])], [Way(CONFIGS[0], "argmax", 0.3)]
+    data = trained.load("val")
     assert data.sizes == [data.mask(i).shape for i in range(len(data))] and len(set(data.sizes)) > 1
-    batches = counting._batches(data, Protocol(2), otsu)
+    batches = counting.batches(data, Protocol(2), annotated=False)
     assert all(len({int(data.labels[i].sum()) for i in batch}) == 1 for batch in batches)
     order = [(int(data.labels[i].sum()), data.sizes[i]) for batch in batches for i in batch]
     assert order == sorted(order) and len(order) == len(data)
     data = tiles.load("test")
-    scored, every = (counting._batches(data, Protocol(4), ways) for ways in (otsu, argmax))
+    scored, every = (counting.batches(data, Protocol(4), annotated) for annotated in (False, True))
     assert sorted(i for batch in scored for i in batch) == data.scored and len(data.scored) < len(data)
     assert sorted(i for batch in every for i in batch) == data.annotated == list(range(len(data)))
     assert [batch for batch in every if batch[0] in data.scored] == scored  # the same batches round alike

@@ -10,10 +10,10 @@ from ltcam import data as datasets
 from ltcam.__main__ import app
 from ltcam.engine.config import Config
 from ltcam.errors import InputError, MissingError
-from ltcam.experiment import counting, curves, seeds
+from ltcam.experiment import counting, seeds
 from ltcam.experiment.counting import count_batch
-from ltcam.experiment.curves import THRESHOLDS, Tally, of_checkpoint, of_folder
 from ltcam.experiment.protocol import Protocol, Way
+from ltcam.experiment.seeds import THRESHOLDS, Tally, of_checkpoint, of_folder
 from tests.experiment.test_counting import MAPS, MASK, samples_of
 
 LT = "layercam:S1-S5,normalize=tanh,refine=S3-S5:8"
@@ -23,21 +23,19 @@ def test_by_hand():
     """At 0.5 a value of 0.5 is background, and of two values of 0.6 the first class wins. One pixel is void."""
     tally = Tally(2)
     tally.add(MAPS, torch.tensor([0, 1]), MASK)
-    assert tally.confusion()[50].tolist() == [[7, 1, 1], [1, 2, 0], [1, 0, 2]]
-    assert tally.ious()[50] == pytest.approx([100 * 7 / 11, 50, 50], rel=1e-12)
-    assert tally.curve()[0.5] == pytest.approx(100 * 6 / 11, rel=1e-12)
-    assert tally.confusion()[100].tolist() == [[9, 0, 0], [3, 0, 0], [3, 0, 0]]  # nothing is above 1
+    assert tally.argmax[50].tolist() == [[7, 2, 2], [2, 1, 1], [2, 1, 1]]
+    assert tally.curve()[0.5] == pytest.approx(100 * (7 / 11 + 1 / 2 + 1 / 2) / 3, rel=1e-12)
+    assert tally.argmax[100].tolist() == [[9, 6, 0], [0, 0, 3], [0, 0, 3]]  # nothing is above 1
     # above 0: the second class claims two background pixels and one of the first; the first claims two
-    assert tally.confusion()[0].tolist() == [[5, 2, 2], [0, 2, 1], [0, 0, 3]]
+    assert tally.argmax[0].tolist() == [[5, 0, 4], [2, 2, 1], [3, 3, 0]]
 
 
 def test_an_image_without_a_class_is_background_and_a_label_without_pixels_is_left_out():
     tally = Tally(3)
     tally.add(MAPS, torch.tensor([0, 1]), MASK)
-    before = tally.curve()[0.5]
-    assert np.isnan(tally.ious()[:, 3]).all() and before == pytest.approx(100 * 6 / 11, rel=1e-12)
+    assert not tally.argmax[:, 3].any() and tally.curve()[0.5] == pytest.approx(100 * 6 / 11, rel=1e-12)
     tally.add(torch.zeros(0, 2, 2), torch.zeros(0, dtype=torch.long), torch.tensor([[0, 0], [0, 255]], dtype=torch.uint8))
-    assert tally.confusion()[50].tolist() == [[10, 1, 1, 0], [1, 2, 0, 0], [1, 0, 2, 0], [0, 0, 0, 0]] and tally.images == 2
+    assert tally.argmax[50].tolist() == [[10, 2, 2], [2, 1, 1], [2, 1, 1], [0, 0, 0]] and tally.images == 2
     assert tally.curve()[0.5] == pytest.approx(100 * (10 / 14 + 1) / 3, rel=1e-12)
 
 
@@ -74,27 +72,14 @@ def test_otsus_class_mean_by_hand():
     assert tally.class_mean() == pytest.approx(100 * (3 / 5 + 3 / 7) / 2, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("maps", "keys", "mask", "said"),
-    [
-        (MAPS[:, :3], [0, 1], MASK, r"2 classes with a torch.float32 tensor \(2, 3, 4\) for a mask \(4, 4\)"),
-        (MAPS, [0], MASK, r"1 classes with .* expected \(n, H, W\) for \(H, W\)"),
-        (MAPS, [0, 1], torch.where(MASK == 2, 4, MASK), "a mask has the label 4: expected at most 2, or 255"),
-    ],
-)
-def test_what_does_not_fit_is_refused(maps, keys, mask, said):
-    with pytest.raises(InputError, match=said):
-        Tally(2).add(maps, torch.tensor(keys), mask)
-
-
 @pytest.mark.parametrize("views", [Protocol(8), Protocol(8, size=(96, 64), flip=True)])
 def test_the_sums_of_counts_are_the_scores_of_the_part(views, trained):
     """What the store keeps of an image at a background t, and Otsu's counts, which may differ in pixels at the threshold."""
     at = {Config("gradcam"): 0.4, Config.parse(LT): 0.35, Config("hirescam", "S1"): 0.65}  # the last depends on t most
     tallies = of_checkpoint(trained, "val", list(at), views)
-    samples = samples_of(trained.load("val"), views.size or trained.size)
-    batch = sorted(samples, key=lambda s: s.label.sum())  # as `of_checkpoint` has them
-    rows, _ = count_batch(trained, batch, [*map(Way, at), *(Way(c, "argmax", t) for c, t in at.items())], views)
+    data, ways = trained.load("val"), [*map(Way, at), *(Way(config, "argmax", t) for config, t in at.items())]
+    batches = (samples_of(data, views.size or trained.size, batch) for batch in counting.batches(data, views, annotated=True))
+    rows = [row for samples in batches for row in count_batch(trained, samples, ways, views)[0]]
     table = pd.DataFrame([(str(r.way), r.label, r.tp, r.fp, r.fn) for r in rows], columns=["way", "class", "tp", "fp", "fn"])
     sums = table.groupby(["way", "class"]).sum()
     ious = 100 * sums["tp"] / sums.sum(axis=1)
@@ -109,7 +94,7 @@ def test_a_trace_keeps_only_what_is_asked_for(trained, monkeypatch):
     config = Config.parse("layercam:S4-S5,refine=S3:8")
     (found,) = of_checkpoint(trained, "val", [config]).values()
     both = of_checkpoint(trained, "val", [config, Config("gradcam", "all")])
-    assert torch.equal(found.joint, both[config].joint)
+    assert (found.argmax == both[config].argmax).all()
 
 
 def test_a_checkpoint_and_its_exported_files_get_the_same_counts(trained, tmp_path):
@@ -119,7 +104,7 @@ def test_a_checkpoint_and_its_exported_files_get_the_same_counts(trained, tmp_pa
     found = of_checkpoint(trained, "train", others, protocol)
     folder = of_folder(tmp_path, trained.load("train"))
     assert list(found) == others and folder.images == found[config].images == 8
-    assert torch.equal(folder.joint, found[config].joint) and not torch.equal(folder.joint, found[others[1]].joint)
+    assert (folder.argmax == found[config].argmax).all() and not (folder.argmax == found[others[1]].argmax).all()
     name = trained.load("train").entries[0].name
     np.save(
         tmp_path / f"{name}.npy", np.array({"keys": np.array([0]), "high_res": np.ones((1, 3, 4), np.float32)}, dtype=object)
@@ -134,15 +119,14 @@ def test_images_without_a_class_are_scored_too_and_unclear_masks_are_not(tiles, 
     seeds.export(tiles, "test", config, tmp_path)
     folder = of_folder(tmp_path, data)
     assert folder.images == found.images == len(data) > int(data.labels.any(dim=1).sum())
-    assert torch.equal(folder.joint, found.joint)
+    assert (folder.argmax == found.argmax).all()
     unclear = data.entries[data.scored[0]].name  # a defect whose mask is empty, as four tiles are
     monkeypatch.setattr("ltcam.data.sets.MagneticTile.empty", {unclear})
     (fewer,) = of_checkpoint(tiles, "test", [config]).values()
     folder = of_folder(tmp_path, tiles.load("test"))
-    assert folder.images == fewer.images == found.images - 1 and torch.equal(folder.joint, fewer.joint)
-    assert found.joint.sum() - fewer.joint.sum() == 40 * 30
-    ways = [Way(config, "argmax", 0.3)]
-    counted = {i for batch in counting._batches(tiles.load("test"), Protocol(), ways) for i in batch}
+    assert folder.images == fewer.images == found.images - 1 and (folder.argmax == fewer.argmax).all()
+    assert found.argmax[0, :, [0, 2]].sum() - fewer.argmax[0, :, [0, 2]].sum() == 40 * 30  # tp and fn: its pixels
+    counted = {i for batch in counting.batches(tiles.load("test"), Protocol(), annotated=True) for i in batch}
     assert len(counted) == len(data) - 1 and data.scored[0] not in counted
 
 
@@ -150,11 +134,11 @@ def test_the_threshold_is_chosen_on_one_part_and_scored_on_another():
     scored, chosen = Tally(2), Tally(2)
     scored.add(MAPS, torch.tensor([0, 1]), MASK)
     chosen.add(MAPS / 2, torch.tensor([0, 1]), MASK)
-    (row,) = curves.table({"a": scored}, {"a": chosen}).to_dict("records")
+    (row,) = seeds.table({"a": scored}, {"a": chosen}).to_dict("records")
     assert row["t"] == chosen.curve().idxmax() < row["best_t"] == scored.curve().idxmax()
     assert row["mIoU"] == scored.curve()[row["t"]] < row["best_mIoU"]
-    assert {"mIoU", "t"}.isdisjoint(curves.table({"a": scored}))
-    assert curves.curves({"a": scored, "b": chosen}).shape == (2 * len(THRESHOLDS), 3)
+    assert {"mIoU", "t"}.isdisjoint(seeds.table({"a": scored}))
+    assert seeds.curves({"a": scored, "b": chosen}).shape == (2 * len(THRESHOLDS), 3)
 
 
 def test_the_command(checkpoint, trained, tmp_path):

@@ -102,7 +102,9 @@ def test_an_interrupted_export_goes_on(trained, tmp_path, monkeypatch):
     assert len(there) == 5 and all(load(path) for path in there) and not list((tmp_path / "cut").glob(".*"))
     assert "finished" not in json.loads((tmp_path / "cut" / "seeds.json").read_text())
     traced, real = [], seeds.maps_of_batch
-    monkeypatch.setattr(seeds, "maps_of_batch", lambda t, images, *rest: traced.append(len(images)) or real(t, images, *rest))
+    monkeypatch.setattr(
+        seeds, "maps_of_batch", lambda t, samples, *rest: traced.append(len(samples)) or real(t, samples, *rest)
+    )
     assert export(trained, "train", CONFIG, tmp_path / "cut", Protocol(2)) == 8 and sum(traced) == 4
     assert sum(path.stat().st_mtime_ns == before for path, before in there.items()) == 4
     for path in (tmp_path / "whole").glob("*.npy"):

@@ -86,7 +86,7 @@ def test_what_is_kept_is_read_sorted(kept):
     ]
     assert counts.values.tolist() == [[[13, 14, 15], [7, 8, 9]], [[0, 0, 1], [4, 5, 6]], [[2, 2, 2], [1, 2, 3]]]
     assert store.read(number, [A], "argmax").values.tolist() == [[[10, 11, 12]]]
-    assert store.done(number) == {OTSU, ARGMAX, OTHER} == store.counted(number, "a") and store.counted(number, "c") == set()
+    assert store.done(number) == {OTSU, ARGMAX, OTHER} and store.begun(number) == {}
     assert list(store.frame(number)) == FIELDS and store.frame(number)["name"].tolist() == [row.name for row in ROWS]
     with pytest.raises(MissingError, match=r"^hirescam:S5 was not counted in .*: run ltcam reproduce first$"):
         store.read(number, [A, Config("hirescam")])
@@ -157,7 +157,7 @@ def test_a_batch_that_is_cut_off_leaves_nothing(kept):
 
     with pytest.raises(KeyboardInterrupt):
         store.add(number, cut_off(), GROUPS, {})
-    assert len(store.frame(number)) == len(ROWS) and store.counted(number, "c") == set()
+    assert len(store.frame(number)) == len(ROWS) and store.begun(number) == {}
 
 
 @pytest.mark.parametrize("at", ["clear", "sha256", "provenance.record"])
@@ -171,7 +171,7 @@ def test_a_finish_that_is_cut_off_is_done_again(at, kept, tmp_path, monkeypatch)
         patch.setattr(f"ltcam.experiment.store.{at}", at_call(1, None)[1])
         Store(tmp_path).finish(number, [way], 0.0)
     again = Store(tmp_path)
-    assert (way in again.done(number)) == (at == "sha256") and again.counted(number, "a") > {way}
+    assert (way in again.done(number)) == (at == "sha256") and (way in again.begun(number)["a"]) == (at != "sha256")
     again.finish(number, [way], 0.0)
     assert way in Store(tmp_path).done(number)
     table = pd.read_csv(tmp_path / "seed0" / "counts.test.csv.gz")
@@ -262,8 +262,8 @@ def test_another_that_writes_is_waited_for_and_named(kept, tmp_path):
         with pytest.raises(UnavailableError, match=r"counts.sqlite: database is locked; make room or wait, and run again"):
             store.add(number, [Row("c", 0, OTSU, 1, 1, 1)], GROUPS, {})
         other.rollback()
-    store.add(number, [Row("c", 0, OTSU, 1, 1, 1)], GROUPS, {})
-    assert store.counted(number, "c") == {OTSU}
+    store.add(number, [Row("c", 0, Way(A, "argmax", 0.5), 1, 1, 1)], GROUPS, {})
+    assert store.begun(number) == {"c": {Way(A, "argmax", 0.5)}}
 
 
 def test_notes_are_kept_by_key_and_batch(tmp_path):

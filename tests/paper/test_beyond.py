@@ -10,7 +10,7 @@ from benchmarks import search
 from ltcam import files
 from ltcam.engine.config import Config
 from ltcam.engine.refine import Refine
-from ltcam.experiment import curves
+from ltcam.experiment import seeds
 from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.scores import scores
 from ltcam.experiment.study import Study
@@ -77,12 +77,12 @@ def test_the_table_is_made_of_the_counts(study):
 
 def test_t_is_the_best_of_the_training_images(study):
     found = beyond.backgrounds(study, "seed0", ONE, ways()[ONE])
-    expected = curves.of_checkpoint(study.load("seed0"), "train/4", [NEAR.config], beyond.fitted(ONE, study))
+    expected = seeds.of_checkpoint(study.load("seed0"), "train/4", [NEAR.config], beyond.fitted(ONE, study))
     assert found[NEAR.config] == expected[NEAR.config].curve().idxmax()
     t = {name: beyond.backgrounds(study, name, ONE, ways()[ONE]) for name in study.names}
     counts = study.counts([NEAR.config], protocol=beyond.fitted(ONE, study), cut="argmax", t=t)
     counts = counts.where((counts.pairs["training"] == "seed0").to_numpy())
-    on_val = curves.of_checkpoint(study.load("seed0"), "val", [NEAR.config], beyond.fitted(ONE, study))[NEAR.config].curve()
+    on_val = seeds.of_checkpoint(study.load("seed0"), "val", [NEAR.config], beyond.fitted(ONE, study))[NEAR.config].curve()
     assert scores(counts)["mIoU"][0] == pytest.approx(on_val[found[NEAR.config]], rel=1e-6)
 
 
