@@ -11,7 +11,6 @@ training parts are computed fold by fold and averaged.
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -28,14 +27,13 @@ from ltcam.errors import InputError, MissingError
 from ltcam.experiment import provenance
 from ltcam.experiment.counting import identity, measure
 from ltcam.experiment.protocol import Protocol, Way
-from ltcam.experiment.recipe import Recipe, Training, planned, profile
+from ltcam.experiment.recipe import Recipe, planned, profile
 from ltcam.experiment.scores import Counts
 from ltcam.experiment.store import Store
 from ltcam.experiment.trained import Trained, load_checkpoint
 from ltcam.experiment.training import train
 from ltcam.files import sha256
 
-log = logging.getLogger(__name__)
 Role = Literal["test", "train"]
 DEFAULTS: dict[str, Any] = {
     "seeds": [], "folds": 0, "batch_size": 8,
@@ -66,12 +64,8 @@ class Study:
         self.metric, self.compared = self.dataset.headline, self.dataset.compared
         self.protocol = Protocol(self.settings["batch_size"])
         self.made: dict[str, bytes] = {}  # tables, by `ltcam.paper.registry`
-
-    @cached_property
-    def planned(self) -> dict[str, Training]:
-        """Every training that the profile names, by name."""
-        found = planned(self.data, self.settings["recipe"], self.settings["seeds"], self.settings["folds"])
-        return {training.name: training for training in found}
+        every = planned(data, self.settings["recipe"], self.settings["seeds"], self.settings["folds"])
+        self.planned = {training.name: training for training in every}
 
     @cached_property
     def trainings(self) -> pd.DataFrame:
@@ -93,8 +87,8 @@ class Study:
             for name in ("train.csv", "labels.csv", "run.json"):
                 if self.runs != self.out:
                     with files.atomic(self.out / training.name / name) as temporary:
-                        shutil.copyfile(self.runs / training.name / name, temporary)
-            score = pd.read_csv(self.out / training.name / "labels.csv")["AP"].mean()
+                        shutil.copyfile(checkpoint.with_name(name), temporary)
+            score = pd.read_csv(checkpoint.with_name("labels.csv"))["AP"].mean()
             rows.append([*training[:3], score, sha256(checkpoint)])
         provenance.save(pd.DataFrame(rows, columns=["name", "seed", "fold", "mAP", "checkpoint"]), self.out / "trainings.csv")
         self.__dict__.pop("trainings", None)
@@ -110,7 +104,7 @@ class Study:
     @cached_property
     def trained(self) -> Trained:
         """The first training. Figures show its heatmaps, on images that it has not seen."""
-        return self.load(self.names[0])
+        return load_checkpoint(self.runs / self.names[0] / "checkpoint.pt")
 
     @cached_property
     def test(self) -> Segmentation:
@@ -139,12 +133,11 @@ class Study:
         return counted and not any((self.runs / name / "checkpoint.pt").is_file() for name in self.planned)
 
     def load(self, name: str) -> Trained:
-        return load_checkpoint(self.runs / name / "checkpoint.pt")
+        return self.trained if name == self.names[0] else load_checkpoint(self.runs / name / "checkpoint.pt")
 
     def folds(self) -> Iterator[Trained]:
         """The trainings of the first seed. Together they hold out every image once."""
-        for name in self.trainings.loc[self.trainings["seed"] == self.seeds[0], "name"]:
-            yield self.trained if name == self.names[0] else self.load(name)
+        yield from map(self.load, self.trainings.loc[self.trainings["seed"] == self.seeds[0], "name"])
 
     def read(self, file: str) -> pd.DataFrame:
         """The table `file` of every training, one below the other. Column `name` has the training."""
@@ -165,7 +158,7 @@ class Study:
         """
         configs, parts = tuple(dict.fromkeys(configs)), []
         chosen = self.trainings[self.trainings["seed"].isin(self.seeds[:seeds])]
-        for name, seed, fold in zip(*(chosen[field].to_list() for field in ("name", "seed", "fold")), strict=True):
+        for name, seed, fold in chosen[["name", "seed", "fold"]].itertuples(index=False):
             ways = [Way(config, cut, (t or {}).get(name, {}).get(config, 0.0)) for config in configs]
             found = self.store.read(self.measured(name, ways, role, protocol, first), configs, cut)
             pairs = found.pairs.assign(training=seed, fold=fold if role == "train" else "")
@@ -179,44 +172,31 @@ class Study:
         protocol, recipe = protocol or self.protocol, self.recipe(name)
         first = self.settings["first"] if role == "train" and first is None else first
         part = getattr(recipe, role) + (f"/{first}" if first else "")
-        wanted = {"checkpoint": self._checkpoint(name), "part": part, **protocol.identity(recipe.size or self.dataset.size)}
-        file = "/".join(
-            filter(None, [name, ",".join(filter(None, [f"counts.{part.replace('/', '-')}", protocol.name])) + ".csv.gz"])
-        )
+        checkpoint = dict(self.trainings[["name", "checkpoint"]].to_numpy()).get(name) or self._run(name)["checkpoint"]
+        wanted = {"checkpoint": checkpoint, "part": part, **protocol.identity(recipe.size or self.dataset.size)}
         if not self.kept:
-            trained = self.trained if name == self.names[0] else self.load(name)
+            trained = self.load(name)
             data = trained.load(part)
             wanted |= identity(trained, data, protocol)
-            number = self._complete(wanted, ways)
-            if number is None:
-                number = self.store.open({**wanted, "pass": ""}, file)
-                measure(self.store, number, trained, data, ways, protocol)
-        elif (number := self._complete(wanted, ways)) is None:
-            raise MissingError(f"{self.out / name} has no counts of {ways[0].config} on part {part}: run ltcam reproduce first")
-        return number
-
-    def _complete(self, wanted: Mapping[str, Any], ways: Sequence[Way]) -> int | None:
-        """The pass that has all `ways`. In kept counts any background serves, since each was counted at one."""
         for number in self.store.find(**wanted):
             done = self.store.done(number)
-            if self.kept:
+            if self.kept:  # there any background serves, since each was counted at one
                 done |= {way._replace(t=0.0) for way in done}
             if done.issuperset(ways):
                 return number
-        return None
+        if self.kept:
+            raise MissingError(f"{self.out / name} has no counts of {ways[0].config} on part {part}: run ltcam reproduce first")
+        named = ",".join(filter(None, [f"counts.{part.replace('/', '-')}", protocol.name]))
+        number = self.store.open({**wanted, "pass": ""}, f"{name}/{named}.csv.gz".lstrip("/"))
+        measure(self.store, number, trained, data, ways, protocol)
+        return number
 
     def recipe(self, name: str) -> Recipe:
         """Of a training that the profile names, or of another, whose folder has a `run.json`."""
         return self.planned[name].recipe if name in self.planned else Recipe(**self._run(name)["recipe"])
 
-    def _checkpoint(self, name: str) -> str:
-        known = dict(zip(self.trainings["name"], self.trainings["checkpoint"], strict=True))
-        return str(known.get(name) or self._run(name)["checkpoint"])
-
     def _run(self, name: str) -> dict[str, Any]:
-        for folder in (self.out, self.runs):
-            if (path := folder / name / "run.json").is_file():
-                return dict(json.loads(path.read_text()))
-        raise MissingError(
-            f"no training {name!r} of {self.data}: expected {self.runs / name / 'run.json'}, see ltcam train --out"
-        )
+        paths = [folder / name / "run.json" for folder in (self.out, self.runs)]
+        if there := [path for path in paths if path.is_file()]:
+            return dict(json.loads(there[0].read_text()))
+        raise MissingError(f"no training {name!r} of {self.data}: expected {paths[1]}, see ltcam train --out")
