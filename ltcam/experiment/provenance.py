@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -19,6 +20,7 @@ from ltcam.files import ROOT, AnyPath, atomic, sha256, write
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-image", "scikit-learn", "matplotlib", "pillow")
 NAME = "provenance.json"
+log = logging.getLogger(__name__)
 
 
 def read(folder: AnyPath) -> dict[str, dict[str, Any]]:
@@ -67,13 +69,18 @@ def environment() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
+    """What git says of this checkout. None for code outside of one, also inside another repository."""
+    if not (ROOT / ".git").exists():
         return None
-    return done.stdout.strip()
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        return subprocess.run(["git", *arguments], cwd=ROOT, env=own, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[0]
+        log.warning("results will not name the commit of %s: %s", ROOT, said)
+        return None
 
 
 # Read when the code is loaded, so a long run names the commit that it started from.
 COMMIT = _git("rev-parse", "HEAD")
-DIRTY = None if COMMIT is None else bool(_git("status", "--porcelain", "--", "ltcam", "notebooks/profiles"))
+DIRTY = None if COMMIT is None else bool(_git("status", "--porcelain", "--", "ltcam", "notebooks", "data", "requirements.lock"))

@@ -64,7 +64,7 @@ def export(trained: Trained, part: str, config: Config, out: AnyPath, protocol: 
     if others and any(out.rglob("*.npy")):
         raise InputError(f"{out} has .npy files of another {', '.join(others)}: pass another --out, or delete them")
     images = sorted(data.labels.any(dim=1).nonzero().flatten().tolist(), key=lambda i: data.labels[i].sum())
-    there = {i for i in images if (out / f"{data.entries[i].name}.npy").is_file()}
+    there = {i for i in images if _whole(out / f"{data.entries[i].name}.npy", len(data.classes))}
     missing = [batch for batch in BatchSampler(images, protocol.batch_size, False) if not there.issuperset(batch)]
     if missing or "finished" not in known:
         write(record, json.dumps(settings, indent=2) + "\n")
@@ -105,6 +105,14 @@ def read(path: AnyPath, classes: int) -> tuple[Tensor, Tensor]:
     if not ((maps >= 0) & (maps <= 1)).all():
         raise InputError(f"{path} has values outside [0, 1]: expected each map over its maximum; export it again")
     return keys.long(), maps
+
+
+def _whole(path: Path, classes: int) -> bool:
+    """Whether `path` has the seeds of an image, and was not cut off."""
+    try:
+        return bool(read(path, classes))
+    except (MissingError, InputError):
+        return False
 
 
 class Tally:

@@ -118,9 +118,14 @@ def test_an_interrupted_export_goes_on(trained, tmp_path, monkeypatch):
 def test_what_is_lacking_is_written(trained, tmp_path):
     export(trained, "train", CONFIG, tmp_path)
     gone, record = tmp_path / "2007_000003.npy", tmp_path / "seeds.json"
-    gone.unlink()
-    export(trained, "train", CONFIG, tmp_path)
-    assert gone.is_file()
+    whole, other = gone.read_bytes(), tmp_path / "2007_000004.npy"
+    for broken in (b"", whole[:-9], whole[:40], None):
+        gone.unlink()
+        if broken is not None:
+            gone.write_bytes(broken)
+        before = other.stat().st_mtime_ns
+        export(trained, "train", CONFIG, tmp_path, Protocol(1))
+        assert read(gone, 20)[0].tolist() == load(gone)["keys"].tolist() and other.stat().st_mtime_ns == before
     about = json.loads(record.read_text())
     del about["finished"]  # as if cut off after the last file
     record.write_text(json.dumps(about))
