@@ -26,8 +26,8 @@ from benchmarks.timing import DEVICE, keep, memory, turns
 from ltcam import Config, Refine, explain_scales, trace
 from ltcam import data as datasets
 from ltcam.engine.cam import maps_of
+from ltcam.experiment import counting
 from ltcam.experiment import vgg16 as models
-from ltcam.experiment.counting import batches, count_batch, image_loader
 from ltcam.experiment.protocol import Protocol, Way
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.trained import Trained
@@ -45,14 +45,14 @@ def end_to_end(trained: Trained, part: str, batches: int, rounds: int) -> dict[s
     time over the floor's."""
     data = datasets.load(trained.recipe.data, part)
     ways = [Way(config) for config in FORTY]
-    every = batches(data, Protocol(), annotated=False)  # in order of their number of classes
+    every = counting.batches(data, Protocol(), annotated=False)  # in order of their number of classes
     chosen = every[:: max(1, len(every) // batches)][:batches]
     classes = [range(int(data.labels[batch[0]].sum())) for batch in chosen]
     images = [torch.stack([datasets.preprocess(data[i].image, trained.size) for i in batch]).to(DEVICE) for batch in chosen]
 
     def ours() -> None:
-        for samples in image_loader(data, trained, Protocol(), chosen):
-            count_batch(trained, samples, ways, Protocol())
+        for samples in counting.image_loader(data, trained, Protocol(), chosen):
+            counting.count_batch(trained, samples, ways, Protocol())
 
     def floor() -> None:
         for batch, some in zip(images, classes, strict=True):

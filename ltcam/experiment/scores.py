@@ -75,8 +75,8 @@ class Counts:
     def trainings(self) -> dict[str, list[Self]]:
         """Each training, as the counts of its folds."""
         found: dict[str, list[Self]] = {}
-        for (training, _), index in self.pairs.groupby(["training", "fold"], sort=False).indices.items():
-            found.setdefault(training, []).append(self.where(index))
+        for _, own in self.pairs.groupby(["training", "fold"], sort=False):
+            found.setdefault(own["training"].iloc[0], []).append(self.where(own.index.to_numpy()))
         return found
 
 

@@ -190,8 +190,8 @@ def table(scored: Mapping[str, Tally], chosen: Mapping[str, Tally] | None = None
         curve = tally.curve()
         row = {"seeds": name, "images": tally.images, "best_mIoU": curve.max(), "best_t": curve.idxmax()}
         if chosen is not None:
-            t = chosen[name].curve().idxmax()
-            row |= {"mIoU": curve[t], "t": t}
+            place = int(chosen[name].curve().argmax())
+            row |= {"mIoU": curve.iloc[place], "t": THRESHOLDS[place]}
         rows.append(row | {"Otsu_mIoU": tally.class_mean()})
     return pd.DataFrame(rows)
 
