@@ -9,7 +9,7 @@ import pytest
 
 from ltcam.data import get
 from ltcam.engine.config import Config
-from ltcam.experiment import provenance, store, training
+from ltcam.experiment import provenance, training
 from ltcam.files import atomic
 from tests.faults.conftest import contents, evaluate, run_of
 
@@ -76,7 +76,7 @@ def test_an_export(trained, fault, tmp_path):
 
     def crowded():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(store, "atomic", narrow)
+            patch.setattr(provenance, "atomic", narrow)
             evaluate(trained, "val", CONFIGS, tmp_path)
 
     @contextmanager
