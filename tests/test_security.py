@@ -16,7 +16,8 @@ import torch
 from ltcam import __main__ as command_line
 from ltcam.data import check, get
 from ltcam.errors import InputError
-from ltcam.experiment import provenance, trained, weights
+from ltcam.experiment import provenance, trained
+from ltcam.experiment import vgg16 as weights
 from ltcam.paper import registry
 from ltcam.show import picture
 

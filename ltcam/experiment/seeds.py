@@ -37,7 +37,7 @@ from ltcam.experiment import provenance
 from ltcam.experiment.counting import identity, image_loader, maps_of_batch
 from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.trained import Trained
-from ltcam.experiment.weights import unpickle
+from ltcam.experiment.vgg16 import unpickle
 from ltcam.files import AnyPath, atomic, write
 
 STRIDE = 4  # of "cam"

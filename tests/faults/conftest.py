@@ -8,7 +8,7 @@ import pytest
 from ltcam import __main__ as command_line
 from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.recipe import Recipe
-from ltcam.experiment.weights import load
+from ltcam.experiment.vgg16 import load
 from tests import lookalikes
 from tests.data.test_get import ksdd2, offer, root, server, small  # noqa: F401 - fixtures
 from tests.experiment.test_counting import counted

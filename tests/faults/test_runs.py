@@ -14,7 +14,7 @@ from PIL import Image
 from ltcam import data as datasets
 from ltcam import files
 from ltcam.engine.config import Config
-from ltcam.experiment import counting, features, locks, parallel, seeds, training
+from ltcam.experiment import counting, parallel, seeds, training
 from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.store import Store
 from ltcam.experiment.trained import load_checkpoint
@@ -28,7 +28,7 @@ CONFIGS = [Config("gradcam"), Config("layercam", "S1-S5", 20.0)]
 
 
 def hold(out, kind):
-    with locks.alone(out, kind):
+    with parallel.alone(out, kind):
         os.kill(os.getpid(), signal.SIGSTOP)  # as long as the test needs it
 
 
@@ -70,7 +70,7 @@ def test_a_lock_is_held_while_it_matters(voc, trained, tmp_path, monkeypatch):
 
     def second(work, out):
         def working(*arguments):
-            with pytest.raises(RuntimeError, match=rf"is being written by process {os.getpid()} on"), locks.alone(out):
+            with pytest.raises(RuntimeError, match=rf"is being written by process {os.getpid()} on"), parallel.alone(out):
                 pass
             tried.append(out)
             return work(*arguments)
@@ -89,7 +89,7 @@ def test_where_nothing_can_be_locked_runs_go_on(tmp_path, monkeypatch, caplog):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", flock)
-    with locks.alone(tmp_path):
+    with parallel.alone(tmp_path):
         pass
     assert "cannot be locked (No locks available): make sure that no other run writes there" in caplog.text
 
@@ -97,7 +97,7 @@ def test_where_nothing_can_be_locked_runs_go_on(tmp_path, monkeypatch, caplog):
 def test_a_loss_that_is_no_number(voc, fault, tmp_path, monkeypatch):
     """One image of the second epoch makes it so: its batch is named, and what the first epoch left is kept and gone on with."""
     train(voc, tmp_path / "whole")
-    fit, item, served, epochs = training._fit_epoch, features.Labelled.__getitem__, [], []
+    fit, item, served, epochs = training._fit_epoch, training.Inputs.__getitem__, [], []
 
     def epoch(*arguments):
         epochs.append(contents(tmp_path / "run", ".pt"))
@@ -112,7 +112,7 @@ def test_a_loss_that_is_no_number(voc, fault, tmp_path, monkeypatch):
     seen = fault("a loss that is no number")
     with monkeypatch.context() as patch:
         patch.setattr(training, "_fit_epoch", epoch)
-        patch.setattr(features.Labelled, "__getitem__", poisoned)
+        patch.setattr(training.Inputs, "__getitem__", poisoned)
         said = seen.attempt(lambda: train(voc, tmp_path / "run"), lambda: contents(tmp_path / "run", ".pt") == epochs[1] != {})
     number = served.index("2007_000005") // 4
     names = ", ".join(served[4 * number : 4 * number + 4])
@@ -200,7 +200,7 @@ def test_loader_processes(name, voc, trained, fault, tmp_path, monkeypatch):
     def loader(data, device, **settings):
         return parallel._Loader(_Worker(data, flag, what), num_workers=1, **settings)
 
-    for module in (training, features, counting):
+    for module in (training, counting):
         monkeypatch.setattr(module, "loader", loader)
     (flag := tmp_path / "undisturbed").touch()
     train(voc, tmp_path / "whole")
