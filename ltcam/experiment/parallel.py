@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from ltcam.errors import UnavailableError
 from ltcam.files import AnyPath, clear, writing
@@ -56,13 +56,8 @@ class _Loader(DataLoader[Any]):
 class Shuffled(BatchSampler):
     """The indices of this process's share of each batch. The main process draws the batches as it would alone."""
 
-    whole: list[list[int]]  # the batches of this epoch
-
-    def __init__(self, images: int, batch_size: int) -> None:
-        super().__init__(RandomSampler(range(images)), batch_size, drop_last=False)
-
     def __iter__(self) -> Iterator[list[int]]:
-        self.whole = broadcast_object_list([*super().__iter__()])
+        self.whole: list[list[int]] = broadcast_object_list([*super().__iter__()])
         number, own = processes().num_processes, processes().process_index
         for batch in self.whole:  # where the last one has fewer images than there are processes, some repeat an image
             yield batch[own::number] or [batch[own % len(batch)]]
@@ -88,8 +83,9 @@ def alone(folder: AnyPath, name: str = ".lock") -> Iterator[None]:
             holder = "another process"
             with suppress(FileNotFoundError):  # it is being removed right now
                 holder = f"{path.read_text()}, for {timedelta(seconds=round(time.time() - path.stat().st_mtime))} now"
-            do = "wait for it, stop it, or write to another folder"
-            raise UnavailableError(f"{folder} is being written by {holder}: {do}") from error
+            raise UnavailableError(
+                f"{folder} is being written by {holder}: wait for it, stop it, or write to another folder"
+            ) from error
         except OSError as error:
             log.warning("%s cannot be locked (%s): make sure that no other run writes there", folder, error.strerror)
     try:

