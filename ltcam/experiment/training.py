@@ -158,8 +158,10 @@ def _fit_epoch(
         summed, images = reduce(torch.stack([mine, torch.full_like(mine, len(labels))]), "sum").tolist()
         if not math.isfinite(summed):  # true in all processes at once
             names = ", ".join(data.data.entries[index].name for index in batches.whole[number])
-            lost = f"the loss of batch {number + 1} of {len(batches)} ({names}) is {summed / images} at lr={recipe.lr}"
-            raise DivergedError(f"{lost}: look at these images, or {_REMEDY}")
+            raise DivergedError(
+                f"the loss of batch {number + 1} of {len(batches)} ({names}) is {summed / images} at lr={recipe.lr}: "
+                f"look at these images, or {_REMEDY}"
+            )
         optimizer.zero_grad()
         (loss * (workers.num_processes * len(labels) / images)).backward()  # so the mean over processes is the mean over images
         optimizer.step()
@@ -217,9 +219,8 @@ def prepare(model: VGG, data: Segmentation, recipe: Recipe, device: torch.device
     plain = Inputs(data, recipe.size or data.size)
     if recipe.augment == "light":
         return Inputs(data, plain.size, augmentation(data)), model
-    flips: list[tuple[int, ...]] = [()]
-    if recipe.augment == "flips":
-        flips += [(-1,)] if data.upright else [(-1,), (-2,), (-2, -1)]
+    mirrors = 1 if recipe.augment == "none" else 2 if data.upright else 4
+    flips = [(), (-1,), (-2,), (-2, -1)][:mirrors]
     key = f"{device} {flips} {[_digest(weights) for weights in frozen.parameters()]}"
     if key not in _KEPT:
         _KEPT.clear()
@@ -228,7 +229,7 @@ def prepare(model: VGG, data: Segmentation, recipe: Recipe, device: torch.device
         log.info("%s: %d frozen stages' features of %d images, computed once", recipe.data, recipe.frozen, len(missing))
         mirrored = lambda image: frozen(torch.cat([image.flip(dims) for dims in flips]))  # noqa: E731
         found = predict(mirrored, Subset(plain, missing), 1, device)
-        kept |= zip([images[index] for index in missing], found.unflatten(0, (-1, len(flips))), strict=True)
+        kept |= zip([images[index] for index in missing], found.view(len(missing), mirrors, *found.shape[1:]), strict=True)
     trainable = nn.Sequential(free, model.avgpool, nn.Flatten(), model.classifier)
     return Inputs(data, plain.size, _drawn, [kept[image] for image in images]), trainable
 
