@@ -65,9 +65,10 @@ def train(recipe: Recipe, out: AnyPath) -> Path:
     """Train by `recipe`, or go on where an interrupted run of the same recipe stopped. Returns the path of the checkpoint.
 
     Writes `checkpoint.pt` (the last epoch), `train.csv` (loss per epoch), `labels.csv` (AP per class on the held-out part) and
-    `run.json` (what made them) into `out`. A finished run of the same recipe on the same data is returned as it is. A run of
-    another recipe is replaced. With several processes, all read `out` and only the main one writes there. Their number may
-    change between calls. Raises UnavailableError if another run writes into `out`, or nothing can be written there.
+    `run.json` (what made them) into `out`. A finished run of the same recipe on the same data is returned as it is. The
+    files of another recipe stay until those of this one replace them. With several processes, all read `out` and only the main
+    one writes there. Their number may change between calls. Raises UnavailableError if another run writes into `out`, or
+    nothing can be written there.
     """
     data, last, kept = datasets.load(recipe.data, recipe.train), Path(out, "last.pt"), Path(out, "checkpoint.pt")
     identity = {"recipe": asdict(recipe), "fingerprint": data.fingerprint}

@@ -115,8 +115,7 @@ def imagenet() -> Path:
 
 def _torchvision(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest = path.stem.partition("-")[2]
-    torch.hub.download_url_to_file(VGG16_Weights.IMAGENET1K_V1.url, str(path), digest, progress=sys.stderr.isatty())
+    torch.hub.download_url_to_file(VGG16_Weights.IMAGENET1K_V1.url, str(path), path.stem[-8:], progress=sys.stderr.isatty())
 
 
 def _package_index(path: Path) -> None:
@@ -148,8 +147,9 @@ def load(path: AnyPath) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # other bytes fail in many ways: KeyError, AttributeError, AssertionError ...
-        do = "fetch it again, or save the state dict alone"
-        raise InputError(f"{path} is damaged or holds more than tensors ({error}): {do}") from error
+        raise InputError(
+            f"{path} is damaged or holds more than tensors ({error}): fetch it again, or save the state dict alone"
+        ) from error
     if not isinstance(state, dict):
         raise InputError(f"{path} holds a {type(state).__name__}: expected a state dict, or a checkpoint of ltcam train")
     return state

@@ -167,7 +167,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(voc, checkpoint, trained,
         assert torch.equal(one, other)
 
 
-def test_a_finished_run_is_returned_and_another_recipe_trains_anew(voc, checkpoint, tmp_path, caplog):
+def test_a_finished_run_is_returned_and_another_recipe_trains_anew(voc, checkpoint, tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     path = shutil.copytree(checkpoint.parent, tmp_path / "run") / "checkpoint.pt"
     written = path.stat().st_mtime_ns
@@ -178,6 +178,11 @@ def test_a_finished_run_is_returned_and_another_recipe_trains_anew(voc, checkpoi
     torch.save(state, last)
     assert train(voc, path.parent) == path and path.stat().st_mtime_ns == written and "another recipe" not in caplog.text
     other = replace(voc, seed=1, epochs=1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "_fit_epoch", at_call(1, training._fit_epoch)[1])
+        train(other, path.parent)
+    caplog.clear()
+    assert train(voc, path.parent) == path and path.stat().st_mtime_ns == written and "another recipe" not in caplog.text
     assert load_checkpoint(train(other, path.parent)).recipe.seed == 1 and "another recipe or other data" in caplog.text
     torch.save({**state, "identity": {}}, last)  # it does not say what began it
     caplog.clear()
