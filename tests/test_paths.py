@@ -18,12 +18,12 @@ from ltcam.data import preprocess
 from ltcam.data.base import read
 from ltcam.data.check import check
 from ltcam.engine.config import Config
-from ltcam.experiment import counting, provenance, seeds, training, weights
+from ltcam.experiment import counting, provenance, seeds, training
 from ltcam.experiment import trained as trained_model
 from ltcam.experiment.protocol import Protocol, Way
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.store import Store
-from ltcam.experiment.vgg16 import vgg16
+from ltcam.experiment.vgg16 import load, vgg16
 from ltcam.show import picture
 
 COMMANDS = ("ltcam.__main__.",)  # typer makes the Path
@@ -66,7 +66,7 @@ def test_they_work_with_a_str(study, tmp_path):
     torch.save(
         {"module." + k: v for k, v in vgg16(2, weights=None, width=16, hidden=16).state_dict().items()}, f"{tmp_path}/w.pth"
     )
-    weight = weights.load(f"{tmp_path}/w.pth")["module.features.0.weight"]
+    weight = load(f"{tmp_path}/w.pth")["module.features.0.weight"]
     assert torch.equal(vgg16(2, weights=f"{tmp_path}/w.pth", width=16).features[0].weight, weight)
     recipe = Recipe(
         "voc2012", test="val", weights=None, width=np.int64(16), hidden=np.int64(16), frozen=np.int64(5), epochs=np.int64(1),

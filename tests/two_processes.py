@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltcam.experiment import counting, features, training
+from ltcam.experiment import counting, training
 from ltcam.experiment.parallel import processes
 from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.recipe import Recipe
@@ -29,10 +29,10 @@ def quiet_recipes():
 def main(out: Path, checkpoint: Path) -> None:
     """Each recipe is interrupted after an epoch, gone on with, and asked for once more; then the other's loss is no number."""
     rank, saves, seeds, batches = processes().process_index, [], [], []
-    save, fit, loss = training.save, training._fit_epoch, torch.nn.functional.binary_cross_entropy_with_logits
+    atomic, fit, loss = training.atomic, training._fit_epoch, torch.nn.functional.binary_cross_entropy_with_logits
     count = counting.count_batch
-    training.save = lambda state, path: saves.append(path.name) or save(state, path)
-    features.augmentation = lambda *arguments: None
+    training.atomic = lambda path: saves.append(path.name) or atomic(path)
+    training.augmentation = lambda *arguments: None
 
     def one_epoch(*arguments):
         if seeds:

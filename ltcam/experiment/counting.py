@@ -26,9 +26,8 @@ from ltcam.engine.stages import stages
 from ltcam.engine.tricks import normalized
 from ltcam.engine.views import Maps, over_views, scaled
 from ltcam.errors import UnavailableError
-from ltcam.experiment.locks import alone
 from ltcam.experiment.otsu import CHUNK, above, argmax_counts, count, otsu_counts, regions
-from ltcam.experiment.parallel import gather_object, loader, processes
+from ltcam.experiment.parallel import alone, gather_object, loader, processes
 from ltcam.experiment.protocol import Protocol, Way
 from ltcam.experiment.store import Row, Store
 from ltcam.experiment.trained import Trained

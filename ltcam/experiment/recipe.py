@@ -1,7 +1,5 @@
 """The settings of a training that the paper omits, and the trainings of a profile."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
@@ -67,22 +65,23 @@ def planned(data: str, recipe: Mapping[str, Any], seeds: Sequence[int] = (), fol
     if folds and not seeds:
         raise InputError(f"folds={folds} without seeds: expected seeds too, e.g. [0]")
     seeded = [Training(f"seed{seed}", f"seed{seed}", "", replace(base, seed=seed)) for seed in seeds]
-    if not folds:
-        return seeded or [Training("", "", "", base)]
-    return [
-        Training(f"{name}/fold{f}", name, f"fold{f}", replace(own, train=f"{base.train}{f}", test=f"{base.test}{f}"))
-        for name, _, _, own in seeded
-        for f in range(folds)
-    ]
+    return (
+        [
+            Training(f"{name}/fold{f}", name, f"fold{f}", replace(own, train=f"{own.train}{f}", test=f"{own.test}{f}"))
+            for name, _, _, own in seeded
+            for f in range(folds)
+        ]
+        or seeded
+        or [Training("", "", "", base)]
+    )
 
 
 def profile(name: str) -> dict[str, dict[str, Any]]:
     """The settings of profile `name` by data set, from `notebooks/profiles`. Raises InputError for an unknown one."""
-    folder = files.NOTEBOOKS / "profiles"
-    if not (found := sorted(folder.glob(f"{name}.*.yaml"))):
-        known = sorted({file.name.split(".")[0] for file in folder.glob("*.yaml")})
-        raise InputError(f"profile {name!r} is unknown: expected one of {known}")
-    read = [yaml.safe_load(file.read_text()) for file in found]
+    found = sorted((files.NOTEBOOKS / "profiles").glob("*.yaml"))
+    read = [yaml.safe_load(file.read_text()) for file in found if file.name.startswith(f"{name}.")]
+    if not read:
+        raise InputError(f"profile {name!r} is unknown: expected one of {sorted({file.name.split('.')[0] for file in found})}")
     return {settings["data"]: settings for settings in read}
 
 

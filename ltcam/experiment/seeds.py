@@ -40,7 +40,7 @@ from ltcam.experiment.counting import batches, each, identity, image_loader, map
 from ltcam.experiment.otsu import argmax_counts, otsu_counts, regions
 from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.trained import Trained
-from ltcam.experiment.weights import unpickle
+from ltcam.experiment.vgg16 import unpickle
 from ltcam.files import AnyPath, atomic, write
 
 STRIDE = 4  # of "cam"

@@ -1,6 +1,4 @@
-"""A trained model: load it from its file and save it."""
-
-from __future__ import annotations
+"""A trained model, loaded from its file."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +10,8 @@ from ltcam import data as datasets
 from ltcam.data import DataError, Segmentation
 from ltcam.errors import InputError
 from ltcam.experiment.recipe import Recipe
-from ltcam.experiment.vgg16 import vgg16
-from ltcam.experiment.weights import load
-from ltcam.files import AnyPath, atomic, sha256
+from ltcam.experiment.vgg16 import load, vgg16
+from ltcam.files import AnyPath, sha256
 
 
 @dataclass(frozen=True)
@@ -52,11 +49,3 @@ def load_checkpoint(path: AnyPath, device: str | torch.device | None = None) -> 
         raise InputError(f"{path} is not a checkpoint of ltcam train ({error}): expected its checkpoint.pt") from error
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     return Trained(model, recipe, classes, size, record, sha256(path))
-
-
-def save(state: dict[str, Any], path: AnyPath) -> None:
-    with atomic(path) as temporary, temporary.open("wb") as file:  # torch would write a path into the file
-        try:
-            torch.save(state, file)
-        except RuntimeError as error:  # it names a position in the file; its context has the cause
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None

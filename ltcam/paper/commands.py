@@ -14,8 +14,7 @@ from ltcam import files
 from ltcam.engine.config import Config
 from ltcam.errors import InputError
 from ltcam.experiment import counting, provenance, recipe, seeds, training
-from ltcam.experiment.locks import alone
-from ltcam.experiment.parallel import processes
+from ltcam.experiment.parallel import alone, processes
 from ltcam.experiment.protocol import Protocol, Way
 from ltcam.experiment.scores import scores
 from ltcam.experiment.store import Store

@@ -33,7 +33,7 @@ from ltcam.data import DataError, Segmentation
 from ltcam.data.demo import Demo
 from ltcam.errors import InputError, UnavailableError
 from ltcam.experiment import provenance
-from ltcam.experiment.locks import alone
+from ltcam.experiment.parallel import alone
 from ltcam.experiment.recipe import profile
 from ltcam.experiment.study import Study
 from ltcam.files import sha256

@@ -15,8 +15,8 @@ from ltcam.data import preprocess
 from ltcam.data.base import read
 from ltcam.engine.cam import fused, layer_maps
 from ltcam.errors import InputError, MissingError, UnavailableError
-from ltcam.experiment import weights
 from ltcam.experiment.trained import load_checkpoint
+from ltcam.experiment.vgg16 import bare, load
 from ltcam.files import AnyPath, atomic
 from ltcam.show import heatmaps
 
@@ -40,11 +40,11 @@ def classifier(name: str, checkpoint: AnyPath | None) -> Classifier:
         if dense:
             model.aux_classifier = None  # a head for training, which no logit depends on
         return model.eval(), pretrained.meta["categories"], (224, 224)
-    state = weights.load(checkpoint)
+    state = load(checkpoint)
     if {"model", "record"} <= state.keys():
         trained = load_checkpoint(checkpoint, "cpu")
         return trained.model, trained.classes, trained.size
-    state = {key: value for key, value in weights.bare(state).items() if not (dense and str(key).startswith("aux_classifier."))}
+    state = {key: value for key, value in bare(state).items() if not (dense and str(key).startswith("aux_classifier."))}
     options: dict[str, Any] = {"weights_backbone": None} if dense else {}
     try:
         count = len(list(state.values())[-1])  # the last bias

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from ltcam import files
-from ltcam.experiment import counting, features, parallel, provenance
+from ltcam.experiment import counting, parallel, provenance, training
 from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.trained import load_checkpoint
-from ltcam.experiment.training import train
 from tests.experiment.test_counting import CONFIGS, counted
 from tests.interrupts import at_call
 from tests.two_processes import quiet_recipes
@@ -40,9 +39,9 @@ def test_two_processes_train_and_count_what_one_does(checkpoint, trained, tmp_pa
     ]
     done = subprocess.run([*launch, tmp_path, checkpoint], capture_output=True, text=True, timeout=300, cwd=files.ROOT)
     assert done.returncode == 0, done.stderr
-    monkeypatch.setattr(features, "augmentation", lambda *arguments: None)
+    monkeypatch.setattr(training, "augmentation", lambda *arguments: None)
     for name, recipe in quiet_recipes().items():
-        alone, shared = (load_checkpoint(train(recipe, tmp_path / run)) for run in (f"{name}-alone", name))
+        alone, shared = (load_checkpoint(training.train(recipe, tmp_path / run)) for run in (f"{name}-alone", name))
         torch.testing.assert_close(shared.model.state_dict(), alone.model.state_dict(), rtol=0, atol=1e-5)
         assert shared.record["last"] == pytest.approx(alone.record["last"], rel=1e-5 if name == "convolutions" else 1e-2)
         assert json.loads((tmp_path / name / "run.json").read_text())["processes"] == 2

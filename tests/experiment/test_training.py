@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -15,7 +16,7 @@ from sklearn.metrics import average_precision_score
 from ltcam import data as datasets
 from ltcam.data import base
 from ltcam.errors import UnavailableError
-from ltcam.experiment import features, training
+from ltcam.experiment import training
 from ltcam.experiment.recipe import Recipe, tuning
 from ltcam.experiment.trained import load_checkpoint
 from ltcam.experiment.training import train
@@ -94,7 +95,7 @@ def test_the_last_epoch_is_kept_and_the_held_out_part_is_opened_only_then(voc, t
 def test_features_of_frozen_stages_are_the_networks_own_of_every_mirror_image(voc):
     recipe = replace(voc, frozen=4, augment="flips")
     data, model = datasets.load("voc2012", "train"), training.vgg16(20, "fc", None, 16, 16).eval()
-    inputs, trainable = features.prepare(model, data, (64, 64), recipe, torch.device("cpu"))
+    inputs, trainable = training.prepare(model, data, recipe, torch.device("cpu"))
     image = datasets.preprocess(data.image(3), (64, 64))
     with torch.no_grad():
         expected = [model.features[:24](x[None])[0] for x in (image, image.flip(-1))]
@@ -104,7 +105,7 @@ def test_features_of_frozen_stages_are_the_networks_own_of_every_mirror_image(vo
         assert all(sum(choice) == 1 for choice in choices) and 0 < sum(choice[1] for choice in choices) < 12
         assert torch.allclose(trainable.eval()(expected[0][None]), model(image[None]), atol=1e-5)
     tiles = replace(recipe, augment="none")
-    alone, _ = features.prepare(model, data, (64, 64), tiles, torch.device("cpu"))
+    alone, _ = training.prepare(model, data, tiles, torch.device("cpu"))
     assert all(torch.allclose(alone[3][0], expected[0], atol=1e-5) for _ in range(5))
 
 
@@ -125,15 +126,15 @@ def test_features_are_computed_once_for_seeds_and_hold_outs(tmp_path, monkeypatc
     numbers = [int(re.search(r"of (\d+) images", line)[1]) for line in said]
     assert len(numbers) == 2 and sum(numbers) == len(data)  # those of the hold-out came to those it was fitted on
     model = training.vgg16(1, "fc", str(tmp_path / "vgg.pt"), 16, 16)
-    kept, _ = features.prepare(model, data, data.size, recipe, torch.device("cpu"))
+    kept, _ = training.prepare(model, data, recipe, torch.device("cpu"))
     with torch.no_grad():
-        upside_down = model.features[:24](datasets.preprocess(data.image(3), data.size).flip(-2)[None])[0]
+        upside_down = model.features[:24](datasets.preprocess(data.image(3), recipe.size).flip(-2)[None])[0]
     assert torch.allclose(kept.features[3][2], upside_down, atol=1e-5) and len(kept.features[3]) == 4
 
 
 def test_training_on_features_is_training_with_frozen_stages(voc, tmp_path, monkeypatch):
     """Without dropout and flips, so that both see the same."""
-    monkeypatch.setattr(features, "augmentation", lambda *arguments: None)
+    monkeypatch.setattr(training, "augmentation", lambda *arguments: None)
     recipe = replace(voc, head="gap", hidden=None, frozen=3, epochs=2)
     whole, behind = (
         load_checkpoint(train(replace(recipe, augment=augment), tmp_path / augment)) for augment in ("light", "none")
@@ -166,7 +167,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(voc, checkpoint, trained,
         assert torch.equal(one, other)
 
 
-def test_a_finished_run_is_returned_and_another_recipe_trains_anew(voc, checkpoint, tmp_path, caplog):
+def test_a_finished_run_is_returned_and_another_recipe_trains_anew(voc, checkpoint, tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     path = shutil.copytree(checkpoint.parent, tmp_path / "run") / "checkpoint.pt"
     written = path.stat().st_mtime_ns
@@ -177,25 +178,15 @@ def test_a_finished_run_is_returned_and_another_recipe_trains_anew(voc, checkpoi
     torch.save(state, last)
     assert train(voc, path.parent) == path and path.stat().st_mtime_ns == written and "another recipe" not in caplog.text
     other = replace(voc, seed=1, epochs=1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "_fit_epoch", at_call(1, training._fit_epoch)[1])
+        train(other, path.parent)
+    caplog.clear()
+    assert train(voc, path.parent) == path and path.stat().st_mtime_ns == written and "another recipe" not in caplog.text
     assert load_checkpoint(train(other, path.parent)).recipe.seed == 1 and "another recipe or other data" in caplog.text
     torch.save({**state, "identity": {}}, last)  # it does not say what began it
     caplog.clear()
     assert load_checkpoint(train(other, path.parent)).recipe.seed == 1 and "another recipe or other data" in caplog.text
-
-
-def test_fit_trains_any_classifier(voc):
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 5, 4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(16, 20)
-    )
-    before = model[0].weight.clone()
-    ap = training.fit(model, voc)
-    assert [datasets.load("voc2012", "val").classes[c] for c in ap.index] == ["cat", "dog"] and ap.between(0, 1).all()
-    assert not torch.equal(model[0].weight, before)
-    held_out = datasets.load("voc2012", "val")
-    inputs = torch.stack([datasets.preprocess(held_out[i].image, (64, 64)) for i in range(len(held_out))])
-    with torch.no_grad():
-        assert training.label_scores(model.eval()(inputs), held_out.labels).to_dict() == pytest.approx(ap.to_dict())
 
 
 def test_frozen_stages_stay(voc, tmp_path):
@@ -218,8 +209,8 @@ def test_the_convolutions_learn_slower_than_the_head(voc):
 def test_training_images_are_flipped_and_scaled_and_test_images_are_not(voc):
     data = datasets.load("voc2012", "train")
     model = training.vgg16(20, "fc", None, 16, 16)
-    train_set, _ = features.prepare(model, data, (64, 64), voc, torch.device("cpu"))
-    test_set = features.Labelled(data, (64, 64))
+    train_set, _ = training.prepare(model, data, voc, torch.device("cpu"))
+    test_set = training.Inputs(data, (64, 64))
     torch.manual_seed(0)
     seen = torch.stack([train_set[0][0] for _ in range(12)])
     plain = datasets.preprocess(data.image(0), (64, 64))
@@ -233,13 +224,14 @@ def test_labels_are_scored_by_the_model_that_is_kept(checkpoint, trained):
     val = datasets.load("voc2012", "val")
     inputs = torch.stack([datasets.preprocess(val.image(i), (64, 64)) for i in range(len(val))])
     with torch.no_grad():
-        ap = training.label_scores(torch.cat([trained.model(batch) for batch in inputs.split(4)]), val.labels)
-    assert pd.read_csv(checkpoint.parent / "labels.csv")["AP"].tolist() == pytest.approx(ap.tolist(), abs=1e-5)
+        expected = training.label_scores(torch.cat([trained.model(batch) for batch in inputs.split(4)]), val)
+    pd.testing.assert_frame_equal(pd.read_csv(checkpoint.parent / "labels.csv"), expected, atol=1e-5)
 
 
 def test_label_scores_are_average_precision_of_the_classes_that_occur():
     scores, labels = torch.tensor([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
-    assert training.label_scores(scores, labels).to_dict() == {0: average_precision_score([1, 1, 0], [3, 1, 2])}
+    (row,) = training.label_scores(scores, SimpleNamespace(classes=("cat", "dog"), labels=labels)).to_dict("records")
+    assert row == {"class": "cat", "images": 2, "AP": average_precision_score([1, 1, 0], [3, 1, 2])}
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(voc, tmp_path):

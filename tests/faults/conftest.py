@@ -8,7 +8,7 @@ import pytest
 from ltcam import __main__ as command_line
 from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.recipe import Recipe
-from ltcam.experiment.weights import load
+from ltcam.experiment.vgg16 import load
 from tests import lookalikes
 from tests.data.test_get import ksdd2, offer, root, server, small  # noqa: F401 - fixtures
 from tests.experiment.test_counting import counted
@@ -56,9 +56,9 @@ def fault():
 
 @pytest.fixture
 def voc(tmp_path, monkeypatch):
-    """A recipe of three short epochs on a tiny VOC, and its folder."""
+    """A recipe of two short epochs on a tiny VOC, and its folder."""
     monkeypatch.setenv("LTCAM_DATA", str(lookalikes.voc(tmp_path / "data")))
-    return Recipe(data="voc2012", test="val", **TINY)
+    return Recipe(data="voc2012", test="val", **TINY | {"epochs": 2})
 
 
 def evaluate(trained, part, configs, out, protocol=Protocol()):  # noqa: B008 - it is frozen

@@ -21,6 +21,7 @@ from ltcam.paper import reproduce
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])
 TIMES = int(os.environ.get("LTCAM_FAULTS", "1"))
+STARTS = 100  # of a run that is to be killed, as it may end before
 SEED = int(os.environ.get("LTCAM_FAULTS_SEED", time.time_ns() % 1_000_000))
 
 
@@ -86,7 +87,7 @@ def undisturbed(work, arguments, folder):
 def kill(number, work, arguments, folder, seconds, changes):
     """kill -9 it once, before it has ended; returns when, in words. What `number` is killed at depends on the seed alone."""
     rng = random.Random(SEED + number)
-    for _ in range(100):
+    for _ in range(STARTS):
         fatal = rng.randint(1, changes) if rng.random() < 0.5 else 0
         moment = rng.uniform(0, seconds)
         process, receiver = _start(work, arguments, folder, fatal)

@@ -110,4 +110,5 @@ def test_a_kill_is_a_kill(voc, tmp_path):
     assert process.exitcode == -signal.SIGKILL and not (tmp_path / "out").exists()
     with pytest.raises(AssertionError, match="it always ended before the kill"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(kills, "SEED", 0)
+        patch.setattr(kills, "STARTS", 3)
         kills.kill(0, kills.train, (voc, str(tmp_path / "out")), tmp_path / "nowhere", 1e4, 1)

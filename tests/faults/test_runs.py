@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import psutil
@@ -14,7 +15,7 @@ from PIL import Image
 from ltcam import data as datasets
 from ltcam import files
 from ltcam.engine.config import Config
-from ltcam.experiment import counting, features, locks, parallel, seeds, training
+from ltcam.experiment import counting, parallel, seeds, training
 from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.store import Store
 from ltcam.experiment.trained import load_checkpoint
@@ -28,7 +29,7 @@ CONFIGS = [Config("gradcam"), Config("layercam", "S1-S5", 20.0)]
 
 
 def hold(out, kind):
-    with locks.alone(out, kind):
+    with parallel.alone(out, kind):
         os.kill(os.getpid(), signal.SIGSTOP)  # as long as the test needs it
 
 
@@ -70,7 +71,7 @@ def test_a_lock_is_held_while_it_matters(voc, trained, tmp_path, monkeypatch):
 
     def second(work, out):
         def working(*arguments):
-            with pytest.raises(RuntimeError, match=rf"is being written by process {os.getpid()} on"), locks.alone(out):
+            with pytest.raises(RuntimeError, match=rf"is being written by process {os.getpid()} on"), parallel.alone(out):
                 pass
             tried.append(out)
             return work(*arguments)
@@ -89,7 +90,7 @@ def test_where_nothing_can_be_locked_runs_go_on(tmp_path, monkeypatch, caplog):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", flock)
-    with locks.alone(tmp_path):
+    with parallel.alone(tmp_path):
         pass
     assert "cannot be locked (No locks available): make sure that no other run writes there" in caplog.text
 
@@ -97,7 +98,7 @@ def test_where_nothing_can_be_locked_runs_go_on(tmp_path, monkeypatch, caplog):
 def test_a_loss_that_is_no_number(voc, fault, tmp_path, monkeypatch):
     """One image of the second epoch makes it so: its batch is named, and what the first epoch left is kept and gone on with."""
     train(voc, tmp_path / "whole")
-    fit, item, served, epochs = training._fit_epoch, features.Labelled.__getitem__, [], []
+    fit, item, served, epochs = training._fit_epoch, training.Inputs.__getitem__, [], []
 
     def epoch(*arguments):
         epochs.append(contents(tmp_path / "run", ".pt"))
@@ -112,7 +113,7 @@ def test_a_loss_that_is_no_number(voc, fault, tmp_path, monkeypatch):
     seen = fault("a loss that is no number")
     with monkeypatch.context() as patch:
         patch.setattr(training, "_fit_epoch", epoch)
-        patch.setattr(features.Labelled, "__getitem__", poisoned)
+        patch.setattr(training.Inputs, "__getitem__", poisoned)
         said = seen.attempt(lambda: train(voc, tmp_path / "run"), lambda: contents(tmp_path / "run", ".pt") == epochs[1] != {})
     number = served.index("2007_000005") // 4
     names = ", ".join(served[4 * number : 4 * number + 4])
@@ -191,31 +192,30 @@ WORKERS = {
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize("name", WORKERS)
-def test_loader_processes(name, voc, trained, fault, tmp_path, monkeypatch):
+def test_loader_processes(voc, trained, fault, tmp_path, monkeypatch):
     """As they are used beside a GPU, in training and in evaluation; run again, both end as if nothing had been."""
-    what, expected = WORKERS[name]
-    voc = replace(voc, epochs=1)
+    voc, flag, what = replace(voc, epochs=1), tmp_path, die  # nothing happens while the flag is there
 
     def loader(data, device, **settings):
         return parallel._Loader(_Worker(data, flag, what), num_workers=1, **settings)
 
-    for module in (training, features, counting):
+    for module in (training, counting):
         monkeypatch.setattr(module, "loader", loader)
-    (flag := tmp_path / "undisturbed").touch()
     train(voc, tmp_path / "whole")
     whole = evaluate(trained, "val", CONFIGS, tmp_path / "counts", Protocol(1))
-    seen, out = fault(name), tmp_path / "run"
-    flag = tmp_path / "in training"
-    said = seen.attempt(lambda: train(voc, out), lambda: not contents(out, ".pt"))
-    assert re.search(expected, said) and "\n" not in said
-    train(voc, out)
-    trained_again = run_of(out)
-    assert trained_again == run_of(tmp_path / "whole")
-    flag = tmp_path / "in evaluation"
-    said = seen.attempt(lambda: evaluate(trained, "val", CONFIGS, out, Protocol(1)), lambda: run_of(out) == trained_again)
-    assert re.search(expected, said) and "\n" not in said
-    pd.testing.assert_frame_equal(evaluate(trained, "val", CONFIGS, out, Protocol(1)), whole)
+    for number, name in enumerate(WORKERS):
+        (what, expected), seen, out = WORKERS[name], fault(name), tmp_path / f"run{number}"
+        flag = tmp_path / f"in training {number}"
+        said = seen.attempt(lambda out=out: train(voc, out), lambda out=out: not contents(out, ".pt"))
+        assert re.search(expected, said) and "\n" not in said
+        train(voc, out)
+        again = run_of(out)
+        assert again == run_of(tmp_path / "whole")
+        flag = tmp_path / f"in evaluation {number}"
+        count = partial(evaluate, trained, "val", CONFIGS, out, Protocol(1))
+        said = seen.attempt(count, lambda out=out, again=again: run_of(out) == again)
+        assert re.search(expected, said) and "\n" not in said
+        pd.testing.assert_frame_equal(count(), whole)
 
 
 def test_other_data_than_the_trainings(voc, checkpoint, fault, tmp_path):
