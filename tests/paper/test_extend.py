@@ -14,7 +14,7 @@ from ltcam.engine import config as of_config
 from ltcam.engine import methods
 from ltcam.engine.config import Config
 from ltcam.experiment.study import Study
-from ltcam.paper import ablations, claims, judging, registry, tables
+from ltcam.paper import ablations, claims, registry, tables
 from ltcam.paper.registry import RESULTS, Need, make, result
 from tests.conftest import TINY, TOY
 
@@ -70,13 +70,14 @@ def test_a_table(study, results):
 
 
 def test_a_claim(study, monkeypatch):
-    """Its words, its place in the paper, the tables that it reads, and a margin."""
-    claim = claims.Claim(
-        "S1 beats S1 by less than a point", "3.2", "x", ("table1",), lambda scores: [(1 + 0 * scores["test"][claims.S1], "one")]
-    )
-    monkeypatch.setattr(judging, "CLAIMS", (claim,))
+    """One entry as in `claims.yaml`: its words, its place in the paper, and a margin."""
+    entry = """{claim: S1 costs less than a point against S1, section: "3.2", quote: x, source: Table 1, low: -1,
+                margins: {"one ": [gradcam:S1, gradcam:S1]}}"""
+    monkeypatch.setattr(claims, "CLAIMS", [claims.Claim(**yaml.safe_load(entry))])
     (row,) = make("claims", study).to_dict("records")
-    assert (row["claim"], row["verdict"], row["margin"], row["trainings"]) == (claim.statement, "holds", 1, "2 of 2")
+    assert (row["verdict"], row["margin"], row["trainings"]) == ("holds", 1, "2 of 2")
+    score = make("table1", study)["mIoU"][0]
+    assert row["numbers"] == f"one {score:.2f} against {score:.2f} (paper one 10.13 against 10.13)"
 
 
 class Dots(Segmentation):

@@ -18,6 +18,7 @@ from ltcam.errors import InputError, MissingError
 from ltcam.experiment.protocol import Way
 from ltcam.experiment.study import Study
 from ltcam.paper import registry
+from ltcam.paper.__main__ import main
 from ltcam.paper.registry import RESULTS, Result, make, names, stale
 from tests.paper import made
 
@@ -46,7 +47,6 @@ def test_a_table_comes_after_those_that_it_is_made_of(study, monkeypatch):
             kept = Study("toy", "voc2012", kept=True)
             RESULTS[name].make(kept) if not RESULTS[name].measured else None
     assert asked["comparison"] == ["table1", "table2", "table3"] and asked["correlations"] == ["pairs"]
-    assert asked["claims"] == ["table1", "table2", "table3", "sweep"]
     for name, others in asked.items():
         assert all(order.index(other) < order.index(name) for other in others), name
 
@@ -100,39 +100,40 @@ def ksdd(tmp_path, monkeypatch):
 
 
 def few(monkeypatch, *wanted):
-    monkeypatch.setattr(registry, "names", lambda study: list(wanted))
+    for module in ("registry", "__main__"):
+        monkeypatch.setattr(f"ltcam.paper.{module}.names", lambda study: list(wanted))
 
 
 def test_the_committed_tables_come_out_to_the_byte_and_a_changed_digit_is_stale(ksdd, capsys, monkeypatch):
     path, expected = ksdd / "table1.csv", (ksdd / "table1.csv").read_bytes()
     changed = expected[:-2] + (b"8\n" if expected.endswith(b"9\n") else b"9\n")  # the last digit
     path.write_bytes(changed)
-    assert registry.main(["--check", "real", "ksdd"]) == 1
+    assert main(["--check", "real", "ksdd"]) == 1
     assert capsys.readouterr().out.splitlines() == [f"{path}: stale", "real ksdd: 20 tables"]
     assert path.read_bytes() == changed
     few(monkeypatch, "table1", "table4")
-    assert registry.main(["real", "ksdd"]) == 0 and path.read_bytes() == expected
+    assert main(["real", "ksdd"]) == 0 and path.read_bytes() == expected
     assert capsys.readouterr().out.splitlines() == [f"{path}: written", "real ksdd: 2 tables"]
-    assert registry.main(["real", "ksdd", "--check"]) == 0
+    assert main(["real", "ksdd", "--check"]) == 0
 
 
 def test_counts_that_are_gone_are_an_error_and_no_skip(ksdd, capsys, monkeypatch):
     few(monkeypatch, "table1")
     there, record = ksdd / "seed0/fold1/counts.csv.gz", ksdd / "provenance.json"
     content = there.read_bytes()
-    assert registry.main(["--check", "real", "ksdd"]) == 0  # counts are now in SQLite, and their exports are still looked at
+    assert main(["--check", "real", "ksdd"]) == 0  # counts are now in SQLite, and their exports are still looked at
     for change in (there.unlink, lambda: there.write_bytes(content[:-1])):
         change()
-        assert registry.main(["--check", "real", "ksdd"]) == 1
+        assert main(["--check", "real", "ksdd"]) == 1
         assert "seed0/fold1/counts.csv.gz: these counts are missing or changed: restore them" in capsys.readouterr().out
     (ksdd / "counts.sqlite").unlink()
     with pytest.raises(InputError, match=r"fold1/counts\.csv\.gz is missing or not the file that provenance\.json names"):
-        registry.main(["--check", "real", "ksdd"])
+        main(["--check", "real", "ksdd"])
     entries = json.loads(record.read_text())
     del entries["seed0/fold1/counts.csv.gz"]
     record.write_text(json.dumps(entries))
     (ksdd / "counts.sqlite").unlink()
-    assert registry.main(["--check", "real", "ksdd"]) == 1
+    assert main(["--check", "real", "ksdd"]) == 1
     said = capsys.readouterr().out
     assert re.search(r"table1\.csv: .*seed0/fold1 has no counts of gradcam.* on part test1: run ltcam reproduce", said)
 
@@ -148,6 +149,7 @@ def test_counts_that_are_gone_are_an_error_and_no_skip(ksdd, capsys, monkeypatch
 )
 def test_bad_arguments_are_one_clear_error(arguments, said, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["ltcam.paper", *arguments])
+    monkeypatch.delitem(sys.modules, "ltcam.paper.__main__")
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("ltcam.paper", run_name="__main__")
     assert said in f"{ended.value.code} {capsys.readouterr().err}"
