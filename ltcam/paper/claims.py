@@ -29,17 +29,12 @@ if TYPE_CHECKING:
 
 Scores = Mapping[str, Mapping[Config, Any]]  # part, "test" or "train" -> configuration -> percent, a number or an array
 Margin = tuple[Any, str, tuple[Any, ...]]  # positive if the claim holds; a template, and the numbers behind it that fill it
-USED = [Need([*SWEEP, *(config for rows in ROWS.values() for config in rows.values())]), Need(SWEEP, "train")]
 NOT_MEASURED = "not measured"
 TITLES = {
     "claim": "claim", "quote": "in the paper's words (Sec.)", "verdict": "ours", "interval": "least difference (95%)",
     "trainings": "in trainings", "numbers": "numbers", "paper": "paper", "paper_on": "on",
 }  # fmt: skip
-COLORS = {
-    "holds": "background-color: #b7e1c0; color: black",
-    "does not hold": "background-color: #f2c6b4; color: black",
-    "tie": "background-color: #f4e7b0; color: black",
-}
+COLORS = {"holds": "#b7e1c0", "does not hold": "#f2c6b4", "tie": "#f4e7b0"}
 
 
 class Claim(NamedTuple):
@@ -101,7 +96,13 @@ CURVES: dict[str, Callable[[str, Scores], Margin]] = {"peaks": _peaks, "agreemen
 CLAIMS = [Claim(**entry) for entry in yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text())]
 
 
-@result("The paper's claims", lambda study: USED)
+def _needs(study: Study) -> list[Need]:
+    sides = [side for claim in CLAIMS if not isinstance(claim.margins, str) for pair in claim.margins.values() for side in pair]
+    texts = [text for side in sides for text in ([side] if isinstance(side, str) else side)]
+    return [Need([*SWEEP, *map(Config.parse, texts)]), Need(SWEEP, "train")]
+
+
+@result("The paper's claims", _needs)
 def claims(study: Study) -> pd.DataFrame:
     """Every claim, one row each.
 
@@ -110,7 +111,7 @@ def claims(study: Study) -> pd.DataFrame:
     set), margin, ci_low, ci_high (the smallest margin and its interval, in points), and trainings (in how many the margin is
     above zero, "2 of 3").
     """
-    counts = {need.role: study.counts(need.configs, need.role) for need in USED}
+    counts = {need.role: study.counts(need.configs, need.role) for need in _needs(study)}
 
     @cache
     def drawn(metric: str) -> dict[str, Draws]:
@@ -124,7 +125,7 @@ def claims(study: Study) -> pd.DataFrame:
             scores = drawn(COLUMNS[home][claim.metric])
             means = {part: {config: values[0].mean() for config, values in own.items()} for part, own in scores.items()}
             least = np.min([margin for margin, *_ in claim.over(scores)], axis=0)
-            said, (_, numbers) = verdict(least), _decide(claim, means)
+            said, numbers = verdict(least), _decide(claim, means)[1]
             sure = {**ends(least, "margin"), "trainings": agreement(least)}
         try:
             in_paper, printed = _decide(claim, _printed(claim))
@@ -161,7 +162,7 @@ def judged(study: Study, *sections: str) -> Styler:
     shown = table.assign(quote=quote, interval=spans)[list(TITLES)].rename(columns=TITLES)
     return (
         shown.style.hide()
-        .map(lambda verdict: COLORS.get(verdict, ""), subset=["ours", "paper"])
+        .map(lambda said: f"background-color: {COLORS[said]}; color: black" if said in COLORS else "", subset=["ours", "paper"])
         .set_table_styles([{"selector": "th, td", "props": "text-align: left; vertical-align: top"}])
         .set_caption(caption)
     )

@@ -10,7 +10,7 @@ import gzip
 from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -51,9 +51,6 @@ class Result(NamedTuple):
     def file(self) -> str:
         return f"{self.name}.csv{'.gz' * self.packed}"
 
-    def belongs(self, study: Study) -> bool:
-        return not self.tables or bool(set(self.tables) & set(study.compared))
-
 
 RESULTS: dict[str, Result] = {}
 
@@ -72,7 +69,7 @@ def result(
 
 def names(study: Study) -> list[str]:
     """The tables of a study, each after those that it is made from."""
-    return [name for name, own in RESULTS.items() if own.belongs(study)]
+    return [name for name, own in RESULTS.items() if not own.tables or set(own.tables) & set(study.compared)]
 
 
 def make(name: str, study: Study) -> pd.DataFrame:
@@ -133,15 +130,15 @@ def golden(name: str, table: pd.DataFrame, profile: str, tolerance: float = TOLE
     path = files.ROOT / "data" / "golden" / profile / f"{name}.csv"
     if not path.is_file():
         return f"{name}: profile {profile} has no golden values"
-    expected, table = pd.read_csv(path, dtype=TEXTS).reindex(columns=table.columns), table.reset_index(drop=True)
-    if len(table) != len(expected):
-        raise InputError(f"{name} is not what {path} expects: {len(table)} rows, expected {len(expected)}")
-    for column in map(str, table):  # pandas' own comparison says nothing under python -O
-        ours, theirs = table[column], expected[column]
-        numbers = all(map(pd.api.types.is_numeric_dtype, (ours, theirs)))
-        same = (ours - theirs).abs().le(tolerance) if numbers else ours.eq(theirs)
-        for row in (~(same | ours.isna() & theirs.isna())).to_numpy().nonzero()[0]:
-            raise InputError(f"{name} is not what {path} expects: {column} is {ours[row]} in row {row}, expected {theirs[row]}")
+    expected = pd.read_csv(path, dtype=TEXTS).reindex(columns=table.columns)
+    ours, theirs = table.reset_index(drop=True).align(expected)  # a row that is missing is not equal
+    near = (ours.select_dtypes("number") - theirs.select_dtypes("number")).abs().le(tolerance)
+    off = ~(near.reindex(columns=ours.columns, fill_value=False) | ours.eq(theirs) | (ours.isna() & theirs.isna()))
+    if off.any(axis=None):  # pandas' own check says nothing under python -O
+        place: Any = off.stack().idxmax()
+        row, column = place
+        said = f"{column} is {ours[column][row]} in row {row}, expected {theirs[column][row]}"
+        raise InputError(f"{name} is not what {path} expects: {said}")
     return f"{name}: within tolerance"
 
 

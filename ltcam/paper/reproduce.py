@@ -9,11 +9,10 @@ one runs, all later ones run again, since they read what it writes. This costs l
 import hashlib
 import json
 import logging
-import platform
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ def reproduce(
     counts are kept but no checkpoint is left, only the tables are made again. A notebook that fails stops the run with
     UnavailableError. It never replaces a good copy.
     """
-    logging.getLogger("papermill").addFilter(_said)
+    logging.getLogger("papermill").setLevel(logging.WARNING)
     studies = [Study(name, key, seeds=seeds) for key in profile(name) if data in ("", key)]
     numbered = [path for path in sorted(files.NOTEBOOKS.glob("*.ipynb")) if re.fullmatch(r"\d\d_\w+", path.stem)]  # no copies
     expected = {path: papermill.inspect_notebook(_literal(path)) for path in numbered}
@@ -64,8 +63,13 @@ def reproduce(
         raise InputError(
             f"nothing to run: profile {name!r} has no data set {data!r}, or no notebook from {start!r} on starts with {only!r}"
         )
+    missing = {study: reason for study in studies if (reason := _missing(study))}
+    if missing and (data or len(missing) == len(studies)):
+        raise DataError("\n".join(missing.values()))
+    for reason in missing.values():
+        log.warning("skipped: %s", reason)
     done: list[Path] = []
-    for study in _readable(studies, named=bool(data)):
+    for study in (study for study in studies if study not in missing):
         with alone(study.out, ".run.lock"):
             files.clear(study.figures)
             if study.counted_only() and not force:
@@ -75,20 +79,14 @@ def reproduce(
     return done
 
 
-def _readable(studies: Sequence[Study], named: bool) -> list[Study]:
-    """The studies whose data are there, or whose counts are all that is left."""
-    found, missing = [], []
-    for study in studies:
-        try:
-            _ = study.counted_only() or study.test
-            found.append(study)
-        except DataError as error:
-            missing.append(f"{error}; or fetch it: ltcam data get {study.data}")
-    if missing and (named or not found):
-        raise DataError("\n".join(missing))
-    for reason in missing:
-        log.warning("skipped: %s", reason)
-    return found
+def _missing(study: Study) -> str:
+    """Why the data of a study cannot be read; "" if they can, or if its counts are all that is left."""
+    try:
+        if not study.counted_only():
+            study.test  # noqa: B018 - opens it
+    except DataError as error:
+        return f"{error}; or fetch it: ltcam data get {study.data}"
+    return ""
 
 
 def _tables(study: Study) -> None:
@@ -128,11 +126,11 @@ def inputs(study: Study) -> dict[str, Any]:
     fingerprints of the data, titles of all data sets (notebook 00 shows them). Raises DataError if the study's own data are
     missing or damaged."""
     parts = dict.fromkeys(part for t in study.planned.values() for part in (t.recipe.train, t.recipe.test))
-    values = files.ROOT / "data"
+    values, machine = files.ROOT / "data", provenance.environment()
     paths = [*files.PACKAGE.rglob("*.py"), *files.PACKAGE.rglob("*.yaml"), *values.glob("*.csv")]
     return {
         "settings": study.settings,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in provenance.PACKAGES}},
+        "versions": {"python": machine["python"], **machine["versions"]},
         "files": sorted(map(files.sha256, [*paths, *(values / "golden" / study.profile).glob("*.csv")])),
         "data": {part: datasets.load(study.data, part).fingerprint for part in parts if study.data != "demo"},  # that is code
         "shown": list(datasets.present()),
@@ -166,15 +164,14 @@ def _execute(notebook: Path, parameters: Mapping[str, Any], target: Path, digest
         running.parent.mkdir(parents=True, exist_ok=True)
         try:
             executed = papermill.execute_notebook(
-                _literal(notebook), _literal(running), parameters, kernel_name="python3", log_output=True,
+                _literal(notebook), _literal(running), parameters, kernel_name="python3", stderr_file=sys.stderr,
                 progress_bar=False, extra_arguments=["--log-level=ERROR"], kernel_manager_class=_OwnKernel,
             )  # fmt: skip
-        except DeadKernelError as error:
-            said = f"{notebook.name}: its kernel died, as happens when memory runs out. See {running}"
-            raise UnavailableError(said) from error
-        except PapermillExecutionError as error:
-            said = f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}. See {running}"
-            raise UnavailableError(said) from error
+        except (DeadKernelError, PapermillExecutionError) as error:
+            said = ": its kernel died, as happens when memory runs out"
+            if isinstance(error, PapermillExecutionError):
+                said = f" failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
+            raise UnavailableError(f"{notebook.name}{said}. See {running}") from error
         executed.metadata["papermill"].update(input_path=notebook.name, output_path=target.name)  # no path of this machine
         executed.metadata["ltcam"] = {"digest": digest, "left": _left(study, started)}
         for cell in executed.cells:
@@ -191,12 +188,6 @@ def _left(study: Study, started: float) -> dict[str, str]:
     there = [path for folder in (study.out, study.figures) for path in sorted(folder.rglob("*"))]
     new = [path for path in there if path.suffix in (".csv", ".png", ".pdf") and path.stat().st_mtime >= started]
     return {path.relative_to(root).as_posix(): files.sha256(path) for path in new}
-
-
-def _said(record: logging.LogRecord) -> bool:
-    """Keep from papermill's log only what the notebooks print on stderr, one line each."""
-    record.msg, record.args = record.getMessage().strip(), ()
-    return record.levelno >= logging.WARNING and bool(record.msg)
 
 
 class _OwnKernel(AsyncKernelManager):

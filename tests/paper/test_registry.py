@@ -161,8 +161,9 @@ def test_golden_values_are_compared_within_a_tolerance():
     assert registry.golden("table1", table.assign(mIoU=table["mIoU"] + 0.49), "demo") == "table1: within tolerance"
     assert registry.golden("table1", table[["row", "mIoU"]], "demo") == "table1: within tolerance"  # of what was asked
     wrong = {
-        "mIoU": table.assign(mIoU=table["mIoU"] + 0.51), "row": table.assign(row="x"), "3 rows": table.iloc[:3],
-        "unknown": table.assign(unknown=1.0),
+        "mIoU is": table.assign(mIoU=table["mIoU"] + 0.51), "row is x in row 0, expected S1": table.assign(row="x"),
+        "row is nan in row 3, expected S4": table.iloc[:3], "unknown is 1.0 in row 0": table.assign(unknown=1.0),
+        "row is S1 in row 7, expected nan": pd.concat([table, table]),
     }  # fmt: skip
     for said, changed in wrong.items():
         with pytest.raises(InputError, match=rf"(?s)table1 is not what .*demo/table1\.csv expects: .*{said}"):
@@ -190,9 +191,8 @@ def test_golden_values_are_compared_under_python_o_too():
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Assert)] and "testing" not in ast.unparse(tree)
 
 
-def test_a_result_belongs_where_its_paper_table_is_compared():
-    plain, three = (Result("x", "X", lambda study: None, lambda study: [], tables=tables) for tables in ((), (3,)))
-    assert [own.belongs(made.study(data=name)) for own in (plain, three) for name in ("voc2012", "ksdd", "demo")] == [
-        True, True, True, True, False, True
-    ]  # fmt: skip
-    assert Result("x", "X", None, None, packed=True).file == "x.csv.gz"
+def test_a_table_is_where_its_table_of_the_paper_is_compared(monkeypatch):
+    three, packed = (Result(name, "X", lambda study: None, lambda study: []) for name in ("three", "packed"))
+    monkeypatch.setattr(registry, "RESULTS", {"three": three._replace(tables=(3,)), "packed": packed._replace(packed=True)})
+    assert [len(names(made.study(data=name))) for name in ("voc2012", "ksdd", "demo")] == [2, 1, 2]
+    assert [own.file for own in registry.RESULTS.values()] == ["three.csv", "packed.csv.gz"]
