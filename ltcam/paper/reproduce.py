@@ -56,20 +56,21 @@ def reproduce(
     logging.getLogger("papermill").setLevel(logging.WARNING)
     studies = [Study(name, key, seeds=seeds) for key in profile(name) if data in ("", key)]
     numbered = [path for path in sorted(files.NOTEBOOKS.glob("*.ipynb")) if re.fullmatch(r"\d\d_\w+", path.stem)]  # no copies
-    expected = {path: papermill.inspect_notebook(_literal(path)) for path in numbered}
-    series = {path: set(known) for path, known in expected.items() if "profile" in known or name == "demo"}
+    expected = {path: set(papermill.inspect_notebook(_literal(path))) for path in numbered}
+    series = {path: known for path, known in expected.items() if "profile" in known or name == "demo"}
     chosen = [path for path in series if path.name >= start and path.name.startswith(only)]
     if not studies or not chosen:
         raise InputError(
             f"nothing to run: profile {name!r} has no data set {data!r}, or no notebook from {start!r} on starts with {only!r}"
         )
-    missing = {study: reason for study in studies if (reason := _missing(study))}
-    if missing and (data or len(missing) == len(studies)):
-        raise DataError("\n".join(missing.values()))
-    for reason in missing.values():
-        log.warning("skipped: %s", reason)
+    reasons = [_missing(study) for study in studies]
+    if any(reasons) and (data or all(reasons)):
+        raise DataError("\n".join(reasons))
     done: list[Path] = []
-    for study in (study for study in studies if study not in missing):
+    for study, reason in zip(studies, reasons, strict=True):
+        if reason:
+            log.warning("skipped: %s", reason)
+            continue
         with alone(study.out, ".run.lock"):
             files.clear(study.figures)
             if study.counted_only() and not force:

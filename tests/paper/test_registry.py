@@ -105,15 +105,16 @@ def few(monkeypatch, *wanted):
 
 
 def test_the_committed_tables_come_out_to_the_byte_and_a_changed_digit_is_stale(ksdd, capsys, monkeypatch):
+    """Three of them here; `make tables` compares all."""
+    few(monkeypatch, "table1", "table4", "claims")
     path, expected = ksdd / "table1.csv", (ksdd / "table1.csv").read_bytes()
     changed = expected[:-2] + (b"8\n" if expected.endswith(b"9\n") else b"9\n")  # the last digit
     path.write_bytes(changed)
     assert main(["--check", "real", "ksdd"]) == 1
-    assert capsys.readouterr().out.splitlines() == [f"{path}: stale", "real ksdd: 20 tables"]
+    assert capsys.readouterr().out.splitlines() == [f"{path}: stale", "real ksdd: 3 tables"]
     assert path.read_bytes() == changed
-    few(monkeypatch, "table1", "table4")
     assert main(["real", "ksdd"]) == 0 and path.read_bytes() == expected
-    assert capsys.readouterr().out.splitlines() == [f"{path}: written", "real ksdd: 2 tables"]
+    assert capsys.readouterr().out.splitlines() == [f"{path}: written", "real ksdd: 3 tables"]
     assert main(["real", "ksdd", "--check"]) == 0
 
 
