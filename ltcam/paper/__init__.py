@@ -1,8 +1,8 @@
 """The paper: its printed numbers, its claims, and the notebook series that measures them.
 
-Open `tables.py` first: it has the configuration of each table row and the number printed there. `registry.py` lists all tables,
-`claims.py` what the paper claims; `judging.py` judges it. `reproduce.py` runs the notebooks. This wing may import `experiment`,
-`data` and `engine`.
+Open `tables.py` first: it has the configuration of each table row and the number printed there. `registry.py` lists all tables.
+`claims.yaml` has what the paper claims, and `claims.py` judges it. `reproduce.py` runs the notebooks. This wing may import
+`experiment`, `data` and `engine`.
 """
 
 from ltcam.errors import companion
@@ -13,8 +13,8 @@ import logging  # noqa: E402 - after what it needs
 
 from ltcam.engine.config import Config  # noqa: E402
 from ltcam.experiment.study import Study  # noqa: E402
-from ltcam.paper import ablations, areas, beyond, breakdown, gradients, judging, tables  # noqa: E402, F401 - each registers its tables
-from ltcam.paper.judging import judged  # noqa: E402
+from ltcam.paper import ablations, areas, beyond, breakdown, claims, gradients, tables  # noqa: E402, F401 - each registers its tables
+from ltcam.paper.claims import judged  # noqa: E402
 from ltcam.paper.registry import RESULTS, check, golden, make  # noqa: E402
 from ltcam.paper.tables import SEVEN, beside  # noqa: E402
 

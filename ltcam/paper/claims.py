@@ -1,66 +1,72 @@
-"""What the paper claims. Each claim is a function from the scores of named configurations to margins, in points.
+"""The paper's claims (`claims.yaml`), and the verdict on each: `make("claims", study)`.
 
-A claim holds when every margin is above zero. `judging.py` judges the claims.
+The smallest margin of a claim has an interval (`ltcam.experiment.scores`). If it spans zero, or the trainings do not agree in
+the sign, the verdict is a tie. Tables 1 and 2 and Figs. 4 and 5 are about the method, so claims on them are judged on every
+data set. Claims on Table 3 are judged on objects only, claims on Table 4 on defects only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from math import inf
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+import yaml
 from scipy.stats import rankdata
 
 from ltcam.engine.config import Config
-from ltcam.experiment.scores import Floats
+from ltcam.experiment.scores import Draws, Floats, agreement, draws, ends, verdict
 from ltcam.experiment.study import Study
-from ltcam.paper.tables import COLUMNS, DELTAS, ROWS, SEVEN, SWEPT
+from ltcam.paper.registry import Need, make, result
+from ltcam.paper.tables import COLUMNS, DELTAS, ROWS, SWEEP, SWEPT, published
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
 
 Scores = Mapping[str, Mapping[Config, Any]]  # part, "test" or "train" -> configuration -> percent, a number or an array
-Margins = Iterable[tuple[Any, str]]  # positive if the claim holds, and the numbers behind it
-Side = Config | Mapping[Config, float]  # a configuration, or a weighted sum of some
-S1, S2, S3, S4, S5 = STAGES = tuple(Config("gradcam", f"S{i}") for i in range(1, 6))
-FUSED, TRUNCATED = Config("gradcam", "S1-S5"), Config("gradcam", "S5", 0.0)
-LT0, LT20 = SEVEN["LTGrad-CAM(l=5, δ=0)"], SEVEN["LTGrad-CAM(l=5, δ=20)"]
-GRADCAM, FULLGRAD, LTFULLGRAD = SEVEN["Grad-CAM"], SEVEN["FullGrad"], ROWS[2]["LTFullGrad(δ=0)"]
-LAYERCAM = SEVEN["Layer-CAM(l=5, δ=0)"]
+Margin = tuple[Any, str, tuple[Any, ...]]  # positive if the claim holds; a template, and the numbers behind it that fill it
+NOT_MEASURED = "not measured"
+TITLES = {
+    "claim": "claim", "quote": "in the paper's words (Sec.)", "verdict": "ours", "interval": "least difference (95%)",
+    "trainings": "in trainings", "numbers": "numbers", "paper": "paper", "paper_on": "on",
+}  # fmt: skip
+COLORS = {"holds": "#b7e1c0", "does not hold": "#f2c6b4", "tie": "#f4e7b0"}
 
 
 class Claim(NamedTuple):
-    """statement: in our words; quote: the paper's words in `section`; needs: the tables it reads; metric: the paper's name."""
+    """An entry of `claims.yaml`, which says what its fields are."""
 
-    statement: str
+    claim: str
     section: str
     quote: str
-    needs: tuple[str, ...]
-    margins: Callable[[Scores], Margins]
+    source: str
+    margins: str | Mapping[str, Sequence[str | Mapping[str, float]]]
     metric: str = "mIoU"
+    low: float = 0.0
+    high: float = inf
 
     @property
     def table(self) -> int:
         """3 if the paper's numbers are class means on VOC 2012, 4 if they are pooled scores on KSDD2."""
-        return 4 if {"table4", "sweep"} & set(self.needs) else 3
+        return 3 if self.source in ("Table 1", "Table 2", "Table 3") else 4
 
-    def place(self, study: Study) -> tuple[int, str]:
-        """The table of seven methods that decides the claim, and its column."""
-        home = self.table if self.table in study.compared else study.compared[0]
-        return home, COLUMNS[home][self.metric]
-
-
-def _over(*pairs: tuple[str, Side, Side], low: float = 0.0, high: float = inf) -> Callable[[Scores], Margins]:
-    """For each (label, left, right), left minus right lies inside (low, high)."""
-
-    def margins(scores: Scores) -> Margins:
-        for label, left, right in pairs:
-            a, b = (_sum(side, scores["test"]) for side in (left, right))
-            yield np.minimum(a - b - low, high - (a - b)), "" if np.ndim(a) else f"{label}{a:.2f} against {b:.2f}"
-
-    return margins
+    def over(self, scores: Scores) -> Iterator[Margin]:
+        """The margins of some scores. Raises KeyError for a configuration that has none."""
+        if isinstance(self.margins, str):
+            yield from (CURVES[self.margins](method, scores) for method in SWEPT)
+            return
+        for name, sides in self.margins.items():
+            left, right = (_sum({side: 1} if isinstance(side, str) else side, scores["test"]) for side in sides)
+            margin = np.minimum(left - right - self.low, self.high - (left - right))
+            yield margin, f"{name}{{:.2f}} against {{:.2f}}", (left, right)
 
 
-def _sum(side: Side, scores: Mapping[Config, Any]) -> Any:
-    return scores[side] if isinstance(side, Config) else sum(weight * scores[config] for config, weight in side.items())
+def _sum(weights: Mapping[str, float], scores: Mapping[Config, Any]) -> Any:
+    return sum(weight * scores[Config.parse(text)] for text, weight in weights.items())
 
 
 def _curve(method: str, scores: Mapping[Config, Any]) -> Floats:
@@ -68,121 +74,95 @@ def _curve(method: str, scores: Mapping[Config, Any]) -> Floats:
     return np.stack([scores[Config(method, SWEPT[method], delta)] for delta in DELTAS])
 
 
-def _peaks(scores: Scores) -> Margins:
+def _peaks(method: str, scores: Scores) -> Margin:
     """The best score strictly inside 0..90, minus the better of the two ends."""
-    for method in SWEPT:
-        curve = _curve(method, scores["test"])
-        inside, outside = curve[1:-1], curve[[0, -1]]
-        said = ""
-        if curve.ndim == 1:
-            top, end = DELTAS[1 + int(inside.argmax())], DELTAS[-1 if outside[1] > outside[0] else 0]
-            said = f"{method} {inside.max():.2f} at δ={top:g} against {outside.max():.2f} at δ={end:g}"
-        yield inside.max(axis=0) - outside.max(axis=0), said
+    curve = _curve(method, scores["test"])
+    inside, outside = curve[1:-1], curve[[0, -1]]
+    best, end = inside.max(axis=0), outside.max(axis=0)
+    at, end_at = np.take(DELTAS[1:-1], inside.argmax(axis=0)), np.take(DELTAS[:: len(DELTAS) - 1], outside.argmax(axis=0))
+    return best - end, f"{method} {{:.2f}} at δ={{:g}} against {{:.2f}} at δ={{:g}}", (best, at, end, end_at)
 
 
-def _agreement(scores: Scores) -> Margins:
+def _agreement(method: str, scores: Scores) -> Margin:
     """Spearman's rank correlation of the curves on both parts, minus 0.5. A flat curve agrees with none."""
-    for method in SWEPT:
-        train, test = (rankdata(_curve(method, scores[part]), axis=0) for part in ("train", "test"))
-        spread = train.std(axis=0) * test.std(axis=0)
-        shared = (train * test).mean(axis=0) - train.mean(axis=0) * test.mean(axis=0)
-        rho = np.divide(shared, spread, out=np.zeros_like(shared), where=spread > 0)
-        yield rho - 0.5, "" if np.ndim(rho) else f"{method} {rho:.2f}"
+    train, test = (rankdata(_curve(method, scores[part]), axis=0) for part in ("train", "test"))
+    spread = train.std(axis=0) * test.std(axis=0)
+    shared = (train * test).mean(axis=0) - train.mean(axis=0) * test.mean(axis=0)
+    rho = np.divide(shared, spread, out=np.zeros_like(shared), where=spread > 0)
+    return rho - 0.5, f"{method} {{:.2f}}", (rho,)
 
 
-GENTLE = [
-    (f"{method} ", {Config(method, layers, delta): 0.2 for delta in DELTAS[:5]}, Config(method, layers))
-    for method, layers in SWEPT.items()
-]
-CLAIMS = (
-    Claim(
-        "Fusing all stages beats each of S1 to S4", "3.2", "fusing multiple layers is more effective than shallow features",
-        ("table1",), _over(*((f"S{i}: ", FUSED, stage) for i, stage in enumerate(STAGES[:4], 1))),
-    ),
-    Claim(
-        "Fusing all stages costs against S5 alone", "3.2", "but weaker than deep features S5",
-        ("table1",), _over(("", S5, FUSED)),
-    ),
-    Claim(
-        "The score rises with depth, S1 to S5", "2.2", "high-resolution semantic features exist still in the shallow feature "
-        "maps, while containing some noise",
-        ("table1",), _over(*((f"S{i + 1} over S{i}: ", STAGES[i], STAGES[i - 1]) for i in range(1, 5))),
-    ),
-    Claim(
-        "Truncation alone (S5, δ=0) helps Grad-CAM", "3.3", "results in a 0.92% improvement in mIoU",
-        ("table2",), _over(("", TRUNCATED, GRADCAM)),
-    ),
-    Claim(
-        "Truncation with δ=0 leaves FullGrad almost the same: within 0.5 points", "3.3",
-        "the mIoU remains almost the same, with a slight decrease of 0.09%",
-        ("table2",), _over(("", LTFULLGRAD, FULLGRAD), low=-0.5, high=0.5),
-    ),
-    Claim(
-        "Truncation (δ=0) gains more on the fused stages than on S5", "1",
-        "enable gradient-weighted CAM-based methods to benefit from layerization tricks",
-        ("table1", "table2", "table3"), _over(("gain ", {LT0: 1, FUSED: -1}, {TRUNCATED: 1, GRADCAM: -1})),
-    ),
-    Claim(
-        "Objects: LTGrad-CAM (l=5) beats Grad-CAM", "3.4", "significantly improves the performance of Grad-CAM",
-        ("table3",), _over(("δ=0: ", LT0, GRADCAM), ("δ=20: ", LT20, GRADCAM)),
-    ),
-    Claim(
-        "Objects: LTGrad-CAM with δ=20 exceeds FullGrad", "3.4", "which exceeds that of FullGrad, one of the sota methods",
-        ("table3",), _over(("", LT20, FULLGRAD)),
-    ),
-    Claim(
-        "Objects: LTGrad-CAM with δ=0 exceeds FullGrad", "3.4", "which exceeds that of FullGrad, one of the sota methods",
-        ("table3",), _over(("", LT0, FULLGRAD)),
-    ),
-    Claim(
-        "Objects: LTGrad-CAM (δ=20) is comparable to Layer-CAM (l=5): at most 2.5 points below, as in the paper", "3.4",
-        "to a comparable level with Layer-CAM",
-        ("table3",), _over(("", LT20, LAYERCAM), low=-2.5),
-    ),
-    Claim(
-        "Objects: δ=20 beats δ=0", "3.4", "select a small non-zero value",
-        ("table3",), _over(("", LT20, LT0)),
-    ),
-    Claim(
-        "Defects: LTGrad-CAM (l=5) beats Grad-CAM", "3.4", "significantly improves the performance of Grad-CAM",
-        ("table4",), _over(("δ=0: ", LT0, GRADCAM), ("δ=20: ", LT20, GRADCAM)),
-    ),
-    Claim(
-        "Defects: LTGrad-CAM with δ=0 beats Layer-CAM (l=5)", "3.4",
-        "it outperforms the mIoU score of the state-of-the-art Layer-CAM by 4.09%",
-        ("table4",), _over(("", LT0, LAYERCAM)),
-    ),
-    Claim(
-        "Defects: LTGrad-CAM with δ=20 beats Layer-CAM (l=5)", "3.4", "this gap further expands to 6.45%",
-        ("table4",), _over(("", LT20, LAYERCAM)),
-    ),
-    Claim(
-        "Defects: LTGrad-CAM with δ=20 beats Layer-CAM (l=5) in micro-F1", "3.4",
-        "In terms of the micro-F1 metric, our method improves by 7.4%",
-        ("table4",), _over(("", LT20, LAYERCAM)), "Micro-F1",
-    ),
-    Claim(
-        "Defects: δ=20 beats δ=0", "3.4", "this gap further expands to 6.45%",
-        ("table4",), _over(("", LT20, LT0)),
-    ),
-    Claim(
-        "Defects: LTGrad-CAM (δ=20) beats every other method", "3.5",
-        "our proposed LTGrad-CAM outperforms existing methods by a large margin in defect inspection tasks",
-        ("table4",), _over(*((f"{row} ", LT20, config) for row, config in SEVEN.items() if not row.startswith("LT"))),
-    ),
-    Claim(
-        "Over δ the score rises, then falls: the best lies inside 0 to 90", "3.5",
-        "all three curves show an increasing trend followed by a decreasing trend",
-        ("sweep",), _peaks,
-    ),
-    Claim(
-        "Over δ from 0 to 40 the mean score is above that without truncation", "3.5",
-        "the performance after gradient truncation is generally improved",
-        ("sweep",), _over(*GENTLE),
-    ),
-    Claim(
-        "The curves of both parts agree: rank correlation above 0.5", "3.5",
-        "the trend on the training set is very similar to that on the testing set",
-        ("sweep",), _agreement,
-    ),
-)  # fmt: skip
+CURVES: dict[str, Callable[[str, Scores], Margin]] = {"peaks": _peaks, "agreement": _agreement}
+CLAIMS = [Claim(**entry) for entry in yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text())]
+
+
+def _needs(study: Study) -> list[Need]:
+    sides = [side for claim in CLAIMS if not isinstance(claim.margins, str) for pair in claim.margins.values() for side in pair]
+    texts = [text for side in sides for text in ([side] if isinstance(side, str) else side)]
+    return [Need([*SWEEP, *map(Config.parse, texts)]), Need(SWEEP, "train")]
+
+
+@result("The paper's claims", _needs)
+def claims(study: Study) -> pd.DataFrame:
+    """Every claim, one row each.
+
+    Columns: claim, section, quote, verdict ("holds", "does not hold", "tie" or "not measured"), numbers (ours and the paper's
+    that decide it, in percent), paper (the verdict on the paper's own numbers, or "no numbers"), paper_on (the paper's data
+    set), margin, ci_low, ci_high (the smallest margin and its interval, in points), and trainings (in how many the margin is
+    above zero, "2 of 3").
+    """
+    counts = {need.role: study.counts(need.configs, need.role) for need in _needs(study)}
+
+    @cache
+    def drawn(metric: str) -> dict[str, Draws]:
+        return {part: draws(own, metric) for part, own in counts.items()}
+
+    rows = []
+    for claim in CLAIMS:
+        said, numbers, sure = NOT_MEASURED, NOT_MEASURED, {}
+        if claim.source not in ("Table 3", "Table 4") or claim.table in study.compared:
+            home = claim.table if claim.table in study.compared else study.compared[0]
+            scores = drawn(COLUMNS[home][claim.metric])
+            means = {part: {config: values[0].mean() for config, values in own.items()} for part, own in scores.items()}
+            least = np.min([margin for margin, *_ in claim.over(scores)], axis=0)
+            said, numbers = verdict(least), _decide(claim, means)[1]
+            sure = {**ends(least, "margin"), "trainings": agreement(least)}
+        try:
+            in_paper, printed = _decide(claim, _printed(claim))
+        except KeyError:  # the paper draws a curve
+            in_paper, printed = "no numbers", "prints none"
+        rows.append({
+            "claim": claim.claim, "section": claim.section, "quote": claim.quote, "verdict": said,
+            "numbers": f"{numbers} (paper {printed})", "paper": in_paper,
+            "paper_on": "KSDD2" if claim.table == 4 else "VOC 2012", **sure,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _decide(claim: Claim, scores: Scores) -> tuple[str, str]:
+    """The verdict and the numbers of the smallest margin. If there are several margins, also how many are above zero."""
+    margins = [(margin, text.format(*numbers)) for margin, text, numbers in claim.over(scores)]
+    held, (smallest, text) = sum(margin > 0 for margin, _ in margins), min(margins)
+    return "holds" if smallest > 0 else "does not hold", f"{held} of {len(margins)}, least {text}" if len(margins) > 1 else text
+
+
+def _printed(claim: Claim) -> Scores:
+    """The paper's numbers on the data set of a claim. Tables 1 to 3 agree where they have the same row."""
+    numbers = [n for n in ROWS if (n == 4) == (claim.table == 4) and claim.metric in published(n)]
+    return {"test": {ROWS[n][str(row)]: score for n in numbers for row, score in published(n)[claim.metric].items()}}
+
+
+def judged(study: Study, *sections: str) -> Styler:
+    """The claims of some sections of the paper for display, one row per claim; without sections, all of them."""
+    table = make("claims", study)
+    table = table[table["section"].isin(sections) | (not sections)]
+    caption = f"The paper's claims on {study.title}: ours, and by the paper's own numbers on the data set in the last column"
+    spans = [f"{low:+.2f} to {high:+.2f}" if high == high else "" for low, high in table[["ci_low", "ci_high"]].to_numpy()]
+    quote = '"' + table["quote"] + '" (' + table["section"] + ")"
+    shown = table.assign(quote=quote, interval=spans)[list(TITLES)].rename(columns=TITLES)
+    return (
+        shown.style.hide()
+        .map(lambda said: f"background-color: {COLORS[said]}; color: black" if said in COLORS else "", subset=["ours", "paper"])
+        .set_table_styles([{"selector": "th, td", "props": "text-align: left; vertical-align: top"}])
+        .set_caption(caption)
+    )

@@ -1,18 +1,16 @@
 """Every table, once: its name, caption, maker, the counts that it needs, and its golden columns.
 
 Notebooks, `make tables`, the generated docs, the book and the golden check all read `RESULTS`. A table is a function of a
-study, and may be made from other tables. `python -m ltcam.paper --check PROFILE DATA` makes every table of committed counts
-again, and compares the bytes.
+study, and may be made from other tables.
 """
 
 from __future__ import annotations
 
-import argparse
 import gzip
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -46,15 +44,12 @@ class Result(NamedTuple):
     golden: Sequence[str] = ()
     tolerance: float = TOLERANCE
     tables: tuple[int, ...] = ()
-    packed: bool = False
+    packed: bool = False  # with every digit, since other tables are computed from it
     measured: bool = False  # made of images or models, so never made again from counts
 
     @property
     def file(self) -> str:
         return f"{self.name}.csv{'.gz' * self.packed}"
-
-    def belongs(self, study: Study) -> bool:
-        return not self.tables or bool(set(self.tables) & set(study.compared))
 
 
 RESULTS: dict[str, Result] = {}
@@ -66,11 +61,15 @@ def result(
     """Registers a function of a study as the table of its own name. about: other fields of `Result`."""
 
     def register(make: Callable[[Study], pd.DataFrame]) -> Callable[[Study], pd.DataFrame]:
-        name = make.__name__
-        RESULTS[name] = Result(name, caption, make, needs, **about)  # type: ignore[arg-type]
+        RESULTS[make.__name__] = Result(make.__name__, caption, make, needs, **about)  # type: ignore[arg-type]
         return make
 
     return register
+
+
+def names(study: Study) -> list[str]:
+    """The tables of a study, each after those that it is made from."""
+    return [name for name, own in RESULTS.items() if not own.tables or set(own.tables) & set(study.compared)]
 
 
 def make(name: str, study: Study) -> pd.DataFrame:
@@ -78,51 +77,48 @@ def make(name: str, study: Study) -> pd.DataFrame:
 
     The file is written unless the study is `kept`. Raises MissingError if something is missing and cannot be measured.
     """
-    if name not in RESULTS or not RESULTS[name].belongs(study):
+    if name not in names(study):
         raise InputError(f"{study.data} has no table {name!r}: expected one of {', '.join(names(study))}")
+    own = RESULTS[name]
     if name not in study.made:
-        own, path = RESULTS[name], study.out / RESULTS[name].file
-        if study.kept and own.measured:
-            if not path.is_file():
-                raise MissingError(f"{path} is missing: run ltcam reproduce first")
-            study.made[name] = path.read_bytes()
-        else:
-            if not study.kept:
-                prepare(study, own.needs(study))
-            study.made[name] = packed(own.make(study), own.packed)
-            if not study.kept:
-                with files.atomic(path) as temporary:
-                    temporary.write_bytes(study.made[name])
-    return pd.read_csv(BytesIO(study.made[name]), compression="infer" if not RESULTS[name].packed else "gzip", dtype=TEXTS)
+        study.made[name] = _made(own, study)
+    return pd.read_csv(BytesIO(study.made[name]), compression="gzip" if own.packed else None, dtype=TEXTS)
 
 
-def packed(table: pd.DataFrame, small: bool) -> bytes:
-    """The bytes of a table's file. A packed one keeps every digit, since other tables are computed from it."""
-    text = table.to_csv(index=False, float_format=None if small else "%.6g", lineterminator="\n").encode()
-    return gzip.compress(text, 6, mtime=0) if small else text
+def _made(own: Result, study: Study) -> bytes:
+    path = study.out / own.file
+    if study.kept and own.measured:
+        if not path.is_file():
+            raise MissingError(f"{path} is missing: run ltcam reproduce first")
+        return path.read_bytes()
+    if not study.kept:
+        _measure(study, own.needs(study))
+    digits = None if own.packed else "%.6g"
+    content = own.make(study).to_csv(index=False, float_format=digits, lineterminator="\n").encode()
+    content = gzip.compress(content, 6, mtime=0) if own.packed else content
+    if not study.kept:
+        _write(path, content)
+    return content
 
 
-def names(study: Study) -> list[str]:
-    """The tables of a study, each after those that it is made from."""
-    return [name for name, own in RESULTS.items() if own.belongs(study)]
+def _write(path: Path, content: bytes) -> None:
+    with files.atomic(path) as temporary:
+        temporary.write_bytes(content)
 
 
-def prepare(study: Study, needs: Iterable[Need]) -> None:
+def _measure(study: Study, needs: Iterable[Need]) -> None:
     """Measure all that any table reads on the same part under the same protocol, in one pass for each training."""
     every = [need for name in names(study) for need in RESULTS[name].needs(study)]
     for role, protocol in dict.fromkeys((need.role, need.protocol) for need in needs):
-        same = [need for need in every if (need.role, need.protocol) == (role, protocol)]
-        for name, seed in zip(study.names, study.trainings["seed"].to_list(), strict=True):
-            number = study.seeds.index(seed)
-            asked = (config for need in same if need.seeds is None or number < need.seeds for config in need.configs)
-            if ways := [*map(Way, dict.fromkeys(asked))]:
+        for name, seed in zip(study.names, study.trainings["seed"], strict=True):
+            same = [n for n in every if (n.role, n.protocol) == (role, protocol) and seed in study.seeds[: n.seeds]]
+            if ways := [*map(Way, dict.fromkeys(config for need in same for config in need.configs))]:
                 study.measured(name, ways, role, protocol)
 
 
 def check(name: str, study: Study) -> str:
     """`golden` for table `name` of a study: its golden columns, within its tolerance."""
-    own = RESULTS[name]
-    table = make(name, study)
+    own, table = RESULTS[name], make(name, study)
     return golden(name, table[list(own.golden or table.columns)], study.profile, own.tolerance)
 
 
@@ -135,51 +131,37 @@ def golden(name: str, table: pd.DataFrame, profile: str, tolerance: float = TOLE
     if not path.is_file():
         return f"{name}: profile {profile} has no golden values"
     expected = pd.read_csv(path, dtype=TEXTS).reindex(columns=table.columns)
-    if len(table) != len(expected):
-        raise InputError(f"{name} is not what {path} expects: {len(table)} rows, expected {len(expected)}")
-    for column in map(str, table):  # pandas' own comparison says nothing under python -O
-        ours, theirs = table[column].reset_index(drop=True), expected[column]
-        numbers = all(map(pd.api.types.is_numeric_dtype, (ours, theirs)))
-        same = (ours - theirs).abs().le(tolerance) if numbers else ours.eq(theirs)
-        if not (same | (ours.isna() & theirs.isna())).all():
-            row = int(same.to_numpy().argmin())
-            raise InputError(f"{name} is not what {path} expects: {column} is {ours[row]} in row {row}, expected {theirs[row]}")
+    ours, theirs = table.reset_index(drop=True).align(expected)  # a row that is missing is not equal
+    near = (ours.select_dtypes("number") - theirs.select_dtypes("number")).abs().le(tolerance)
+    off = ~(near.reindex(columns=ours.columns, fill_value=False) | ours.eq(theirs) | (ours.isna() & theirs.isna()))
+    if off.any(axis=None):  # pandas' own check says nothing under python -O
+        place: Any = off.stack().idxmax()
+        row, column = place
+        said = f"{column} is {ours[column][row]} in row {row}, expected {theirs[column][row]}"
+        raise InputError(f"{name} is not what {path} expects: {said}")
     return f"{name}: within tolerance"
 
 
-def stale(study: Study) -> dict[str, str]:
-    """{file: "stale", or why it cannot be made} for each table of a kept study whose bytes are not those of its file."""
-    counted = {study.out / file: entry["sha256"] for file, entry in provenance.read(study.out).items() if "identity" in entry}
-    gone = [path for path, digest in counted.items() if not path.is_file() or files.sha256(path) != digest]
-    found = {path.relative_to(study.out).as_posix(): "these counts are missing or changed: restore them" for path in gone}
+def stale(study: Study, write: bool = False) -> dict[str, str]:
+    """{file: what is wrong} for each table of a kept study whose bytes are not those of its file: "stale", or "written" if
+    `write` renewed it, or why it cannot be made. So too for each export of counts that is gone or changed."""
+    exports = {file: entry["sha256"] for file, entry in provenance.read(study.out).items() if "identity" in entry}
+    wrong = [file for file, digest in exports.items() if not unchanged(study.out / file, digest)]
+    found = dict.fromkeys(wrong, "these counts are missing or changed: restore them")
     for name in names(study):
-        own = RESULTS[name]
-        path = study.out / own.file
+        path = study.out / RESULTS[name].file
         try:
             make(name, study)
-            if not path.is_file() or path.read_bytes() != study.made[name]:
-                found[own.file] = "stale"
         except MissingError as error:
-            found[own.file] = str(error)
+            found[path.name] = str(error)
+            continue
+        if not path.is_file() or path.read_bytes() != study.made[name]:
+            found[path.name] = "written" if write else "stale"
+            if write:
+                _write(path, study.made[name])
     return found
 
 
-def main(arguments: Sequence[str]) -> int:
-    """`[--check] PROFILE DATA ...`: make the tables of kept counts again; with --check only say which differ."""
-    parser = argparse.ArgumentParser(prog="python -m ltcam.paper", description="Make the tables of kept counts again.")
-    parser.add_argument("--check", action="store_true", help="write nothing; name the tables that differ, and fail if any does")
-    parser.add_argument("pairs", nargs="+", metavar="PROFILE DATA", help="which results, e.g. paper voc2012")
-    given = parser.parse_args(arguments)
-    if len(given.pairs) % 2:
-        parser.error(f"{' '.join(given.pairs)} is not pairs of a profile and a data set; give e.g. paper voc2012 real ksdd")
-    checking, failed = given.check, False
-    for profile, data in zip(given.pairs[::2], given.pairs[1::2], strict=True):
-        study = Study(profile, data, kept=True)
-        for file, reason in stale(study).items():
-            failed |= checking or reason != "stale"
-            if not checking and reason == "stale":
-                with files.atomic(study.out / file) as temporary:
-                    temporary.write_bytes(study.made[file.split(".")[0]])
-            sys.stdout.write(f"{study.out / file}: {reason if checking or reason != 'stale' else 'written'}\n")
-        sys.stdout.write(f"{profile} {data}: {len(names(study))} tables\n")
-    return int(failed)
+def unchanged(path: Path, digest: str) -> bool:
+    """Whether a file is there and has this SHA-256."""
+    return path.is_file() and files.sha256(path) == digest

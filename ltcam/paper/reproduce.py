@@ -9,12 +9,10 @@ one runs, all later ones run again, since they read what it writes. This costs l
 import hashlib
 import json
 import logging
-import platform
 import re
+import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +22,16 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
-from papermill.iorw import write_ipynb
 from traitlets import default
 
 from ltcam import data as datasets
 from ltcam import files
-from ltcam.data import DataError, Segmentation
-from ltcam.data.demo import Demo
+from ltcam.data import DataError
 from ltcam.errors import InputError, UnavailableError
 from ltcam.experiment import provenance
 from ltcam.experiment.parallel import alone
 from ltcam.experiment.recipe import profile
 from ltcam.experiment.study import Study
-from ltcam.files import sha256
 from ltcam.paper import pictures, registry
 
 log = logging.getLogger(__name__)
@@ -58,98 +53,48 @@ def reproduce(
     counts are kept but no checkpoint is left, only the tables are made again. A notebook that fails stops the run with
     UnavailableError. It never replaces a good copy.
     """
-    logging.getLogger("papermill").addFilter(_said)
-    sets = {key: own for key, own in profile(name).items() if data in ("", key)}
+    logging.getLogger("papermill").setLevel(logging.WARNING)
+    studies = [Study(name, key, seeds=seeds) for key in profile(name) if data in ("", key)]
     numbered = [path for path in sorted(files.NOTEBOOKS.glob("*.ipynb")) if re.fullmatch(r"\d\d_\w+", path.stem)]  # no copies
-    expected = {path: papermill.inspect_notebook(_literal(path)) for path in numbered}
-    series = [path for path, parameters in expected.items() if "profile" in parameters or name == "demo"]
-    begin = next((i for i, path in enumerate(series) if path.name.startswith(start)), len(series))
-    chosen = [path for path in series[begin:] if path.name.startswith(only)]
-    if not sets or not chosen:
+    expected = {path: set(papermill.inspect_notebook(_literal(path))) for path in numbered}
+    series = {path: known for path, known in expected.items() if "profile" in known or name == "demo"}
+    chosen = [path for path in series if path.name >= start and path.name.startswith(only)]
+    if not studies or not chosen:
         raise InputError(
             f"nothing to run: profile {name!r} has no data set {data!r}, or no notebook from {start!r} on starts with {only!r}"
         )
-    studies = _readable([Study(name, key, seeds=seeds) for key in sets], named=bool(data))
+    reasons = [_missing(study) for study in studies]
+    if any(reasons) and (data or all(reasons)):
+        raise DataError("\n".join(reasons))
     done: list[Path] = []
-    with ExitStack() as held:
-        for study in studies:
-            held.enter_context(alone(study.out, ".run.lock"))
+    for study, reason in zip(studies, reasons, strict=True):
+        if reason:
+            log.warning("skipped: %s", reason)
+            continue
+        with alone(study.out, ".run.lock"):
             files.clear(study.figures)
-        for study in studies:
-            if not force and study.counted_only():
+            if study.counted_only() and not force:
                 _tables(study)
             else:
-                done += _series(study, series, chosen, {path: set(own) for path, own in expected.items()}, force)
+                done += _series(study, series, chosen, force)
     return done
 
 
-def _series(
-    study: Study, series: Sequence[Path], chosen: Sequence[Path], expected: Mapping[Path, set[str]], force: bool
-) -> list[Path]:
-    """Execute the `chosen` notebooks of a study that are not up to date."""
-    digest, copies = hashlib.sha256(json.dumps(inputs(study), sort_keys=True).encode()), []
-    stale = force or not _trained(study)
-    for path in series:
-        values = {key: value for key, value in study.parameters().items() if key in expected[path]}
-        cells = [(cell["cell_type"], cell["source"]) for cell in json.loads(path.read_text())["cells"]]
-        digest.update(json.dumps([cells, values], sort_keys=True).encode())
-        copy = files.results(study.profile) / "notebooks" / f"{path.stem}.{study.data}.ipynb"
-        if path not in chosen:
-            continue
-        started, said = time.time(), "unchanged, skipped"
-        if stale or not _current(copy, digest.hexdigest()):
-            stale = True  # what follows reads what this one writes
-            _execute(path, values, copy, digest.hexdigest(), study)
-            said = f"{time.time() - started:.0f} s"
-        copies.append(copy)
-        log.info("[%d/%d] %s %s: %s", len(copies), len(chosen), path.stem, study.data, said)
-    return copies
-
-
-def inputs(study: Study) -> dict[str, Any]:
-    """What every notebook of a study reads: versions, the package's code, printed and golden values, fingerprints of the data.
-    Raises DataError if the study's own data are missing or damaged."""
-    prints: dict[str, str] = {}
-    for part in dict.fromkeys(part for t in study.planned.values() for part in (t.recipe.train, t.recipe.test)):
-        prints |= _print(datasets.load(study.data, part))
-    for shown in datasets.present().values():  # notebook 00 shows them all
-        with suppress(DataError):
-            prints |= _print(shown)
-    code, values = files.PACKAGE, files.ROOT / "data"
-    return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in provenance.PACKAGES}},
-        "code": _sha256(code.rglob("*.py"), code),
-        "values": _sha256([*values.glob("*.csv"), *(values / "golden" / study.profile).glob("*.csv")], values),
-        "data": prints,
-        "settings": study.settings,
-    }
-
-
-def _readable(studies: Sequence[Study], named: bool) -> list[Study]:
-    """The studies whose data are there, or whose counts are all that is left."""
-    found, missing = [], []
-    for study in studies:
-        try:
-            if not study.counted_only():
-                datasets.load(study.data, next(iter(study.planned.values())).recipe.test)
-            found.append(study)
-        except DataError as error:
-            missing.append(f"{error}; or fetch it: ltcam data get {study.data}")
-    if missing and (named or not found):
-        raise DataError("\n".join(missing))
-    for reason in missing:
-        log.warning("skipped: %s", reason)
-    return found
+def _missing(study: Study) -> str:
+    """Why the data of a study cannot be read; "" if they can, or if its counts are all that is left."""
+    try:
+        if not study.counted_only():
+            study.test  # noqa: B018 - opens it
+    except DataError as error:
+        return f"{error}; or fetch it: ltcam data get {study.data}"
+    return ""
 
 
 def _tables(study: Study) -> None:
     """Make the tables of kept counts, and say what is left as it is."""
     kept = Study(study.profile, study.data, kept=True)
-    for file, reason in registry.stale(kept).items():
-        if reason == "stale":
-            with files.atomic(kept.out / file) as temporary:
-                temporary.write_bytes(kept.made[file.partition(".")[0]])
-        else:
+    for file, reason in registry.stale(kept, write=True).items():
+        if reason != "written":
             log.warning("%s: %s", file, reason)
     log.warning(
         "%s: no checkpoint is in %s, so %d tables were made from kept counts; figures and notebooks stay as they are. "
@@ -158,14 +103,49 @@ def _tables(study: Study) -> None:
     )  # fmt: skip
 
 
+def _series(study: Study, series: Mapping[Path, set[str]], chosen: Sequence[Path], force: bool) -> list[Path]:
+    """Execute the `chosen` notebooks of a study that are not up to date. series: each notebook with its parameters."""
+    digest, copies = hashlib.sha256(json.dumps(inputs(study), sort_keys=True).encode()), []
+    stale = force or not _trained(study)
+    for path, known in series.items():
+        values = {key: value for key, value in study.parameters().items() if key in known}
+        cells = [(cell["cell_type"], cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+        digest.update(json.dumps([cells, values], sort_keys=True).encode())
+        if path not in chosen:
+            continue
+        copies.append(files.results(study.profile) / "notebooks" / f"{path.stem}.{study.data}.ipynb")
+        started, said = time.time(), "unchanged, skipped"
+        if stale := stale or not _current(copies[-1], digest.hexdigest()):  # what follows reads what this one writes
+            _execute(path, values, copies[-1], digest.hexdigest(), study)
+            said = f"{time.time() - started:.0f} s"
+        log.info("[%d/%d] %s %s: %s", len(copies), len(chosen), path.stem, study.data, said)
+    return copies
+
+
+def inputs(study: Study) -> dict[str, Any]:
+    """What every notebook of a study reads: settings, versions, SHA-256 of the package's code and of printed and golden values,
+    fingerprints of the data, titles of all data sets (notebook 00 shows them). Raises DataError if the study's own data are
+    missing or damaged."""
+    parts = dict.fromkeys(part for t in study.planned.values() for part in (t.recipe.train, t.recipe.test))
+    values, machine = files.ROOT / "data", provenance.environment()
+    paths = [*files.PACKAGE.rglob("*.py"), *files.PACKAGE.rglob("*.yaml"), *values.glob("*.csv")]
+    return {
+        "settings": study.settings,
+        "versions": {"python": machine["python"], **machine["versions"]},
+        "files": sorted(map(files.sha256, [*paths, *(values / "golden" / study.profile).glob("*.csv")])),
+        "data": {part: datasets.load(study.data, part).fingerprint for part in parts if study.data != "demo"},  # that is code
+        "shown": list(datasets.present()),
+    }
+
+
 def _trained(study: Study) -> bool:
     """Whether `trainings.csv` names the checkpoints that are there, and all of them are."""
     try:
         known = dict(zip(study.trainings["name"], study.trainings["checkpoint"], strict=True))
-        made = {name: json.loads((study.runs / name / "run.json").read_text())["checkpoint"] for name in study.planned}
+        there = [name for name in study.planned if (study.runs / name / "checkpoint.pt").is_file()]
+        return known == {name: json.loads((study.runs / name / "run.json").read_text())["checkpoint"] for name in there}
     except (OSError, ValueError, KeyError):  # not trained yet, or cut off
         return False
-    return known == made and all((study.runs / name / "checkpoint.pt").is_file() for name in made)
 
 
 def _current(copy: Path, digest: str) -> bool:
@@ -175,53 +155,40 @@ def _current(copy: Path, digest: str) -> bool:
     except (OSError, ValueError, KeyError):  # not made yet, or cut off
         return False
     root = files.results("").parent
-    left = {file: sha256(root / file) for file in about["left"] if (root / file).is_file()}
-    return bool(about["digest"] == digest and left == about["left"])
+    return about["digest"] == digest and all(registry.unchanged(root / file, made) for file, made in about["left"].items())
 
 
 def _execute(notebook: Path, parameters: Mapping[str, Any], target: Path, digest: str, study: Study) -> None:
-    failed = target.with_name(f"{target.stem}.failed.ipynb")
-    for leftover in target.parent.glob(f".{target.stem}.*.partial.ipynb"):  # left by a run that was killed
-        leftover.unlink()
-    with files.atomic(target) as temporary:
-        started = time.time()
+    """Execute into `<target>.failed.ipynb`, which becomes `target` only if nothing failed."""
+    running, started = target.with_name(f"{target.stem}.failed.ipynb"), time.time()
+    with files.writing(running):
+        running.parent.mkdir(parents=True, exist_ok=True)
         try:
             executed = papermill.execute_notebook(
-                _literal(notebook), _literal(temporary), parameters, kernel_name="python3", log_output=True,
+                _literal(notebook), _literal(running), parameters, kernel_name="python3", stderr_file=sys.stderr,
                 progress_bar=False, extra_arguments=["--log-level=ERROR"], kernel_manager_class=_OwnKernel,
             )  # fmt: skip
-        except (PapermillExecutionError, DeadKernelError) as error:
-            temporary.replace(failed)
-            said = f"{notebook.name}: its kernel died, as happens when memory runs out"
+        except (DeadKernelError, PapermillExecutionError) as error:
+            said = ": its kernel died, as happens when memory runs out"
             if isinstance(error, PapermillExecutionError):
-                said = f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
-            raise UnavailableError(f"{said}. See {failed}") from error
+                said = f" failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
+            raise UnavailableError(f"{notebook.name}{said}. See {running}") from error
         executed.metadata["papermill"].update(input_path=notebook.name, output_path=target.name)  # no path of this machine
         executed.metadata["ltcam"] = {"digest": digest, "left": _left(study, started)}
-        _clean(executed)
-        write_ipynb(executed, str(temporary))
-    failed.unlink(missing_ok=True)
-
-
-def _clean(executed: nbformat.NotebookNode) -> None:
-    for cell in (cell for cell in executed.cells if "outputs" in cell):  # progress is for whoever waits, not for readers
-        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    pictures.shrink(executed)
+        for cell in executed.cells:
+            if "outputs" in cell:  # progress is for whoever waits, not for readers
+                cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        pictures.shrink(executed)
+        running.write_text(nbformat.writes(executed))  # type: ignore[no-untyped-call]
+        running.replace(target)
 
 
 def _left(study: Study, started: float) -> dict[str, str]:
     """The SHA-256 of the tables and figures that are newer than `started`. Counts grow from one notebook to the next."""
     root = files.results("").parent
-    folders = [
-        path for folder in (study.out, study.figures) for kind in ("csv", "png", "pdf") for path in folder.rglob(f"*.{kind}")
-    ]
-    return {path.relative_to(root).as_posix(): sha256(path) for path in sorted(folders) if path.stat().st_mtime >= started}
-
-
-def _said(record: logging.LogRecord) -> bool:
-    """Keep from papermill's log only what the notebooks print on stderr, one line each."""
-    record.msg, record.args = record.getMessage().strip(), ()
-    return record.levelno >= logging.WARNING and bool(record.msg)
+    there = [path for folder in (study.out, study.figures) for path in sorted(folder.rglob("*"))]
+    new = [path for path in there if path.suffix in (".csv", ".png", ".pdf") and path.stat().st_mtime >= started]
+    return {path.relative_to(root).as_posix(): files.sha256(path) for path in new}
 
 
 class _OwnKernel(AsyncKernelManager):
@@ -235,15 +202,3 @@ class _OwnKernel(AsyncKernelManager):
 def _literal(path: Path) -> str:
     """`path` for papermill, which would fill in what stands in braces."""
     return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def _print(data: Segmentation) -> dict[str, str]:
-    """The fingerprint under the name of the part. The demo has none, since it is code."""
-    return {} if isinstance(data, Demo) else {f"{data.title}, {data.part}": data.fingerprint}
-
-
-def _sha256(paths: Iterable[Path], root: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        digest.update(f"{path.relative_to(root).as_posix()} {sha256(path)} ".encode())
-    return digest.hexdigest()

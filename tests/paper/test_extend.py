@@ -1,5 +1,7 @@
 """One of each is added on the fly, and works at once: a method, a reading of Eq. 9, a table, a data set, a claim."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from ltcam.engine import config as of_config
 from ltcam.engine import methods
 from ltcam.engine.config import Config
 from ltcam.experiment.study import Study
-from ltcam.paper import ablations, claims, judging, registry, tables
+from ltcam.paper import ablations, claims, registry, tables
 from ltcam.paper.registry import RESULTS, Need, make, result
 from tests.conftest import TINY, TOY
 
@@ -70,13 +72,13 @@ def test_a_table(study, results):
 
 
 def test_a_claim(study, monkeypatch):
-    """Its words, its place in the paper, the tables that it reads, and a margin."""
-    claim = claims.Claim(
-        "S1 beats S1 by less than a point", "3.2", "x", ("table1",), lambda scores: [(1 + 0 * scores["test"][claims.S1], "one")]
-    )
-    monkeypatch.setattr(judging, "CLAIMS", (claim,))
+    """One entry as in `claims.yaml`: its words, its place in the paper, and a margin. What it needs is measured."""
+    entry = """{claim: S1 costs less than a point against S1, section: "3.2", quote: x, source: Table 1, low: -1,
+                margins: {"one ": [hirescam:S1, hirescam:S1]}}"""
+    monkeypatch.setattr(claims, "CLAIMS", [claims.Claim(**yaml.safe_load(entry))])
     (row,) = make("claims", study).to_dict("records")
-    assert (row["claim"], row["verdict"], row["margin"], row["trainings"]) == (claim.statement, "holds", 1, "2 of 2")
+    assert (row["verdict"], row["margin"], row["trainings"]) == ("holds", 1, "2 of 2")
+    assert re.fullmatch(r"one (\d+\.\d\d) against \1 \(paper prints none\)", row["numbers"])
 
 
 class Dots(Segmentation):

@@ -10,12 +10,19 @@ import pytest
 
 from ltcam import files
 
-NOTEBOOK = """
+CELL = """
 from ltcam.paper import golden
 import pandas as pd
 table = pd.DataFrame({"row": ["a"], "mIoU": [10.3]})
 print(golden("table1", table, "%s"))
 """
+CELLS = {  # the source of each, and the output that is committed
+    "good": (CELL % "near", "table1: within tolerance\n"),
+    "moved": (CELL % "far", "table1: within tolerance\n"),
+    "changed": (CELL % "near", "table1: within reach\n"),
+    "measured": ("# NBVAL_IGNORE_OUTPUT\nprint(id(table))", "of another machine\n"),
+    "silent": ("table = None", ""),
+}
 
 
 @pytest.fixture
@@ -31,27 +38,20 @@ def toy(tmp_path):
     return tmp_path
 
 
-def write(folder, name, profile, text="table1: within tolerance\n"):
-    cell = nbformat.v4.new_code_cell(NOTEBOOK % profile, execution_count=1, id="a")
-    cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]
-    measured = nbformat.v4.new_code_cell("# NBVAL_IGNORE_OUTPUT\nprint(id(table))", execution_count=2, id="b")
-    measured.outputs = [nbformat.v4.new_output("stream", name="stdout", text="of another machine\n")]
-    silent = nbformat.v4.new_code_cell("table = None", execution_count=3, id="c")
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell, measured, silent], metadata=kernel), folder / f"{name}.ipynb")
-
-
 def test_a_changed_output_and_a_golden_value_beyond_its_tolerance_fail(toy, foreign):
     """Beside another kernel of the same name."""
-    write(toy, "1_good", "near")
-    write(toy, "2_moved", "far")
-    write(toy, "3_changed", "near", "table1: within reach\n")
+    cells = []
+    for count, (name, (source, said)) in enumerate(CELLS.items(), 1):
+        cells.append(nbformat.v4.new_code_cell(source, execution_count=count, id=name))
+        cells[-1].outputs = [nbformat.v4.new_output("stream", name="stdout", text=said)] if said else []
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), toy / "toy.ipynb")
     options = ["--nbval", "--nbval-current-env", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(toy)]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "-rf", str(toy)], capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(toy)},
     )  # fmt: skip
-    failed = [line.split("::")[0].rpartition("/")[2] for line in done.stdout.splitlines() if line.startswith("FAILED")]
-    assert done.returncode == 1 and failed == ["2_moved.ipynb", "3_changed.ipynb"], done.stdout
-    assert "mIoU is 10.3 in row 0, expected 9.7" in done.stdout and "2 failed, 7 passed" in done.stdout
-    assert "nbval: 9 of 9 cells ran, 3 have outputs that are compared" in done.stdout
+    failed = [int(line.split("::Cell ")[1].split()[0]) for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    assert done.returncode == 1 and [[*CELLS][number] for number in failed] == ["moved", "changed"], done.stdout
+    assert "mIoU is 10.3 in row 0, expected 9.7" in done.stdout and "2 failed, 3 passed" in done.stdout
+    assert "nbval: 5 of 5 cells ran, 3 have outputs that are compared" in done.stdout

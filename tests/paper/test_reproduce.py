@@ -143,7 +143,7 @@ def test_a_run_that_trains_is_up_to_date_afterwards(toys):
 def test_the_code_the_versions_and_the_data_are_inputs(toys, tmp_path, monkeypatch):
     before = reproduce.inputs(toys.study)
     assert {"python", "torch", "numpy", "matplotlib"} <= before["versions"].keys() and before == json.loads(json.dumps(before))
-    assert list(before["data"]) == ["PASCAL VOC 2012 subset, train", "PASCAL VOC 2012 subset, val"]
+    assert list(before["data"]) == ["train", "val"] and "PASCAL VOC 2012 subset" in before["shown"]
     for name in ("a.py", "b/c.py"):
         (tmp_path / "package" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "package" / name).write_text("1")
@@ -151,7 +151,7 @@ def test_the_code_the_versions_and_the_data_are_inputs(toys, tmp_path, monkeypat
     one = reproduce.inputs(toys.study)
     (tmp_path / "package" / "b" / "c.py").write_text("2")
     two = reproduce.inputs(toys.study)
-    assert {key for key in one if one[key] != two[key]} == {"code"}
+    assert {key for key in one if one[key] != two[key]} == {"files"}
     monkeypatch.setenv("LTCAM_DATA", str(lookalikes.voc(tmp_path / "other")))
     image = tmp_path / "other" / "VOCdevkit" / "VOC2012" / "JPEGImages"
     (image / "2007_000001.jpg").write_bytes((image / "2007_000002.jpg").read_bytes())

@@ -191,7 +191,7 @@ import torch
 from ltcam import METHODS, Config
 from ltcam.data import load, sets
 from ltcam.engine.config import READINGS
-from ltcam.paper import RESULTS, ablations, claims
+from ltcam.paper import RESULTS, SEVEN, ablations, claims
 from ltcam.show.figures import FIGURES
 
 Config.parse("rootcam:S1-S5:20")
@@ -200,9 +200,9 @@ assert READINGS["above the mean"](None, torch.tensor([[[[1.0, 3.0]]]]), 20).toli
 assert ablations.EQ9["above the mean"] == Config.parse("gradcam:S1-S5:20,by=above the mean")
 assert RESULTS["objects"].caption == FIGURES["objects"].caption == "The IoU of every object"
 assert len(load("leaves", "train")) == 3 and sets.KSDD2.name in sets.SETS
-assert claims.CLAIMS[0].statement == "Layer-CAM beats Grad-CAM"
-((margin, text),) = claims.CLAIMS[0].margins({"test": {claims.LAYERCAM: 5.0, claims.GRADCAM: 3.0}})
-assert margin == 2 and text == "5.00 against 3.00"
+assert claims.CLAIMS[0].claim == "Layer-CAM beats Grad-CAM"
+((margin, _, numbers),) = claims.CLAIMS[0].over({"test": {SEVEN["Layer-CAM(l=5, δ=0)"]: 5.0, SEVEN["Grad-CAM"]: 3.0}})
+assert margin == 2 and numbers == (5, 3)
 """
 
 
