@@ -7,7 +7,6 @@ distance, so its mask is exact: it has the pixels whose centre lies inside.
 
 import hashlib
 from functools import cache, cached_property
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from ltcam.data.base import Entry, Segmentation
 SIZE = 160
 SEED = 2308
 GREYS = (0.85, 1.0), (0.0, 0.15), (0.35, 0.5), (0.0, 0.12)  # scratches are bright, spots and cracks dark, stains brownish
+GRID = np.mgrid[:SIZE, :SIZE]  # rows, columns
 Field = NDArray[np.float64]  # (SIZE, SIZE) signed distance in pixels, negative inside
 
 
@@ -86,14 +86,14 @@ def _scratch(rng: np.random.Generator) -> Field:
 
 def _spot(rng: np.random.Generator) -> Field:
     """An ellipse, nearly round."""
-    y, x = _offsets(rng.uniform(20, SIZE - 20, 2))
+    y, x = GRID - rng.uniform(20, SIZE - 20, (2, 1, 1))
     radius, aspect = rng.uniform(5, 15), rng.uniform(0.75, 1.33)
     return np.hypot(y * aspect, x / aspect) - radius
 
 
 def _stain(rng: np.random.Generator) -> Field:
     """A large blob whose radius wobbles with the angle."""
-    y, x = _offsets(rng.uniform(35, SIZE - 35, 2))
+    y, x = GRID - rng.uniform(35, SIZE - 35, (2, 1, 1))
     angle, radius = np.arctan2(y, x), rng.uniform(18, 38)
     wobble = sum(rng.uniform(0, 0.35 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in range(2, 6))
     return np.hypot(y, x) - radius * (1 + wobble)
@@ -106,20 +106,13 @@ def _crack(rng: np.random.Generator) -> Field:
     return _stroke(rng.uniform(30, SIZE - 30, 2) + np.cumsum(walk, axis=0), rng.uniform(1.5, 3.5))
 
 
-SHAPES = (_scratch, _spot, _stain, _crack)
-
-
-def _offsets(centre: Field) -> tuple[Field, Field]:
-    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float64)
-    return y - centre[0], x - centre[1]
-
-
 def _stroke(points: Field, width: float) -> Field:
     """Signed distance to the polyline through `points` (n, 2), drawn `width` pixels wide."""
-    distances = []
-    for start, end in pairwise(points):
-        y, x = _offsets(start)
-        dy, dx = end - start
-        along = np.clip((y * dy + x * dx) / (dy * dy + dx * dx), 0, 1)
-        distances.append(np.hypot(y - along * dy, x - along * dx))
-    return np.asarray(np.min(distances, axis=0)) - width / 2
+    start, step = points[:-1, :, None, None], np.diff(points, axis=0)[:, :, None, None]
+    offset = GRID - start
+    along = np.clip((offset * step).sum(axis=1, keepdims=True) / (step * step).sum(axis=1, keepdims=True), 0, 1)
+    y, x = np.moveaxis(offset - along * step, 1, 0)
+    return np.asarray(np.hypot(y, x).min(axis=0)) - width / 2
+
+
+SHAPES = (_scratch, _spot, _stain, _crack)

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from ltcam.__main__ import app
 from ltcam.data import DataError
-from ltcam.data import check as checks
-from ltcam.data.check import check, checksums, state
+from ltcam.data import get as checks
+from ltcam.data.get import check, checksums, state
 from ltcam.data.sets import KSDD, KSDD2, VOC2012, MagneticTile
 from tests import lookalikes
 
@@ -88,8 +88,8 @@ def test_a_whole_one_of_each(voc, tiles, ksdd, ksdd2, tmp_path):
 
 def test_a_file_of_the_list_is_not_decoded_and_another_is(voc, listed, tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr("ltcam.data.base._opened", lambda path: read.append(path.name) or opened(path))
-    opened = checks._opened
+    monkeypatch.setattr("ltcam.data.base.opened", lambda path: read.append(path.name) or opened(path))
+    opened = checks.opened
     check("voc2012", tmp_path)
     assert len(read) == 28
     sums = lookalikes.checksums(tmp_path).splitlines(keepends=True)
@@ -115,12 +115,12 @@ def test_voc_faults_are_named(voc, tmp_path):
         (f"{names[0]}.png", r"is missing: .* \(in train, trainval\)"),
         (f"{names[1]}.jpg", "truncated"),
         (f"{names[2]}.png", r"holds the labels \[21\]: expected 0 to 20 and 255; fetch it again"),
-        (f"{names[8]}.png", r"has shape \(60, 45\), its image \(45, 60\): expected the same; fetch both again"),
+        (f"{names[8]}", "the mask is 60 x 45, the image 45 x 60: expected the same size; fetch both again"),
         (f"{names[10]}.png", "it is damaged; fetch it again"),
         (f"{names[11]}.jpg", r"is missing: .*fetch.* \(in trainval, val\)"),
     ]
     for found, (file, what) in zip(report.findings, expected, strict=True):
-        assert re.search(f"{file} .*{what}", found)
+        assert re.search(f"{file}:? .*{what}", found)
     assert report.table["good"].tolist() == [5, 8, 3]
     assert report.notes[1] == f"1 more images are in no part: left out, e.g. {images / '2012_000001.jpg'}"
 
