@@ -118,6 +118,8 @@ def test_tries_are_collected(study):
     assert [line.split()[0] for line in done.output.splitlines()[-2:]] == ["epochs=1", "epochs=1,"]
     table = pd.read_csv(study.out / "tries.csv")
     assert table["lr"].tolist() == [0.001, 0.01] and set(table["train"]) == {"train/fit"}
+    labels = pd.read_csv(study.runs / "tries" / "epochs=1, lr=0.01" / "labels.csv")
+    assert table["mAP"][1] == pytest.approx(labels["AP"].mean(), abs=1e-5) and {"loss", "minutes"} <= {*table}
 
 
 def test_data_show(tmp_path):

@@ -53,10 +53,6 @@ class Entry:
     kind: str = ""
     group: str = ""  # images of the same tile or commutator share it, and stay on one side of a split
 
-    @property
-    def files(self) -> tuple[Path, Path]:
-        return self.image, self.mask
-
 
 class Segmentation(Dataset[Sample], ABC):
     """A data set with image labels to train on and masks to score against. What is set here is that of a set of defects."""
@@ -119,8 +115,8 @@ class Segmentation(Dataset[Sample], ABC):
         """Image and mask. Raises DataError for files that cannot be read, and for different sizes."""
         image, mask, name = self.image(index), self.mask(index), self.entries[index].name
         if image.shape[1:] != mask.shape:
-            sizes = [f"{height} x {width}" for height, width in (mask.shape, image.shape[1:])]
-            raise DataError(f"{name}: the mask is {sizes[0]}, the image {sizes[1]}: expected the same size; fetch both again")
+            sizes = "the mask is {} x {}, the image {} x {}".format(*mask.shape, *image.shape[1:])
+            raise DataError(f"{name}: {sizes}: expected the same size; fetch both again")
         return image, mask
 
     def image(self, index: int) -> Tensor:
@@ -167,7 +163,7 @@ class Segmentation(Dataset[Sample], ABC):
         digest = hashlib.sha256()
         try:
             for entry in self.entries:
-                digest.update(b"".join([entry.name.encode(), *(path.read_bytes() for path in entry.files)]))
+                digest.update(entry.name.encode() + entry.image.read_bytes() + entry.mask.read_bytes())
         except OSError as error:
             raise DataError(f"{error.filename} cannot be read ({error.strerror}): fetch the data set again") from error
         return digest.hexdigest()

@@ -1,8 +1,7 @@
 """The files of the data sets: `ltcam data get` fetches them, `ltcam data check` says which are missing or damaged.
 
 A file in data/checksums is good if its SHA-256 is the one there, in a subset too. Any other is decoded to its end. A download
-that is cut off starts again. Over a slow link, fetch the archive with `curl -C - -O URL`, which goes on where it stopped, put
-it under the data root and run the command: it is verified and unpacked like a download.
+that is cut off starts again; an archive that was put under the data root by hand is verified and unpacked like a download.
 """
 
 import logging
@@ -10,6 +9,7 @@ import re
 import shutil
 import sys
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ def check(name: str, root: AnyPath | None = None) -> Report:
     faults = thread_map(lambda image: _fault(*image, sums), images.values(), desc="reading", disable=None)
     bad = {entry: fault for entry, fault in zip(images, faults, strict=True) if fault}
     findings = [f"{fault} (in {', '.join(part for part in parts if entry in parts[part])})" for entry, fault in bad.items()]
-    used = {path for entry in images for path in entry.files}
+    used = {path for entry in images for path in (entry.image, entry.mask)}
     if sums and not kind.subsets:
         findings += [f"{path} is missing: fetch it again" for path in sums if path not in used and not path.is_file()]
         findings += [f"{path} is not one of the data set's files: remove it" for path in sorted(used - sums.keys())]
@@ -77,7 +77,7 @@ def check(name: str, root: AnyPath | None = None) -> Report:
 
 def _fault(data: Segmentation, index: int, sums: Mapping[Path, str]) -> str:
     """What is wrong with an image or its mask, in words; empty if nothing is."""
-    files = data.entries[index].files
+    files = data.entries[index].image, data.entries[index].mask
     try:
         for path in files:
             if not path.is_file():
@@ -106,19 +106,17 @@ def checksums(name: str) -> dict[str, str]:
 
 
 def state(name: str, root: AnyPath) -> str:
-    """present, subset, incomplete or absent, judged by the names of its files alone."""
-    kind, folder = known(name), Path(root) / known(name).folder
+    """present, subset, incomplete or absent, judged by the names of its files alone. Raises DataError for a wrong VOC list."""
+    kind = known(name)
+    folder = Path(root) / kind.folder
     if not kind.folder:
         return "present"
     if not folder.is_dir():
         return "absent"
-    try:
-        parts = kind.listed(folder)
-    except DataError:
-        return "incomplete"
-    files = {path for entries in parts.values() for entry in entries for path in entry.files}
-    if whole := kind.whole(parts):
-        files |= {folder / path for path in checksums(name)}
+    parts = kind.listed(folder)
+    whole = kind.whole(parts)
+    files = {path for entries in parts.values() for entry in entries for path in (entry.image, entry.mask)}
+    files |= {folder / path for path in checksums(name) if whole}
     if not files or not (whole or kind.subsets) or not all(path.is_file() for path in files):
         return "incomplete"
     return "present" if whole else "subset"
@@ -152,69 +150,57 @@ def get(name: str, root: AnyPath | None = None) -> Path:
         do = "is not overwritten: move it away to fetch it anew"
         raise DataError(f"{target} is {found} (see `ltcam data check {name}`) and {do}")
     if name not in SOURCES:
-        known_to = f"expected one of {', '.join(SOURCES)}"
-        raise DataError(f"{name} has no entry in ltcam/data/sources.yaml: {known_to}; put its files at {target} by hand")
+        do = f"expected one of {', '.join(SOURCES)}; put its files at {target} by hand"
+        raise DataError(f"{name} has no entry in ltcam/data/sources.yaml: {do}")
     archive = root / SOURCES[name].file
     try:
         with writing(root):
             temporary.mkdir(parents=True)
-            if archive.is_file():
-                _unpack(archive, name, temporary / "whole")
-            else:
-                _download(archive, name, temporary)
+            complete = (_unpack if archive.is_file() else _download)(archive, name, temporary)
             target.parent.mkdir(parents=True, exist_ok=True)
             archive.unlink()
-            (temporary / "whole").rename(target)
+            complete.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
-def _download(archive: Path, name: str, temporary: Path) -> None:
-    """The archive from the first mirror that gives it, verified and unpacked.
-
-    Raises UnavailableError naming every mirror and why it failed.
-    """
+def _download(archive: Path, name: str, temporary: Path) -> Path:
+    """`_unpack` of the archive from the first mirror that gives it. Raises UnavailableError naming every mirror's fault."""
     source, reasons = SOURCES[name], []
-    downloader = pooch.HTTPDownloader(sys.stderr.isatty(), CHUNK)
     pooch.get_logger().setLevel("WARNING")
     for url in source.mirrors:
         log.info("%s: from %s", source.file, url)
         try:
-            fetched = pooch.retrieve(url, source.sha256 or None, source.file, temporary, downloader=downloader)
+            by = pooch.HTTPDownloader(sys.stderr.isatty(), CHUNK)
+            fetched = pooch.retrieve(url, source.sha256 or None, source.file, temporary, downloader=by)
             Path(fetched).replace(archive)  # as if put there by hand, so that it stays if what follows is cut off
-            return _unpack(archive, name, temporary / "whole")
+            return _unpack(archive, name, temporary)
         except (ValueError, RequestException) as error:  # the mirror's fault; an OSError of the disk is not
             archive.unlink(missing_ok=True)
             reasons.append(f"{url}: {' '.join(str(error).split())}")
     exact = f"{source.size:,} bytes, SHA-256 {source.sha256}" if source.sha256 else "SHA-256 of its files in data/checksums"
-    by_hand = f"fetch it elsewhere (`curl -C - -O URL` goes on where it stopped), put it at {archive} and run that"
-    do = f"run `ltcam data get {name}` again later, or {by_hand}"
+    do = f"run `ltcam data get {name}` again, or fetch it elsewhere with `curl -C - -O URL`, put it at {archive} and run that"
     raise UnavailableError(f"{source.file} ({exact}) could not be fetched ({'; '.join(reasons)}): {do}")
 
 
-def _unpack(archive: Path, name: str, folder: Path) -> None:
-    """Take the wanted members. Raises DataError if the archive, or a file that data/checksums lists, is not as published."""
+def _unpack(archive: Path, name: str, temporary: Path) -> Path:
+    """A folder of the wanted files. Raises DataError if the archive, or a file in data/checksums, is not as published."""
     source, again = SOURCES[name], "it is damaged or another file; remove it and fetch it again"
     if source.sha256 and (digest := sha256(archive)) != source.sha256:
         fault = f"{archive.stat().st_size:,} bytes, expected {source.size:,}, and SHA-256 {digest}, expected {source.sha256}"
         raise DataError(f"{archive} has {fault}: {again}")
-    sums, whole = {} if source.sha256 else checksums(name), folder.with_name("archive")
-    for rest in (folder, whole):  # of another mirror
-        shutil.rmtree(rest, ignore_errors=True)
+    sums, place = {} if source.sha256 else checksums(name), Path(tempfile.mkdtemp(dir=temporary))
+    everything, wanted = place / "everything", place / "wanted"
     try:  # not by pooch: before Python 3.12 it unpacks a tar without a filter
-        if archive.suffix == ".tar":
-            with tarfile.open(archive) as tar:
-                tar.extractall(whole, filter=lambda member, path: tarfile.data_filter(member, path) if member.isreg() else None)
-        else:
-            with zipfile.ZipFile(archive) as zipped:
-                zipped.extractall(whole)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        shutil.unpack_archive(archive, everything, **({"filter": "data"} if archive.suffix == ".tar" else {}))
+    except (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(f"{archive} cannot be unpacked ({error}): {again}") from error
-    for path in [path for path in whole.rglob("*") if path.is_file()]:
-        match = re.fullmatch(source.keep, path.relative_to(whole).as_posix())
+    for path in [path for path in everything.rglob("*") if path.is_file()]:
+        match = re.fullmatch(source.keep, path.relative_to(everything).as_posix())
         if match and (match[1] in sums or not sums):
-            (folder / match[1]).parent.mkdir(parents=True, exist_ok=True)
-            path.rename(folder / match[1])
-    if bad := [path for path, digest in sums.items() if not (folder / path).is_file() or sha256(folder / path) != digest]:
+            (wanted / match[1]).parent.mkdir(parents=True, exist_ok=True)
+            path.rename(wanted / match[1])
+    if bad := [path for path, digest in sums.items() if not (wanted / path).is_file() or sha256(wanted / path) != digest]:
         raise DataError(f"{archive} has {len(bad)} of {len(sums)} files missing or damaged, the first {bad[0]}: {again}")
+    return wanted

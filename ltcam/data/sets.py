@@ -39,8 +39,8 @@ class VOC2012(Segmentation):
             for line in filter(str.strip, path.read_text().splitlines()):  # x, or /JPEGImages/x.jpg /Masks/x.png
                 match = re.fullmatch(r"([^/\s]\S*)|/*([^/\s]\S*\.\w+)\s+/*([^/\s]\S*\.\w+)", line.strip())
                 if not match or ".." in re.split(r"[/\s]", line):
-                    expected = f"a name, or an image and a mask in {folder}"
-                    raise DataError(f"{path} has the line {line!r}: expected {expected}; correct it")
+                    expected = "expected a name, or an image and a mask in"
+                    raise DataError(f"{path} has the line {line!r}: {expected} {folder}; correct it")
                 name, image, mask = match.groups()
                 image, mask = (f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png") if name else (image, mask)
                 parts[path.stem].append(Entry(name or Path(image).stem, folder / image, folder / mask))

@@ -247,7 +247,8 @@ def test_state(voc, ksdd, ksdd2, tiles, listed, tmp_path, monkeypatch):
         (root / path).unlink()
         assert state(name, root) == "incomplete"
     (voc / "ImageSets" / "Segmentation" / "mine.txt").write_text("../a\n")
-    assert state("voc2012", tmp_path) == "incomplete"
+    with pytest.raises(DataError, match=r"mine.txt has the line '../a'"):
+        state("voc2012", tmp_path)
 
 
 def test_what_is_not_there_is_said(tmp_path, monkeypatch):
