@@ -40,14 +40,13 @@ class Report(NamedTuple):
     title: str
     table: pd.DataFrame  # part, images, official: how many there are and in a whole copy, good: how many have no fault
     findings: list[str]  # what is wrong, each with its file and what to do
-    notes: list[str]  # what is unusual and no fault
 
 
 def check(name: str, root: AnyPath | None = None) -> Report:
     """What data set `name` under `root` (None: `LTCAM_DATA`) holds and what is wrong. Raises DataError if it is not there."""
     kind, root = known(name), data_root() if root is None else Path(root)
     if not kind.folder:
-        return Report(kind.title, pd.DataFrame(kind.official.items(), columns=["part", "images"]), [], [])
+        return Report(kind.title, pd.DataFrame(kind.official.items(), columns=["part", "images"]), [])
     folder = kind.under(root)
     parts, sums = kind.listed(folder), {folder / path: digest for path, digest in checksums(name).items()}
     sets = {part: kind(part, root) for part, entries in parts.items() if entries}
@@ -55,24 +54,20 @@ def check(name: str, root: AnyPath | None = None) -> Report:
     faults = thread_map(lambda image: _fault(*image, sums), images.values(), desc="reading", disable=None)
     bad = {entry: fault for entry, fault in zip(images, faults, strict=True) if fault}
     findings = [f"{fault} (in {', '.join(part for part in parts if entry in parts[part])})" for entry, fault in bad.items()]
-    used = {path for entry in images for path in (entry.image, entry.mask)}
     if sums and not kind.subsets:
+        used = {path for entry in images for path in (entry.image, entry.mask)}
         findings += [f"{path} is missing: fetch it again" for path in sums if path not in used and not path.is_file()]
         findings += [f"{path} is not one of the data set's files: remove it" for path in sorted(used - sums.keys())]
-    few = kind.subsets and images  # then only a part without a list is at fault
-    counts = [(len(parts.get(part, ())), "images", part, n) for part, n in kind.official.items() if not (few and part in parts)]
-    if not findings:
-        counts += [(len(sets[part].scored), "defects", part, n) for part, n in kind.defective.items() if part in sets]
-    for found, what, part, n in counts:
-        if found != n:
-            findings.append(f"{folder} has {found} {what} in part {part!r}, expected {n}: fetch the data set again")
-    title, notes = next((data.title for data in sets.values()), kind.title), []
-    if title != kind.title:
-        notes.append(f"a subset: the whole has {', '.join(f'{n} ({part})' for part, n in kind.official.items())}")
-    if others := sorted(path for path in folder.rglob("*.*") if path.suffix in (".jpg", ".png", ".bmp") and path not in used):
-        notes.append(f"{len(others)} more images are in no part: left out, e.g. {others[0]}")
+    for part, count in kind.official.items():
+        number = len(parts.get(part, ()))
+        if number != count and not (kind.subsets and images and part in parts):
+            findings.append(f"{folder} has {number} images in part {part!r}, expected {count}: fetch the data set again")
+    for part, count in kind.defective.items() if not findings else ():
+        if (number := len(sets[part].scored)) != count:
+            findings.append(f"{folder} has {number} defects in part {part!r}, expected {count}: fetch the data set again")
     rows = [(part, len(its), kind.official.get(part, "-"), sum(e not in bad for e in its)) for part, its in parts.items()]
-    return Report(title, pd.DataFrame(rows, columns=["part", "images", "official", "good"]), findings, notes)
+    title = next((data.title for data in sets.values()), kind.title)
+    return Report(title, pd.DataFrame(rows, columns=["part", "images", "official", "good"]), findings)
 
 
 def _fault(data: Segmentation, index: int, sums: Mapping[Path, str]) -> str:

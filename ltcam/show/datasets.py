@@ -31,7 +31,7 @@ def data_check(name: Name) -> None:
     from ltcam.data import get
 
     report = get.check(name)
-    lines = [f"note: {note}" for note in report.notes] + [f"finding: {finding}" for finding in report.findings]
+    lines = [f"finding: {finding}" for finding in report.findings]
     typer.echo("\n".join([report.title, report.table.to_string(index=False), *lines, f"{len(report.findings)} findings"]))
     raise typer.Exit(int(bool(report.findings)))
 
