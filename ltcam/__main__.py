@@ -46,13 +46,6 @@ Part = Annotated[str, typer.Option(help="part of the data set")]
 Scales = Annotated[list[float] | None, typer.Option("--scale", help="average over scales of the input: --scale 1 --scale 1.5")]
 
 
-@app.callback()
-def logs() -> None:
-    """Of several processes, only the first prints more than warnings."""
-    first = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
-
-
 @app.command()
 def explain(
     image: Annotated[Path, typer.Argument(help="any image file")],
@@ -88,7 +81,7 @@ def train(
     """Train classifiers on image-level labels. An interrupted run goes on where it stopped."""
     import pandas as pd
 
-    from ltcam.data import SETS
+    from ltcam.data.sets import SETS
     from ltcam.experiment import locks, parallel, provenance, recipe, training
     from ltcam.experiment.study import Study
 
@@ -99,7 +92,8 @@ def train(
     study.settings["recipe"] |= recipe.settings(setting or [])
     chosen = [*study.planned.values()][: 1 if tune else None]
     if out and len(chosen) > 1:
-        raise InputError(f"--out {out} is one folder for {len(chosen)} trainings of {data}: expected --seed with it")
+        do = "expected --seed with it, and no --out where the data set has folds"
+        raise InputError(f"--out {out} is one folder for {len(chosen)} trainings of {data}: {do}")
     for each in chosen:
         folder = out or study.runs / (f"tries/{', '.join(setting or ['profile'])}" if tune else each.name)
         with locks.alone(folder, ".run.lock"):
@@ -175,9 +169,8 @@ def export_seeds(
 
     protocol, chosen = Protocol(batch_size, scales=tuple(scales or [1.0]), flip=flip), Config.parse(config)
     if best and (config != SEEDS or protocol.several):
-        raise InputError(
-            f"--best has its own configuration and views: expected no --config {config}, --scale or --flip with it"
-        )
+        do = f"expected no --config {config}, --scale or --flip with it"
+        raise InputError(f"--best has its own configuration and views: {do}")
     model = trained.load_checkpoint(checkpoint)
     if best:
         chosen, views = beyond.BEST["argmax"]
@@ -241,6 +234,8 @@ def reproduce(
 
 
 def main() -> None:
+    first = os.environ.get("RANK", "0") == "0"  # of several processes
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
     try:
         app()
     except LtcamError as error:  # a bug, or an error from torch, keeps its traceback

@@ -1,8 +1,6 @@
 import json
 import logging
-import os
 import re
-import subprocess
 import sys
 
 import pandas as pd
@@ -16,16 +14,6 @@ from ltcam.engine.config import Config
 from ltcam.errors import InputError, UnavailableError
 from ltcam.experiment.scores import scores
 from ltcam.paper import beyond, tables
-
-
-def run(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "ltcam", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
-    )
 
 
 def ltcam(*arguments):
@@ -108,7 +96,7 @@ def test_train_names_its_folders_by_seed_and_fold(study, monkeypatch):
     path.write_text(path.read_text() + "folds: 2\n")
     assert folders() == ["seed0/fold0", "seed0/fold1", "seed1/fold0", "seed1/fold1"]
     assert (asked[1][1].train, asked[1][1].test) == ("train1", "val1")
-    with pytest.raises(InputError, match=r"--out x is one folder for 4 trainings of voc2012: expected --seed with it"):
+    with pytest.raises(InputError, match=r"--out x is one folder for 4 trainings of voc2012: expected --seed with it, and"):
         folders("--out", "x")
 
 
@@ -128,11 +116,14 @@ def test_data_show(tmp_path):
 
 
 def test_an_error_is_one_line(tmp_path, monkeypatch):
-    done = run("train", "--data", "voc2012", LTCAM_DATA=str(tmp_path))
-    assert done.returncode == 1 and "set LTCAM_DATA" in done.stderr and "Traceback" not in done.stderr
-    monkeypatch.setattr(sys, "argv", ["ltcam", "evaluate", "--checkpoint", str(tmp_path / "none.pt")])
-    with pytest.raises(SystemExit, match=r"^ltcam: no weights at [^\n]+$"):
-        main()
+    monkeypatch.setenv("LTCAM_DATA", str(tmp_path))
+    for command, said in (
+        (["train", "--data", "voc2012", "--out", tmp_path, "--seed", "0"], "PASCAL VOC 2012 is not at .*: set LTCAM_DATA"),
+        (["evaluate", "--checkpoint", tmp_path / "none.pt"], "no weights at"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["ltcam", *map(str, command)])
+        with pytest.raises(SystemExit, match=rf"^ltcam: {said}[^\n]+$"):
+            main()
 
 
 @pytest.fixture
@@ -170,20 +161,14 @@ def test_an_interrupt_says_that_the_command_goes_on(listing, capsys):
     assert capsys.readouterr().err == "ltcam: interrupted; run the same command again to go on from here\n"
 
 
-def test_of_several_processes_only_the_first_says_what_it_does(monkeypatch):
-    def listing():
-        for level in (logging.DEBUG, logging.INFO, logging.WARNING):
-            logging.getLogger("ltcam.data.get").log(level, "said")
-        return pd.DataFrame({"name": ["demo"]})
-
-    monkeypatch.setattr("ltcam.data.get.listing", listing)
-    monkeypatch.setattr(logging.root, "level", logging.root.level)
-    for rank, said in (("0", ["said", "said"]), ("1", ["said"])):
-        monkeypatch.setenv("RANK", rank)
-        with monkeypatch.context() as fresh:
-            fresh.setattr(logging.root, "handlers", [])  # of pytest, which adds its own for each phase of a test
-            done = CliRunner().invoke(app, ["data", "list"])
-        assert done.exit_code == 0 and "demo" in done.stdout and done.stderr.splitlines() == said
+@pytest.mark.parametrize(("rank", "level"), [("0", logging.INFO), ("1", logging.WARNING)])
+def test_of_several_processes_only_the_first_says_what_it_does(rank, level, listing, monkeypatch):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(logging, "basicConfig", lambda **settings: levels.append(settings["level"]))
+    levels = []
+    with pytest.raises(SystemExit):
+        listing(UnavailableError("no mirror is left: wait"))
+    assert levels == [level]
 
 
 PAGES = ["Makefile", "README.md", "CONTRIBUTING.md", "data/README.md", "docs/running.md", "docs/settings.md"]

@@ -51,7 +51,7 @@ def check(name: str, root: AnyPath | None = None) -> Report:
     parts, sums = kind.listed(folder), {folder / path: digest for path, digest in checksums(name).items()}
     sets = {part: kind(part, root) for part, entries in parts.items() if entries}
     images = {entry: (data, i) for data in sets.values() for i, entry in enumerate(data.entries)}
-    faults = thread_map(lambda image: _fault(*image, sums), images.values(), desc="reading", disable=None)
+    faults = thread_map(lambda image: _fault(image[0], image[1], sums), images.values(), desc="reading", disable=None)
     bad = {entry: fault for entry, fault in zip(images, faults, strict=True) if fault}
     findings = [f"{fault} (in {', '.join(part for part in parts if entry in parts[part])})" for entry, fault in bad.items()]
     if sums and not kind.subsets:
@@ -188,7 +188,7 @@ def _unpack(archive: Path, name: str, temporary: Path) -> Path:
     sums, place = {} if source.sha256 else checksums(name), Path(tempfile.mkdtemp(dir=temporary))
     everything, wanted = place / "everything", place / "wanted"
     try:  # not by pooch: before Python 3.12 it unpacks a tar without a filter
-        shutil.unpack_archive(archive, everything, **({"filter": "data"} if archive.suffix == ".tar" else {}))
+        shutil.unpack_archive(archive, everything, filter="data" if archive.suffix == ".tar" else None)
     except (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(f"{archive} cannot be unpacked ({error}): {again}") from error
     for path in [path for path in everything.rglob("*") if path.is_file()]:
