@@ -196,7 +196,10 @@ def eval_seeds(
     from ltcam.data import load
     from ltcam.experiment import curves, provenance, trained
 
-    protocol, asked = Protocol(batch_size, scales=tuple(scales or [1.0]), flip=flip), config or [SEEDS]
+    protocol, asked = (
+        Protocol(batch_size, scales=tuple(scales or [1.0]), flip=flip),
+        {text: Config.parse(text) for text in config or [SEEDS]},
+    )
     if (checkpoint is None) == (folder is None) or bool(folder) != bool(data) or (folder and (config or protocol.several)):
         raise InputError("expected --checkpoint PATH, or --folder PATH with --data NAME and without --config, --scale, --flip")
     model = trained.load_checkpoint(checkpoint) if checkpoint else None
@@ -205,8 +208,8 @@ def eval_seeds(
     def tally(name: str) -> dict[str, curves.Tally]:
         if model is None:
             return {str(folder): curves.of_folder(str(folder), load(data, name))}
-        found = curves.of_checkpoint(model, name, [Config.parse(text) for text in asked], protocol)
-        return {str(config): scored for config, scored in found.items()}
+        found = curves.of_checkpoint(model, name, list(asked.values()), protocol)
+        return {text: found[config] for text, config in asked.items()}
 
     scored = tally(part)
     table = curves.table(scored, tally(choose_on) if choose_on else None)
