@@ -1,20 +1,24 @@
-"""The command line.
+"""The command line. A command imports what takes seconds only when it runs."""
 
-`ltcam explain | train | evaluate | export-seeds | eval-seeds | reproduce | data`
-"""
-
+import json
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from ltcam.errors import LtcamError, companion, of_loader
+import ltcam
+from ltcam import Config, files
+from ltcam.errors import InputError, LtcamError, companion, of_loader
 
 try:
     companion("typer")
     import typer
     from typer.core import TyperGroup
+
+    from ltcam.experiment.protocol import Protocol, Way
+    from ltcam.show import datasets
 except ImportError as error:
     sys.exit(f"ltcam: {error}")
 
@@ -28,111 +32,151 @@ class _Interruptible(TyperGroup):
             raise typer.Exit(130) from error
 
 
-app = typer.Typer(help=__doc__, cls=_Interruptible, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-data_app = typer.Typer(help="The data sets: list, fetch, verify and show them.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
+app = typer.Typer(
+    help=ltcam.__doc__, cls=_Interruptible, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
+)
+app.add_typer(datasets.app, name="data")
 
 CONFIG = "METHOD[:LAYERS[:DELTA]][,NAME=VALUE...], e.g. gradcam:S1-S5:20 or layercam:S1-S5:0,normalize=tanh,refine=S3-S5"
-Scales = Annotated[
-    list[float] | None, typer.Option("--scale", help="average maps over these scales of the input: --scale 1 --scale 1.5")
-]
-Flip = Annotated[bool, typer.Option("--flip", help="average over mirrored inputs too")]
+SEEDS = "gradcam:S1-S5:20"  # the configuration of seeds where none is named
 Checkpoint = Annotated[Path, typer.Option(help="checkpoint.pt of a training run")]
-Name = Annotated[str, typer.Argument(help="demo, voc2012, magnetic_tile, ksdd or ksdd2")]
-
-
-@app.callback()
-def logs(
-    quiet: Annotated[bool, typer.Option("--quiet", help="print only warnings, errors and results")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="print everything, with the time and the module")] = False,
-) -> None:
-    """How much is printed on stderr. Of several processes, only the first prints more than warnings."""
-    if quiet and verbose:
-        raise typer.BadParameter("expected --quiet or --verbose, not both")
-    first = os.environ.get("RANK", "0") == "0"
-    line = "%(asctime)s %(levelname)s %(name)s: %(message)s" if verbose else "%(message)s"
-    logging.basicConfig(level=logging.INFO if first and not quiet else logging.WARNING, format=line)
-    if verbose and first:
-        logging.getLogger("ltcam").setLevel(logging.DEBUG)  # not all loggers: matplotlib alone prints hundreds of lines
+Configs = Annotated[list[str] | None, typer.Option(help=CONFIG)]
+Flip = Annotated[bool, typer.Option("--flip", help="average over mirrored inputs too")]
+Part = Annotated[str, typer.Option(help="part of the data set")]
+Scales = Annotated[list[float] | None, typer.Option("--scale", help="average over scales of the input: --scale 1 --scale 1.5")]
 
 
 @app.command()
 def explain(
     image: Annotated[Path, typer.Argument(help="any image file")],
     model: Annotated[str, typer.Option(help="name of a torchvision model; ignored with a checkpoint of ltcam train")] = "vgg16",
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="from ltcam train, or a state dict; default: torchvision's weights")
-    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="of ltcam train, or a state dict; default: torchvision's")] = None,
     target: Annotated[str, typer.Option("--class", help="name or index; default: the class with the largest logit")] = "",
     config: Annotated[str, typer.Option(help=CONFIG)] = "gradcam:all",
     per_stage: Annotated[bool, typer.Option(help="draw each stage's own map too")] = False,
     out: Annotated[Path, typer.Option(help="the picture: .png, .jpg, .pdf or .svg")] = Path("heat.png"),
 ) -> None:
     """Draw the heatmap of one class over one image."""
-    from ltcam.engine.config import Config
-    from ltcam.show import picture
+    from ltcam.show import heatmaps, picture
 
-    chosen = picture.draw(image, out, model, checkpoint, target, Config.parse(config), per_stage)
+    if out.suffix not in (".png", ".jpg", ".pdf", ".svg"):
+        raise InputError(f"--out {out} is not a picture: expected a name that ends in .png, .jpg, .pdf or .svg")
+    network = picture.classifier(model, checkpoint)
+    pixels, chosen, heats = picture.maps(image, network, target, Config.parse(config), per_stage)
+    figure = heatmaps.grid([pixels], [heats], [chosen], side=3.2, pixels=max(pixels.shape[1:]))
+    with files.atomic(out) as temporary:
+        figure.savefig(temporary, dpi=150)
     typer.echo(f"{out}: {chosen}")
 
 
 @app.command()
 def train(
-    data: Annotated[str, typer.Option(help="demo, voc2012, magnetic_tile, ksdd or ksdd2")],
-    profile: Annotated[str, typer.Option(help="take its recipe; default: the first profile that has DATA")] = "",
+    data: Annotated[str, typer.Option(help="a data set of `ltcam data list`")],
+    profile: Annotated[str, typer.Option(help="take its recipe; default: the profile that has DATA")] = "",
     seed: Annotated[int | None, typer.Option(help="train this seed only, not all of the profile's")] = None,
-    fold: Annotated[int | None, typer.Option(help="train this fold only, if the profile has folds")] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", help="set NAME=VALUE in the recipe, e.g. epochs=2")] = None,
     tune: Annotated[bool, typer.Option("--tune", help="train on 9/10 of the training part, score on the rest")] = False,
     out: Annotated[Path | None, typer.Option(help="folder of the run; default: in LTCAM_RUNS or the results")] = None,
 ) -> None:
     """Train classifiers on image-level labels. An interrupted run goes on where it stopped."""
-    from ltcam.paper import commands
+    import pandas as pd
 
-    for line in commands.train(data, profile, seed, fold, setting or [], tune, out):
-        typer.echo(line)
+    from ltcam.data.sets import SETS
+    from ltcam.experiment import parallel, provenance, recipe, training
+    from ltcam.experiment.study import Study
+
+    homes = [profile] if profile else [name for name in ("demo", "real", "paper") if data in recipe.profile(name)]
+    if not homes:
+        raise InputError(f"no profile has data set {data!r}: expected one of {', '.join(SETS)}")
+    study = Study(homes[0], data, seeds=[] if seed is None else [seed])
+    study.settings["recipe"] |= recipe.settings(setting or [])
+    chosen = [*study.planned.values()][: 1 if tune else None]
+    if out and len(chosen) > 1:
+        do = "expected --seed with it, and no --out where the data set has folds"
+        raise InputError(f"--out {out} is one folder for {len(chosen)} trainings of {data}: {do}")
+    for each in chosen:
+        folder = out or study.runs / (f"tries/{', '.join(setting or ['profile'])}" if tune else each.name)
+        with parallel.alone(folder, ".run.lock"):
+            path = training.train(recipe.tuning(each.recipe) if tune else each.recipe, folder)
+        if parallel.processes().is_main_process:
+            typer.echo(path)
+    if tune and parallel.processes().is_main_process:
+        rows = []
+        for path in sorted((study.runs / "tries").rglob("run.json")):
+            run, labels = json.loads(path.read_text()), pd.read_csv(path.with_name("labels.csv"))
+            about = {"mAP": labels["AP"].mean(), "loss": run["last"]["loss"], "minutes": run["seconds"] / 60}
+            rows.append({"try": path.parent.name, **run["recipe"], **about})
+        table = pd.DataFrame(rows)
+        provenance.save(table, study.out / "tries.csv")
+        typer.echo(table[["try", "mAP", "loss"]].to_string(index=False))
 
 
 @app.command()
 def evaluate(
     checkpoint: Checkpoint,
-    part: Annotated[str, typer.Option(help="part of the data set; default: the run's held-out part")] = "",
-    table: Annotated[
-        list[int] | None, typer.Option(help="table of the paper to measure; default: all, unless --config is given")
-    ] = None,
-    config: Annotated[list[str] | None, typer.Option(help=CONFIG)] = None,
+    part: Part = "",
+    config: Configs = None,
     out: Annotated[Path | None, typer.Option(help="folder of the results; default: `evaluated` beside the checkpoint")] = None,
     batch_size: int = 8,
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="run forward and backward in bfloat16, which is faster")] = False,
     scales: Scales = None,
     flip: Flip = False,
 ) -> None:
-    """Measure heatmaps, Otsu masks and scores on the data set that a checkpoint was trained on."""
-    from ltcam.experiment.protocol import Protocol
-    from ltcam.paper import commands
+    """Measure heatmaps, Otsu masks and scores on the checkpoint's data set, by default on the held-out part.
+
+    Without --config it measures the rows of all tables of the paper.
+    """
+    from ltcam.experiment import counting, parallel, provenance, scores, store, trained
+    from ltcam.paper import tables
 
     protocol = Protocol(batch_size, bfloat16=bfloat16, scales=tuple(scales or [1.0]), flip=flip)
-    for line in commands.evaluate(checkpoint, part, table or [], config or [], out, protocol):
-        typer.echo(line)
+    wanted = {f"table{number}": [*rows.values()] for number, rows in tables.ROWS.items()}
+    if config:
+        wanted = {"scores": [Config.parse(text) for text in config]}
+    model = trained.load_checkpoint(checkpoint)
+    part = part or model.recipe.test
+    folder, data = out or checkpoint.parent / "evaluated", model.load(part)
+    named = ",".join(filter(None, [part.replace("/", "-"), protocol.name]))
+    with parallel.alone(folder, ".run.lock"):
+        kept = store.Store(folder)
+        number = kept.open(counting.identity(model, data, protocol), f"counts.{named}.{model.sha256[:12]}.csv.gz")
+        ways = {Way(config): None for configs in wanted.values() for config in configs}
+        if missing := [way for way in ways if way not in kept.done(number)]:
+            counting.measure(kept, number, model, data, missing, protocol)
+        for name, configs in wanted.items() if parallel.processes().is_main_process else ():
+            table = scores.scores(kept.read(number, configs))
+            provenance.save(table, folder / f"{name}.{named}.csv")
+            typer.echo(f"{name} on {data.title}, part {part}\n{table.round(2).to_string(index=False)}\n")
 
 
 @app.command()
 def export_seeds(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option(help="folder of the seeds: <image name>.npy, and a seeds.json that describes them")],
-    part: Annotated[str, typer.Option(help="part of the data set; default: the part trained on")] = "",
-    config: Annotated[str, typer.Option(help=CONFIG)] = "gradcam:S1-S5:20",
+    part: Part = "",
+    config: Annotated[str, typer.Option(help=CONFIG)] = SEEDS,
     batch_size: int = 8,
     scales: Scales = None,
     flip: Flip = False,
     best: Annotated[bool, typer.Option("--best", help="the best that was found, in its own views (notebook 09)")] = False,
 ) -> None:
-    """Write seeds for weakly-supervised segmentation, in IRN's format. An interrupted run goes on where it stopped."""
-    from ltcam.experiment.protocol import Protocol
-    from ltcam.paper import commands
+    """Write seeds for weakly-supervised segmentation, in IRN's format, by default of the part trained on.
 
-    protocol = Protocol(batch_size, scales=tuple(scales or [1.0]), flip=flip)
-    typer.echo(commands.export_seeds(checkpoint, part, config, out, protocol, best))
+    An interrupted run goes on where it stopped.
+    """
+    from ltcam.experiment import seeds, trained
+    from ltcam.paper import beyond
+
+    protocol, chosen = Protocol(batch_size, scales=tuple(scales or [1.0]), flip=flip), Config.parse(config)
+    if best and (config != SEEDS or protocol.several):
+        do = f"expected no --config {config}, --scale or --flip with it"
+        raise InputError(f"--best has its own configuration and views: {do}")
+    model = trained.load_checkpoint(checkpoint)
+    if best:
+        chosen, views = beyond.BEST["argmax"]
+        protocol = replace(protocol, size=beyond.enlarged(views, model.size))
+    images = seeds.export(model, part or model.recipe.train, chosen, out, protocol)
+    typer.echo(f"{out}: {images} images")
 
 
 @app.command()
@@ -140,21 +184,41 @@ def eval_seeds(
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint.pt of a training run, whose seeds are scored")] = None,
     folder: Annotated[Path | None, typer.Option(help="or a folder of seeds: <image name>.npy, in IRN's format")] = None,
     data: Annotated[str, typer.Option(help="the data set of FOLDER, e.g. voc2012")] = "",
-    part: Annotated[str, typer.Option(help="part that is scored; default: the part trained on")] = "",
+    part: Part = "",
     choose_on: Annotated[str, typer.Option(help="another part, whose best threshold is used too, e.g. train for val")] = "",
-    config: Annotated[list[str] | None, typer.Option(help=CONFIG)] = None,
+    config: Configs = None,
     batch_size: int = 8,
     scales: Scales = None,
     flip: Flip = False,
     out: Annotated[Path | None, typer.Option(help="folder for seeds.csv and curves.csv, the score at every threshold")] = None,
 ) -> None:
-    """Score seeds as weakly-supervised segmentation does: mIoU with background, by threshold."""
-    from ltcam.experiment.protocol import Protocol
-    from ltcam.paper import commands
+    """Score seeds as weakly-supervised segmentation does: mIoU with background, by threshold, on the part trained on."""
+    from ltcam.data import load
+    from ltcam.experiment import provenance, seeds, trained
 
-    protocol = Protocol(batch_size, scales=tuple(scales or [1.0]), flip=flip)
-    for line in commands.eval_seeds(checkpoint, folder, data, part, choose_on, config or [], protocol, out):
-        typer.echo(line)
+    protocol, asked = (
+        Protocol(batch_size, scales=tuple(scales or [1.0]), flip=flip),
+        {text: Config.parse(text) for text in config or [SEEDS]},
+    )
+    if (checkpoint is None) == (folder is None) or bool(folder) != bool(data) or (folder and (config or protocol.several)):
+        raise InputError("expected --checkpoint PATH, or --folder PATH with --data NAME and without --config, --scale, --flip")
+    model = trained.load_checkpoint(checkpoint) if checkpoint else None
+    part = part or (model.recipe.train if model else "train")
+
+    def tally(name: str) -> dict[str, seeds.Tally]:
+        if model is None:
+            return {str(folder): seeds.of_folder(str(folder), load(data, name))}
+        found = seeds.of_checkpoint(model, name, list(asked.values()), protocol)
+        return {text: found[config] for text, config in asked.items()}
+
+    scored = tally(part)
+    table = seeds.table(scored, tally(choose_on) if choose_on else None)
+    if out:
+        provenance.save(table, out / "seeds.csv")
+        provenance.save(seeds.curves(scored), out / "curves.csv")
+    title = (model.load(part) if model else load(data, part)).title
+    said = f"; t is the best on {choose_on}" if choose_on else ""
+    typer.echo(f"{title}, part {part}: best_t is the best on {part} itself{said}\n{table.round(2).to_string(index=False)}")
 
 
 @app.command()
@@ -172,51 +236,9 @@ def reproduce(
     run(profile, only, data, start=start, force=force, seeds=seed or [])
 
 
-@data_app.command("list")
-def data_list() -> None:
-    """List every data set: whether it is there and where, the size of its download, its terms."""
-    from ltcam.data import get
-
-    typer.echo(get.listing().to_string(index=False))
-
-
-@data_app.command("get")
-def data_get(name: Annotated[str, typer.Argument(help="voc2012, magnetic_tile, ksdd or ksdd2")]) -> None:
-    """Fetch a data set, verify and unpack it."""
-    from ltcam.data import get
-
-    typer.echo(get.get(name))
-
-
-@data_app.command("check")
-def data_check(name: Name) -> None:
-    """Verify every file of a data set. The exit code is 1 if one is missing or damaged."""
-    from ltcam.data import check
-
-    report = check.check(name)
-    lines = [f"note: {note}" for note in report.notes] + [f"finding: {finding}" for finding in report.findings]
-    typer.echo("\n".join([report.title, report.table.to_string(index=False), *lines, f"{len(report.findings)} findings"]))
-    raise typer.Exit(int(bool(report.findings)))
-
-
-@data_app.command("show")
-def data_show(
-    name: Name,
-    part: Annotated[str, typer.Option(help="part or list of the data set; for ksdd: all, train0, test0, ...")] = "train",
-    out: Annotated[Path, typer.Option(help="draw samples with their masks as OUT.png, and OUT.pdf if small")] = Path("samples"),
-) -> None:
-    """Show how many images have each class and how much of them it covers, and draw samples."""
-    from ltcam import data as datasets
-    from ltcam.paper import areas
-    from ltcam.show import figures, heatmaps
-
-    data = datasets.load(name, part)
-    typer.echo(f"{data.title}, part {part}\n{areas.summary(data).round(2).to_string(index=False)}")
-    heatmaps.save(figures.samples(data), out)
-    typer.echo(f"{out}.png")
-
-
 def main() -> None:
+    first = os.environ.get("RANK", "0") == "0"  # of several processes
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
     try:
         app()
     except LtcamError as error:  # a bug, or an error from torch, keeps its traceback

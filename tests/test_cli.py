@@ -1,8 +1,6 @@
 import json
 import logging
-import os
 import re
-import subprocess
 import sys
 
 import pandas as pd
@@ -15,17 +13,7 @@ from ltcam.__main__ import app, main
 from ltcam.engine.config import Config
 from ltcam.errors import InputError, UnavailableError
 from ltcam.experiment.scores import scores
-from ltcam.paper import beyond
-
-
-def run(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "ltcam", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
-    )
+from ltcam.paper import beyond, tables
 
 
 def ltcam(*arguments):
@@ -39,17 +27,18 @@ def test_train_takes_a_recipe_and_settings(study, tmp_path):
     assert done.exit_code == 0 and done.output.strip() == str(tmp_path / "gap" / "checkpoint.pt")
     recipe = json.loads((tmp_path / "gap" / "run.json").read_text())["recipe"]
     assert (recipe["head"], recipe["lr"], recipe["seed"], recipe["epochs"]) == ("gap", 0.01, 3, 1)
-    with pytest.raises(InputError, match=r"no recipe for data set 'coco': expected one of \['voc2012'\]"):
+    with pytest.raises(InputError, match=r"profile 'toy' has no data set 'coco': expected one of \['voc2012'\]"):
         ltcam("train", "--data", "coco", "--profile", "toy")
 
 
 def test_evaluate_keeps_its_counts_and_tables_beside_the_checkpoint(study, monkeypatch):
     folder = study.runs / "seed0"
     command = ["evaluate", "--checkpoint", folder / "checkpoint.pt"]
-    done = ltcam(*command, "--table", 1, "--table", 4, "--config", "layercam:S3-S5:40")
-    assert done.exit_code == 0 and "table1 on PASCAL" in done.output
-    out = folder / "evaluated"
-    assert len(pd.read_csv(out / "table1.val.csv")) == 7 and len(pd.read_csv(out / "table4.val.csv")) == 7
+    done, out = ltcam(*command), folder / "evaluated"
+    assert done.exit_code == 0 and all(f"table{number} on PASCAL" in done.output for number in tables.ROWS)
+    for number, rows in tables.ROWS.items():
+        assert len(pd.read_csv(out / f"table{number}.val.csv")) == len(rows)
+    assert ltcam(*command, "--config", "layercam:S3-S5:40").output.startswith("scores on PASCAL VOC 2012 subset, part val\n")
     table = pd.read_csv(out / "scores.val.csv")
     assert table[["method", "layers", "delta"]].to_numpy().tolist() == [["layercam", "S3-S5", 40]]
     expected = scores(study.counts([Config("layercam", "S3-S5", 40.0)], seeds=1))
@@ -59,13 +48,9 @@ def test_evaluate_keeps_its_counts_and_tables_beside_the_checkpoint(study, monke
     monkeypatch.undo()
 
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    (["--table", "9"], "table 9 is not in the paper: expected one of [1, 2, 3, 4]"),
-    (["--config", "gradcam:S5:x"], "is not a configuration"),
-])  # fmt: skip
-def test_what_evaluate_does_not_know_is_named(wrong, message):
-    with pytest.raises(InputError, match=re.escape(message)):
-        ltcam("evaluate", "--checkpoint", "none.pt", *wrong)
+def test_what_is_no_configuration_is_named(study):
+    with pytest.raises(InputError, match="is not a configuration"):
+        ltcam("evaluate", "--checkpoint", "none.pt", "--config", "gradcam:S5:x")
 
 
 def test_seeds_are_exported_and_scored(study, tmp_path):
@@ -110,11 +95,9 @@ def test_train_names_its_folders_by_seed_and_fold(study, monkeypatch):
     assert folders() == ["seed0", "seed1"] and folders("--seed", 1) == ["seed1"] and folders("--seed", 7) == ["seed7"]
     path.write_text(path.read_text() + "folds: 2\n")
     assert folders() == ["seed0/fold0", "seed0/fold1", "seed1/fold0", "seed1/fold1"]
-    assert folders("--fold", 1, "--seed", 0) == ["seed0/fold1"] and (asked[0][1].train, asked[0][1].test) == ("train1", "val1")
-    with pytest.raises(InputError, match=r"name 4 trainings of voc2012: expected at least one, and exactly one with --out"):
+    assert (asked[1][1].train, asked[1][1].test) == ("train1", "val1")
+    with pytest.raises(InputError, match=r"--out x is one folder for 4 trainings of voc2012: expected --seed with it, and"):
         folders("--out", "x")
-    with pytest.raises(InputError, match=r"--fold 5 .* name 0 trainings"):
-        folders("--fold", 5)
 
 
 def test_tries_are_collected(study):
@@ -123,6 +106,8 @@ def test_tries_are_collected(study):
     assert [line.split()[0] for line in done.output.splitlines()[-2:]] == ["epochs=1", "epochs=1,"]
     table = pd.read_csv(study.out / "tries.csv")
     assert table["lr"].tolist() == [0.001, 0.01] and set(table["train"]) == {"train/fit"}
+    labels = pd.read_csv(study.runs / "tries" / "epochs=1, lr=0.01" / "labels.csv")
+    assert table["mAP"][1] == pytest.approx(labels["AP"].mean(), abs=1e-5) and {"loss", "minutes"} <= {*table}
 
 
 def test_data_show(tmp_path):
@@ -131,11 +116,14 @@ def test_data_show(tmp_path):
 
 
 def test_an_error_is_one_line(tmp_path, monkeypatch):
-    done = run("train", "--data", "voc2012", LTCAM_DATA=str(tmp_path))
-    assert done.returncode == 1 and "set LTCAM_DATA" in done.stderr and "Traceback" not in done.stderr
-    monkeypatch.setattr(sys, "argv", ["ltcam", "evaluate", "--checkpoint", str(tmp_path / "none.pt")])
-    with pytest.raises(SystemExit, match=r"^ltcam: no weights at [^\n]+$"):
-        main()
+    monkeypatch.setenv("LTCAM_DATA", str(tmp_path))
+    for command, said in (
+        (["train", "--data", "voc2012", "--out", tmp_path, "--seed", "0"], "PASCAL VOC 2012 is not at .*: set LTCAM_DATA"),
+        (["evaluate", "--checkpoint", tmp_path / "none.pt"], "no weights at"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["ltcam", *map(str, command)])
+        with pytest.raises(SystemExit, match=rf"^ltcam: {said}[^\n]+$"):
+            main()
 
 
 @pytest.fixture
@@ -173,54 +161,14 @@ def test_an_interrupt_says_that_the_command_goes_on(listing, capsys):
     assert capsys.readouterr().err == "ltcam: interrupted; run the same command again to go on from here\n"
 
 
-@pytest.fixture
-def saying(monkeypatch):
-    """What a command says on stderr, with the log as in a process of its own."""
-    loggers = logging.root, logging.getLogger("ltcam")
-    levels = [log.level for log in loggers]
-
-    def listing():
-        for level in (logging.DEBUG, logging.INFO, logging.WARNING):
-            logging.getLogger("ltcam.data.get").log(level, "said")
-            logging.getLogger("matplotlib").log(level, "another's")
-        return pd.DataFrame({"name": ["demo"]})
-
-    monkeypatch.setattr("ltcam.data.get.listing", listing)
-
-    def run(*options):
-        with monkeypatch.context() as fresh:
-            fresh.setattr(logging.root, "handlers", [])  # of pytest, which adds its own for each phase of a test
-            done = CliRunner().invoke(app, [*options, "data", "list"])
-        assert done.exit_code == 0 and "demo" in done.stdout
-        return done.stderr.splitlines()
-
-    yield run
-    for log, level in zip(loggers, levels, strict=True):
-        log.setLevel(level)
-
-
-def test_a_command_says_what_it_does(saying):
-    assert saying() == ["said", "another's", "said", "another's"]
-
-
-def test_a_quiet_command_only_warns(saying):
-    assert saying("--quiet") == ["said", "another's"]
-
-
-def test_a_verbose_command_tells_the_time_and_the_module(saying):
-    mine, others = ([line for line in saying("--verbose") if name in line] for name in ("ltcam.data.get: said", "matplotlib"))
-    assert [line.split()[2] for line in mine] == ["DEBUG", "INFO", "WARNING"] and len(others) == 2
-    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ", line) for line in mine)
-
-
-def test_a_process_that_is_not_the_first_only_warns(saying, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    assert saying("--verbose")[0].endswith("WARNING ltcam.data.get: said")
-
-
-def test_quiet_and_verbose_exclude_each_other():
-    done = CliRunner().invoke(app, ["--quiet", "--verbose", "data", "list"])
-    assert done.exit_code == 2 and "not both" in done.stderr
+@pytest.mark.parametrize(("rank", "level"), [("0", logging.INFO), ("1", logging.WARNING)])
+def test_of_several_processes_only_the_first_says_what_it_does(rank, level, listing, monkeypatch):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(logging, "basicConfig", lambda **settings: levels.append(settings["level"]))
+    levels = []
+    with pytest.raises(SystemExit):
+        listing(UnavailableError("no mirror is left: wait"))
+    assert levels == [level]
 
 
 PAGES = ["Makefile", "README.md", "CONTRIBUTING.md", "data/README.md", "docs/running.md", "docs/settings.md"]

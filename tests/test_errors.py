@@ -16,7 +16,7 @@ from torch import nn
 import ltcam
 from ltcam import data as datasets
 from ltcam import errors
-from ltcam.data import DataError, check
+from ltcam.data import DataError, get
 from ltcam.files import ROOT
 
 FAMILY = {
@@ -32,7 +32,6 @@ ALLOWED = {
     "error.__context__ if isinstance(error.__context__, OSError) else error": "trained.py: why torch.save could not write",
     "TypeError": "targets.py: it becomes an InputError in the same file",
     "typer.Exit": "an exit code, no error",
-    "typer.BadParameter": "typer shows it with the usage",
 }
 
 
@@ -88,9 +87,9 @@ def test_a_folder_of_something_else_is_refused(file, name, message, tmp_path, mo
 
 
 def test_checksums_that_are_not_there_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(check, "CHECKSUMS", tmp_path)
+    monkeypatch.setattr(get, "CHECKSUMS", tmp_path)
     with pytest.raises(DataError, match=r"magnetic_tile\.sha256 is missing: it is part of the repository"):
-        check.checksums("magnetic_tile")
+        get.checksums("magnetic_tile")
 
 
 def test_a_missing_package_is_named(monkeypatch):

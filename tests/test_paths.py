@@ -16,7 +16,7 @@ import ltcam
 from ltcam import files, layerize
 from ltcam.data import preprocess
 from ltcam.data.base import read
-from ltcam.data.check import check
+from ltcam.data.get import check
 from ltcam.engine.config import Config
 from ltcam.experiment import counting, provenance, seeds, training
 from ltcam.experiment import trained as trained_model
@@ -26,8 +26,8 @@ from ltcam.experiment.store import Store
 from ltcam.experiment.vgg16 import load, vgg16
 from ltcam.show import picture
 
-COMMANDS = ("ltcam.__main__.",)  # typer makes the Path
-RESULTS = ("Entry", "Trained", "Source")  # what a function gives back, with Paths in it
+COMMANDS = ("ltcam.__main__.", "ltcam.show.datasets.")  # typer makes the Path
+RESULTS = ("Entry", "Trained")  # what a function gives back, with Paths in it
 
 
 def public():
@@ -90,8 +90,8 @@ def test_they_work_with_a_str(study, tmp_path):
     assert files.sha256(str(tmp_path / "t.csv")) == files.sha256(tmp_path / "t.csv")
     Image.new("RGB", (40, 30), "red").save(tmp_path / "photo.png")
     assert read(str(tmp_path / "photo.png"), "RGB").shape == (30, 40, 3)
-    photo, out, path = (f"{tmp_path}/{name}" for name in ("photo.png", "heat.png", "a {run} é/checkpoint.pt"))
-    assert picture.draw(photo, out, "vgg16", path, "cat", Config("gradcam", "all", 20), False) == "cat"
+    model = picture.classifier("vgg16", f"{tmp_path}/a {{run}} é/checkpoint.pt")
+    assert picture.maps(f"{tmp_path}/photo.png", model, "cat", Config("gradcam", "all", 20))[1] == "cat"
     assert check("demo", str(tmp_path)).title == "demo (generated)"
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ltcam import __main__ as command_line
-from ltcam.data import check, get
+from ltcam.data import get
 from ltcam.errors import InputError
 from ltcam.experiment import provenance, trained
 from ltcam.experiment import vgg16 as weights
@@ -154,7 +154,7 @@ def test_damaged_bytes_are_refused(tmp_path):
 def test_what_is_downloaded_is_encrypted_or_pinned():
     for name, source in get.SOURCES.items():
         pinned = len(source.sha256) == 64
-        assert pinned or set(map(len, check.checksums(name).values())) == {64}
+        assert pinned or set(map(len, get.checksums(name).values())) == {64}
         assert all(url.startswith("https://") or pinned for url in source.mirrors)
     assert weights.VGG16_Weights.IMAGENET1K_V1.url.startswith("https://")
     assert len(weights.INDEX_SHA256) == len(weights.INDEX_MEMBER_SHA256) == 64

@@ -1,6 +1,6 @@
 """The data sets by name. Each gives (image, multi-hot label, mask, name).
 
-Open `base.py` first: it says what every data set gives. `get.py` is `ltcam data get`, and `check.py` is `ltcam data check`.
+Open `base.py` first: it says what every data set gives. `get.py` is `ltcam data get` and `ltcam data check`.
 This wing may import `engine`.
 """
 
@@ -11,9 +11,7 @@ from ltcam.data.base import DataError, Sample, Segmentation, preprocess
 from ltcam.data.sets import SETS, known
 from ltcam.files import data_root
 
-__all__ = ["NAMES", "DataError", "Sample", "Segmentation", "load", "preprocess", "present"]
-
-NAMES = tuple(SETS)
+__all__ = ["DataError", "Sample", "Segmentation", "load", "preprocess", "present"]
 
 
 def load(name: str, part: str) -> Segmentation:

@@ -1,6 +1,7 @@
 """What every data set gives, (image, multi-hot label, mask, name) at native size, and how an image enters the network."""
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,12 @@ from ltcam.errors import InputError
 from ltcam.files import AnyPath
 
 VOID = 255
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+MODES = {  # of `read`: the modes of PIL that are taken, and what they are called
+    "RGB": ("[^F].*", "8 or 16 bits"),
+    "L": ("[^FI].*", "8 bits"),
+    None: ("[PL1]", "one label of 8 bits a pixel"),
+}
 
 
 class DataError(InputError):
@@ -67,21 +73,31 @@ class Segmentation(Dataset[Sample], ABC):
     upright: bool = False  # False: an image may be flipped upside down
     mode: str | None = "L"  # as which `read` reads a mask
     above: int = 0  # a pixel of a mask is a defect if its value is larger
+    empty: Sequence[str] = ()  # images whose mask does not show what their label names; they are never scored
 
     def __init__(self, part: str, root: AnyPath) -> None:
         """Raises DataError if the part, or the data set under `root`, is not there."""
-        folder = require(root, self.folder, self.title) if self.folder else Path(root)
+        folder = self.under(root)
         parts = self.listed(folder)
         if not parts.get(part):
             known = [name for name, entries in parts.items() if entries]
             raise DataError(f"part {part!r} of {self.name} is not in {folder}: expected one of {known}, see data/README.md")
         self.part, self.entries = part, parts[part]
-        self.title += " subset" if self.subsets and not self.whole(parts) else ""
+        self.title += " subset" * (self.subsets and not self.whole(parts))
 
     @classmethod
     @abstractmethod
     def listed(cls, folder: Path) -> dict[str, list[Entry]]:
         """The images of each part, in a fixed order. Raises DataError if they cannot be told."""
+
+    @classmethod
+    def under(cls, root: AnyPath) -> Path:
+        """Its folder. Raises DataError if it is not there."""
+        folder, first = Path(root) / cls.folder, cls.folder.split("/")[0]
+        if cls.folder and not folder.is_dir():
+            do = f"set LTCAM_DATA to the folder that holds {first}, or complete it"
+            raise DataError(f"{cls.title} is not at {folder}: {do}, see data/README.md")
+        return folder
 
     @classmethod
     def whole(cls, parts: Mapping[str, Sequence[Entry]]) -> bool:
@@ -91,17 +107,17 @@ class Segmentation(Dataset[Sample], ABC):
     def __len__(self) -> int:
         return len(self.entries)
 
-    @property
-    def groups(self) -> list[str]:
-        """The group of each image, which a bootstrap draws as a whole: its entry's group, or the image alone."""
-        return [entry.group or entry.name for entry in self.entries]
-
     def __getitem__(self, index: int) -> Sample:
-        image, mask, name = self.image(index), torch.from_numpy(self.mask(index)), self.entries[index].name
+        image, mask = self.pair(index)
+        return Sample(image, self.labels[index], torch.from_numpy(mask), self.entries[index].name)
+
+    def pair(self, index: int) -> tuple[Tensor, NDArray[np.uint8]]:
+        """Image and mask. Raises DataError for files that cannot be read, and for different sizes."""
+        image, mask, name = self.image(index), self.mask(index), self.entries[index].name
         if image.shape[1:] != mask.shape:
-            sizes = [f"{height} x {width}" for height, width in (mask.shape, image.shape[1:])]
-            raise DataError(f"{name}: the mask is {sizes[0]}, the image {sizes[1]}: expected the same size; fetch both again")
-        return Sample(image, self.labels[index], mask, name)
+            sizes = "the mask is {} x {}, the image {} x {}".format(*mask.shape, *image.shape[1:])
+            raise DataError(f"{name}: {sizes}: expected the same size; fetch both again")
+        return image, mask
 
     def image(self, index: int) -> Tensor:
         """(3, H, W) uint8. Raises DataError for a file that cannot be read."""
@@ -111,12 +127,17 @@ class Segmentation(Dataset[Sample], ABC):
         """(H, W) as in `Sample`. Raises DataError for a file that cannot be read."""
         return (read(self.entries[index].mask, self.mode) > self.above).astype(np.uint8)
 
+    @property
+    def groups(self) -> list[str]:
+        """The group of each image, which a bootstrap draws as a whole: its entry's group, or the image alone."""
+        return [entry.group or entry.name for entry in self.entries]
+
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:
         """(H, W) of each image, from its file's header. Raises DataError for a file that cannot be read."""
         found = []
         for entry in self.entries:
-            with _opened(entry.image) as image:
+            with opened(entry.image) as image:
                 found.append((image.height, image.width))
         return found
 
@@ -127,26 +148,24 @@ class Segmentation(Dataset[Sample], ABC):
         return torch.from_numpy(np.stack([np.isin(values, self.mask(i)) for i in range(len(self))])).float()
 
     @cached_property
-    def scored(self) -> list[int]:
-        """Indices of the images that heatmaps are scored on: those with a class."""
-        return torch.nonzero(self.labels.any(dim=1)).flatten().tolist()
+    def annotated(self) -> list[int]:
+        """Indices of the images whose masks show what their labels name: all but the `empty` ones."""
+        return [i for i, entry in enumerate(self.entries) if entry.name not in self.empty]
 
     @cached_property
-    def annotated(self) -> list[int]:
-        """Indices of the images whose masks show what their labels name: the scored ones, and those without a class."""
-        return sorted({*self.scored, *torch.nonzero(~self.labels.any(dim=1)).flatten().tolist()})
+    def scored(self) -> list[int]:
+        """Indices of the images that heatmaps are scored on: those of `annotated` with a class."""
+        return [i for i in self.annotated if self.labels[i].any()]
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the names and contents of the images and masks of this part."""
         digest = hashlib.sha256()
-        for entry in self.entries:
-            digest.update(entry.name.encode())
-            for path in (entry.image, entry.mask):
-                try:
-                    digest.update(path.read_bytes())
-                except OSError as error:
-                    raise DataError(f"{path} cannot be read ({error.strerror}): fetch the data set again") from error
+        try:
+            for entry in self.entries:
+                digest.update(entry.name.encode() + entry.image.read_bytes() + entry.mask.read_bytes())
+        except OSError as error:
+            raise DataError(f"{error.filename} cannot be read ({error.strerror}): fetch the data set again") from error
         return digest.hexdigest()
 
 
@@ -156,12 +175,9 @@ def read(path: AnyPath, mode: str | None = None, upright: bool = False) -> NDArr
     upright: turn the image as its EXIF orientation says. Without it the image stays as stored, which is how masks are drawn.
     Raises DataError if the file is missing, damaged, too large to be safe, has too many bits, or fills 12 of 16 at most.
     """
-    with _opened(Path(path)) as image:
-        good = (
-            image.mode in ("P", "L", "1") if mode is None else not image.mode.startswith("F" if mode == "RGB" else ("F", "I"))
-        )
-        if not good:
-            expected = "one label of 8 bits a pixel" if mode is None else "8 or 16 bits" if mode == "RGB" else "8 bits"
+    taken, expected = MODES[mode]
+    with opened(path) as image:
+        if not re.fullmatch(taken, image.mode):
             raise DataError(f"{path} has PIL's mode {image.mode}: expected {expected}; convert it")
         if upright:
             image = ImageOps.exif_transpose(image)
@@ -175,26 +191,17 @@ def read(path: AnyPath, mode: str | None = None, upright: bool = False) -> NDArr
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: AnyPath) -> Iterator[Image.Image]:
+    """An image file for PIL. Raises DataError, also for what goes wrong in the block, if it is missing or damaged."""
     try:
         with Image.open(path) as image:
             yield image
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing: expected an image there; fetch the data set again") from error
     except DataError:
         raise
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing: expected an image there; fetch the data set again") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image ({error}): it is damaged; fetch it again") from error
-
-
-def require(root: AnyPath, below: str, name: str) -> Path:
-    """The folder `below` the data root. Raises DataError if it is not there, and says where data set `name` was expected."""
-    root, first = Path(root), below.split("/")[0]
-    if not (root / below).is_dir():
-        above = [f"set LTCAM_DATA to {up}" for up in root.absolute().parents if (up / below).is_dir()]
-        do = "complete it" if (root / first).is_dir() else f"set LTCAM_DATA to the folder that holds {first}"
-        raise DataError(f"{name} is not at {root / below}: {[*above, do][0]}, see data/README.md")
-    return root / below
 
 
 def preprocess(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -207,7 +214,7 @@ def preprocess(image: Tensor, size: tuple[int, int]) -> Tensor:
     torch.set_num_threads(1)  # one image is too little work for several: waiting for each other made them 15 times slower
     try:
         resized = F.resize(image, list(size), antialias=True)
-        normalised: Tensor = F.normalize(F.to_dtype(resized, torch.float32, scale=True), list(MEAN), list(STD))
+        normalised: Tensor = F.normalize(F.to_dtype(resized, torch.float32, scale=True), MEAN, STD)
     finally:
         torch.set_num_threads(threads)
     return normalised

@@ -7,7 +7,6 @@ distance, so its mask is exact: it has the pixels whose centre lies inside.
 
 import hashlib
 from functools import cache, cached_property
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,33 +25,30 @@ Field = NDArray[np.float64]  # (SIZE, SIZE) signed distance in pixels, negative 
 
 class Demo(Segmentation):
     name, title, official = "demo", "demo (generated)", {"train": 140, "test": 60}
-    compared = (3, 4)
-    classes = ("scratch", "spot", "stain", "crack")
-    size = (SIZE, SIZE)
-    jitter = (0.8, 1.25)
+    compared, classes = (3, 4), ("scratch", "spot", "stain", "crack")
+    size, jitter = (SIZE, SIZE), (0.8, 1.25)
 
     @classmethod
     def listed(cls, folder: Path) -> dict[str, list[Entry]]:
         entries = [Entry(f"demo/{number:03d}") for number in range(200)]
         return {"train": entries[:140], "test": entries[140:]}
 
+    def drawn(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        return render(int(self.entries[index].name.removeprefix("demo/")))
+
     def image(self, index: int) -> Tensor:
-        return torch.from_numpy(self._rendered(index)[0]).permute(2, 0, 1)
+        return torch.from_numpy(self.drawn(index)[0]).permute(2, 0, 1)
 
     def mask(self, index: int) -> NDArray[np.uint8]:
-        return self._rendered(index)[1]
-
-    def _rendered(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        return render(int(self.entries[index].name.removeprefix("demo/")))
+        return self.drawn(index)[1]
 
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:
-        return [(SIZE, SIZE)] * len(self)
+        return [self.size] * len(self)
 
     @cached_property
     def fingerprint(self) -> str:
-        drawn = (array.tobytes() for i in range(len(self)) for array in self._rendered(i))
-        return hashlib.sha256(b"".join(drawn)).hexdigest()
+        return hashlib.sha256(b"".join(array.tobytes() for i in range(len(self)) for array in self.drawn(i))).hexdigest()
 
 
 @cache
@@ -86,14 +82,14 @@ def _scratch(rng: np.random.Generator) -> Field:
 
 def _spot(rng: np.random.Generator) -> Field:
     """An ellipse, nearly round."""
-    y, x = _offsets(rng.uniform(20, SIZE - 20, 2))
+    y, x = _from(rng.uniform(20, SIZE - 20, 2))
     radius, aspect = rng.uniform(5, 15), rng.uniform(0.75, 1.33)
     return np.hypot(y * aspect, x / aspect) - radius
 
 
 def _stain(rng: np.random.Generator) -> Field:
     """A large blob whose radius wobbles with the angle."""
-    y, x = _offsets(rng.uniform(35, SIZE - 35, 2))
+    y, x = _from(rng.uniform(35, SIZE - 35, 2))
     angle, radius = np.arctan2(y, x), rng.uniform(18, 38)
     wobble = sum(rng.uniform(0, 0.35 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in range(2, 6))
     return np.hypot(y, x) - radius * (1 + wobble)
@@ -106,20 +102,19 @@ def _crack(rng: np.random.Generator) -> Field:
     return _stroke(rng.uniform(30, SIZE - 30, 2) + np.cumsum(walk, axis=0), rng.uniform(1.5, 3.5))
 
 
-SHAPES = (_scratch, _spot, _stain, _crack)
-
-
-def _offsets(centre: Field) -> tuple[Field, Field]:
-    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float64)
-    return y - centre[0], x - centre[1]
-
-
 def _stroke(points: Field, width: float) -> Field:
     """Signed distance to the polyline through `points` (n, 2), drawn `width` pixels wide."""
     distances = []
-    for start, end in pairwise(points):
-        y, x = _offsets(start)
-        dy, dx = end - start
+    for start, (dy, dx) in zip(points[:-1], np.diff(points, axis=0), strict=True):
+        y, x = _from(start)
         along = np.clip((y * dy + x * dx) / (dy * dy + dx * dx), 0, 1)
         distances.append(np.hypot(y - along * dy, x - along * dx))
     return np.asarray(np.min(distances, axis=0)) - width / 2
+
+
+def _from(point: Field) -> tuple[Field, Field]:
+    """How far each row and each column is from `point`, (SIZE, 1) and (1, SIZE)."""
+    return np.arange(SIZE)[:, None] - point[0], np.arange(SIZE)[None] - point[1]
+
+
+SHAPES = (_scratch, _spot, _stain, _crack)

@@ -3,7 +3,6 @@
 import random
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -40,8 +39,8 @@ class VOC2012(Segmentation):
             for line in filter(str.strip, path.read_text().splitlines()):  # x, or /JPEGImages/x.jpg /Masks/x.png
                 match = re.fullmatch(r"([^/\s]\S*)|/*([^/\s]\S*\.\w+)\s+/*([^/\s]\S*\.\w+)", line.strip())
                 if not match or ".." in re.split(r"[/\s]", line):
-                    expected = f"a name, or an image and a mask in {folder}"
-                    raise DataError(f"{path} has the line {line!r}: expected {expected}; correct it")
+                    expected = "expected a name, or an image and a mask in"
+                    raise DataError(f"{path} has the line {line!r}: {expected} {folder}; correct it")
                 name, image, mask = match.groups()
                 image, mask = (f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png") if name else (image, mask)
                 parts[path.stem].append(Entry(name or Path(image).stem, folder / image, folder / mask))
@@ -80,15 +79,16 @@ class KSDD(Segmentation):
     @classmethod
     def listed(cls, folder: Path) -> dict[str, list[Entry]]:
         """Those of the commutators that are there: eight images of each, seven of kos21."""
-        every = []
-        for n in (n for n in range(1, 51) if (folder / f"kos{n:02}").is_dir()):
-            group = f"kos{cls.twins.get(n, n):02}"
-            names = [f"kos{n:02}/Part{k}" for k in range(7 if n == 21 else 8)]
-            every += [(n, Entry(i, folder / f"{i}.jpg", folder / f"{i}_label.bmp", group=group)) for i in names]
-        parts = {"all": [entry for _, entry in every]}
+        numbers = [n for n in range(1, 51) if (folder / f"kos{n:02}").is_dir()]
+        every = {
+            Entry(name, folder / f"{name}.jpg", folder / f"{name}_label.bmp", group=f"kos{cls.twins.get(n, n):02}"): n
+            for n in numbers
+            for name in (f"kos{n:02}/Part{k}" for k in range(7 if n == 21 else 8))
+        }
+        parts = {"all": [*every]}
         for k, fold in enumerate(cls.folds):
-            parts[f"train{k}"] = [entry for n, entry in every if n not in fold]
-            parts[f"test{k}"] = [entry for n, entry in every if n in fold]
+            parts[f"train{k}"] = [entry for entry, n in every.items() if n not in fold]
+            parts[f"test{k}"] = [entry for entry, n in every.items() if n in fold]
         return parts
 
 
@@ -126,33 +126,28 @@ class MagneticTile(Segmentation):
 
     @classmethod
     def listed(cls, folder: Path) -> dict[str, list[Entry]]:
-        images = [(kind, path) for kind in cls.kinds for path in folder.glob(f"MT_{kind}/Imgs/*.jpg")]
-        entries = [
-            Entry(f"MT_{kind}/{path.stem}", path, path.with_suffix(".png"), kind, path.stem.rpartition("_")[2])
-            for kind, path in images
-            if re.fullmatch(r"exp\d+_num_\d+", path.stem)
-        ]
-        tiles: dict[str, list[Entry]] = {}
-        last, group = -1000, ""
-        for entry in sorted(entries, key=lambda entry: (int(entry.group), entry.name)):
-            group = group if int(entry.group) - last <= 100 else entry.group
-            last = int(entry.group)
-            tiles.setdefault(group, []).append(replace(entry, group=group))
-        rng, test = random.Random(0), set()
+        images = sorted(
+            (int(match[1]), f"MT_{kind}/{path.stem}", kind, path)
+            for kind in cls.kinds
+            for path in folder.glob(f"MT_{kind}/Imgs/*.jpg")
+            if (match := re.fullmatch(r"exp\d+_num_(\d+)", path.stem))
+        )
+        group, last, entries, kinds = 0, -1000, [], dict[str, str]()
+        for number, name, kind, path in images:
+            group, last = group if number - last <= 100 else number, number
+            entries.append(Entry(name, path, path.with_suffix(".png"), kind, str(group)))
+            kinds[str(group)] = min(kinds.get(str(group), kind), kind, key=cls.kinds.index)
+        rng, test = random.Random(0), set[str]()
         for kind in cls.kinds:  # a tile is of the first kind that it shows
-            of_kind = [group for group, tile in tiles.items() if min((e.kind for e in tile), key=cls.kinds.index) == kind]
-            rng.shuffle(of_kind)
-            test.update(of_kind[: round(0.3 * len(of_kind))])
-        every = sorted((entry for tile in tiles.values() for entry in tile), key=lambda entry: entry.name)
-        return {part: [e for e in every if (e.group in test) == (part == "test")] for part in cls.official}
+            groups = [group for group, first in kinds.items() if first == kind]
+            rng.shuffle(groups)
+            test.update(groups[: round(0.3 * len(groups))])
+        entries.sort(key=lambda entry: entry.name)
+        return {part: [e for e in entries if (e.group in test) == (part == "test")] for part in cls.official}
 
     @cached_property
     def labels(self) -> Tensor:
         return torch.tensor([[float(entry.kind != "Free")] for entry in self.entries])
-
-    @cached_property
-    def scored(self) -> list[int]:
-        return [i for i, entry in enumerate(self.entries) if entry.kind != "Free" and entry.name not in self.empty]
 
 
 SETS: dict[str, type[Segmentation]] = {kind.name: kind for kind in (Demo, VOC2012, MagneticTile, KSDD, KSDD2)}

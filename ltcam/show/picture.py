@@ -17,8 +17,7 @@ from ltcam.engine.cam import fused, layer_maps
 from ltcam.errors import InputError, MissingError, UnavailableError
 from ltcam.experiment.trained import load_checkpoint
 from ltcam.experiment.vgg16 import bare, load
-from ltcam.files import AnyPath, atomic
-from ltcam.show import heatmaps
+from ltcam.files import AnyPath
 
 Classifier = tuple[nn.Module, Sequence[str], tuple[int, int]]  # in eval mode, its classes, its input (height, width)
 
@@ -44,29 +43,16 @@ def classifier(name: str, checkpoint: AnyPath | None) -> Classifier:
     if {"model", "record"} <= state.keys():
         trained = load_checkpoint(checkpoint, "cpu")
         return trained.model, trained.classes, trained.size
-    state = {key: value for key, value in bare(state).items() if not (dense and str(key).startswith("aux_classifier."))}
+    state = {key: value for key, value in bare(state).items() if not str(key).startswith("aux_classifier.")}
     options: dict[str, Any] = {"weights_backbone": None} if dense else {}
     try:
-        count = len(list(state.values())[-1])  # the last bias
-        model = get_model(name, weights=None, num_classes=count, **options)
+        classes = [str(c) for c in range(len([*state.values()][-1]))]  # as many as the last bias has values
+        model = get_model(name, weights=None, num_classes=len(classes), **options)
         model.load_state_dict(state)
     except (RuntimeError, TypeError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{checkpoint} does not fit {name}: expected its state dict ({reason})") from error
-    return model.eval(), [str(c) for c in range(count)], (224, 224)
-
-
-def draw(
-    image: AnyPath, out: AnyPath, name: str, checkpoint: AnyPath | None, target: str, config: Config, per_stage: bool = False
-) -> str:
-    """Draw `maps` of a `classifier` to `out`; returns the class. Raises InputError if `out` is not the name of a picture."""
-    if Path(out).suffix not in (".png", ".jpg", ".pdf", ".svg"):
-        raise InputError(f"--out {out} is not a picture: expected a name that ends in .png, .jpg, .pdf or .svg")
-    pixels, chosen, heats = maps(image, classifier(name, checkpoint), target, config, per_stage)
-    figure = heatmaps.grid([pixels], [heats], [chosen], side=3.2, pixels=max(pixels.shape[1:]))
-    with atomic(out) as temporary:
-        figure.savefig(temporary, dpi=150)
-    return chosen
+    return model.eval(), classes, (224, 224)
 
 
 def maps(
@@ -83,11 +69,10 @@ def maps(
     if not Path(image).is_file():
         raise MissingError(f"no image at {image}: expected a photograph there")
     pixels = torch.from_numpy(read(image, "RGB", upright=True)).permute(2, 0, 1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     traced = trace(network.to(device), preprocess(pixels, size)[None].to(device), chosen, fullgrad=config.method == "fullgrad")
-    fused_layers = traced.select(config.layers)
-    stages = [label for label, layer in traced.stages.items() if per_stage and layer in fused_layers]
+    stages = [label for label, layer in traced.stages.items() if per_stage and layer in traced.select(config.layers)]
     asked = {stage: replace(config, layers=stage, refine=None) for stage in stages} | {str(config): config}
-    size = (pixels.shape[1], pixels.shape[2])
-    heats = {title: fused(layer_maps(traced, own), own, size)[0].cpu() for title, own in asked.items()}
+    at = (pixels.shape[1], pixels.shape[2])
+    heats = {title: fused(layer_maps(traced, own), own, at)[0].cpu() for title, own in asked.items()}
     return pixels, classes[int(traced.pairs[0, 1])], heats

@@ -20,7 +20,6 @@ from ltcam.experiment import training
 from ltcam.experiment.recipe import Recipe, tuning
 from ltcam.experiment.trained import load_checkpoint
 from ltcam.experiment.training import train
-from ltcam.paper import commands
 from tests import lookalikes
 from tests.interrupts import at_call
 from tests.tiny import TINY
@@ -60,29 +59,17 @@ def test_a_run_leaves_checkpoint_tables_and_provenance(voc, checkpoint, trained)
     assert sorted(p.name for p in out.iterdir()) == ["checkpoint.pt", "labels.csv", "last.pt", "run.json", "train.csv"]
 
 
-def test_tries_are_listed_with_their_scores(checkpoint, tmp_path):
-    for lr in (1e-3, 1e-4):
-        folder = shutil.copytree(checkpoint.parent, tmp_path / "tries" / f"lr={lr}")
-        run = json.loads((folder / "run.json").read_text())
-        run["recipe"]["lr"] = lr
-        (folder / "run.json").write_text(json.dumps(run))
-    said = commands._tried(tmp_path / "tries", tmp_path / "results" / "tries.csv")
-    table = pd.read_csv(tmp_path / "results" / "tries.csv")
-    assert table["try"].tolist() == ["lr=0.0001", "lr=0.001"] and table["lr"].tolist() == [1e-4, 1e-3] and "lr=0.0001" in said
-    assert table["mAP"][1] == pytest.approx(pd.read_csv(checkpoint.parent / "labels.csv")["AP"].mean(), abs=1e-5)
-
-
 def test_the_last_epoch_is_kept_and_the_held_out_part_is_opened_only_then(voc, tmp_path, monkeypatch):
     """Nor is anything of it hashed before: of every file that is opened, which and whether the checkpoint was there."""
     held_out, opened = set(Path(os.environ["LTCAM_DATA"], VAL).read_text().split()), []
-    kept, seen = tmp_path / "run" / "checkpoint.pt", base._opened
+    kept, seen = tmp_path / "run" / "checkpoint.pt", base.opened
 
     def noted(path):
         opened.append((path.stem, kept.is_file()))
         return seen(path)
 
     read_bytes = Path.read_bytes
-    monkeypatch.setattr(base, "_opened", noted)
+    monkeypatch.setattr(base, "opened", noted)
     monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append((path.stem, kept.is_file())) or read_bytes(path))
     path = train(replace(voc, epochs=2), tmp_path / "run")
     before, after = ({name for name, there in opened if there == late and name in held_out} for late in (False, True))

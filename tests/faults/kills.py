@@ -30,7 +30,7 @@ def train(recipe, out):
 
 
 def evaluate(checkpoint, out):
-    options = ["--checkpoint", checkpoint, "--out", out, "--batch-size", "1", "--table", "1"]
+    options = ["--checkpoint", checkpoint, "--out", out, "--batch-size", "1", "--config", "gradcam:S1-S5:20"]
     app(["evaluate", *options], standalone_mode=False)
 
 

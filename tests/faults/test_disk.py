@@ -119,5 +119,5 @@ def test_a_download(ksdd2, fault, tmp_path):
             get.get("ksdd2", root)
 
     said = seen.attempt(crowded, lambda: contents(root) == {})
-    assert f"{root} cannot be written ([Errno 27] File too large): fix this and run again" in said
+    assert f"{root} cannot be written (File too large): make room and run again" in said
     assert get.get("ksdd2", root) == root / "KolektorSDD2"
