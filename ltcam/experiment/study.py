@@ -27,7 +27,7 @@ from ltcam.errors import InputError, MissingError
 from ltcam.experiment import provenance
 from ltcam.experiment.counting import identity, measure
 from ltcam.experiment.protocol import Protocol, Way
-from ltcam.experiment.recipe import Recipe, planned, profile
+from ltcam.experiment.recipe import Recipe, Training, planned, profile
 from ltcam.experiment.scores import Counts
 from ltcam.experiment.store import Store
 from ltcam.experiment.trained import Trained, load_checkpoint
@@ -64,8 +64,12 @@ class Study:
         self.metric, self.compared = self.dataset.headline, self.dataset.compared
         self.protocol = Protocol(self.settings["batch_size"])
         self.made: dict[str, bytes] = {}  # tables, by `ltcam.paper.registry`
-        every = planned(data, self.settings["recipe"], self.settings["seeds"], self.settings["folds"])
-        self.planned = {training.name: training for training in every}
+
+    @cached_property
+    def planned(self) -> dict[str, Training]:
+        """Every training that the profile names, by name."""
+        every = planned(self.data, self.settings["recipe"], self.settings["seeds"], self.settings["folds"])
+        return {training.name: training for training in every}
 
     @cached_property
     def trainings(self) -> pd.DataFrame:
