@@ -33,33 +33,28 @@ from ltcam.paper.registry import result
 DELTAS: tuple[float | None, ...] = (None, 0.0, 20.0, 60.0, 90.0)
 SHARES = (10.0, 20.0, 40.0, 60.0, 80.0, 90.0)
 VERSION = 1  # of what is measured here: raise it when a number of a test changes
-COLUMNS = {
-    "signs": ["stage", "positive", "negative", "weight"],
-    "stages": ["stage", "delta", "energy", "half", "kept"],
-    "dropped": ["stage", "delta", "share"],
-}
 
 
 @result("Where positive and negative gradients lie", packed=True, measured=True)
 def signs(study: Study) -> pd.DataFrame:
-    """Of every scored pair and stage: where the maps of the two signs lie, and what the negative one weighs."""
-    return _looked_into(study, "signs")
+    """The rows of `where` for every scored pair."""
+    return _looked_into(study, "signs", ["stage"], ["positive", "negative", "weight"])
 
 
 @result("What each stage adds to the sum, and how much δ leaves", packed=True, measured=True)
 def stages(study: Study) -> pd.DataFrame:
-    """Of every scored pair, stage and delta: energy, half and kept, in percent."""
-    return _looked_into(study, "stages")
+    """The rows of `weights` for every scored pair."""
+    return _looked_into(study, "stages", ["stage", "delta"], ["energy", "half", "kept"])
 
 
 @result("How much of the positive gradient δ drops", measured=True)
 def dropped(study: Study) -> pd.DataFrame:
-    """The median over pairs of the percentage that Eq. 9 drops of the sum of positive gradients, by stage and delta."""
-    table = _looked_into(study, "dropped")
+    """The median over all scored pairs of the share in `losses`, by stage and delta."""
+    table = _looked_into(study, "dropped", ["stage", "delta"], ["share"])
     return table.groupby(["stage", "delta"], as_index=False).agg({"share": "median"}).assign(data=study.title)
 
 
-def _looked_into(study: Study, name: str) -> pd.DataFrame:
+def _looked_into(study: Study, name: str, keys: list[str], values: list[str]) -> pd.DataFrame:
     """A table of the one pass over the first seed's held-out parts, sorted by pair. An interrupted pass goes on after its last
     batch."""
     rows: list[list[Any]] = []
@@ -67,14 +62,15 @@ def _looked_into(study: Study, name: str) -> pd.DataFrame:
         data = trained.load(trained.recipe.test)
         scored = sorted(data.scored[: study.settings["images"]], key=lambda i: int(data.labels[i].sum()))
         key = identity(trained, data, study.protocol) | {"gradients": VERSION, "images": study.settings["images"]}
-        kept, batches = study.store.notes(key), [*BatchSampler(scored, study.protocol.batch_size, False)]
+        kept = study.store.notes(key)
+        batches = BatchSampler(scored, study.protocol.batch_size, False)
         for number, batch in enumerate(tqdm(batches, data.title, disable=None, leave=False)):
             if number not in kept:
                 kept[number] = _batch(trained, data, batch)
                 study.store.note(key, number, kept[number])
-        rows += [row for number in range(len(batches)) for row in kept[number][name]]
-    table = pd.DataFrame(rows, columns=["name", "class", *COLUMNS[name]])
-    keys = ["name", "class", *(key for key in ("stage", "delta") if key in table)]
+            rows += kept[number][name]
+    table = pd.DataFrame(rows, columns=["name", "class", *keys, *values])
+    keys = ["name", "class", *keys]
     return table.sort_values(keys, kind="stable", ignore_index=True, na_position="first").assign(data=study.title)
 
 
@@ -99,14 +95,13 @@ def where(traced: Trace, objects: Sequence[Tensor]) -> Iterator[list[Any]]:
     """
     for stage, layer in traced.stages.items():
         activation, gradient = wide(traced.activation(layer)), wide(traced.gradient(layer))
-        maps = [gradcam(activation, (sign * gradient).clamp(min=0)).double() for sign in (1, -1)]
-        size = (maps[0].shape[1], maps[0].shape[2])
-        for pair, covered in enumerate(objects):
-            valid = adaptive_avg_pool2d((~covered.isnan()).double()[None], size)[0]
-            on = adaptive_avg_pool2d(covered.nan_to_num().double()[None], size)[0]
+        both = torch.stack([gradcam(activation, (sign * gradient).clamp(min=0)).double() for sign in (1, -1)], dim=1)
+        for pair, (maps, covered) in enumerate(zip(both, objects, strict=True)):
+            size = (maps.shape[1], maps.shape[2])
+            valid, on = (adaptive_avg_pool2d(own.double()[None], size) for own in (~covered.isnan(), covered.nan_to_num()))
             area = on.sum() / valid.sum()
-            lifts = [((m[pair] * on).sum() / (m[pair] * valid).sum() / area).item() for m in maps]
-            yield [pair, stage, *lifts, (maps[1][pair].sum() / maps[0][pair].sum()).item()]
+            lifts = [(m * on).sum() / (m * valid).sum() / area for m in maps]
+            yield [pair, stage, *(lift.item() for lift in lifts), (maps[1].sum() / maps[0].sum()).item()]
 
 
 def weights(traced: Trace, deltas: Sequence[float | None] = DELTAS) -> Iterator[list[Any]]:
@@ -130,12 +125,9 @@ def weights(traced: Trace, deltas: Sequence[float | None] = DELTAS) -> Iterator[
 def losses(traced: Trace, deltas: Sequence[float] = SHARES) -> Iterator[list[Any]]:
     """(pair, stage, delta, share): the percentage of the sum of positive gradients that Eq. 9 drops. NaN if there are none."""
     for stage, layer in traced.stages.items():
-        gradient = wide(traced.gradient(layer))
-        whole = truncate(gradient, 0).double().sum(dim=(1, 2, 3))
-        for delta in deltas:
-            left = truncate(gradient, delta).double().sum(dim=(1, 2, 3))
-            for pair, share in enumerate((100 * (1 - left / whole)).tolist()):
-                yield [pair, stage, delta, share]
+        whole, *left = (truncate(wide(traced.gradient(layer)), d).double().sum(dim=(1, 2, 3)) for d in (0, *deltas))
+        for delta, own in zip(deltas, left, strict=True):
+            yield from ([pair, stage, delta, share] for pair, share in enumerate((100 * (1 - own / whole)).tolist()))
 
 
 def overlap(signs: pd.DataFrame) -> pd.DataFrame:
@@ -145,5 +137,4 @@ def overlap(signs: pd.DataFrame) -> pd.DataFrame:
     a map is empty or the positive one lies wholly beside the object. signs: the table.
     """
     deepest = signs[signs["stage"] == signs["stage"].max()]
-    ratio = deepest["negative"] / deepest["positive"].where(deepest["positive"] > 0)
-    return pd.DataFrame({"name": deepest["name"], "class": deepest["class"], "overlap": ratio})
+    return deepest[["name", "class"]].assign(overlap=deepest["negative"] / deepest["positive"].where(deepest["positive"] > 0))
