@@ -1,13 +1,13 @@
 """What each setting that the paper leaves open is worth, one choice at a time; percentile scope, scale and delta in full.
 
-`COMPARED` rows are measured with the defaults, with one option changed (`OPTIONS`), under another protocol, and with other
-trainings of the same model. The images are always the same, so each change is a paired difference with an interval. So is the
-gain of the paper's two `TRICKS` in each of these runs. `readings` asks in which of them the paper's order of methods appears.
+The rows are measured with the defaults, with one option changed (`OPTIONS`), under another protocol, and with other trainings
+of the same model. The images are always the same, so each change is a paired difference with an interval. So is the gain of the
+paper's two `TRICKS` in each of these runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, get_args
 
@@ -70,9 +70,7 @@ def variants(config: Config) -> Iterator[tuple[Run, Config]]:
 def crossings(deltas: Sequence[float]) -> list[Config]:
     """LTGrad-CAM at every delta and without truncation, for every percentile scope and scale of the maps."""
     whole = [Config("gradcam", "S1-S5", normalize=scale) for scale in get_args(Normalize)]
-    return whole + [
-        replace(config, per=per, delta=float(delta)) for per in get_args(Scope) for config in whole for delta in deltas
-    ]
+    return whole + [replace(c, per=per, delta=float(delta)) for per in get_args(Scope) for c in whole for delta in deltas]
 
 
 def protocols(study: Study) -> dict[Run, Protocol]:
@@ -95,10 +93,11 @@ def needs(study: Study) -> list[Need]:
     return [Need(whole, seeds=first), *others]
 
 
-def measured(study: Study, configs: Sequence[Config], more: Sequence[Config] = ()) -> dict[Run, Counts]:
-    """The counts of `configs` in every run: the defaults, which have `more` too, other protocols, and other trainings."""
-    first = study.settings["ablated"]
-    found = {DEFAULTS: study.counts([*configs, *more], seeds=first)}
+def measured(study: Study, configs: Sequence[Config]) -> tuple[dict[Run, Counts], dict[Config, dict[Run, Config]]]:
+    """The counts of every run, and those `variants` of each configuration that are counted with the defaults."""
+    first, there = study.settings["ablated"], set(needs(study)[0].configs)
+    levels = {config: {run: other for run, other in variants(config) if other in there} for config in configs}
+    found = {DEFAULTS: study.counts([*configs, *(other for own in levels.values() for other in own.values())], seeds=first)}
     for run, protocol in protocols(study).items():
         found[run] = study.counts(configs, protocol=protocol, seeds=first)
     base = asdict(study.recipe(study.names[0]))
@@ -106,30 +105,17 @@ def measured(study: Study, configs: Sequence[Config], more: Sequence[Config] = (
         changed = {field: value for field, value in asdict(study.recipe(name)).items() if value != base[field]}
         run = ", ".join(changed) or "training", ", ".join(map(str, changed.values())) or "again"
         found[run] = study.store.read(study.measured(name, [*map(Way, configs)]), configs)
-    return found
-
-
-def changes(study: Study, configs: Sequence[Config]) -> tuple[dict[Run, Counts], dict[Config, dict[Run, Config]]]:
-    """`measured`, and for each of `configs` its `variants` that the defaults have too, by run."""
-    there = set(needs(study)[0].configs)
-    levels = {config: {run: other for run, other in variants(config) if other in there} for config in configs}
-    return measured(study, configs, [other for own in levels.values() for other in own.values()]), levels
-
-
-def labelled(study: Study, rows: Iterable[dict[str, Any]], metric: str = "") -> pd.DataFrame:
-    """A table with the columns that end every table of notebook 08. metric: default the data set's headline score."""
-    return pd.DataFrame(rows).assign(data=study.title, metric=metric or study.metric)
+    return found, levels
 
 
 @result("What each choice is worth, one at a time", needs, golden=("factor", "level", "row", "value"))
 def ablations(study: Study) -> pd.DataFrame:
-    """Every row of every measured run: the headline score in percent with its interval, and what the run changed, in points.
+    """Every row of every run: the headline score in percent, and its change in points, with their intervals and a verdict.
 
-    The columns are factor, level, row (a name in `ROWS`), those of the configuration, value, ci_low, ci_high, and change,
-    change_low, change_high, verdict ("better", "worse", "tie"). A change is against the same row with the defaults. For the
-    factor "trick" it is against the row without the trick; the level names the trick, and the run unless it is the default.
+    A change is against the same row with the defaults. For the factor "trick" it is against the row without the trick; the
+    level names the trick, and the run unless it is the default.
     """
-    counts, levels = changes(study, list(ROWS.values()))
+    counts, levels = measured(study, list(ROWS.values()))
     scores, found = {run: draws(own, study.metric) for run, own in counts.items()}, []
     for run, own in scores.items():
         for trick, (made, before) in TRICKS.items():
@@ -140,20 +126,19 @@ def ablations(study: Study) -> pd.DataFrame:
         found.append(_row(DEFAULTS, name, config, defaults))
         found += [_row(run, name, changed, defaults, defaults[config]) for run, changed in levels[config].items()]
         found += [_row(run, name, config, other, defaults[config]) for run, other in scores.items()]
-    return labelled(study, found)
+    return pd.DataFrame(found).assign(data=study.title, metric=study.metric)
 
 
 @result("How well each reading agrees with the paper's order of methods", needs)
 def readings(study: Study) -> pd.DataFrame:
-    """How well our order of the seven methods agrees with that of the paper's table, under every measured reading.
+    """How well our order of the seven methods agrees with that of the paper's table, the reading with the best agreement first.
 
-    A reading is another run, one of `OPTIONS` for every method whose mask it can change, or another mean (`MEANS`). The columns
-    are factor and level, then tau, ci_low and ci_high (Kendall's rank correlation of our scores with the printed ones, in
-    [-1, 1]), farthest (the largest difference from a printed score, in points), then our score of each method. The reading with
-    the best agreement comes first.
+    A reading is another run, one of `OPTIONS` for every method whose mask it can change, or another mean (`MEANS`). Columns:
+    tau, Kendall's rank correlation of our scores with the printed ones, in [-1, 1]; farthest, the largest difference from a
+    printed score, in points; our score of each method.
     """
     printed = published(study.compared[-1])["mIoU"][list(SEVEN)].to_numpy()
-    counts, levels = changes(study, list(SEVEN.values()))
+    counts, levels = measured(study, list(SEVEN.values()))
     scores = {run: draws(own, study.metric) for run, own in counts.items()}
     scores |= {("mean", level): draws(counts[DEFAULTS].pick(levels), mean) for mean, level in MEANS[study.metric].items()}
     seven = {run: [own[config] for config in levels] for run, own in scores.items()}
@@ -161,11 +146,11 @@ def readings(study: Study) -> pd.DataFrame:
         seven[run] = [scores[DEFAULTS][own.get(run, config)] for config, own in levels.items()]
     rows = []
     for (factor, level), ours in seven.items():
-        means = dict(zip(SEVEN, (values[0].mean() for values in ours), strict=True))
-        farthest = np.abs(printed - [*means.values()]).max()
-        tau = ends(_tau(printed, np.array(ours)), "tau")
-        rows.append({"factor": factor, "level": level, **tau, "farthest": farthest, **means})
-    return labelled(study, sorted(rows, key=lambda row: -row["tau"]))
+        means, tau = [values[0].mean() for values in ours], ends(_tau(printed, np.array(ours)), "tau")
+        farthest = {"farthest": np.abs(printed - means).max()}
+        rows.append({"factor": factor, "level": level, **tau, **farthest, **dict(zip(SEVEN, means, strict=True))})
+    ordered = sorted(rows, key=lambda row: -row["tau"])
+    return pd.DataFrame(ordered).assign(data=study.title, metric=study.metric)
 
 
 @result("Scores by percentile scope, scale of the stages' maps, and δ", needs, golden=("per", "normalize", "delta", "value"))
@@ -174,7 +159,8 @@ def cross(study: Study) -> pd.DataFrame:
     configs = crossings(study.settings["deltas"])
     scores = draws(study.counts(configs, seeds=study.settings["ablated"]), study.metric)
     plain = {config: scores[replace(config, delta=None, per="layer")] for config in configs}
-    return labelled(study, [_row(("cross", ""), "LTGrad-CAM", config, scores, plain[config]) for config in configs])
+    rows = [_row(("cross", ""), "LTGrad-CAM", config, scores, plain[config]) for config in configs]
+    return pd.DataFrame(rows).assign(data=study.title, metric=study.metric)
 
 
 @result("Other readings of Eq. 9", lambda study: [Need(list(EQ9.values()), seeds=1)])
@@ -183,15 +169,15 @@ def eq9(study: Study) -> pd.DataFrame:
     counts = study.counts(EQ9.values(), seeds=1)
     by_name = counts.pairs.sort_values(["name", "class"]).index.to_numpy()  # of all folds together: the order of the draws
     scores = draws(counts.where(by_name), study.metric)
-    return labelled(study, [{"reading": name, **ends(scores[c]), **margin(scores[c] - scores[LT0])} for name, c in EQ9.items()])
+    rows = [{"reading": name, **ends(scores[c]), **margin(scores[c] - scores[LT0])} for name, c in EQ9.items()]
+    return pd.DataFrame(rows).assign(data=study.title, metric=study.metric)
 
 
 @result("The best of the sweep on the training part, on the held-out part", needs)
 def beyond(study: Study) -> pd.DataFrame:
-    """The best configuration on the training part, compared with each of the seven methods on the held-out part.
+    """The best configuration on the training part, in the form of `ablations`, then the seven methods, on the held-out part.
 
-    The rows are as in `ablations`: first the chosen configuration, then the seven, whose change is the chosen score minus their
-    own. The column chosen_on has the chosen configuration's score on the training part.
+    A change is the chosen score minus the method's own. chosen_on: the chosen configuration's score on the training part.
     """
     first = study.settings["ablated"]
     scores = draws(study.counts(dict.fromkeys([*SEVEN.values(), *SWEEP]), seeds=first), study.metric)
@@ -199,7 +185,7 @@ def beyond(study: Study) -> pd.DataFrame:
     chosen = max(on_train, key=lambda config: on_train[config])
     rows = {"chosen": chosen, **SEVEN}.items()
     found = [_row(("beyond", ""), name, c, scores) | margin(scores[chosen] - scores[c]) for name, c in rows]
-    return labelled(study, ({**row, "chosen_on": on_train[chosen]} for row in found))
+    return pd.DataFrame(found).assign(chosen_on=on_train[chosen], data=study.title, metric=study.metric)
 
 
 def _tau(printed: Floats, ours: Floats) -> Floats:

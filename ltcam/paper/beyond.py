@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import NamedTuple
 
 import pandas as pd
@@ -17,11 +18,13 @@ from ltcam.engine.refine import Refine
 from ltcam.experiment.counting import identity
 from ltcam.experiment.curves import THRESHOLDS, of_checkpoint
 from ltcam.experiment.protocol import Protocol, Way
-from ltcam.experiment.scores import LATER, VERDICTS, draws, ends, row
+from ltcam.experiment.scores import LATER, VERDICTS, Floats, draws, ends, row
 from ltcam.experiment.study import Study
 from ltcam.files import ROOT
 from ltcam.paper.registry import result
 from ltcam.paper.tables import SEVEN, margin
+
+SAME = {word: word for word in VERDICTS}
 
 
 class Best(NamedTuple):
@@ -31,7 +34,6 @@ class Best(NamedTuple):
     views: float = 1.0
 
 
-SAME = {word: word for word in VERDICTS}
 CHOSEN = Config("xgradcam", "S4-S5", 0.0, fuse="prod")
 BEST = {
     "otsu": Best(replace(CHOSEN, refine=Refine("S3-S5", 56, 4, 2)), 2.0),
@@ -53,16 +55,20 @@ def steps(best: Best) -> dict[str, Best]:
     return {name: way for (name, way), before in zip(each.items(), [None, *each.values()], strict=False) if way != before}
 
 
-def seven(views: float) -> dict[str, Best]:
-    """Our rows of Table 3 at an input. FullGrad, which costs as much as all others, is measured at the network's own alone."""
-    return {name: Best(config, views) for name, config in SEVEN.items() if views == 1 or config.method != "fullgrad"}
+def entries(best: Best) -> list[tuple[str, str, Best, Best | None]]:
+    """Every row of the table: kind, name, way, and the other way of its change. FullGrad, which costs as much as all others, is
+    measured at the network's own input alone."""
+    ladder, both = steps(best), dict.fromkeys([1.0, best.views])
+    found = [("step", name, way, before) for (name, way), before in zip(ladder.items(), [None, *ladder.values()], strict=False)]
+    rows = [(name, Best(config, views)) for views in both for name, config in SEVEN.items()]
+    return found + [("row", name, way, best) for name, way in rows if way.views == 1 or way.config.method != "fullgrad"]
 
 
 def ways() -> dict[float, list[Config]]:
-    """All that is measured, by input: our rows of Table 3 at the network's own and at those of `BEST`, and every step."""
+    """All that is measured, by input."""
     found: dict[float, list[Config]] = {}
     for best in BEST.values():
-        for way in (*seven(1).values(), *seven(best.views).values(), *steps(best).values()):
+        for _, _, way, _ in sorted(entries(best), key=itemgetter(0)):  # rows first, as in the keys of curves that are kept
             found.setdefault(way.views, []).append(way.config)
     return {views: list(dict.fromkeys(configs)) for views, configs in found.items()}
 
@@ -78,13 +84,17 @@ def enlarged(views: float, size: tuple[int, int]) -> tuple[int, int] | None:
 
 
 def fitted(views: float, study: Study) -> Protocol:
-    """The protocol of a study with such an input."""
+    """The protocol of a study at such an input."""
     return replace(study.protocol, size=enlarged(views, study.recipe(study.names[0]).size or study.dataset.size))
 
 
-def curves(study: Study, name: str, part: str, configs: Sequence[Config], views: float) -> dict[Config, pd.Series[float]]:
-    """The mIoU with background by t. It is kept in the store and measured again only if something it depends on has changed."""
+def curves(study: Study, name: str, first: str, configs: Sequence[Config], views: float) -> dict[Config, pd.Series[float]]:
+    """The mIoU with background by t, on the training part of the training `name`, or on its first images: the setting `first`.
+
+    It is kept in the store, and measured again only if something it depends on has changed.
+    """
     trained, protocol = study.trained if name == study.names[0] else study.load(name), fitted(views, study)
+    part = _part(study, "train", first)
     key = identity(trained, trained.load(part), protocol) | {"curves": list(map(str, configs))}
     if not (kept := study.store.notes(key)):
         kept[0] = [tally.curve().to_list() for tally in of_checkpoint(trained, part, configs, protocol).values()]
@@ -92,53 +102,38 @@ def curves(study: Study, name: str, part: str, configs: Sequence[Config], views:
     return {config: pd.Series(curve, THRESHOLDS) for config, curve in zip(configs, kept[0], strict=True)}
 
 
-def backgrounds(study: Study, name: str, configs: Sequence[Config], views: float) -> dict[Config, float]:
-    """The t of each configuration that is best on the training part of the training `name`, or on its first images."""
-    found = curves(study, name, _part(study, "train", "chosen_on"), configs, views)
-    return {config: float(THRESHOLDS[int(curve.argmax())]) for config, curve in found.items()}
-
-
 @result("Beyond the paper, step by step", golden=("cut", "kind", "name", "views", "value"), tolerance=3)
 def best(study: Study) -> pd.DataFrame:
-    """What each step adds, and how far the best is above our rows of Table 3.
+    """What each step adds, and how far the best is above our rows of Table 3, by cut.
 
-    Columns cut, kind ("step" or "row"), name, views, configuration, value in percent (the headline score of the data set for
-    "otsu", mIoU with background for "argmax") and its ends, change (of a step: from the step before; of a row: to the best) and
-    its ends, verdict.
+    The value, in percent, is the data set's headline score for "otsu" and the mIoU with background for "argmax". The change of
+    a step is from the step before, that of a row is to the best.
     """
-    found, first, t = [], study.settings["scored_on"], dict[float, dict[str, dict[Config, float]]]()
+    first, scored, found = study.settings["scored_on"], dict[tuple[str, Best], Floats](), []
     for views, configs in ways().items():
-        t[views] = {} if study.kept else {name: backgrounds(study, name, configs, views) for name in study.names}
-        for name, at in t[views].items():  # both cuts in one pass
-            both = [*map(Way, configs), *(Way(config, "argmax", at[config]) for config in configs)]
-            study.measured(name, both, protocol=fitted(views, study), first=first)
-    for cut, chosen in BEST.items():
-        scored = {}
-        for views, configs in ways().items():
-            at = t[views] if cut == "argmax" else {}
-            counts = study.counts(configs, protocol=fitted(views, study), cut=cut, t=at, first=first)
-            own = draws(counts, study.metric if cut == "otsu" else "mIoU")
-            scored |= {Best(config, views): values for config, values in own.items()}
-        ladder = steps(chosen)
-        entries = [
-            ("step", name, way, before) for (name, way), before in zip(ladder.items(), [None, *ladder.values()], strict=False)
-        ]
-        entries += [
-            ("row", name, way, chosen) for views in dict.fromkeys([1, chosen.views]) for name, way in seven(views).items()
-        ]
-        for kind, name, way, other in entries:
-            about = {"cut": cut, "kind": kind, "name": name, "views": label(way.views), **row(way.config), **ends(scored[way])}
-            change = (scored[way] - scored[other]) * (1 if kind == "step" else -1) if other else None
-            found.append(about | ({} if change is None else margin(change, words=SAME)))
+        protocol, t = fitted(views, study), dict[str, dict[Config, float]]()
+        for name in () if study.kept else study.names:  # each t is the best on training images; both cuts in one pass
+            t[name] = {c: float(curve.idxmax()) for c, curve in curves(study, name, "chosen_on", configs, views).items()}
+            both = [*map(Way, configs), *(Way(config, "argmax", at) for config, at in t[name].items())]
+            study.measured(name, both, protocol=protocol, first=first)
+        for cut, metric, at in (("otsu", study.metric, {}), ("argmax", "mIoU", t)):
+            own = draws(study.counts(configs, protocol=protocol, cut=cut, t=at, first=first), metric)
+            scored |= {(cut, Best(config, views)): values for config, values in own.items()}
+    for cut, (kind, name, way, other) in ((cut, entry) for cut, chosen in BEST.items() for entry in entries(chosen)):
+        about = {"cut": cut, "kind": kind, "name": name, "views": label(way.views), **row(way.config), **ends(scored[cut, way])}
+        if other:
+            change = scored[cut, way] - scored[cut, other]
+            about |= margin(change if kind == "step" else -change, words=SAME)
+        found.append(about)
     table = pd.DataFrame(found)
     return table.drop(columns=[name for name in LATER if table[name].isna().all()])
 
 
 def lines(study: Study) -> dict[str, pd.Series[float]]:
-    """The curves of the first and the last step for "argmax", in the first training, on its training part or first images."""
-    part, (first, *_, last) = _part(study, "train", "drawn_on"), steps(BEST["argmax"]).values()
-    ends = {"Grad-CAM at S5": first, "our best": last}
-    return {name: curves(study, study.names[0], part, [way.config], way.views)[way.config] for name, way in ends.items()}
+    """The curves of the first and the last step for "argmax", in the first training."""
+    first, *_, last = steps(BEST["argmax"]).values()
+    named = {"Grad-CAM at S5": first, "our best": last}
+    return {name: curves(study, study.names[0], "drawn_on", [way.config], way.views)[way.config] for name, way in named.items()}
 
 
 def beside(table: pd.DataFrame, curves: Mapping[str, pd.Series[float]], study: Study) -> pd.DataFrame:
@@ -147,8 +142,8 @@ def beside(table: pd.DataFrame, curves: Mapping[str, pd.Series[float]], study: S
     On the training part ours is that of `curves`, from `lines`, at its best threshold, as the field reports it. On the held-out
     part it is in `table`, the result `best`: at the training part's threshold, the mean over trainings.
     """
-    steps = table[(table["cut"] == "argmax") & (table["kind"] == "step")]["value"]
-    scores = {("train", "drawn_on"): [curve.max() for curve in curves.values()], ("test", "scored_on"): steps.iloc[[0, -1]]}
+    held_out = table[(table["cut"] == "argmax") & (table["kind"] == "step")]["value"].iloc[[0, -1]]
+    scores = {("train", "drawn_on"): [curve.max() for curve in curves.values()], ("test", "scored_on"): held_out}
     ours = [(name, _part(study, *part), score) for part, own in scores.items() for name, score in zip(curves, own, strict=True)]
     found = pd.DataFrame(ours, columns=["name", "part", "mIoU"]).assign(network="VGG16", data=study.test.title, source="here")
     published = pd.read_csv(ROOT / "data/published_seeds.csv").assign(data="PASCAL VOC 2012")
@@ -156,6 +151,5 @@ def beside(table: pd.DataFrame, curves: Mapping[str, pd.Series[float]], study: S
 
 
 def _part(study: Study, role: str, setting: str) -> str:
-    """The part of a role, or its first images if the profile asks for so many."""
     first = study.settings[setting]
     return f"{getattr(study.recipe(study.names[0]), role)}{f'/{first}' if first else ''}"

@@ -8,8 +8,8 @@ import pandas as pd
 
 from ltcam.experiment.scores import DRAWS, draws, ends
 from ltcam.experiment.study import Study
-from ltcam.paper.ablations import ROWS, TRICKS, labelled, needs
-from ltcam.paper.areas import areas, kinds
+from ltcam.paper.ablations import ROWS, TRICKS, needs
+from ltcam.paper.areas import areas
 from ltcam.paper.gradients import overlap
 from ltcam.paper.registry import make, result
 from ltcam.paper.tables import margin
@@ -29,22 +29,9 @@ def pairs(study: Study) -> pd.DataFrame:
     tables = []
     for data in (trained.load(trained.recipe.test) for trained in study.folds()):
         table = areas(data, known=False)
-        numbers, classes = table["class"].map(data.classes.index), table.groupby("name")["name"].transform("size")
-        tables.append(
-            pd.DataFrame(
-                {"name": table["name"], "class": numbers, "kind": kinds(table), "area": table["area"], "classes": classes}
-            )
-        )
+        kinds, numbers = table["kind"].where(table["kind"] != "", table["class"]), table["class"].map(data.classes.index)
+        tables.append(table.assign(kind=kinds, classes=table.groupby("name")["name"].transform("size"), **{"class": numbers}))
     return pd.concat(tables, ignore_index=True).merge(overlap(make("signs", study)), how="left").assign(data=study.title)
-
-
-def groups(pairs: pd.DataFrame) -> dict[str, pd.Series[str]]:
-    """{grouping: the group of each pair}, for the groupings kind, fifths of each of `AMOUNTS` in `pairs`, and classes."""
-    found = {"kind": pairs["kind"]}
-    found |= {amount: fifths(pairs[amount], named) for amount, named in AMOUNTS.items() if amount in pairs}
-    if pairs["classes"].nunique() > 1:
-        found["classes"] = pairs["classes"].map(lambda n: f"{n}" if n < 3 else "3 or more")
-    return found
 
 
 def fifths(amounts: pd.Series[float], named: str) -> pd.Series[str]:
@@ -63,7 +50,11 @@ def breakdown(study: Study) -> pd.DataFrame:
     """
     counts, amounts, rows = study.counts(ROWS.values(), seeds=study.settings["ablated"]), make("pairs", study), []
     of_pair = pd.MultiIndex.from_frame(counts.pairs[PAIR])
-    for by, labels in groups(amounts).items():
+    labels_of = {"kind": amounts["kind"]}
+    labels_of |= {amount: fifths(amounts[amount], named) for amount, named in AMOUNTS.items() if amount in amounts}
+    if amounts["classes"].nunique() > 1:
+        labels_of["classes"] = amounts["classes"].map(lambda n: f"{n}" if n < 3 else "3 or more")
+    for by, labels in labels_of.items():
         order = amounts["area" if by == "kind" else by].groupby(labels).median().sort_values().index
         for group, chosen in ((group, amounts[labels == group]) for group in order):
             scores = draws(counts.where(of_pair.isin(pd.MultiIndex.from_frame(chosen[PAIR]))), "IoU")
@@ -72,7 +63,7 @@ def breakdown(study: Study) -> pd.DataFrame:
             said |= {trick: margin(own[made] - own[before], VALUE) for trick, (made, before) in TRICKS.items()}
             about = {"by": by, "group": group, "images": chosen["name"].nunique(), "area": chosen["area"].median()}
             rows += [{**about, "row": name, **values} for name, values in said.items()]
-    return labelled(study, rows, "IoU")
+    return pd.DataFrame(rows).assign(data=study.title, metric="IoU")
 
 
 def each(study: Study) -> pd.DataFrame:
@@ -91,7 +82,7 @@ def correlations(study: Study) -> pd.DataFrame:
     class" that of a class's mean gain with its median overlap), images, value in [-1, 1], ci_low, ci_high (bootstrap over
     images), and verdict: the gain "rises" or "falls" with the amount, or "tie".
     """
-    return labelled(study, correlated(each(study)), "IoU")
+    return correlated(each(study)).assign(data=study.title, metric="IoU")
 
 
 def correlated(each: pd.DataFrame, number: int = DRAWS) -> pd.DataFrame:

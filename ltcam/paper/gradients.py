@@ -1,9 +1,7 @@
 """What the gradients of held-out images carry: why truncation and fusion do what they do. One pass serves three tables.
 
-Before its ReLU (Eq. 3), Grad-CAM's map is a difference of two maps: that of the channels' positive gradients, which delta = 0
-keeps, and that of the negative ones. Subtracting the negative map helps where it lies beside the object and hurts where it lies
-on it. `signs` uses the masks to measure where it lies. `stages` measures what each stage's map weighs in Eq. 8, and how much of
-it is left as delta rises. `dropped` is the share of the positive gradient that Eq. 9 drops.
+Before its ReLU (Eq. 3), Grad-CAM's map is that of the channels' positive gradients, which delta = 0 keeps, minus that of the
+negative ones. Subtracting the negative map helps where it lies beside the object and hurts where it lies on it.
 """
 
 from __future__ import annotations
@@ -55,22 +53,20 @@ def dropped(study: Study) -> pd.DataFrame:
 
 
 def _looked_into(study: Study, name: str, keys: list[str], values: list[str]) -> pd.DataFrame:
-    """A table of the one pass over the first seed's held-out parts, sorted by pair. An interrupted pass goes on after its last
-    batch."""
+    """A table of the pass over the first seed's held-out parts, sorted by `keys`. It goes on after the last kept batch."""
     rows: list[list[Any]] = []
     for trained in study.folds():
         data = trained.load(trained.recipe.test)
         scored = sorted(data.scored[: study.settings["images"]], key=lambda i: int(data.labels[i].sum()))
         key = identity(trained, data, study.protocol) | {"gradients": VERSION, "images": study.settings["images"]}
-        kept = study.store.notes(key)
-        batches = BatchSampler(scored, study.protocol.batch_size, False)
+        kept, batches = study.store.notes(key), BatchSampler(scored, study.protocol.batch_size, False)
         for number, batch in enumerate(tqdm(batches, data.title, disable=None, leave=False)):
             if number not in kept:
                 kept[number] = _batch(trained, data, batch)
                 study.store.note(key, number, kept[number])
             rows += kept[number][name]
-    table = pd.DataFrame(rows, columns=["name", "class", *keys, *values])
     keys = ["name", "class", *keys]
+    table = pd.DataFrame(rows, columns=[*keys, *values])
     return table.sort_values(keys, kind="stable", ignore_index=True, na_position="first").assign(data=study.title)
 
 
@@ -131,10 +127,9 @@ def losses(traced: Trace, deltas: Sequence[float] = SHARES) -> Iterator[list[Any
 
 
 def overlap(signs: pd.DataFrame) -> pd.DataFrame:
-    """How much of the negative map lies on the object at the deepest stage, divided by the same for the positive map.
+    """The negative map's share on the object at the deepest stage, divided by the positive map's: name, class, overlap.
 
-    At 1 both lie on it alike; below 1 the negative map lies more beside it. Columns name, class, overlap. The overlap is NaN if
-    a map is empty or the positive one lies wholly beside the object. signs: the table.
+    Below 1 the negative map lies more beside the object. NaN if a map is empty or the positive one lies wholly beside it.
     """
     deepest = signs[signs["stage"] == signs["stage"].max()]
     return deepest[["name", "class"]].assign(overlap=deepest["negative"] / deepest["positive"].where(deepest["positive"] > 0))

@@ -110,11 +110,8 @@ def delta_choice(study: Study) -> pd.DataFrame:
 
 @result("Every number of the paper, and ours", golden=("table", "row", "metric", "paper", "ours", "difference"))
 def comparison(study: Study) -> pd.DataFrame:
-    """A row for each printed number: table, row, metric, paper, ours, difference (points), and our interval.
-
-    low, high: over images and trainings, in percent; inside: whether the paper's number lies in it. Precision and recall have
-    none.
-    """
+    """A row for each printed number, in percent and points. low, high: our interval over images and trainings, which precision
+    and recall have not; inside: whether the paper's number lies in it."""
     numbers, rows = (1, 2, *study.compared), []
     counts = study.counts(config for number in numbers for config in ROWS[number].values())
     drawn = {name: draws(counts, name) for name in {COLUMNS[n][metric] for n in numbers for metric in ("mIoU", "Micro-F1")}}
@@ -122,8 +119,8 @@ def comparison(study: Study) -> pd.DataFrame:
         wide = compared(number, make(f"table{number}", study))
         for metric, row in product(published(number), ROWS[number]):
             own = drawn.get(COLUMNS[number][metric])
-            ends_of = span(own[ROWS[number][row]]) if own else (np.nan, np.nan)
-            rows.append([number, row, metric, *wide.loc[row, metric], *np.round(ends_of, 2)])
+            interval = span(own[ROWS[number][row]]) if own else (np.nan, np.nan)
+            rows.append([number, row, metric, *wide.loc[row, metric], *np.round(interval, 2)])
     table = pd.DataFrame(rows, columns=["table", "row", "metric", "paper", "ours", "difference", "low", "high"])
     return table.assign(inside=table["paper"].between(table["low"], table["high"]).where(table["low"].notna()))
 
@@ -169,30 +166,3 @@ def published(number: int, column: str = "value") -> pd.DataFrame:
     chosen = values[values["table"] == number]
     wide = chosen.pivot(index="row", columns="metric", values=column)
     return wide.loc[chosen["row"].unique(), chosen["metric"].unique()]
-
-
-def arithmetic(number: int) -> pd.DataFrame:
-    """How far the printed metrics are from those of pooled pixels, where F1 = 2PR / (P + R) and IoU = F1 / (2 - F1).
-
-    Columns "F1 - 2PR/(P+R)" and "IoU - F1/(2-F1)" in points, and "pooled": whether rounding explains both differences.
-    """
-    p, r, f1, iou = (published(number)[metric] / 100 for metric in ("Precision", "Recall", "Micro-F1", "mIoU"))
-    half = 0.5e-4  # half of the last digit printed; both formulas increase with their inputs
-    low, exact, high = (
-        (2 * (p + step) * (r + step) / (p + step + r + step), (f1 + step) / (2 - (f1 + step))) for step in (-half, 0, half)
-    )
-    pooled = low[0].le(f1 + half) & high[0].ge(f1 - half) & low[1].le(iou + half) & high[1].ge(iou - half)
-    off = pd.DataFrame({"F1 - 2PR/(P+R)": f1 - exact[0], "IoU - F1/(2-F1)": iou - exact[1]})
-    return ((off * 100).round(3) + 0.0).assign(pooled=pooled)  # + 0.0: no -0.000
-
-
-def underlined() -> list[str]:
-    """A sentence for each column of Tables 3 and 4 in which the paper underlines a row other than the second best."""
-    found = []
-    for number, metric in product((3, 4), POOLED):
-        values, styles = (published(number, column)[metric] for column in ("value", "style"))
-        second, marked = values.nlargest(2).index[1], [*styles.index[styles == "underline"]]
-        if marked != [second]:
-            named = " and ".join(f"{row}'s {values[row]}" for row in marked) or "nothing"
-            found.append(f"Table {number}, {metric}: {named} is underlined, the second best is {second}'s {values[second]}")
-    return found

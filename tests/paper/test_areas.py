@@ -44,6 +44,7 @@ def test_areas_are_shares_of_the_pixels_that_are_known():
         ["image 0", "a", "", 5.0], ["image 1", "a", "x", 5.0], ["image 1", "b", "x", 20.0], ["image 2", "b", "y", 0.0],
     ]  # fmt: skip
     assert list(table) == ["name", "class", "kind", "area"]
+    assert areas.areas(Toy(), known=False)["area"].tolist() == pytest.approx([5, 4.5, 18, 0])  # of all 200 pixels
 
 
 def test_an_image_without_a_known_pixel_has_no_area():
@@ -61,11 +62,17 @@ def test_the_demos_areas_are_those_of_its_masks():
         assert area == pytest.approx(100 * (mask == data.classes.index(c) + 1).mean())
 
 
-def test_a_summary_has_the_quantiles_of_each_class_and_of_all():
+def of(monkeypatch, **parts):
+    """The table of these parts."""
+    monkeypatch.setattr(areas, "parts", lambda study: parts)
+    return areas.data(None)
+
+
+def test_the_table_has_the_quantiles_of_each_class_and_of_all(monkeypatch):
     data = datasets.load("demo", "test")
-    table, each = areas.summary(data).set_index("class"), areas.areas(data)
+    table, each = of(monkeypatch, test=data).set_index("class"), areas.areas(data)
     assert list(table.index) == [*sorted(data.classes), "all"]
-    for name, row in table.iterrows():
+    for name, row in table.drop(columns="part").iterrows():
         of_class = each[each["class"].isin([name] if name != "all" else data.classes)]
         assert row.tolist()[1:] == pytest.approx(np.quantile(of_class["area"], [0.1, 0.5, 0.9]))
         assert row["images"] == len(set(of_class["name"]))
@@ -73,15 +80,12 @@ def test_a_summary_has_the_quantiles_of_each_class_and_of_all():
     assert table["images"].iloc[:-1].tolist() == [int(data.labels[:, data.classes.index(c)].sum()) for c in table.index[:-1]]
 
 
-def test_a_summary_tells_kinds_apart_and_counts_an_image_once():
-    assert areas.summary(Toy())[["class", "images", "median"]].values.tolist() == [["a", 2, 5], ["b", 2, 10], ["all", 3, 5]]
-    kinds = areas.summary(Toy(("x", "x", "y", "z")))
-    assert kinds[["class", "images", "median"]].values.tolist() == [["x", 2, 5], ["y", 1, 0], ["all", 3, 5]]
-
-
-def test_a_cell_is_what_32_pixels_of_the_input_are():
-    found = areas.against_cells({"toy": Toy()}).loc["toy"].to_dict()  # areas 5, 5, 20, 0; 2 x 3 cells
-    assert found == pytest.approx({"median": 5, "cell": 100 / 6, "smaller": 75, "IoU": 500 / (5 + 100 / 6)})
+def test_the_table_tells_kinds_apart_and_counts_an_image_once(monkeypatch):
+    found = of(monkeypatch, train=Toy(), test=Toy(("x", "x", "y", "z")))[["part", "class", "images", "median"]]
+    assert found.values.tolist() == [
+        ["train", "a", 2, 5], ["train", "b", 2, 10], ["train", "all", 3, 5],
+        ["test", "x", 2, 5], ["test", "y", 1, 0], ["test", "all", 3, 5],
+    ]  # fmt: skip
 
 
 def test_what_is_present_is_found(tmp_path, monkeypatch):
@@ -91,7 +95,7 @@ def test_what_is_present_is_found(tmp_path, monkeypatch):
     assert [(title, data.part) for title, data in datasets.present().items()] == [
         ("demo (generated)", "test"), ("PASCAL VOC 2012 subset", "val"), ("KSDD2", "test"),
     ]  # fmt: skip
-    assert areas.summary(datasets.load("ksdd2", "test"))["median"].tolist() == pytest.approx([150 / 14.49] * 2)
+    assert areas.areas(datasets.load("ksdd2", "test"))["area"].median() == pytest.approx(150 / 14.49)
     cat = areas.areas(datasets.load("voc2012", "val")).iloc[-1]
     assert cat["area"] == pytest.approx(100 * 18 * 18 / (45 * 60 - 76))  # without its void border
 
