@@ -40,14 +40,17 @@ def by_class(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {str(c): own for c, own in table.groupby(table["kind"].where(table["kind"] != "", table["class"]))}
 
 
+def summary(data: Segmentation) -> pd.DataFrame:
+    """One row per class (or kind) and one for all: class, images that have it, 10%, median, 90% of `areas` in percent."""
+    groups = {**by_class(table := areas(data)), "all": table}
+    rows = [(c, t["name"].nunique(), *t["area"].quantile([0.1, 0.5, 0.9])) for c, t in groups.items()]
+    return pd.DataFrame(rows, columns=["class", "images", "10%", "median", "90%"])
+
+
 @result("How much of an image a class covers", tolerance=0.01, measured=True)
 def data(study: Study) -> pd.DataFrame:
-    """One row per part and class (or kind), and one for all: class, images that have it, 10%, median, 90% of `areas`, part."""
-    rows = []
-    for part, own in parts(study).items():
-        for c, table in {**by_class(every := areas(own)), "all": every}.items():
-            rows.append((c, table["name"].nunique(), *table["area"].quantile([0.1, 0.5, 0.9]), part))
-    return pd.DataFrame(rows, columns=["class", "images", "10%", "median", "90%", "part"])
+    """The `summary` of each part, one below the other, with a column `part`."""
+    return pd.concat([summary(own).assign(part=part) for part, own in parts(study).items()], ignore_index=True)
 
 
 def classes(parts: Mapping[str, Segmentation]) -> pd.DataFrame:

@@ -113,7 +113,9 @@ def best(study: Study) -> pd.DataFrame:
     for views, configs in ways().items():
         protocol, t = fitted(views, study), dict[str, dict[Config, float]]()
         for name in () if study.kept else study.names:  # each t is the best on training images; both cuts in one pass
-            t[name] = {c: float(curve.idxmax()) for c, curve in curves(study, name, "chosen_on", configs, views).items()}
+            t[name] = {
+                c: float(THRESHOLDS[curve.argmax()]) for c, curve in curves(study, name, "chosen_on", configs, views).items()
+            }
             both = [*map(Way, configs), *(Way(config, "argmax", at) for config, at in t[name].items())]
             study.measured(name, both, protocol=protocol, first=first)
         for cut, metric, at in (("otsu", study.metric, {}), ("argmax", "mIoU", t)):
@@ -142,8 +144,8 @@ def beside(table: pd.DataFrame, curves: Mapping[str, pd.Series[float]], study: S
     On the training part ours is that of `curves`, from `lines`, at its best threshold, as the field reports it. On the held-out
     part it is in `table`, the result `best`: at the training part's threshold, the mean over trainings.
     """
-    held_out = table[(table["cut"] == "argmax") & (table["kind"] == "step")]["value"].iloc[[0, -1]]
-    scores = {("train", "drawn_on"): [curve.max() for curve in curves.values()], ("test", "scored_on"): held_out}
+    held_out = table[(table["cut"] == "argmax") & (table["kind"] == "step")]["value"].to_list()
+    scores = {("train", "drawn_on"): [c.max() for c in curves.values()], ("test", "scored_on"): [held_out[0], held_out[-1]]}
     ours = [(name, _part(study, *part), score) for part, own in scores.items() for name, score in zip(curves, own, strict=True)]
     found = pd.DataFrame(ours, columns=["name", "part", "mIoU"]).assign(network="VGG16", data=study.test.title, source="here")
     published = pd.read_csv(ROOT / "data/published_seeds.csv").assign(data="PASCAL VOC 2012")

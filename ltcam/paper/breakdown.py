@@ -96,8 +96,8 @@ def correlated(each: pd.DataFrame, number: int = DRAWS) -> pd.DataFrame:
     values = pd.concat([_ranked(known.loc[pick], amounts, wide) for pick in picks], keys=range(len(picks)))
     words, found = {"holds": "rises", "does not hold": "falls", "tie": "tie"}, []
     for gain in SHOWN:
-        for amount, drawn in values.xs(gain, level=1).items():
-            found.append({"gain": gain, "amount": amount, "images": len(rows)} | margin(drawn.to_numpy(), VALUE, words))
+        for amount, own in values.xs(gain, level=1).items():
+            found.append({"gain": gain, "amount": amount, "images": len(rows)} | margin(own.to_numpy(), VALUE, words))
     return pd.DataFrame(found)
 
 
@@ -106,8 +106,8 @@ def _ranked(pairs: pd.DataFrame, amounts: list[str], by_class: bool) -> pd.DataF
     every = pairs[[*SHOWN, *amounts]].rank().corr()
     found = every.loc[SHOWN, amounts]
     if {"area", "overlap"} <= {*amounts}:
-        area, other = found["area"], every.loc["area", "overlap"]
-        left = np.sqrt((1 - area**2).clip(lower=0) * np.clip(1 - other**2, 0, None))
+        area, other = found["area"], every.loc[["area"], "overlap"].to_numpy()
+        left = np.sqrt((1 - area**2).clip(lower=0) * (1 - other**2).clip(min=0))
         found[FIXED] = (found["overlap"] - area * other) / left.where(left > 1e-9)
     if by_class:
         classes = pairs.groupby("kind").agg(dict.fromkeys(SHOWN, "mean") | {"overlap": "median"})

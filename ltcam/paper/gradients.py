@@ -131,5 +131,6 @@ def overlap(signs: pd.DataFrame) -> pd.DataFrame:
 
     Below 1 the negative map lies more beside the object. NaN if a map is empty or the positive one lies wholly beside it.
     """
-    deepest = signs[signs["stage"] == signs["stage"].max()]
-    return deepest[["name", "class"]].assign(overlap=deepest["negative"] / deepest["positive"].where(deepest["positive"] > 0))
+    deepest: pd.DataFrame = signs[signs["stage"] == signs["stage"].max()]
+    ratio = deepest["negative"] / deepest["positive"].where(deepest["positive"] > 0)
+    return deepest[["name", "class"]].assign(overlap=ratio)

@@ -84,7 +84,8 @@ for _number in ROWS:
 def sweep(study: Study) -> pd.DataFrame:
     """Figs. 4 and 5. Column `part` has the role: "test" or "train"."""
     found = {role: scores(study.counts(SWEEP, role)) for role in get_args(Role)}
-    return pd.concat(found, names=["part", None]).reset_index("part").reset_index(drop=True)
+    both: pd.DataFrame = pd.concat(found, names=["part", None]).reset_index("part")
+    return both.reset_index(drop=True)
 
 
 @result("What choosing δ on the training part is worth")
@@ -101,10 +102,10 @@ def delta_choice(study: Study) -> pd.DataFrame:
     for method in SWEPT:
         wide = table[table["method"] == method].pivot(index="delta", columns="part", values=study.metric)
         curve, none = wide[wide.index.notna()], wide.loc[wide.index.isna(), "test"].item()
-        delta, best_delta = curve["train"].idxmax(), curve["test"].idxmax()
-        test, best = curve["test"][delta], curve["test"].max()
+        chosen, test = curve["train"].argmax(), curve["test"]
         rank = curve.corr(method="spearman").loc["train", "test"]
-        rows.append([method, delta, none, test, best_delta, best, best - test, rank])
+        regret = test.max() - test.iloc[chosen]
+        rows.append([method, curve.index[chosen], none, test.iloc[chosen], test.idxmax(), test.max(), regret, rank])
     return pd.DataFrame(rows, columns=["method", "delta", "none", "test", "best_delta", "best", "regret", "rank_correlation"])
 
 
@@ -116,8 +117,8 @@ def comparison(study: Study) -> pd.DataFrame:
     counts = study.counts(config for number in numbers for config in ROWS[number].values())
     drawn = {name: draws(counts, name) for name in {COLUMNS[n][metric] for n in numbers for metric in ("mIoU", "Micro-F1")}}
     for number in numbers:
-        wide = compared(number, make(f"table{number}", study))
-        for metric, row in product(published(number), ROWS[number]):
+        wide: Any = compared(number, make(f"table{number}", study))
+        for metric, row in product(map(str, published(number)), ROWS[number]):
             own = drawn.get(COLUMNS[number][metric])
             interval = span(own[ROWS[number][row]]) if own else (np.nan, np.nan)
             rows.append([number, row, metric, *wide.loc[row, metric], *np.round(interval, 2)])
@@ -140,15 +141,12 @@ def beside(number: int, study: Study, difference: bool = False) -> Styler:
     """Table `number` for display: the paper's columns beside ours, with the best and second best of each column marked."""
     wide = compared(number, make(f"table{number}", study)).rename_axis(index=None)
     shown = wide if difference else wide.drop(columns="difference", level=1)
-    formats: dict[Any, Any] = {column: "{:+.2f}" if column[1] == "difference" else "{:.2f}" for column in shown}
-    return (
-        shown.style.format(formats)
-        .set_caption(f"Table {number}: the paper's on {PRINTED_ON[number]}, ours on {study.title}")
-        .apply(
-            lambda column: [STYLES[rank] for rank in ranks(column)],
-            subset=pd.IndexSlice[:, pd.IndexSlice[:, ["paper", "ours"]]],
-        )
-    )
+    columns: list[Any] = list(shown)
+    formats: dict[Any, Any] = {column: "{:+.2f}" if column[1] == "difference" else "{:.2f}" for column in columns}
+    caption = f"Table {number}: the paper's on {PRINTED_ON[number]}, ours on {study.title}"
+    marked = [column for column in columns if column[1] != "difference"]
+    styled = shown.style.format(formats).set_caption(caption)
+    return styled.apply(lambda column: [STYLES[rank] for rank in ranks(column)], subset=marked)
 
 
 def ranks(column: pd.Series[float]) -> list[int]:

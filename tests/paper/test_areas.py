@@ -62,17 +62,11 @@ def test_the_demos_areas_are_those_of_its_masks():
         assert area == pytest.approx(100 * (mask == data.classes.index(c) + 1).mean())
 
 
-def of(monkeypatch, **parts):
-    """The table of these parts."""
-    monkeypatch.setattr(areas, "parts", lambda study: parts)
-    return areas.data(None)
-
-
-def test_the_table_has_the_quantiles_of_each_class_and_of_all(monkeypatch):
+def test_a_summary_has_the_quantiles_of_each_class_and_of_all():
     data = datasets.load("demo", "test")
-    table, each = of(monkeypatch, test=data).set_index("class"), areas.areas(data)
+    table, each = areas.summary(data).set_index("class"), areas.areas(data)
     assert list(table.index) == [*sorted(data.classes), "all"]
-    for name, row in table.drop(columns="part").iterrows():
+    for name, row in table.iterrows():
         of_class = each[each["class"].isin([name] if name != "all" else data.classes)]
         assert row.tolist()[1:] == pytest.approx(np.quantile(of_class["area"], [0.1, 0.5, 0.9]))
         assert row["images"] == len(set(of_class["name"]))
@@ -80,12 +74,10 @@ def test_the_table_has_the_quantiles_of_each_class_and_of_all(monkeypatch):
     assert table["images"].iloc[:-1].tolist() == [int(data.labels[:, data.classes.index(c)].sum()) for c in table.index[:-1]]
 
 
-def test_the_table_tells_kinds_apart_and_counts_an_image_once(monkeypatch):
-    found = of(monkeypatch, train=Toy(), test=Toy(("x", "x", "y", "z")))[["part", "class", "images", "median"]]
-    assert found.values.tolist() == [
-        ["train", "a", 2, 5], ["train", "b", 2, 10], ["train", "all", 3, 5],
-        ["test", "x", 2, 5], ["test", "y", 1, 0], ["test", "all", 3, 5],
-    ]  # fmt: skip
+def test_a_summary_tells_kinds_apart_and_counts_an_image_once():
+    assert areas.summary(Toy())[["class", "images", "median"]].values.tolist() == [["a", 2, 5], ["b", 2, 10], ["all", 3, 5]]
+    kinds = areas.summary(Toy(("x", "x", "y", "z")))
+    assert kinds[["class", "images", "median"]].values.tolist() == [["x", 2, 5], ["y", 1, 0], ["all", 3, 5]]
 
 
 def test_what_is_present_is_found(tmp_path, monkeypatch):
