@@ -75,14 +75,13 @@ def crossings(deltas: Sequence[float]) -> list[Config]:
 
 def protocols(study: Study) -> dict[Run, Protocol]:
     """The runs under another protocol that the profile asks for. Sizes are named as width x height."""
-    height, width = study.dataset.larger
-    known: dict[str, Any] = {"labels": "predicted", "outputs": "relu", "size": (height, width)}
+    known: dict[str, Any] = {"labels": "predicted", "outputs": "relu", "size": study.dataset.larger}
     for setting, names in (("protocols", known), ("varied", ROWS)):
         if unknown := [name for name in study.settings[setting] if name not in names]:
             raise InputError(f"{setting}: {unknown[0]!r} cannot be changed, expected some of {', '.join(names)}")
     asked = {factor: known[factor] for factor in study.settings["protocols"]}
-    named = {"size": f"{width} x {height}"}
-    return {(f, named.get(f, value)): replace(study.protocol, **{f: value}) for f, value in asked.items()}
+    levels = {factor: value if isinstance(value, str) else "{1} x {0}".format(*value) for factor, value in asked.items()}
+    return {(factor, levels[factor]): replace(study.protocol, **{factor: value}) for factor, value in asked.items()}
 
 
 def needs(study: Study) -> list[Need]:

@@ -74,30 +74,28 @@ def _batch(trained: Trained, data: Segmentation, batch: Sequence[int]) -> dict[s
     """The rows of each table for some images of `data`."""
     inputs = torch.stack([datasets.preprocess(data.image(i), trained.size) for i in batch])
     traced = trace(trained.model, inputs.to(next(trained.model.parameters())), data.labels[batch])
-    pairs = [(batch[image], c) for image, c in traced.pairs.tolist()]
-    masks = {i: torch.from_numpy(data.mask(i)).to(traced.logits.device) for i in batch}
-    objects = [(masks[i] == c + 1).float().where(masks[i] != VOID, torch.nan) for i, c in pairs]
-    found = {"signs": where(traced, objects), "stages": weights(traced), "dropped": losses(traced)}
-    named = [[data.entries[i].name, c] for i, c in pairs]
+    masks = [torch.from_numpy(data.mask(i)).to(traced.logits.device) for i in batch]
+    found = {"signs": where(traced, masks), "stages": weights(traced), "dropped": losses(traced)}
+    named = [[data.entries[batch[image]].name, c] for image, c in traced.pairs.tolist()]
     return {table: [[*named[pair], *values] for pair, *values in rows] for table, rows in found.items()}
 
 
-def where(traced: Trace, objects: Sequence[Tensor]) -> Iterator[list[Any]]:
+def where(traced: Trace, masks: Sequence[Tensor]) -> Iterator[list[Any]]:
     """(pair, stage, positive, negative, weight): where the maps of the two signs lie, and what the negative one weighs.
 
-    objects: for each pair the area of its object, (H, W) float, NaN where void. positive, negative: the share of the map on the
-    object, divided by the object's share of the image; 1 is chance. weight: the sum of the negative map divided by that of the
-    positive map. An empty map gives NaN.
+    masks: of the images, (H, W) uint8 as in `Sample`. positive, negative: the share of the map on the object, divided by the
+    object's share of the image; 1 is chance. weight: the sum of the negative map divided by that of the positive map. Void
+    pixels are not counted. An empty map gives NaN.
     """
     for stage, layer in traced.stages.items():
         activation, gradient = wide(traced.activation(layer)), wide(traced.gradient(layer))
         both = torch.stack([gradcam(activation, (sign * gradient).clamp(min=0)).double() for sign in (1, -1)], dim=1)
-        for pair, (maps, covered) in enumerate(zip(both, objects, strict=True)):
-            size = (maps.shape[1], maps.shape[2])
-            valid, on = (adaptive_avg_pool2d(own.double()[None], size) for own in (~covered.isnan(), covered.nan_to_num()))
+        for pair, (maps, (image, c)) in enumerate(zip(both, traced.pairs.tolist(), strict=True)):
+            parts, size = (masks[image] != VOID, masks[image] == c + 1), (maps.shape[1], maps.shape[2])
+            valid, on = (adaptive_avg_pool2d(part.double()[None], size) for part in parts)
             area = on.sum() / valid.sum()
-            lifts = [(m * on).sum() / (m * valid).sum() / area for m in maps]
-            yield [pair, stage, *(lift.item() for lift in lifts), (maps[1].sum() / maps[0].sum()).item()]
+            lifts = [((m * on).sum() / (m * valid).sum() / area).item() for m in maps]
+            yield [pair, stage, *lifts, (maps[1].sum() / maps[0].sum()).item()]
 
 
 def weights(traced: Trace, deltas: Sequence[float | None] = DELTAS) -> Iterator[list[Any]]:

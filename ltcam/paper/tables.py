@@ -102,7 +102,7 @@ def delta_choice(study: Study) -> pd.DataFrame:
     for method in SWEPT:
         wide = table[table["method"] == method].pivot(index="delta", columns="part", values=study.metric)
         curve, none = wide[wide.index.notna()], wide.loc[wide.index.isna(), "test"].item()
-        chosen, test = curve["train"].argmax(), curve["test"]
+        chosen, test = int(curve["train"].argmax()), curve["test"]
         rank = curve.corr(method="spearman").loc["train", "test"]
         regret = test.max() - test.iloc[chosen]
         rows.append([method, curve.index[chosen], none, test.iloc[chosen], test.idxmax(), test.max(), regret, rank])
