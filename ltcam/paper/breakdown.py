@@ -92,24 +92,23 @@ def correlated(each: pd.DataFrame, number: int = DRAWS) -> pd.DataFrame:
     rows = [np.asarray(index) for index in known.groupby("name", sort=False).groups.values()]
     drawn = np.random.default_rng(0).integers(max(len(rows), 1), size=(number, len(rows)))
     picks = [np.arange(len(known)), *(np.concatenate([[], *(rows[i] for i in draw)]).astype(int) for draw in drawn)]
+    ranked = pd.concat([known.loc[pick, [*SHOWN, *amounts]].rank().corr() for pick in picks], keys=range(len(picks)))
     wide = "overlap" in amounts and known["kind"].nunique() >= CLASSES
-    values = pd.concat([_ranked(known.loc[pick], amounts, wide) for pick in picks], keys=range(len(picks)))
+    by_class = pd.DataFrame([_by_class(known.loc[pick]) for pick in picks] if wide else [])
     words, found = {"holds": "rises", "does not hold": "falls", "tie": "tie"}, []
     for gain in SHOWN:
-        for amount, own in values.xs(gain, level=1).items():
+        values = ranked.xs(gain, level=1)[amounts]
+        if {"area", "overlap"} <= {*amounts}:  # the partial correlation; NaN where the area tells all of either
+            area, other = values["area"], ranked.xs("area", level=1)["overlap"]
+            left = np.sqrt((1 - area**2).clip(lower=0) * (1 - other**2).clip(lower=0))
+            values = values.assign(**{FIXED: (values["overlap"] - area * other) / left.where(left > 1e-9)})
+        values = values.assign(**{BY_CLASS: by_class[gain].to_numpy()}) if wide else values
+        for amount, own in values.items():
             found.append({"gain": gain, "amount": amount, "images": len(rows)} | margin(own.to_numpy(), VALUE, words))
     return pd.DataFrame(found)
 
 
-def _ranked(pairs: pd.DataFrame, amounts: list[str], by_class: bool) -> pd.DataFrame:
-    """Spearman's correlation of each gain (rows) with each amount. The partial one is NaN if the area tells all of either."""
-    every = pairs[[*SHOWN, *amounts]].rank().corr()
-    found = every.loc[SHOWN, amounts]
-    if {"area", "overlap"} <= {*amounts}:
-        area, other = found["area"], every.loc[["area"], "overlap"].to_numpy()
-        left = np.sqrt((1 - area**2).clip(lower=0) * (1 - other**2).clip(min=0))
-        found[FIXED] = (found["overlap"] - area * other) / left.where(left > 1e-9)
-    if by_class:
-        classes = pairs.groupby("kind").agg(dict.fromkeys(SHOWN, "mean") | {"overlap": "median"})
-        found[BY_CLASS] = classes[SHOWN].corrwith(classes["overlap"], method="spearman")
-    return found
+def _by_class(pairs: pd.DataFrame) -> pd.Series[float]:
+    """The rank correlation over classes of each gain's mean with the median overlap."""
+    found = pairs.groupby("kind").agg(dict.fromkeys(SHOWN, "mean") | {"overlap": "median"})
+    return found[[*SHOWN]].corrwith(found["overlap"], method="spearman")

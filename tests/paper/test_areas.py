@@ -53,18 +53,13 @@ def test_an_image_without_a_known_pixel_has_no_area():
     assert areas.areas(data)["area"].tolist() == [0, 5, 20, 0]
 
 
-def test_the_demos_areas_are_those_of_its_masks():
-    data = datasets.load("demo", "test")
-    table = areas.areas(data)
-    assert len(table) == data.labels.sum()
-    for name, c, _, area in table.itertuples(index=False):
-        mask = data.mask(next(i for i, e in enumerate(data.entries) if e.name == name))
-        assert area == pytest.approx(100 * (mask == data.classes.index(c) + 1).mean())
-
-
-def test_a_summary_has_the_quantiles_of_each_class_and_of_all():
+def test_the_demos_areas_are_those_of_its_masks_and_a_summary_has_their_quantiles():
     data = datasets.load("demo", "test")
     table, each = areas.summary(data).set_index("class"), areas.areas(data)
+    masks = {entry.name: data.mask(i) for i, entry in enumerate(data.entries)}
+    assert len(each) == data.labels.sum()
+    for name, c, _, area in each.itertuples(index=False):
+        assert area == pytest.approx(100 * (masks[name] == data.classes.index(c) + 1).mean())
     assert list(table.index) == [*sorted(data.classes), "all"]
     for name, row in table.iterrows():
         of_class = each[each["class"].isin([name] if name != "all" else data.classes)]
