@@ -100,7 +100,7 @@ def correlated(each: pd.DataFrame, number: int = DRAWS) -> pd.DataFrame:
         values = ranked.xs(gain, level=1)[amounts]
         if {"area", "overlap"} <= {*amounts}:  # the partial correlation; NaN where the area tells all of either
             area, other = values["area"], ranked.xs("area", level=1)["overlap"]
-            left = np.sqrt((1 - area**2).clip(lower=0) * (1 - other**2).clip(lower=0))
+            left = pd.Series(np.sqrt((1 - area**2).clip(lower=0) * (1 - other**2).clip(lower=0)))
             values = values.assign(**{FIXED: (values["overlap"] - area * other) / left.where(left > 1e-9)})
         values = values.assign(**{BY_CLASS: by_class[gain].to_numpy()}) if wide else values
         for amount, own in values.items():
