@@ -11,7 +11,6 @@ from ltcam.data import load
 from ltcam.engine.config import Config
 from ltcam.engine.refine import Refine
 from ltcam.experiment import scores
-from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.study import Study
 from ltcam.experiment.trained import Trained, load_checkpoint
@@ -26,7 +25,7 @@ TOY = {
     "profile": "toy", "data": "voc2012", "seeds": [0, 1], "recipe": {"train": "train", "test": "val", **TINY}, "deltas": [20],
     "varied": ["LTGrad-CAM"], "ablated": 1, "chosen_on": 4, "drawn_on": 4,
 }  # fmt: skip
-FAR = beyond.Best(Config("hirescam", "S4-S5", 0.0, fuse="prod", refine=Refine("S4-S5", 8)), Protocol(size=(448, 448)))
+FAR = beyond.Best(Config("hirescam", "S4-S5", 0.0, fuse="prod", refine=Refine("S4-S5", 8)), 2.0)
 NEAR = beyond.Best(Config("gradcam", "S3-S5"))
 DRAWS = 40
 

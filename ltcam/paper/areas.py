@@ -20,25 +20,24 @@ def parts(study: Study) -> dict[str, Segmentation]:
     return {part: datasets.load(study.data, part) for part in (recipe.train, recipe.test)}
 
 
-@result("How much of an image a class covers", tolerance=0.01, measured=True)
-def data(study: Study) -> pd.DataFrame:
-    """The `summary` of each part, one below the other, with a column `part`."""
-    return pd.concat([summary(own).assign(part=part) for part, own in parts(study).items()], ignore_index=True)
+def areas(data: Segmentation, known: bool = True) -> pd.DataFrame:
+    """One row per scored image and class in its label: name, class, kind, area in percent of the image's pixels.
 
-
-def areas(data: Segmentation) -> pd.DataFrame:
-    """One row per scored image and class in its label: name, class, kind, area in percent of the non-void pixels."""
+    known: of those alone that are not void.
+    """
     rows = []
     for i in data.scored:
         pixels, entry = np.bincount(data.mask(i).ravel(), minlength=VOID + 1), data.entries[i]
-        shares = 100 * pixels / max(pixels[:VOID].sum(), 1)
-        rows += [(entry.name, data.classes[c], entry.kind, shares[c + 1]) for c in data.labels[i].nonzero().flatten().tolist()]
+        shares = pixels / max(pixels[: VOID if known else None].sum(), 1)
+        rows += [
+            (entry.name, data.classes[c], entry.kind, 100 * shares[c + 1]) for c in data.labels[i].nonzero().flatten().tolist()
+        ]
     return pd.DataFrame(rows, columns=["name", "class", "kind", "area"])
 
 
 def by_class(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows of `areas` for each class, or for each kind if there are kinds."""
-    return {str(c): t for c, t in table.groupby(table["kind"].where(table["kind"] != "", table["class"]))}
+    return {str(c): own for c, own in table.groupby(table["kind"].where(table["kind"] != "", table["class"]))}
 
 
 def summary(data: Segmentation) -> pd.DataFrame:
@@ -48,25 +47,15 @@ def summary(data: Segmentation) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["class", "images", "10%", "median", "90%"])
 
 
+@result("How much of an image a class covers", tolerance=0.01, measured=True)
+def data(study: Study) -> pd.DataFrame:
+    """The `summary` of each part, one below the other, with a column `part`."""
+    return pd.concat([summary(own).assign(part=part) for part, own in parts(study).items()], ignore_index=True)
+
+
 def classes(parts: Mapping[str, Segmentation]) -> pd.DataFrame:
     """The number of images, of those without a class, and of those with each class that occurs; one column per part."""
     first = next(iter(parts.values()))
     counts = {part: [len(d), int((~d.labels.any(1)).sum()), *d.labels.sum(0).int().tolist()] for part, d in parts.items()}
     table = pd.DataFrame(counts, index=["images", "without a class", *first.classes])
     return table[table.any(axis=1)].rename_axis(first.title)
-
-
-def against_cells(sets: Mapping[str, Segmentation]) -> pd.DataFrame:
-    """In percent, a row per data set: median of `areas`, area of a cell of VGG16's S5, share of smaller areas, and the IoU of a
-    segmentation of the median area that is exact but for one cell too many."""
-    rows = {}
-    for title, own in sets.items():
-        area, cell = areas(own)["area"], 100 / ((own.size[0] // 32) * (own.size[1] // 32))
-        median = area.median()
-        rows[title] = {
-            "median": median,
-            "cell": cell,
-            "smaller": 100 * (area < cell).mean(),
-            "IoU": 100 * median / (median + cell),
-        }
-    return pd.DataFrame(rows).T

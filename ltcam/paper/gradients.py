@@ -1,9 +1,7 @@
 """What the gradients of held-out images carry: why truncation and fusion do what they do. One pass serves three tables.
 
-Before its ReLU (Eq. 3), Grad-CAM's map is a difference of two maps: that of the channels' positive gradients, which delta = 0
-keeps, and that of the negative ones. Subtracting the negative map helps where it lies beside the object and hurts where it lies
-on it. `signs` uses the masks to measure where it lies. `stages` measures what each stage's map weighs in Eq. 8, and how much of
-it is left as delta rises. `dropped` is the share of the positive gradient that Eq. 9 drops.
+Before its ReLU (Eq. 3), Grad-CAM's map is that of the channels' positive gradients, which delta = 0 keeps, minus that of the
+negative ones. Subtracting the negative map helps where it lies beside the object and hurts where it lies on it.
 """
 
 from __future__ import annotations
@@ -33,48 +31,42 @@ from ltcam.paper.registry import result
 DELTAS: tuple[float | None, ...] = (None, 0.0, 20.0, 60.0, 90.0)
 SHARES = (10.0, 20.0, 40.0, 60.0, 80.0, 90.0)
 VERSION = 1  # of what is measured here: raise it when a number of a test changes
-COLUMNS = {
-    "signs": ["stage", "positive", "negative", "weight"],
-    "stages": ["stage", "delta", "energy", "half", "kept"],
-    "dropped": ["stage", "delta", "share"],
-}
 
 
 @result("Where positive and negative gradients lie", packed=True, measured=True)
 def signs(study: Study) -> pd.DataFrame:
-    """Of every scored pair and stage: where the maps of the two signs lie, and what the negative one weighs."""
-    return _looked_into(study, "signs")
+    """The rows of `where` for every scored pair."""
+    return _looked_into(study, "signs", ["stage"], ["positive", "negative", "weight"])
 
 
 @result("What each stage adds to the sum, and how much δ leaves", packed=True, measured=True)
 def stages(study: Study) -> pd.DataFrame:
-    """Of every scored pair, stage and delta: energy, half and kept, in percent."""
-    return _looked_into(study, "stages")
+    """The rows of `weights` for every scored pair."""
+    return _looked_into(study, "stages", ["stage", "delta"], ["energy", "half", "kept"])
 
 
 @result("How much of the positive gradient δ drops", measured=True)
 def dropped(study: Study) -> pd.DataFrame:
-    """The median over pairs of the percentage that Eq. 9 drops of the sum of positive gradients, by stage and delta."""
-    table = _looked_into(study, "dropped")
+    """The median over all scored pairs of the share in `losses`, by stage and delta."""
+    table = _looked_into(study, "dropped", ["stage", "delta"], ["share"])
     return table.groupby(["stage", "delta"], as_index=False).agg({"share": "median"}).assign(data=study.title)
 
 
-def _looked_into(study: Study, name: str) -> pd.DataFrame:
-    """A table of the one pass over the first seed's held-out parts, sorted by pair. An interrupted pass goes on after its last
-    batch."""
+def _looked_into(study: Study, name: str, keys: list[str], values: list[str]) -> pd.DataFrame:
+    """A table of the pass over the first seed's held-out parts, sorted by `keys`. It goes on after the last kept batch."""
     rows: list[list[Any]] = []
     for trained in study.folds():
         data = trained.load(trained.recipe.test)
         scored = sorted(data.scored[: study.settings["images"]], key=lambda i: int(data.labels[i].sum()))
         key = identity(trained, data, study.protocol) | {"gradients": VERSION, "images": study.settings["images"]}
-        kept, batches = study.store.notes(key), [*BatchSampler(scored, study.protocol.batch_size, False)]
+        kept, batches = study.store.notes(key), BatchSampler(scored, study.protocol.batch_size, False)
         for number, batch in enumerate(tqdm(batches, data.title, disable=None, leave=False)):
             if number not in kept:
                 kept[number] = _batch(trained, data, batch)
                 study.store.note(key, number, kept[number])
-        rows += [row for number in range(len(batches)) for row in kept[number][name]]
-    table = pd.DataFrame(rows, columns=["name", "class", *COLUMNS[name]])
-    keys = ["name", "class", *(key for key in ("stage", "delta") if key in table)]
+            rows += kept[number][name]
+    keys = ["name", "class", *keys]
+    table = pd.DataFrame(rows, columns=[*keys, *values])
     return table.sort_values(keys, kind="stable", ignore_index=True, na_position="first").assign(data=study.title)
 
 
@@ -82,31 +74,28 @@ def _batch(trained: Trained, data: Segmentation, batch: Sequence[int]) -> dict[s
     """The rows of each table for some images of `data`."""
     inputs = torch.stack([datasets.preprocess(data.image(i), trained.size) for i in batch])
     traced = trace(trained.model, inputs.to(next(trained.model.parameters())), data.labels[batch])
-    pairs = [(batch[image], c) for image, c in traced.pairs.tolist()]
-    masks = {i: torch.from_numpy(data.mask(i)).to(traced.logits.device) for i in batch}
-    objects = [(masks[i] == c + 1).float().where(masks[i] != VOID, torch.nan) for i, c in pairs]
-    found = {"signs": where(traced, objects), "stages": weights(traced), "dropped": losses(traced)}
-    named = [[data.entries[i].name, c] for i, c in pairs]
+    masks = [torch.from_numpy(data.mask(i)).to(traced.logits.device) for i in batch]
+    found = {"signs": where(traced, masks), "stages": weights(traced), "dropped": losses(traced)}
+    named = [[data.entries[batch[image]].name, c] for image, c in traced.pairs.tolist()]
     return {table: [[*named[pair], *values] for pair, *values in rows] for table, rows in found.items()}
 
 
-def where(traced: Trace, objects: Sequence[Tensor]) -> Iterator[list[Any]]:
+def where(traced: Trace, masks: Sequence[Tensor]) -> Iterator[list[Any]]:
     """(pair, stage, positive, negative, weight): where the maps of the two signs lie, and what the negative one weighs.
 
-    objects: for each pair the area of its object, (H, W) float, NaN where void. positive, negative: the share of the map on the
-    object, divided by the object's share of the image; 1 is chance. weight: the sum of the negative map divided by that of the
-    positive map. An empty map gives NaN.
+    masks: of the images, (H, W) uint8 as in `Sample`. positive, negative: the share of the map on the object, divided by the
+    object's share of the image; 1 is chance. weight: the sum of the negative map divided by that of the positive map. Void
+    pixels are not counted. An empty map gives NaN.
     """
     for stage, layer in traced.stages.items():
         activation, gradient = wide(traced.activation(layer)), wide(traced.gradient(layer))
-        maps = [gradcam(activation, (sign * gradient).clamp(min=0)).double() for sign in (1, -1)]
-        size = (maps[0].shape[1], maps[0].shape[2])
-        for pair, covered in enumerate(objects):
-            valid = adaptive_avg_pool2d((~covered.isnan()).double()[None], size)[0]
-            on = adaptive_avg_pool2d(covered.nan_to_num().double()[None], size)[0]
+        both = torch.stack([gradcam(activation, (sign * gradient).clamp(min=0)).double() for sign in (1, -1)], dim=1)
+        for pair, (maps, (image, c)) in enumerate(zip(both, traced.pairs.tolist(), strict=True)):
+            parts, size = (masks[image] != VOID, masks[image] == c + 1), (maps.shape[1], maps.shape[2])
+            valid, on = (adaptive_avg_pool2d(part.double()[None], size) for part in parts)
             area = on.sum() / valid.sum()
-            lifts = [((m[pair] * on).sum() / (m[pair] * valid).sum() / area).item() for m in maps]
-            yield [pair, stage, *lifts, (maps[1][pair].sum() / maps[0][pair].sum()).item()]
+            lifts = [((m * on).sum() / (m * valid).sum() / area).item() for m in maps]
+            yield [pair, stage, *lifts, (maps[1].sum() / maps[0].sum()).item()]
 
 
 def weights(traced: Trace, deltas: Sequence[float | None] = DELTAS) -> Iterator[list[Any]]:
@@ -130,20 +119,16 @@ def weights(traced: Trace, deltas: Sequence[float | None] = DELTAS) -> Iterator[
 def losses(traced: Trace, deltas: Sequence[float] = SHARES) -> Iterator[list[Any]]:
     """(pair, stage, delta, share): the percentage of the sum of positive gradients that Eq. 9 drops. NaN if there are none."""
     for stage, layer in traced.stages.items():
-        gradient = wide(traced.gradient(layer))
-        whole = truncate(gradient, 0).double().sum(dim=(1, 2, 3))
-        for delta in deltas:
-            left = truncate(gradient, delta).double().sum(dim=(1, 2, 3))
-            for pair, share in enumerate((100 * (1 - left / whole)).tolist()):
-                yield [pair, stage, delta, share]
+        whole, *left = (truncate(wide(traced.gradient(layer)), d).double().sum(dim=(1, 2, 3)) for d in (0, *deltas))
+        for delta, own in zip(deltas, left, strict=True):
+            yield from ([pair, stage, delta, share] for pair, share in enumerate((100 * (1 - own / whole)).tolist()))
 
 
 def overlap(signs: pd.DataFrame) -> pd.DataFrame:
-    """How much of the negative map lies on the object at the deepest stage, divided by the same for the positive map.
+    """The negative map's share on the object at the deepest stage, divided by the positive map's: name, class, overlap.
 
-    At 1 both lie on it alike; below 1 the negative map lies more beside it. Columns name, class, overlap. The overlap is NaN if
-    a map is empty or the positive one lies wholly beside the object. signs: the table.
+    Below 1 the negative map lies more beside the object. NaN if a map is empty or the positive one lies wholly beside it.
     """
-    deepest = signs[signs["stage"] == signs["stage"].max()]
+    deepest: pd.DataFrame = signs[signs["stage"] == signs["stage"].max()]
     ratio = deepest["negative"] / deepest["positive"].where(deepest["positive"] > 0)
-    return pd.DataFrame({"name": deepest["name"], "class": deepest["class"], "overlap": ratio})
+    return deepest[["name", "class"]].assign(overlap=ratio)

@@ -7,14 +7,16 @@ the held-out part and on the training part.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
+from itertools import product
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pandas as pd
 
 from ltcam.engine.config import Config
-from ltcam.experiment.scores import draws, scores, span
+from ltcam.experiment.scores import VERDICTS, Floats, draws, ends, scores, span, verdict
 from ltcam.experiment.study import Role, Study
 from ltcam.files import ROOT
 from ltcam.paper.registry import Need, make, result
@@ -32,11 +34,8 @@ SEVEN = {
     "LTGrad-CAM(l=5, δ=20)": Config("gradcam", "S1-S5", 20.0),
 }
 ROWS = {
-    1: {
-        **{f"S{i}": Config("gradcam", f"S{i}") for i in range(1, 6)},
-        "S3+S4+S5": Config("gradcam", "S3-S5"),
-        "S1+S2+S3+S4+S5": Config("gradcam", "S1-S5"),
-    },
+    1: {f"S{i}": Config("gradcam", f"S{i}") for i in range(1, 6)}
+    | {"S3+S4+S5": Config("gradcam", "S3-S5"), "S1+S2+S3+S4+S5": Config("gradcam", "S1-S5")},
     2: {
         "Grad-CAM++": Config("gradcam++"),
         "Grad-CAM": Config("gradcam"),
@@ -47,45 +46,38 @@ ROWS = {
     3: SEVEN,
     4: SEVEN,
 }
+CAPTIONS = {1: "Grad-CAM by stage", 2: "Truncation without layerization", 3: "Seven methods", 4: "Seven methods"}
+PRINTED_ON = {1: "PASCAL VOC 2012", 2: "PASCAL VOC 2012", 3: "PASCAL VOC 2012", 4: "KSDD2"}
 SWEPT = {"gradcam": "S1-S5", "layercam": "S1-S5", "fullgrad": "all"}  # the methods of Figs. 4 and 5, and their layers
 DELTAS = [float(delta) for delta in range(0, 100, 10)]
 SWEEP = [Config(method, layers, delta) for method, layers in SWEPT.items() for delta in (None, *DELTAS)]
 CLASS_MEANS = {"mIoU": "mIoU", "Precision": "mPrecision", "Recall": "mRecall", "Micro-F1": "mF1"}
 POOLED = {"mIoU": "IoU", "Precision": "Precision", "Recall": "Recall", "Micro-F1": "F1"}
 COLUMNS = {1: CLASS_MEANS, 2: CLASS_MEANS, 3: CLASS_MEANS, 4: POOLED}  # ours, by the paper's name of a metric
-PRINTED_ON = {1: "PASCAL VOC 2012", 2: "PASCAL VOC 2012", 3: "PASCAL VOC 2012", 4: "KSDD2"}
-STYLES = ("background-color: #b7e1c0; color: black", "background-color: #bcd4f0; color: black")  # best, second best
+STYLES = ("", "background-color: #b7e1c0; color: black", "background-color: #bcd4f0; color: black")  # by `ranks`
+CHANGE = ("change", "change_low", "change_high")
 
 
-def _needs(number: int) -> list[Need]:
-    return [Need(list(ROWS[number].values()))]
+def margin(values: Floats, names: tuple[str, str, str] = CHANGE, words: Mapping[str, str] = VERDICTS) -> dict[str, Any]:
+    """The columns that say what a margin is: its value and its ends, under `names`, and its verdict, in `words`."""
+    return {**ends(values, *names), "verdict": words[verdict(values)]}
 
 
-@result("Grad-CAM by stage", lambda study: _needs(1))
-def table1(study: Study) -> pd.DataFrame:
-    return _scored(1, study)
+def _register(number: int) -> None:
+    """Table `number` as a result: column `row` with the paper's name, the configuration, class means and pooled scores (%)."""
+
+    def table(study: Study) -> pd.DataFrame:
+        found = scores(study.counts(ROWS[number].values()))
+        found.insert(0, "row", list(ROWS[number]))
+        return found
+
+    table.__name__ = f"table{number}"
+    own = (number,) if ROWS[number] is SEVEN else ()  # the others are about the method, and belong to every data set
+    result(CAPTIONS[number], lambda study: [Need(list(ROWS[number].values()))], tables=own)(table)
 
 
-@result("Truncation without layerization", lambda study: _needs(2))
-def table2(study: Study) -> pd.DataFrame:
-    return _scored(2, study)
-
-
-@result("Seven methods", lambda study: _needs(3), tables=(3,))
-def table3(study: Study) -> pd.DataFrame:
-    return _scored(3, study)
-
-
-@result("Seven methods", lambda study: _needs(4), tables=(4,))
-def table4(study: Study) -> pd.DataFrame:
-    return _scored(4, study)
-
-
-def _scored(number: int, study: Study) -> pd.DataFrame:
-    """Column `row` with the paper's name, the configuration, class means and pooled scores in percent."""
-    table = scores(study.counts(ROWS[number].values()))
-    table.insert(0, "row", list(ROWS[number]))
-    return table
+for _number in ROWS:
+    _register(_number)
 
 
 @result("Every score over δ", lambda study: [Need(SWEEP, role) for role in get_args(Role)])
@@ -107,52 +99,41 @@ def delta_choice(study: Study) -> pd.DataFrame:
     rank_correlation  Spearman's, of the two parts' curves, in [-1, 1]; NaN where one of them is flat
     """
     table, rows = sweep(study), []
-    plain = table[(table["part"] == "test") & table["delta"].isna()].set_index("method")[study.metric]
-    for method, curve in curves(table, study.metric).items():
-        delta, best_delta = float(curve["train"].idxmax()), float(curve["test"].idxmax())  # type: ignore[arg-type]
-        test, best = curve["test"][delta], curve["test"][best_delta]
+    for method in SWEPT:
+        wide = table[table["method"] == method].pivot(index="delta", columns="part", values=study.metric)
+        curve, none = wide[wide.index.notna()], wide.loc[wide.index.isna(), "test"].item()
+        chosen, test = int(curve["train"].argmax()), curve["test"]
         rank = curve.corr(method="spearman").loc["train", "test"]
-        rows.append([method, delta, plain[method], test, best_delta, best, best - test, rank])
+        regret = test.max() - test.iloc[chosen]
+        rows.append([method, curve.index[chosen], none, test.iloc[chosen], test.idxmax(), test.max(), regret, rank])
     return pd.DataFrame(rows, columns=["method", "delta", "none", "test", "best_delta", "best", "regret", "rank_correlation"])
-
-
-def curves(table: pd.DataFrame, metric: str) -> dict[str, pd.DataFrame]:
-    """For each method in a sweep `table`, `metric` by ascending delta, with a column for each part; without "no truncation"."""
-    truncated = table.dropna(subset="delta")
-    return {m: truncated[truncated["method"] == m].pivot(index="delta", columns="part", values=metric) for m in SWEPT}
 
 
 @result("Every number of the paper, and ours", golden=("table", "row", "metric", "paper", "ours", "difference"))
 def comparison(study: Study) -> pd.DataFrame:
-    """A row for each printed number: table, row, metric, paper, ours, difference (points), and our interval.
-
-    low, high: over images and trainings, in percent; inside: whether the paper's number lies in it. Precision and recall have
-    none.
-    """
-    parts = []
-    for number in (1, 2, *study.compared):
-        wide = compared(number, make(f"table{number}", study)).rename_axis(index="row")
-        long = pd.concat({metric: wide[metric] for metric in published(number)}, names=["metric"]).reset_index()
-        parts.append(long.assign(table=number)[["table", "row", "metric", "paper", "ours", "difference"]])
-    rows: pd.DataFrame = pd.concat(parts, ignore_index=True)
-    counts = study.counts(config for number in (1, 2, *study.compared) for config in ROWS[number].values())
-    columns = [COLUMNS[number][metric] for number, metric in zip(rows["table"], rows["metric"], strict=True)]
-    drawn = [name for name in dict.fromkeys(columns) if name.removeprefix("m") in ("IoU", "F1")]
-    spans = {(name, config): span(values) for name in drawn for config, values in draws(counts, name).items()}
-    places = [(name, ROWS[n][row]) for name, n, row in zip(columns, rows["table"], rows["row"], strict=True)]
-    rows[["low", "high"]] = np.round([spans.get(place, (np.nan, np.nan)) for place in places], 2)
-    return rows.assign(inside=rows["paper"].between(rows["low"], rows["high"]).where(rows["low"].notna()))
+    """A row for each printed number, in percent and points. low, high: our interval over images and trainings, which precision
+    and recall have not; inside: whether the paper's number lies in it."""
+    numbers, rows = (1, 2, *study.compared), []
+    counts = study.counts(config for number in numbers for config in ROWS[number].values())
+    drawn = {name: draws(counts, name) for name in {COLUMNS[n][metric] for n in numbers for metric in ("mIoU", "Micro-F1")}}
+    for number in numbers:
+        wide: Any = compared(number, make(f"table{number}", study))
+        for metric, row in product(map(str, published(number)), ROWS[number]):
+            own = drawn.get(COLUMNS[number][metric])
+            interval = span(own[ROWS[number][row]]) if own else (np.nan, np.nan)
+            rows.append([number, row, metric, *wide.loc[row, metric], *np.round(interval, 2)])
+    table = pd.DataFrame(rows, columns=["table", "row", "metric", "paper", "ours", "difference", "low", "high"])
+    return table.assign(inside=table["paper"].between(table["low"], table["high"]).where(table["low"].notna()))
 
 
 def compared(number: int, ours: pd.DataFrame) -> pd.DataFrame:
     """Columns (metric, "paper" | "ours" | "difference"), rows with the paper's names. Ours are pooled for Table 4, else class
     means. A difference is ours minus the paper's, in points."""
-    printed, table = published(number), ours.set_index("row")
     columns: dict[tuple[str, str], pd.Series[float]] = {}
-    for metric in map(str, printed):
-        mine = table.loc[printed.index, COLUMNS[number][metric]].round(2)
-        columns |= {(metric, "paper"): printed[metric].round(2), (metric, "ours"): mine}
-        columns[metric, "difference"] = (mine - columns[metric, "paper"]).round(2)
+    for metric, printed in published(number).items():
+        mine = ours.set_index("row").loc[printed.index, COLUMNS[number][str(metric)]].round(2)
+        each = {"paper": printed, "ours": mine, "difference": (mine - printed).round(2)}
+        columns |= {(str(metric), name): column for name, column in each.items()}
     return pd.DataFrame(columns)
 
 
@@ -160,20 +141,17 @@ def beside(number: int, study: Study, difference: bool = False) -> Styler:
     """Table `number` for display: the paper's columns beside ours, with the best and second best of each column marked."""
     wide = compared(number, make(f"table{number}", study)).rename_axis(index=None)
     shown = wide if difference else wide.drop(columns="difference", level=1)
-    names: list[Any] = list(shown)
-    marked = [column for column in names if column[1] != "difference"]
+    columns: list[Any] = list(shown)
+    formats: dict[Any, Any] = {column: "{:+.2f}" if column[1] == "difference" else "{:.2f}" for column in columns}
     caption = f"Table {number}: the paper's on {PRINTED_ON[number]}, ours on {study.title}"
-    signed: dict[Any, Any] = {column: "{:.2f}" if column in marked else "{:+.2f}" for column in names}
-    return shown.style.format(signed).set_caption(caption).apply(_mark, subset=marked)
+    marked = [column for column in columns if column[1] != "difference"]
+    styled = shown.style.format(formats).set_caption(caption)
+    return styled.apply(lambda column: [STYLES[rank] for rank in ranks(column)], subset=marked)
 
 
 def ranks(column: pd.Series[float]) -> list[int]:
     """1 for the best of a column, 2 for the second best, 0 for the others."""
     return [int(rank) if rank <= 2 else 0 for rank in column.rank(ascending=False, method="min")]
-
-
-def _mark(column: pd.Series[float]) -> list[str]:
-    return [STYLES[rank - 1] if rank else "" for rank in ranks(column)]
 
 
 @cache
@@ -185,39 +163,4 @@ def published(number: int, column: str = "value") -> pd.DataFrame:
     values = pd.read_csv(ROOT / "data" / "paper_values.csv", keep_default_na=False)
     chosen = values[values["table"] == number]
     wide = chosen.pivot(index="row", columns="metric", values=column)
-    return wide.loc[list(dict.fromkeys(chosen["row"])), list(dict.fromkeys(chosen["metric"]))]
-
-
-def arithmetic(number: int) -> pd.DataFrame:
-    """How far the printed metrics are from those of pooled pixels, where F1 = 2PR / (P + R) and IoU = F1 / (2 - F1).
-
-    Columns "F1 - 2PR/(P+R)" and "IoU - F1/(2-F1)" in points, and "pooled": whether rounding explains both differences.
-    """
-    p, r, f1, iou = (published(number)[metric] / 100 for metric in ("Precision", "Recall", "Micro-F1", "mIoU"))
-    half = 0.5e-4  # half of the last digit printed; both formulas increase with their inputs
-    pooled = _f1(p - half, r - half).le(f1 + half) & _f1(p + half, r + half).ge(f1 - half)
-    pooled &= _iou(f1 - half).le(iou + half) & _iou(f1 + half).ge(iou - half)
-    off = {"F1 - 2PR/(P+R)": f1 - _f1(p, r), "IoU - F1/(2-F1)": iou - _iou(f1)}
-    return ((pd.DataFrame(off) * 100).round(3) + 0.0).assign(pooled=pooled)  # + 0.0: no -0.000
-
-
-def underlined() -> list[str]:
-    """A sentence for each column of Tables 3 and 4 in which the paper underlines a row other than the second best."""
-    found = []
-    for number in (3, 4):
-        values, styles = published(number), published(number, "style")
-        for metric in map(str, values):
-            second, marked = values[metric].nlargest(2).index[1], styles.index[styles[metric] == "underline"].to_list()
-            if marked != [second]:
-                named = " and ".join(f"{row}'s {values.loc[row, metric]}" for row in marked) or "nothing"
-                best = f"{second}'s {values.loc[second, metric]}"
-                found.append(f"Table {number}, {metric}: {named} is underlined, the second best is {best}")
-    return found
-
-
-def _f1(precision: pd.Series[float], recall: pd.Series[float]) -> pd.Series[float]:
-    return 2 * precision * recall / (precision + recall)
-
-
-def _iou(f1: pd.Series[float]) -> pd.Series[float]:
-    return f1 / (2 - f1)
+    return wide.loc[chosen["row"].unique(), chosen["metric"].unique()]

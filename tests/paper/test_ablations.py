@@ -146,10 +146,10 @@ def test_what_the_profile_asks_for_is_measured_under_its_protocol(study):
 def test_another_training_is_a_run_and_its_counts_are_enough(study):
     train(replace(study.recipe("seed0"), seed=1, epochs=1), study.runs / "other")
     study.settings["others"] = ["other"]
-    found = ablations.measured(study, lambda run: list(ROWS.values()))
+    found, _ = ablations.measured(study, list(ROWS.values()))
     assert [*found][-1] == ("seed, epochs", "1, 1") or [*found][-1] == ("epochs, seed", "1, 1")
     (study.runs / "other" / "checkpoint.pt").unlink()
     again = Study("toy", "voc2012", kept=True)
     again.settings["others"] = ["other"]
-    kept = ablations.measured(again, lambda run: list(ROWS.values()))
+    kept, _ = ablations.measured(again, list(ROWS.values()))
     assert [*kept] == [*found] and all(np.array_equal(kept[run].values, found[run].values) for run in found)

@@ -44,6 +44,7 @@ def test_areas_are_shares_of_the_pixels_that_are_known():
         ["image 0", "a", "", 5.0], ["image 1", "a", "x", 5.0], ["image 1", "b", "x", 20.0], ["image 2", "b", "y", 0.0],
     ]  # fmt: skip
     assert list(table) == ["name", "class", "kind", "area"]
+    assert areas.areas(Toy(), known=False)["area"].tolist() == pytest.approx([5, 4.5, 18, 0])  # of all 200 pixels
 
 
 def test_an_image_without_a_known_pixel_has_no_area():
@@ -52,18 +53,13 @@ def test_an_image_without_a_known_pixel_has_no_area():
     assert areas.areas(data)["area"].tolist() == [0, 5, 20, 0]
 
 
-def test_the_demos_areas_are_those_of_its_masks():
-    data = datasets.load("demo", "test")
-    table = areas.areas(data)
-    assert len(table) == data.labels.sum()
-    for name, c, _, area in table.itertuples(index=False):
-        mask = data.mask(next(i for i, e in enumerate(data.entries) if e.name == name))
-        assert area == pytest.approx(100 * (mask == data.classes.index(c) + 1).mean())
-
-
-def test_a_summary_has_the_quantiles_of_each_class_and_of_all():
+def test_the_demos_areas_are_those_of_its_masks_and_a_summary_has_their_quantiles():
     data = datasets.load("demo", "test")
     table, each = areas.summary(data).set_index("class"), areas.areas(data)
+    masks = {entry.name: data.mask(i) for i, entry in enumerate(data.entries)}
+    assert len(each) == data.labels.sum()
+    for name, c, _, area in each.itertuples(index=False):
+        assert area == pytest.approx(100 * (masks[name] == data.classes.index(c) + 1).mean())
     assert list(table.index) == [*sorted(data.classes), "all"]
     for name, row in table.iterrows():
         of_class = each[each["class"].isin([name] if name != "all" else data.classes)]
@@ -79,11 +75,6 @@ def test_a_summary_tells_kinds_apart_and_counts_an_image_once():
     assert kinds[["class", "images", "median"]].values.tolist() == [["x", 2, 5], ["y", 1, 0], ["all", 3, 5]]
 
 
-def test_a_cell_is_what_32_pixels_of_the_input_are():
-    found = areas.against_cells({"toy": Toy()}).loc["toy"].to_dict()  # areas 5, 5, 20, 0; 2 x 3 cells
-    assert found == pytest.approx({"median": 5, "cell": 100 / 6, "smaller": 75, "IoU": 500 / (5 + 100 / 6)})
-
-
 def test_what_is_present_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("LTCAM_DATA", str(tmp_path))
     assert list(datasets.present()) == ["demo (generated)"]
@@ -91,7 +82,7 @@ def test_what_is_present_is_found(tmp_path, monkeypatch):
     assert [(title, data.part) for title, data in datasets.present().items()] == [
         ("demo (generated)", "test"), ("PASCAL VOC 2012 subset", "val"), ("KSDD2", "test"),
     ]  # fmt: skip
-    assert areas.summary(datasets.load("ksdd2", "test"))["median"].tolist() == pytest.approx([150 / 14.49] * 2)
+    assert areas.areas(datasets.load("ksdd2", "test"))["area"].median() == pytest.approx(150 / 14.49)
     cat = areas.areas(datasets.load("voc2012", "val")).iloc[-1]
     assert cat["area"] == pytest.approx(100 * 18 * 18 / (45 * 60 - 76))  # without its void border
 

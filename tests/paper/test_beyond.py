@@ -15,7 +15,7 @@ from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.scores import scores
 from ltcam.experiment.study import Study
 from ltcam.paper import beyond, tables
-from ltcam.paper.beyond import BEST, ONE, Best, label, steps, ways
+from ltcam.paper.beyond import BEST, Best, label, steps, ways
 from ltcam.paper.registry import make
 from tests.conftest import FAR, NEAR
 
@@ -38,16 +38,17 @@ def test_each_step_changes_one_thing():
 
 
 def test_another_size_is_as_many_times_the_networks_own():
-    twice = Protocol(size=(448, 448))
-    assert beyond.enlarged(twice, (224, 224)) == (448, 448) and beyond.enlarged(twice, (640, 232)) == (1280, 464)
-    assert beyond.enlarged(ONE, (640, 232)) is None
-    assert [label(views) for views in (ONE, twice, Protocol(size=(320, 320)))] == ["one view", "input x 2", "input x 1.43"]
+    assert beyond.enlarged(2, (224, 224)) == (448, 448) and beyond.enlarged(2, (640, 232)) == (1280, 464)
+    assert beyond.enlarged(1, (640, 232)) is None
+    assert [label(views) for views in (1.0, 2.0, 320 / 224)] == ["one view", "input x 2", "input x 1.43"]
 
 
 def test_the_best_are_those_that_the_search_chose():
     table = search.read(files.ROOT / "results/paper/voc2012/search")
     for cut, (head, views, config) in search.chosen(table).items():
-        assert (head, Best(config, views)) == ("fc", CHOSEN[cut])
+        assert (head, config) == ("fc", CHOSEN[cut].config) and views == Protocol(
+            size=beyond.enlarged(CHOSEN[cut].views, (224, 224))
+        )
     assert CHOSEN["argmax"].config.refine == Refine("S3-S5", 28, 4, 2, "floor")
 
 
@@ -60,9 +61,9 @@ def test_published_seeds_have_a_source():
 def test_the_table_is_made_of_the_counts(study):
     table = make("best", study)
     for cut, best in {"otsu": FAR, "argmax": NEAR}.items():
-        own, views = table[table["cut"] == cut], list(dict.fromkeys([ONE, best.views]))
+        own, views = table[table["cut"] == cut], list(dict.fromkeys([1, best.views]))
         assert own.loc[own["kind"] == "step", "name"].tolist() == list(steps(best))
-        expected = [name for view in views for name in tables.SEVEN if view == ONE or name != "FullGrad"]
+        expected = [name for view in views for name in tables.SEVEN if view == 1 or name != "FullGrad"]
         rows, ladder = own[own["kind"] == "row"], own[own["kind"] == "step"]
         assert rows["name"].tolist() == expected
         last = ladder.iloc[-1]
@@ -76,19 +77,18 @@ def test_the_table_is_made_of_the_counts(study):
 
 
 def test_t_is_the_best_of_the_training_images(study):
-    found = beyond.backgrounds(study, "seed0", ONE, ways()[ONE])
-    expected = seeds.of_checkpoint(study.load("seed0"), "train/4", [NEAR.config], beyond.fitted(ONE, study))
-    assert found[NEAR.config] == expected[NEAR.config].curve().idxmax()
-    t = {name: beyond.backgrounds(study, name, ONE, ways()[ONE]) for name in study.names}
-    counts = study.counts([NEAR.config], protocol=beyond.fitted(ONE, study), cut="argmax", t=t)
+    found, configs = {name: beyond.curves(study, name, "chosen_on", ways()[1], 1) for name in study.names}, [NEAR.config]
+    expected = seeds.of_checkpoint(study.load("seed0"), "train/4", configs, beyond.fitted(1, study))[NEAR.config].curve()
+    assert found["seed0"][NEAR.config].to_list() == expected.to_list()
+    t = {name: {NEAR.config: own[NEAR.config].idxmax()} for name, own in found.items()}
+    counts = study.counts(configs, protocol=beyond.fitted(1, study), cut="argmax", t=t)
     counts = counts.where((counts.pairs["training"] == "seed0").to_numpy())
-    on_val = seeds.of_checkpoint(study.load("seed0"), "val", [NEAR.config], beyond.fitted(ONE, study))[NEAR.config].curve()
-    assert scores(counts)["mIoU"][0] == pytest.approx(on_val[found[NEAR.config]], rel=1e-6)
+    on_val = seeds.of_checkpoint(study.load("seed0"), "val", configs, beyond.fitted(1, study))[NEAR.config].curve()
+    assert scores(counts)["mIoU"][0] == pytest.approx(on_val[t["seed0"][NEAR.config]], rel=1e-6)
 
 
 def test_a_larger_input_is_larger_than_the_networks_own(study):
     assert study.trained.size == (64, 64) and beyond.fitted(FAR.views, study).size == (128, 128)
-    assert {tuple(size) for (size,) in study.store.db.execute("SELECT json_extract(identity, '$.size') FROM passes")}
     sizes = {row[0] for row in study.store.db.execute("SELECT json_extract(identity, '$.size') FROM passes")}
     assert "[128,128]" in sizes
 
@@ -120,6 +120,6 @@ def test_beside_has_both(study):
 def test_our_rows_are_those_of_the_committed_table(place, number):
     """The paper's protocol has one set of images, whichever notebook counts."""
     best, table = (pd.read_csv(files.ROOT / "results" / place / f"{name}.csv") for name in ("best", f"table{number}"))
-    rows = best[(best["cut"] == "otsu") & (best["kind"] == "row") & (best["views"] == label(ONE))].set_index("name")["value"]
+    rows = best[(best["cut"] == "otsu") & (best["kind"] == "row") & (best["views"] == label(1))].set_index("name")["value"]
     expected = table.set_index("row")["mIoU" if number == 3 else "IoU"]
     assert len(rows) == 7 and (rows - expected[rows.index]).abs().max() < 1e-3
