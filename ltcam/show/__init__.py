@@ -1,9 +1,9 @@
-"""Everything to look at: figures, the picture of `ltcam explain`, the page with sliders, and the generated parts of the docs.
+"""Everything to look at: figures, the picture of `ltcam explain`, and the page with sliders.
 
-Open `figures.py` first: it has every figure of the series, drawn by `heatmaps.py` and `charts.py`. docs/conf.py makes the book.
+Open `figures.py` first: it has every figure of the series, drawn by `heatmaps.py` and `charts.py`. docs/conf.py makes the book, and docs/sections.py the generated parts of the pages.
 This wing may import every other wing. None imports this one.
 """
 
 from ltcam.errors import companion
 
-companion("matplotlib", "seaborn", "tabulate", "yaml")
+companion("matplotlib", "seaborn", "yaml")
