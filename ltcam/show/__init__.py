@@ -1,6 +1,6 @@
 """Everything to look at: figures, the picture of `ltcam explain`, and the page with sliders.
 
-Open `figures.py` first: it has every figure of the series, drawn by `heatmaps.py` and `charts.py`. docs/conf.py makes the book, and docs/sections.py the generated parts of the pages.
+Open `figures.py` first: it has every figure of the series, drawn by `heatmaps.py` and `charts.py`. docs/conf.py makes the book.
 This wing may import every other wing. None imports this one.
 """
 

@@ -118,7 +118,7 @@ def test_the_pictures_are_what_ltcam_computes(trained, pictures, method, refine)
     index = [entry.name for entry in data.entries].index(picture["name"])
     sample, c = data[index], trained.classes.index(picture["class"])
     config = Config("layercam", "S3-S5", 40.0, refine=refine)
-    heat = heatmaps.maps(trained, sample, c, [config])[config]
+    heat = heatmaps.maps(trained, sample, c, {"": config})[""]
     predicted = otsu_masks(heat[None])[0]
     view, frame = picture["views"][method]["S3-S5"], explorer.DELTAS.index(40.0)
     assert view["iou"][frame] == pytest.approx(float(heatmaps.iou(predicted, sample.mask, c)), abs=0.006)
