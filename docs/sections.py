@@ -5,7 +5,6 @@ A section stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. The rest
 
 import re
 import sys
-from dataclasses import asdict
 
 import pandas as pd
 
@@ -13,11 +12,10 @@ from ltcam.errors import InputError
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.study import Study
 from ltcam.files import NOTEBOOKS, ROOT, write
-from ltcam.paper import tables
-from ltcam.paper.registry import RESULTS, TEXTS
+from ltcam.paper import RESULTS, registry, tables
 from ltcam.show.figures import FIGURES
 
-STUDIES = [Study(*path.parts[-3:-1], kept=True) for path in sorted(ROOT.glob("results/[!d]*/*/trainings.csv"))]  # no demo
+STUDIES = [Study(path.parts[-3], path.parts[-2], kept=True) for path in sorted(ROOT.glob("results/[!d]*/*/trainings.csv"))]
 VERDICTS = {"holds": "hold", "tie": "tie", "does not hold": "fail", "not measured": "are not measured"}
 STYLES = {"bold": "**{:.2f}**", "underline": "<ins>{:.2f}</ins>", "": "{:.2f}"}
 CLAIM = "**{verdict}**, margin {margin:+.2f} ({ci_low:+.2f} to {ci_high:+.2f}), above zero in {trainings} trainings: {numbers}"
@@ -39,7 +37,7 @@ def pages() -> dict[str, dict[str, str]]:
 def kept(name: str) -> dict[str, pd.DataFrame]:
     """A committed table of every data set by title; of the paper's tables, the data sets that stand beside it."""
     shown = [own for own in STUDIES if not name.startswith("table") or (name == "table4") == (own.metric == "IoU")]
-    return {own.title: pd.read_csv(own.out / f"{name}.csv", dtype=TEXTS) for own in shown}
+    return {own.title: pd.read_csv(own.out / f"{name}.csv", dtype=registry.TEXTS) for own in shown}
 
 
 def beside(number: int, ours: pd.DataFrame) -> pd.DataFrame:
@@ -113,10 +111,12 @@ def gallery(study: Study) -> str:
 
 def settings() -> str:
     """The fields of every profile's recipe, and its number of trainings; a column for each file of `notebooks/profiles`."""
-    studies = [Study(*path.stem.split("."), kept=True) for path in sorted((NOTEBOOKS / "profiles").glob("*.yaml"))]
-    recipes = [asdict(Recipe(data=own.data, **own.settings["recipe"])) | {"trainings": len(own.planned)} for own in studies]
-    frame = pd.DataFrame(dict(zip([f"`{own.profile}.{own.data}`" for own in studies], recipes, strict=True)))
-    return markdown(frame.loc[[*FIELDS, "trainings"]].rename_axis("").reset_index())
+    columns = {}
+    for profile, data in (path.stem.split(".") for path in sorted((NOTEBOOKS / "profiles").glob("*.yaml"))):
+        study = Study(profile, data, kept=True)
+        recipe = Recipe(data=data, **study.settings["recipe"])
+        columns[f"`{profile}.{data}`"] = vars(recipe) | {"trainings": len(study.planned)}
+    return markdown(pd.DataFrame(columns).loc[[*FIELDS, "trainings"]].rename_axis("").reset_index())
 
 
 def markdown(frame: pd.DataFrame, align: str = "left") -> str:

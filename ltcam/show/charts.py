@@ -25,7 +25,7 @@ def lines(wide: pd.DataFrame, x: str, y: str, title: str = "", marker: str = "o"
     """A line for each column over the index, whose values are marked unless `marker` is empty."""
     figure, (axes,) = _panels([title], (6.4, 3.2))
     color = colors or sns.color_palette("viridis_r", wide.shape[1])
-    ticks = wide.index if marker else None
+    ticks = [*wide.index] if marker else None
     wide.plot(ax=axes, color=color, marker=marker, markersize=4, xlabel=x, ylabel=y, xticks=ticks, legend=wide.shape[1] > 1)
     if wide.shape[1] > 1:
         axes.legend(**BESIDE)
@@ -124,10 +124,9 @@ def boxes(rows: Mapping[str, Any], label: str, title: str = "", colors: Sequence
     for y, row in enumerate(() if colors else rows.values(), 1):
         heights = y + np.random.default_rng(y).uniform(-0.25, 0.25, len(row))
         axes.plot(row, heights, ".", markersize=2.5, color="tab:blue", alpha=0.5)
-    how: dict[str, Any] = {"medianprops": {"color": "black", "linewidth": 1.8}, "widths": 0.6, "patch_artist": True}
-    drawn = axes.boxplot(
-        [*rows.values()], orientation="horizontal", tick_labels=[*rows], whis=(10, 90), showfliers=False, **how
-    )
+    how: dict[str, Any] = {"whis": (10, 90), "showfliers": False, "medianprops": {"color": "black", "linewidth": 1.8}}
+    how |= {"orientation": "horizontal", "tick_labels": [*rows], "widths": 0.6, "patch_artist": True}
+    drawn = axes.boxplot([*rows.values()], **how)
     for box, color in zip(drawn["boxes"], cycle(colors or ["none"]), strict=False):
         box.set_facecolor(color)
     axes.set(xscale="log", xlabel=label)

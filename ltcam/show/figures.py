@@ -32,7 +32,6 @@ from ltcam.show import charts, heatmaps
 from ltcam.show.heatmaps import Pair
 
 STAGES = {f"S{i}": Config("gradcam", f"S{i}") for i in range(1, 6)}
-SUM = "Eq. 8: sum"
 LT = "LTGrad-CAM(l=5, δ=20)"
 FAILING = {row: SEVEN[row] for row in ("Grad-CAM", "Layer-CAM(l=5, δ=0)", LT)}
 SWEPT = {"gradcam": "Grad-CAM", "fullgrad": "FullGrad", "layercam": "Layer-CAM"}
@@ -73,25 +72,24 @@ def samples(data: Segmentation, count: int = 8) -> Figure:
 def areas(study: Study) -> Figure:
     """A row for the held-out part of every data set that is here, and for each class of this one."""
     tables = {title: covered.areas(data) for title, data in {**datasets.present(), study.test.title: study.test}.items()}
-    rows = tables | covered.by_class(tables[study.test.title])
-    return charts.boxes(
-        {f"{name} ({len(t)})": t["area"][t["area"] > 0] for name, t in rows.items()}, "area of a class, % of the image"
-    )
+    tables |= covered.by_class(tables[study.test.title])
+    rows = {f"{title} ({len(table)})": table["area"][table["area"] > 0] for title, table in tables.items()}
+    return charts.boxes(rows, "area of a class, % of the image")
 
 
 def compared(study: Study, ways: Mapping[str, Config | Best], chosen: Mapping[Pair, float] | list[Pair]) -> Figure:
     """A row for each pair, with its IoU if `chosen` has it, and a column for the heatmap of each way, in its own views."""
     best = {title: way if isinstance(way, Best) else Best(way) for title, way in ways.items()}
     configs = {title: way.config for title, way in best.items()}
-    found, rows, labels = [study.test[i] for i, _ in chosen], [], []
-    for sample, (i, c) in zip(found, chosen, strict=True):
-        views = {own: beyond.fitted(own, study) for own in dict.fromkeys(way.views for way in best.values())}
+    views = {way.views: beyond.fitted(way.views, study) for way in best.values()}
+    samples, rows, labels = [study.test[i] for i, _ in chosen], [], []
+    for sample, (i, c) in zip(samples, chosen, strict=True):
         heats = {own: heatmaps.maps(study.trained, sample, c, configs, protocol) for own, protocol in views.items()}
         rows.append({title: heats[way.views][title] for title, way in best.items()})
         iou = f"\nIoU {chosen[i, c]:.1f}%" if isinstance(chosen, Mapping) else ""
         labels.append((study.test.entries[i].kind or study.test.classes[c]) + iou)
-    masks = [sample.mask == c + 1 for sample, (_, c) in zip(found, chosen, strict=True)]
-    return heatmaps.grid([sample.image for sample in found], rows, labels, masks)
+    masks = [sample.mask == c + 1 for sample, (_, c) in zip(samples, chosen, strict=True)]
+    return heatmaps.grid([sample.image for sample in samples], rows, labels, masks)
 
 
 def worst(counts: Counts, data: Segmentation, count: int = 4) -> dict[Pair, float]:
@@ -128,29 +126,26 @@ def truncation(study: Study) -> Figure:
     return heatmaps.grid([found[best].image] * len(rows), [*rows.values()], [*rows], [mask] * len(rows), signed=True)
 
 
-def idea(study: Study, delta: float = 20) -> Figure:
+def idea(study: Study) -> Figure:
     """Grad-CAM at each stage, the sum (Eq. 8) and its Otsu mask: with all gradients, and with those that Eq. 9 keeps."""
     index, c = heatmaps.examples(study.test, seed=3)[-1]
-    sample, rows = study.test[index], []
-    for kept in (None, delta):
-        ways = {name: replace(way, delta=kept) for name, way in {**STAGES, SUM: Config(layers="S1-S5")}.items()}
-        row = heatmaps.maps(study.trained, sample, c, ways)
-        mask = otsu_masks(row[SUM][None])[0]
-        rows.append(row | {f"Otsu's mask, IoU {float(heatmaps.iou(mask, sample.mask, c)):.0f}%": mask})
-    labels = ["all gradients", f"truncated,\nEq. 9 (δ={delta:g})"]
-    return heatmaps.grid([sample.image] * 2, rows, labels, [sample.mask == c + 1] * 2)
+    sample, rows, summed = study.test[index], dict[str, dict[str, Tensor]](), "Eq. 8: sum"
+    for label, delta in {"all gradients": None, "truncated,\nEq. 9 (δ=20)": 20.0}.items():
+        ways = {name: replace(way, delta=delta) for name, way in {**STAGES, summed: Config(layers="S1-S5")}.items()}
+        heats = heatmaps.maps(study.trained, sample, c, ways)
+        mask = otsu_masks(heats[summed][None])[0]
+        rows[label] = heats | {f"Otsu's mask, IoU {float(heatmaps.iou(mask, sample.mask, c)):.0f}%": mask}
+    return heatmaps.grid([sample.image] * 2, [*rows.values()], [*rows], [sample.mask == c + 1] * 2)
 
 
 def swept(study: Study, part: str) -> Figure:
     """The headline score over delta on one part, for three methods."""
-    table = make("sweep", study)
-    wide = (
-        table[table["part"] == part].pivot(index="delta", columns="method", values=study.metric)[[*SWEPT]].rename(columns=SWEPT)
-    )
-    curves = wide[wide.index.notna()]
-    title = f"{study.title}, part {part}"
-    figure = charts.lines(curves, f"{DELTA}; dashed: no truncation", f"{study.metric} (%)", title, colors=COLORS)
-    figure.axes[0].hlines(wide[wide.index.isna()].iloc[0], *curves.index[[0, -1]], COLORS, "dashed", linewidth=1)
+    table = make("sweep", study).replace({"method": SWEPT})
+    wide = table[table["part"] == part].pivot(index="delta", columns="method", values=study.metric)[[*SWEPT.values()]]
+    curves, flat = wide[wide.index.notna()], wide[wide.index.isna()].iloc[0]
+    x, y, title = f"{DELTA}; dashed: no truncation", f"{study.metric} (%)", f"{study.title}, part {part}"
+    figure = charts.lines(curves, x, y, title, colors=COLORS)
+    figure.axes[0].hlines(flat, curves.index[0], curves.index[-1], COLORS, "dashed", linewidth=1)
     return figure
 
 

@@ -85,9 +85,9 @@ def grid(
     side    inches of a panel's width; pixels: of the images
     """
     heights = [min(image.shape[1] / image.shape[2], 1.5) for image in images]
-    size = side * (1 + len(rows[0])), side * sum(heights) + 0.15 * len(images) + 0.4
-    ratios: dict[str, Any] = {"height_ratios": heights, "squeeze": False, "layout": "constrained"}
-    figure, axes = plt.subplots(len(images), 1 + len(rows[0]), figsize=size, **ratios)
+    columns, height = 1 + len(rows[0]), side * sum(heights) + 0.15 * len(images) + 0.4
+    figure = plt.figure(figsize=(side * columns, height), layout="constrained")
+    axes = figure.subplots(len(images), columns, squeeze=False, height_ratios=heights)
     for number, (line, row) in enumerate(zip(axes, rows, strict=True)):
         line[0].set_ylabel(labels[number], fontsize=8)
         for panel, (title, heat) in zip(line, {"image": None, **row}.items(), strict=True):
@@ -102,8 +102,8 @@ def strip(images: Sequence[Tensor], titles: Sequence[str], masks: Sequence[Tenso
     """A column for each image (3, H, W) uint8, at one height: plain, and below with its mask (H, W) bool outlined."""
     widths = [max(image.shape[2] / image.shape[1], 0.5) for image in images]  # a narrower one has no room for a title
     height = min(2.4, 11 / sum(widths))
-    ratios: dict[str, Any] = {"width_ratios": widths, "squeeze": False, "layout": "constrained"}
-    figure, axes = plt.subplots(2, len(images), figsize=(height * sum(widths), 2 * height + 0.5), **ratios)
+    figure = plt.figure(figsize=(height * sum(widths), 2 * height + 0.5), layout="constrained")
+    axes = figure.subplots(2, len(images), squeeze=False, width_ratios=widths)
     for (top, bottom), image, title, mask in zip(axes.T, images, titles, masks, strict=True):
         top.set_title(title, fontsize=7)
         _show(top, image)
@@ -121,7 +121,8 @@ def _show(
     small = F.resize(image, None, max_size=pixels, antialias=True)
     axes.imshow(small.permute(1, 2, 0).numpy(), extent=(0, width, height, 0))
     if heat is not None:
-        how = {"cmap": "RdBu_r", "norm": CenteredNorm()} if signed else {"cmap": "jet", "alpha": 0.55, "vmin": 0}
+        jet: dict[str, Any] = {"cmap": "jet", "alpha": 0.55, "vmin": 0}
+        how = {"cmap": "RdBu_r", "norm": CenteredNorm()} if signed else jet
         axes.imshow(heat.float().numpy(), extent=(0, width, height, 0), **how)
     if mask is not None and mask.any():
         axes.autoscale(False)
