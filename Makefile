@@ -28,6 +28,7 @@ gpu: $(STAMP)
 
 # One book of README, docs, executed notebooks and figures: book/index.html. It asks no other host for anything.
 book: $(STAMP)
+	$(BIN)/python docs/explorer.py demo demo
 	$(BIN)/python -m sphinx -W --keep-going -q -d build/book -c docs . book
 
 # The tables in README.md and docs/ that come from committed results; `make lint` names the stale ones.

@@ -26,7 +26,7 @@ def lines(wide: pd.DataFrame, x: str, y: str, title: str = "", marker: str = "o"
     figure, (axes,) = _panels([title], (6.4, 3.2))
     color = colors or sns.color_palette("viridis_r", wide.shape[1])
     ticks = [*wide.index] if marker else None
-    wide.plot(ax=axes, color=color, marker=marker, markersize=4, xlabel=x, ylabel=y, xticks=ticks, legend=wide.shape[1] > 1)
+    wide.plot(ax=axes, color=color, marker=marker, markersize=4, xlabel=x, ylabel=y, xticks=ticks, legend=False)
     if wide.shape[1] > 1:
         axes.legend(**BESIDE)
     return figure

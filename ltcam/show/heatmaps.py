@@ -64,7 +64,7 @@ def maps(
     how, size = protocol or Protocol(), (sample.mask.shape[0], sample.mask.shape[1])
     images = inputs(trained, [sample], how.size)
     found = over_views(trained.model, images, [c], ways.values(), scales=how.scales, flip=how.flip).heatmaps([0], size)
-    heats = {config: heat[0].cpu() for group, heats in found for config, heat in zip(group, heats, strict=True)}
+    heats = {config: heat[0].cpu() for configs, stack in found for config, heat in zip(configs, stack, strict=True)}
     return {key: heats[config] for key, config in ways.items()}
 
 
@@ -126,8 +126,8 @@ def _show(
         axes.imshow(heat.float().numpy(), extent=(0, width, height, 0), **how)
     if mask is not None and mask.any():
         axes.autoscale(False)
-        around, padded = (-0.5, width + 0.5, -0.5, height + 0.5), np.pad(mask.numpy(), 1)  # closed at the edges
-        axes.contour(padded, [0.5], extent=around, colors="yellow", linewidths=0.8)
+        around = (-0.5, width + 0.5, -0.5, height + 0.5)  # padded, so that it is closed at the image's edges
+        axes.contour(np.pad(mask.numpy(), 1), [0.5], extent=around, colors="yellow", linewidths=0.8)
 
 
 def save(figure: Figure, path: AnyPath) -> None:

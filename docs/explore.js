@@ -1,5 +1,5 @@
 "use strict";
-// PICTURES, DELTAS, METHODS and FUSED stand before this script: ltcam/show/explorer.py made them. Filters color the grey sprites.
+// PICTURES, DELTAS, METHODS and FUSED stand before this script, from explorer.py. Filters color the grey sprites.
 const $ = (id) => document.getElementById(id);
 function set(id, values) { // what stays is left alone: a picture that is set again is loaded again
   for (const [name, value] of Object.entries(values)) if ($(id).getAttribute(name) !== `${value}`) $(id).setAttribute(name, value);

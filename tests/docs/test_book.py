@@ -17,6 +17,7 @@ import torch
 from bs4 import BeautifulSoup
 from PIL import Image
 
+from docs import explorer
 from ltcam import Config, Refine, files
 from ltcam import data as datasets
 from ltcam.experiment.otsu import otsu_masks
@@ -24,7 +25,7 @@ from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.trained import load_checkpoint
 from ltcam.experiment.vgg16 import vgg16
 from ltcam.files import ROOT
-from ltcam.show import explorer, heatmaps
+from ltcam.show import heatmaps
 
 SECRET = "s3cret-of-the-environment"
 NOTEBOOKS = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("results/[pr]*/notebooks/*.ipynb")]

@@ -1,7 +1,11 @@
-"""The page with the sliders: heatmaps, Otsu masks and IoUs of a few images, made in advance as figures/…/explorer.json."""
+"""The book's page with sliders: heatmaps, Otsu masks and IoUs of a few images, made in advance as figures/…/explorer.json.
+
+`python docs/explorer.py PROFILE DATA` makes them if the study is trained here. `make book` does so for the demo.
+"""
 
 import base64
 import json
+import sys
 from dataclasses import replace
 from io import BytesIO
 from itertools import product
@@ -89,3 +93,9 @@ def _url(pixels: Tensor) -> str:
     buffer = BytesIO()
     F.to_pil_image(pixels.round().byte()).save(buffer, "WEBP", quality=50, method=6)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+if __name__ == "__main__":
+    study = Study(sys.argv[1], sys.argv[2])
+    if all((study.runs / name / "checkpoint.pt").is_file() for name in study.planned):
+        write(study)
