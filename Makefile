@@ -28,11 +28,12 @@ gpu: $(STAMP)
 
 # One book of README, docs, executed notebooks and figures: book/index.html. It asks no other host for anything.
 book: $(STAMP)
+	$(BIN)/python docs/explorer.py demo demo
 	$(BIN)/python -m sphinx -W --keep-going -q -d build/book -c docs . book
 
 # The tables in README.md and docs/ that come from committed results; `make lint` names the stale ones.
 docs: $(STAMP)
-	$(BIN)/python -m ltcam.show.docs
+	$(BIN)/python docs/sections.py
 
 test: lint tables unit nbval
 
@@ -41,7 +42,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m ltcam.show.docs --check
+	$(BIN)/python docs/sections.py --check
 
 # Every committed table, made anew from the committed counts: the same bytes, or it is named stale.
 COMMITTED := $(wildcard results/paper/*/trainings.csv results/real/*/trainings.csv)

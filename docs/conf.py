@@ -4,7 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
-from ltcam.show import explorer
+from docs import explorer
 
 project, author, copyright = "ltcam", "The ltcam authors", "the ltcam authors, MIT license"
 root_doc = "README"

@@ -6,18 +6,14 @@ figures.yaml has the captions, and the texts that stand for a figure where it is
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
-import torch
 import yaml
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ltcam import Config, trace, truncate
@@ -36,11 +32,10 @@ from ltcam.show import charts, heatmaps
 from ltcam.show.heatmaps import Pair
 
 STAGES = {f"S{i}": Config("gradcam", f"S{i}") for i in range(1, 6)}
-SUM = "Eq. 8: sum"
-LT = SEVEN["LTGrad-CAM(l=5, δ=20)"]
-FAILING = ("Grad-CAM", "Layer-CAM(l=5, δ=0)", "LTGrad-CAM(l=5, δ=20)")
+LT = "LTGrad-CAM(l=5, δ=20)"
+FAILING = {row: SEVEN[row] for row in ("Grad-CAM", "Layer-CAM(l=5, δ=0)", LT)}
 SWEPT = {"gradcam": "Grad-CAM", "fullgrad": "FullGrad", "layercam": "Layer-CAM"}
-COLORS = dict(zip(SWEPT.values(), ("tab:blue", "tab:orange", "tab:green"), strict=True))  # the paper's in Figs. 4 and 5
+COLORS = ["tab:blue", "tab:orange", "tab:green"]  # the paper's in Figs. 4 and 5
 DELTA = "δ (percentile of the positive gradients)"
 
 
@@ -59,125 +54,113 @@ def draw(name: str, study: Study, **options: object) -> Figure:
     return figure
 
 
-def worst(counts: Counts, data: Segmentation, config: Config, count: int = 4) -> dict[Pair, float]:
-    """{(image index, class): IoU in percent} of the `count` pairs of `data` that `config` segments worst, worst first.
-
-    Of several trainings the first counts. A pair without a true pixel is left out: there its mask fails, and not the method.
-    """
-    index, own = {entry.name: i for i, entry in enumerate(data.entries)}, counts.pick([config])
-    tp, _, fn = own.values[:, 0].T
-    rows = own.pairs.assign(IoU=own.iou()[:, 0])[tp + fn > 0]
-    rows = rows[rows["name"].isin(index) & (rows["training"] == rows["training"].iloc[0])]
-    lowest = rows.sort_values(["IoU", "name", "class"]).head(count)
-    return {(index[name], c): value for name, c, value in lowest[["name", "class", "IoU"]].itertuples(index=False)}
-
-
-def compared(
-    study: Study, chosen: Sequence[Pair] | Mapping[Pair, float], ways: Mapping[str, Config | Best], truth: bool = True
-) -> Figure:
-    """A row for each pair, with its IoU if `chosen` has it, and a column for the heatmap of each way, in its own views.
-
-    truth: outline the class in the image.
-    """
-    samples, rows = [study.test[i] for i, _ in chosen], []
-    way_of = {title: way if isinstance(way, Best) else Best(way) for title, way in ways.items()}
-    for sample, (_, c) in zip(samples, chosen, strict=True):
-        heats = dict[Best, Tensor]()
-        for views in dict.fromkeys(way.views for way in way_of.values()):
-            configs = [way.config for way in way_of.values() if way.views == views]
-            found = heatmaps.maps(study.trained, sample, c, configs, beyond.fitted(views, study))
-            heats |= {Best(config, views): heat for config, heat in found.items()}
-        rows.append({title.replace(": ", ":\n").replace(", s", ",\ns"): heats[way] for title, way in way_of.items()})
-    labels = [study.test.entries[i].kind or study.test.classes[c] for i, c in chosen]
-    if isinstance(chosen, Mapping):
-        labels = [f"{label}\nIoU {iou:.1f}%" for label, iou in zip(labels, chosen.values(), strict=True)]
-    masks = [sample.mask == c + 1 for sample, (_, c) in zip(samples, chosen, strict=True)]
-    return heatmaps.grid([sample.image for sample in samples], rows, labels, masks if truth else None)
-
-
 def samples(data: Segmentation, count: int = 8) -> Figure:
     """The classes take turns, and samples are spread evenly over the areas of each. Raises InputError if there are none."""
-    table = covered.areas(data).sample(frac=1, random_state=0).drop_duplicates("name")
-    groups = [t.sort_values(["area", "name"]) for t in covered.by_class(table).values()]
-    if not groups or count < 1:
-        raise InputError(f"{count} samples of {data.title}, part {data.part}: expected at least one, of an image with a class")
-    groups = random.Random(0).sample(groups, len(groups))
-    turns = -(-count // len(groups))
-    chosen = pd.DataFrame([t.iloc[int((k + 0.5) / turns * len(t))] for k in range(turns) for t in groups][:count])
-    names = [entry.name for entry in data.entries]
-    found = [data[names.index(name)] for name in chosen["name"]]
-    masks = [sample.mask == data.classes.index(c) + 1 for sample, c in zip(found, chosen["class"], strict=True)]
-    titles = [f"{kind or c}\n{area:.2f}%" for _, c, kind, area in chosen.itertuples(index=False)]
+    table = covered.areas(data).sample(frac=1, random_state=0).drop_duplicates("name").sort_values(["area", "name"])
+    groups = [*covered.by_class(table).values()]
+    if not groups:
+        raise InputError(f"no samples of {data.title}, part {data.part}: expected at least one image with a class")
+    turns, order = -(-count // len(groups)), random.Random(0).sample(groups, len(groups))
+    rows = [own.iloc[int((turn + 0.5) / turns * len(own))] for turn in range(turns) for own in order][:count]
+    index = {entry.name: i for i, entry in enumerate(data.entries)}
+    found = [data[index[row["name"]]] for row in rows]
+    masks = [sample.mask == data.classes.index(row["class"]) + 1 for sample, row in zip(found, rows, strict=True)]
+    titles = [f"{row['kind'] or row['class']}\n{row['area']:.2f}%" for row in rows]
     return heatmaps.strip([sample.image for sample in found], titles, masks)
 
 
 def areas(study: Study) -> Figure:
     """A row for the held-out part of every data set that is here, and for each class of this one."""
     tables = {title: covered.areas(data) for title, data in {**datasets.present(), study.test.title: study.test}.items()}
-    rows = {**tables, **covered.by_class(tables[study.test.title])}
-    positive = {f"{title} ({len(t)})": t.loc[t["area"] > 0, "area"].to_numpy() for title, t in rows.items()}
-    return charts.distributions(positive, "area of a class, % of the image")
+    tables |= covered.by_class(tables[study.test.title])
+    rows = {f"{title} ({len(table)})": table["area"][table["area"] > 0] for title, table in tables.items()}
+    return charts.boxes(rows, "area of a class, % of the image")
 
 
-def truncation(study: Study, rows: int = 5, deltas: Sequence[float | None] = (None, 0, 20, 60, 90)) -> Figure:
-    """The gradients, summed over channels, of the one among `rows` examples whose class the model is surest of."""
-    pairs = heatmaps.examples(study.test, rows)
+def compared(study: Study, ways: Mapping[str, Config | Best], chosen: Mapping[Pair, float] | list[Pair]) -> Figure:
+    """A row for each pair, with its IoU if `chosen` has it, and a column for the heatmap of each way, in its own views."""
+    best = {title: way if isinstance(way, Best) else Best(way) for title, way in ways.items()}
+    configs = {title: way.config for title, way in best.items()}
+    views = {way.views: beyond.fitted(way.views, study) for way in best.values()}
+    samples, rows, labels = [study.test[i] for i, _ in chosen], [], []
+    for sample, (i, c) in zip(samples, chosen, strict=True):
+        heats = {own: heatmaps.maps(study.trained, sample, c, configs, protocol) for own, protocol in views.items()}
+        rows.append({title: heats[way.views][title] for title, way in best.items()})
+        iou = f"\nIoU {chosen[i, c]:.1f}%" if isinstance(chosen, Mapping) else ""
+        labels.append((study.test.entries[i].kind or study.test.classes[c]) + iou)
+    masks = [sample.mask == c + 1 for sample, (_, c) in zip(samples, chosen, strict=True)]
+    return heatmaps.grid([sample.image for sample in samples], rows, labels, masks)
+
+
+def worst(counts: Counts, data: Segmentation, count: int = 4) -> dict[Pair, float]:
+    """{(image index, class): IoU in percent} of the `count` pairs of `data` that one configuration segments worst, worst first.
+
+    Of several trainings the first counts. A pair without a true pixel is left out: there its mask fails, and not the method.
+    """
+    index, (tp, _, fn) = {entry.name: i for i, entry in enumerate(data.entries)}, counts.values[:, 0].T
+    rows = counts.pairs.assign(IoU=counts.iou()[:, 0])[tp + fn > 0]
+    rows = rows[rows["name"].isin(index) & (rows["training"] == rows["training"].iloc[0])]
+    lowest = rows.sort_values(["IoU", "name", "class"]).head(count)
+    return {(index[name], c): value for name, c, value in lowest[["name", "class", "IoU"]].itertuples(index=False)}
+
+
+def failures_beyond(study: Study) -> Figure:
+    """The pairs that the best configuration segments worst."""
+    (config, views), (first, *_, last) = BEST["otsu"], beyond.steps(BEST["otsu"]).items()
+    counts = study.counts([config], protocol=beyond.fitted(views, study), first=study.settings["scored_on"])
+    return compared(study, dict([first, last]), worst(counts, study.test))
+
+
+def truncation(study: Study) -> Figure:
+    """The gradients, summed over channels, of the one among five examples whose class the model is surest of."""
+    pairs = heatmaps.examples(study.test)
     found, classes = [study.test[i] for i, _ in pairs], [c for _, c in pairs]
     traced = trace(study.trained.model, heatmaps.inputs(study.trained, found), classes)
     best = int(traced.logits[range(len(classes)), classes].argmax())
-    left: dict[str, dict[str, Tensor]] = {"S2": {}, "S3": {}, "S5": {}}
-    for stage, panels in left.items():
-        for delta in deltas:
+    rows: dict[str, dict[str, Tensor]] = {"S2": {}, "S3": {}, "S5": {}}
+    for stage, row in rows.items():
+        for name, delta in {"all": None, **{f"δ = {delta}": delta for delta in (0, 20, 60, 90)}}.items():
             kept = truncate(traced.gradient(traced.stages[stage])[[best]], delta)[0].cpu()
-            name = "all" if delta is None else f"δ = {delta:g}"
-            panels[f"{name}\n{float((kept != 0).float().mean()):.0%} kept"] = kept.sum(dim=0)
-    masks = [found[best].mask == classes[best] + 1] * len(left)
-    return heatmaps.grid([found[best].image] * len(left), [*left.values()], [*left], masks, heatmaps.signed)
+            row[f"{name}\n{float((kept != 0).float().mean()):.0%} kept"] = kept.sum(dim=0)
+    mask = found[best].mask == classes[best] + 1
+    return heatmaps.grid([found[best].image] * len(rows), [*rows.values()], [*rows], [mask] * len(rows), signed=True)
 
 
-def idea(study: Study, rows: int = 5, delta: float = 20) -> Figure:
+def idea(study: Study) -> Figure:
     """Grad-CAM at each stage, the sum (Eq. 8) and its Otsu mask: with all gradients, and with those that Eq. 9 keeps."""
-    index, c = heatmaps.examples(study.test, rows, seed=3)[-1]
-    sample, lines = study.test[index], list[dict[str, Tensor]]()
-    truth = sample.mask == c + 1
-
-    def outlined(axes: Axes, image: NDArray[np.uint8], heat: Tensor) -> None:
-        heatmaps.panel(axes, image, heat.float())
-        if heat.dtype == torch.bool:
-            heatmaps.outline(axes, truth, image.shape[:2])
-
-    for kept in (None, delta):
-        configs = {stage: replace(config, delta=kept) for stage, config in {**STAGES, SUM: Config(layers="S1-S5")}.items()}
-        found = heatmaps.maps(study.trained, sample, c, [*configs.values()])
-        mask = otsu_masks(found[configs[SUM]][None])[0]
-        iou = float(heatmaps.iou(mask, sample.mask, c))
-        lines.append({name: found[config] for name, config in configs.items()} | {f"Otsu's mask, IoU {iou:.0f}%": mask})
-    labels = ["all gradients", f"truncated,\nEq. 9 (δ={delta:g})"]
-    return heatmaps.grid([sample.image] * 2, lines, labels, [truth] * 2, outlined)
+    index, c = heatmaps.examples(study.test, seed=3)[-1]
+    sample, rows, summed = study.test[index], dict[str, dict[str, Tensor]](), "Eq. 8: sum"
+    for label, delta in {"all gradients": None, "truncated,\nEq. 9 (δ=20)": 20.0}.items():
+        ways = {name: replace(way, delta=delta) for name, way in {**STAGES, summed: Config(layers="S1-S5")}.items()}
+        heats = heatmaps.maps(study.trained, sample, c, ways)
+        mask = otsu_masks(heats[summed][None])[0]
+        rows[label] = heats | {f"Otsu's mask, IoU {float(heatmaps.iou(mask, sample.mask, c)):.0f}%": mask}
+    return heatmaps.grid([sample.image] * 2, [*rows.values()], [*rows], [sample.mask == c + 1] * 2)
 
 
 def swept(study: Study, part: str) -> Figure:
     """The headline score over delta on one part, for three methods."""
-    table = make("sweep", study)
-    table = table[table["part"] == part].replace({"method": SWEPT})
-    wide = table.dropna(subset="delta").pivot(index="delta", columns="method", values=study.metric)[[*COLORS]]
-    flat = table[table["delta"].isna()].set_index("method")[study.metric]
-    return charts.lines(wide, DELTA, f"{study.metric} (%)", f"{study.title}, part {part}", COLORS, flat)
+    table = make("sweep", study).replace({"method": SWEPT})
+    wide = table[table["part"] == part].pivot(index="delta", columns="method", values=study.metric)[[*SWEPT.values()]]
+    curves, flat = wide[wide.index.notna()], wide[wide.index.isna()].iloc[0]
+    x, y, title = f"{DELTA}; dashed: no truncation", f"{study.metric} (%)", f"{study.title}, part {part}"
+    figure = charts.lines(curves, x, y, title, colors=COLORS)
+    figure.axes[0].hlines(flat, curves.index[0], curves.index[-1], COLORS, "dashed", linewidth=1)
+    return figure
 
 
 def gained(study: Study, by: str) -> Figure:
     """The points that the tricks gain on single objects, over an amount."""
     each = breakdown.each(study)
-    each = each.assign(group=breakdown.fifths(each[by], breakdown.AMOUNTS[by]))
+    each = each.assign(group=breakdown.groups(each)[by])
     return charts.gains(each, make("breakdown", study), breakdown.SHOWN, study.title, by)
 
 
 def dropped(study: Study) -> Figure:
-    """The share of the positive gradient that Eq. 9 drops; on the dashed line if all gradients were equal."""
+    """The share of the positive gradient that Eq. 9 drops, by stage, and what it would be if all gradients were equal."""
     wide = make("dropped", study).pivot(index="delta", columns="stage", values="share")
-    figure = charts.lines(wide, DELTA, "dropped (% of their sum)", study.title)
-    figure.axes[0].plot([0, 100], [0, 100], color="gray", linewidth=0.8, linestyle="--")
-    return figure
+    wide["if all were equal"] = wide.index
+    return charts.lines(wide, DELTA, "dropped (% of their sum)", study.title)
 
 
 def seeds(study: Study) -> Figure:
@@ -188,27 +171,15 @@ def seeds(study: Study) -> Figure:
     return figure
 
 
-def failures_beyond(study: Study) -> Figure:
-    """The pairs that the best configuration segments worst."""
-    best, ways = BEST["otsu"], beyond.steps(BEST["otsu"])
-    counts = study.counts([best.config], protocol=beyond.fitted(best.views, study), first=study.settings["scored_on"])
-    first, *_, last = ways.items()
-    return compared(study, worst(counts, study.test, best.config), dict([first, last]))
-
-
-def _examples(study: Study, ways: Mapping[str, Config | Best], rows: int = 5, seed: int = 0, truth: bool = True) -> Figure:
-    return compared(study, heatmaps.examples(study.test, rows, seed), ways, truth)
-
-
 _OF: dict[str, Callable[..., Figure]] = {
-    "samples": lambda study, count=8: samples(study.test, count),
+    "samples": lambda study: samples(study.test),
     "areas": areas,
-    "fig1": lambda study, rows=5: _examples(study, STAGES, rows, truth=False),
+    "fig1": lambda study: compared(study, STAGES, heatmaps.examples(study.test)),
     "truncation": truncation,
     "idea": idea,
-    "fig2": lambda study, rows=5: _examples(study, SEVEN, rows, seed=3),
-    "fig3": lambda study, rows=5: _examples(study, SEVEN, rows, seed=4),
-    "failures": lambda study: compared(study, worst(study.counts([LT]), study.test, LT), {row: SEVEN[row] for row in FAILING}),
+    "fig2": lambda study: compared(study, SEVEN, heatmaps.examples(study.test, seed=3)),
+    "fig3": lambda study: compared(study, SEVEN, heatmaps.examples(study.test, seed=4)),
+    "failures": lambda study: compared(study, FAILING, worst(study.counts([SEVEN[LT]]), study.test)),
     "fig4": lambda study: swept(study, "test"),
     "fig5": lambda study: swept(study, "train"),
     "ablations": lambda study: charts.changes(make("ablations", study), study.settings["varied"], study.title),
@@ -219,7 +190,7 @@ _OF: dict[str, Callable[..., Figure]] = {
     "gain_by_area": lambda study: gained(study, "area"),
     "gain_by_overlap": lambda study: gained(study, "overlap"),
     "steps": lambda study: charts.steps(make("best", study), study.title),
-    "beyond": lambda study, rows=5: _examples(study, beyond.steps(BEST["argmax"]), rows),
+    "beyond": lambda study, rows=5: compared(study, beyond.steps(BEST["argmax"]), heatmaps.examples(study.test, rows)),
     "seeds": seeds,
     "failures_beyond": failures_beyond,
 }

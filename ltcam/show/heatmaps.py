@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any, TypeVar
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -29,6 +31,7 @@ from ltcam.paper.pictures import coarse
 THUMBNAIL = 160  # pixels of the longer side: figures show photographs small
 PDF = 500_000  # bytes; photographs make it larger
 Pair = tuple[int, int]  # (image index, class)
+Key = TypeVar("Key")
 
 
 def examples(data: Segmentation, count: int = 5, seed: int = 0) -> list[Pair]:
@@ -36,11 +39,11 @@ def examples(data: Segmentation, count: int = 5, seed: int = 0) -> list[Pair]:
 
     They come from the half of a class's images in which it covers most, so that there is something to see.
     """
-    areas: dict[tuple[int, str], list[tuple[float, int]]] = {}
+    areas: dict[tuple[int, str], list[tuple[float, int]]] = defaultdict(list)
     for i in data.scored:
         mask = data.mask(i)
         for c in data.labels[i].nonzero().flatten().tolist():
-            areas.setdefault((c, data.entries[i].kind), []).append((float((mask == c + 1).mean()), i))
+            areas[c, data.entries[i].kind].append((float((mask == c + 1).mean()), i))
     rng, queues = random.Random(seed), []
     for (c, _), found in rng.sample(sorted(areas.items()), len(areas)):
         largest = sorted(found, reverse=True)[: (len(found) + 1) // 2]
@@ -55,114 +58,87 @@ def inputs(trained: Trained, samples: Sequence[Sample], size: tuple[int, int] | 
 
 
 def maps(
-    trained: Trained, sample: Sample, c: int, configs: Sequence[Config], protocol: Protocol | None = None
-) -> dict[Config, Tensor]:
-    """{configuration: (H, W)}: the heatmaps of class `c` at the mask's size, in the views of `protocol` (None: in one)."""
-    protocol = protocol or Protocol()
-    images = inputs(trained, [sample], protocol.size)
-    found = over_views(trained.model, images, [c], configs, scales=protocol.scales, flip=protocol.flip)
-    groups = found.heatmaps([0], (sample.mask.shape[0], sample.mask.shape[1]))
-    return {config: heat[0].cpu() for group, heats in groups for config, heat in zip(group, heats, strict=True)}
+    trained: Trained, sample: Sample, c: int, ways: Mapping[Key, Config], protocol: Protocol | None = None
+) -> dict[Key, Tensor]:
+    """The heatmap of class `c`, (H, W) as the mask is, for each of `ways`, in the views of `protocol` (None: in one)."""
+    how, size = protocol or Protocol(), (sample.mask.shape[0], sample.mask.shape[1])
+    images = inputs(trained, [sample], how.size)
+    found = over_views(trained.model, images, [c], ways.values(), scales=how.scales, flip=how.flip).heatmaps([0], size)
+    heats = {config: heat[0].cpu() for configs, stack in found for config, heat in zip(configs, stack, strict=True)}
+    return {key: heats[config] for key, config in ways.items()}
 
 
 def iou(predicted: Tensor, mask: Tensor, c: int) -> Tensor:
     """Percent, of predicted masks (..., H, W) bool with class c of a mask (H, W); void pixels do not count."""
     tp, fp, fn = count(predicted, regions(mask, c)).double().unbind(dim=-1)
-    return 100 * tp / (tp + fp + fn)
+    return 100 * tp / (tp + fp + fn).clamp(min=1)
 
 
 def grid(
     images: Sequence[Tensor], rows: Sequence[Mapping[str, Tensor]], labels: Sequence[str],
-    masks: Sequence[Tensor] | None = None, draw: Callable[..., None] | None = None, side: float = 1.35, pixels: int = THUMBNAIL,
+    masks: Sequence[Tensor] | None = None, signed: bool = False, side: float = 1.35, pixels: int = THUMBNAIL,
 ) -> Figure:  # fmt: skip
     """A row for each image (3, H, W) uint8: the image, then its maps, each under its title unless that is as in the row above.
 
-    masks   (H, W) bool, outlined on the image
-    draw    a function of axes, image and map, which draws a panel; None: `panel`
+    rows    heatmaps of any size, from 0 to their own maximum; signed: blue is below 0, red above, and white is 0
+    masks   (H, W) bool, outlined on the image and on the predicted masks (bool) among its maps
     side    inches of a panel's width; pixels: of the images
     """
-    small = [thumbnail(image, pixels) for image in images]
-    heights = [min(t.shape[0] / t.shape[1], 1.5) for t in small]
-    columns, ratios = 1 + len(rows[0]), {"height_ratios": heights}
-    size = side * columns, side * sum(heights) + 0.15 * len(images) + 0.4
-    figure, axes = plt.subplots(len(images), columns, figsize=size, gridspec_kw=ratios, squeeze=False, layout="constrained")
-    above: list[str] = []
-    for number, (line, image, row) in enumerate(zip(axes, small, rows, strict=True)):
-        panel(line[0], image)
+    heights = [min(image.shape[1] / image.shape[2], 1.5) for image in images]
+    columns, height = 1 + len(rows[0]), side * sum(heights) + 0.15 * len(images) + 0.4
+    figure = plt.figure(figsize=(side * columns, height), layout="constrained")
+    axes = figure.subplots(len(images), columns, squeeze=False, height_ratios=heights)
+    for number, (line, row) in enumerate(zip(axes, rows, strict=True)):
         line[0].set_ylabel(labels[number], fontsize=8)
-        if masks is not None:
-            outline(line[0], masks[number], image.shape[:2])
-        for axis, heat in zip(line[1:], row.values(), strict=True):
-            (draw or panel)(axis, image, heat)
-        if (titles := ["image", *row]) != above:
-            for axis, title in zip(line, titles, strict=True):
-                axis.set_title(title.replace("(", "\n("), fontsize=8)
-        above = titles
+        for panel, (title, heat) in zip(line, {"image": None, **row}.items(), strict=True):
+            mask = masks[number] if masks and (heat is None or heat.dtype == torch.bool) else None
+            _show(panel, images[number], mask, heat, signed, pixels)
+            if number == 0 or [*row] != [*rows[number - 1]]:
+                panel.set_title(title.replace("(", "\n(").replace(": ", ":\n").replace(", s", ",\ns"), fontsize=8)
     return figure
 
 
 def strip(images: Sequence[Tensor], titles: Sequence[str], masks: Sequence[Tensor]) -> Figure:
     """A column for each image (3, H, W) uint8, at one height: plain, and below with its mask (H, W) bool outlined."""
-    small = [thumbnail(image) for image in images]
-    widths = [max(t.shape[1] / t.shape[0], 0.5) for t in small]  # a narrower one has no room for a title
+    widths = [max(image.shape[2] / image.shape[1], 0.5) for image in images]  # a narrower one has no room for a title
     height = min(2.4, 11 / sum(widths))
-    size, ratios = (height * sum(widths), 2 * height + 0.5), {"width_ratios": widths}
-    figure, axes = plt.subplots(2, len(images), figsize=size, gridspec_kw=ratios, squeeze=False, layout="constrained")
-    for (top, bottom), image, title, mask in zip(axes.T, small, titles, masks, strict=True):
+    figure = plt.figure(figsize=(height * sum(widths), 2 * height + 0.5), layout="constrained")
+    axes = figure.subplots(2, len(images), squeeze=False, width_ratios=widths)
+    for (top, bottom), image, title, mask in zip(axes.T, images, titles, masks, strict=True):
         top.set_title(title, fontsize=7)
-        panel(top, image)
-        panel(bottom, image)
-        outline(bottom, mask, image.shape[:2])
+        _show(top, image)
+        _show(bottom, image, mask)
     return figure
 
 
-def panel(axes: Axes, image: NDArray[np.uint8], heat: Tensor | None = None) -> None:
-    """An image (h, w, 3), and a heatmap of any size over it, from 0 to its own maximum."""
+def _show(
+    axes: Axes, image: Tensor, mask: Tensor | None = None, heat: Tensor | None = None, signed: bool = False,
+    pixels: int = THUMBNAIL,
+) -> None:  # fmt: skip
+    """An image, a map over it, and the outline of a mask at the mask's own resolution, so that thin things stay."""
+    _, height, width = image.shape
     axes.set(xticks=[], yticks=[])
-    axes.imshow(image)
+    small = F.resize(image, None, max_size=pixels, antialias=True)
+    axes.imshow(small.permute(1, 2, 0).numpy(), extent=(0, width, height, 0))
     if heat is not None:
-        fitted = F.resize(heat[None], list(image.shape[:2]), antialias=True)[0].numpy()
-        axes.imshow(fitted, cmap="jet", alpha=0.55, vmin=0, vmax=max(float(fitted.max()), 1e-30))
-
-
-def signed(axes: Axes, image: NDArray[np.uint8], values: Tensor) -> None:
-    """Values of both signs in the shape of the image: blue is below 0, red above, and white is 0."""
-    limit = max(float(values.abs().max()), 1e-30)
-    axes.imshow(values.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(0, image.shape[1], image.shape[0], 0))
-    axes.set(xticks=[], yticks=[])
-
-
-def outline(axes: Axes, mask: Tensor, size: Sequence[int]) -> None:
-    """Outline a mask (H, W) bool, at its own resolution so that thin things stay, over an image of (height, width) `size`."""
-    if not mask.any():
-        return
-    y, x = ((np.arange(-1, n + 1) + 0.5) * m / n - 0.5 for n, m in zip(mask.shape, size, strict=True))
-    limits = {"xlim": axes.get_xlim(), "ylim": axes.get_ylim()}
-    axes.contour(x, y, np.pad(mask.numpy().astype(float), 1), [0.5], colors="yellow", linewidths=0.8)  # padded: closed at edges
-    axes.set(**limits)
-
-
-def thumbnail(image: Tensor, pixels: int = THUMBNAIL) -> NDArray[np.uint8]:
-    """An image (3, H, W) uint8 as (h, w, 3), with a longer side of `pixels`."""
-    return np.asarray(F.resize(image, within(image.shape[1:], pixels), antialias=True).permute(1, 2, 0))
-
-
-def within(size: Sequence[int], pixels: int) -> list[int]:
-    """A size in the aspect of `size`, with a longer side of `pixels`."""
-    return [max(1, round(side * pixels / max(size))) for side in size]
+        jet: dict[str, Any] = {"cmap": "jet", "alpha": 0.55, "vmin": 0}
+        how = {"cmap": "RdBu_r", "norm": CenteredNorm()} if signed else jet
+        axes.imshow(heat.float().numpy(), extent=(0, width, height, 0), **how)
+    if mask is not None and mask.any():
+        axes.autoscale(False)
+        around = (-0.5, width + 0.5, -0.5, height + 0.5)  # padded, so that it is closed at the image's edges
+        axes.contour(np.pad(mask.numpy(), 1), [0.5], extent=around, colors="yellow", linewidths=0.8)
 
 
 def save(figure: Figure, path: AnyPath) -> None:
     """`path` + .png (150 dpi, 32 steps a color), and .pdf if that is small. The same bytes on every run of one machine."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once, since each drawing moves things a little
-    drawn, vector = BytesIO(), BytesIO()
-    figure.savefig(drawn, dpi=150)
-    figure.savefig(vector, format="pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
-    for suffix, content in ((".png", coarse(drawn.getvalue(), dpi=(150, 150))), (".pdf", vector.getvalue())):
-        target = Path(f"{path}{suffix}")
-        if suffix == ".pdf" and len(content) > PDF:
-            target.unlink(missing_ok=True)
-            continue
-        with atomic(target) as temporary:
-            temporary.write_bytes(content)
+    ways: dict[str, Any] = {"png": {"dpi": 150}, "pdf": {"metadata": dict.fromkeys(["CreationDate", "Producer", "Creator"])}}
+    for suffix, how in ways.items():
+        drawn = BytesIO()
+        figure.savefig(drawn, format=suffix, **how)
+        with atomic(f"{path}.{suffix}") as temporary:
+            temporary.write_bytes(coarse(drawn.getvalue(), dpi=(150, 150)) if suffix == "png" else drawn.getvalue())
+    if len(drawn.getvalue()) > PDF:
+        Path(f"{path}.pdf").unlink()

@@ -1,7 +1,7 @@
 """Pictures in executed notebooks take half the bytes, and look alike."""
 
 import base64
-import subprocess
+import runpy
 import sys
 from io import BytesIO
 
@@ -39,7 +39,7 @@ def test_a_picture_has_32_steps_a_color():
     assert coarse(small) == coarse(coarse(small)) and round(Image.open(BytesIO(small)).info["dpi"][0]) == 150
 
 
-def test_a_notebook_keeps_all_but_its_pictures(tmp_path):
+def test_a_notebook_keeps_all_but_its_pictures(tmp_path, monkeypatch):
     data = {"image/png": base64.b64encode(png(np.full((2, 2, 3), 100, np.uint8))).decode(), "text/plain": "a figure"}
     outputs = [nbformat.v4.new_output("display_data", data), nbformat.v4.new_output("stream", text="said")]
     cells = [nbformat.v4.new_markdown_cell("text"), nbformat.v4.new_code_cell("x", outputs=outputs)]
@@ -47,7 +47,8 @@ def test_a_notebook_keeps_all_but_its_pictures(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
     expected = nbformat.read(path, 4)
     shrink(expected)
-    subprocess.run([sys.executable, "-m", "ltcam.paper.pictures", path], check=True)
+    monkeypatch.setattr(sys, "argv", ["pictures", str(path)])
+    runpy.run_path(files.PACKAGE / "paper" / "pictures.py", run_name="__main__")
     assert nbformat.read(path, 4) == expected and path.read_text().endswith("}\n")
     (small,) = pictures(expected)
     assert np.unique(pixels(small)) == [COARSE[100]]

@@ -40,9 +40,6 @@ class Counted:
         self.pairs = pd.DataFrame([row[:3] for row in rows], columns=["training", "name", "class"])
         self.values = np.array([row[3:] for row in rows])[:, None]
 
-    def pick(self, configs):
-        return self
-
     def iou(self):
         return 100 * self.values[..., 0] / self.values.sum(axis=-1).clip(min=1)
 
@@ -87,7 +84,7 @@ def test_every_committed_figure_has_an_entry():
 
 
 def test_a_figure_is_drawn_and_saved(study):
-    figures.draw("samples", study, count=2)
+    figures.draw("samples", study)
     assert (study.figures / "samples.png").stat().st_size > 10_000
     with pytest.raises(InputError, match="figure 'fig9' is unknown: expected one of samples, areas"):
         figures.draw("fig9", study)
@@ -99,14 +96,15 @@ def test_the_worst_pairs_are_those_of_lowest_iou(demo):
     rows += [(four, 0, 0, 0, 0), (one, 1, 0, 5, 0)]  # no true pixel
     other = [("seed1", three, 1, 9, 0, 0), ("seed1", four, 2, 0, 1, 1)]  # of another training, whose maps are not shown
     counts = Counted([*(("seed0", *row) for row in rows), *other])
-    lowest = figures.worst(counts, demo, Config())
+    lowest = figures.worst(counts, demo)
     assert list(lowest.items()) == [((1, 0), 0.0), ((1, 2), 0.0), ((2, 1), 0.0), ((4, 0), 25.0)]  # 25 = 1 / (1 + 1 + 2)
-    assert list(figures.worst(counts, demo, Config(), 9).values())[4:] == [90.0]
+    assert list(figures.worst(counts, demo, 9).values())[4:] == [90.0]
     fold = SimpleNamespace(entries=demo.entries[:1])  # the others are another model's
-    assert figures.worst(counts, fold, Config()) == {(0, 3): 90.0}
+    assert figures.worst(counts, fold) == {(0, 3): 90.0}
 
 
 def test_samples_are_of_each_class_in_turn_with_their_masks(study):
+    study.test = datasets.load("demo", "test")
     figure = figures.samples(study.test, 6)
     top, bottom = figure.axes[:6], figure.axes[6:]
     names = [a.get_title().split("\n")[0] for a in top]
@@ -114,8 +112,12 @@ def test_samples_are_of_each_class_in_turn_with_their_masks(study):
     areas = [float(a.get_title().split("\n")[1].rstrip("%")) for a in top]
     assert areas[0] <= areas[4] and areas[1] <= areas[5] and min(areas) > 0
     assert all(len(a.collections) == 1 for a in bottom)
-    with pytest.raises(InputError, match="0 samples of demo"):
-        figures.samples(study.test, 0)
+    study.test.labels = torch.zeros(len(study.test), 4)
+    del study.test.scored
+    with pytest.raises(
+        InputError, match=r"no samples of demo \(generated\), part test: expected at least one image with a class"
+    ):
+        figures.samples(study.test)
 
 
 def test_areas_have_a_row_for_each_data_set_and_class(study, monkeypatch):
@@ -127,14 +129,14 @@ def test_areas_have_a_row_for_each_data_set_and_class(study, monkeypatch):
 
 
 def test_fig1_is_a_row_an_image_and_a_column_a_stage(study):
-    axes = np.reshape(figures.FIGURES["fig1"].of(study, rows=2).axes, (2, 6))
+    axes = np.reshape(figures.FIGURES["fig1"].of(study).axes, (5, 6))
     assert [a.get_title() for a in axes[0]] == ["image", "S1", "S2", "S3", "S4", "S5"]
-    pairs = heatmaps.examples(study.test, 2)
+    pairs = heatmaps.examples(study.test)
     assert [line[0].get_ylabel() for line in axes] == [study.test.classes[c] for _, c in pairs]
     index, c = pairs[1]
-    expected = heatmaps.maps(study.trained, study.test[index], c, [Config("gradcam", "S3")])[Config("gradcam", "S3")]
+    expected = heatmaps.maps(study.trained, study.test[index], c, {"S3": Config("gradcam", "S3")})["S3"]
     assert axes[1, 3].images[1].get_clim()[1] == pytest.approx(float(expected.max()), rel=0.05)
-    assert not any(a.collections for a in axes.flat)  # no outline
+    assert [len(a.collections) for a in axes[0]] == [1, 0, 0, 0, 0, 0]  # the outline
 
 
 def test_failures_say_their_iou(study):
@@ -144,35 +146,34 @@ def test_failures_say_their_iou(study):
 
 
 def test_truncation_shows_what_eq_9_keeps(study):
-    axes = np.reshape(figures.truncation(study, rows=3, deltas=(None, 60)).axes, (3, 3))
+    axes = np.reshape(figures.truncation(study).axes, (3, 6))
     assert [line[0].get_ylabel() for line in axes] == ["S2", "S3", "S5"]
-    pairs = heatmaps.examples(study.test, 3)
-    traced = trace(
-        study.trained.model, heatmaps.inputs(study.trained, [study.test[i] for i, _ in pairs]), [c for _, c in pairs]
-    )
-    best = max(range(3), key=lambda n: float(traced.logits[n, pairs[n][1]]))
+    pairs = heatmaps.examples(study.test)
+    images = heatmaps.inputs(study.trained, [study.test[i] for i, _ in pairs])
+    traced = trace(study.trained.model, images, [c for _, c in pairs])
+    best = max(range(5), key=lambda n: float(traced.logits[n, pairs[n][1]]))
     kept = truncate(traced.gradient(traced.stages["S5"])[[best]], 60)[0]
-    assert titles(axes)[2][2] == f"δ = 60\n{float((kept != 0).float().mean()):.0%} kept"
-    assert torch.allclose(torch.as_tensor(np.asarray(axes[2, 2].images[0].get_array())), kept.sum(dim=0))
+    assert titles(axes)[2][4] == f"δ = 60\n{float((kept != 0).float().mean()):.0%} kept"
+    assert torch.allclose(torch.as_tensor(np.asarray(axes[2, 4].images[1].get_array())), kept.sum(dim=0))
 
 
 def test_the_idea_is_the_sum_of_the_stages_and_its_mask(study):
-    axes = np.reshape(figures.idea(study, delta=40).axes, (2, 8))
+    axes = np.reshape(figures.idea(study).axes, (2, 8))
     index, c = heatmaps.examples(study.test, seed=3)[-1]
     sample = study.test[index]
-    for line, named, delta in zip(axes, titles(axes), (None, 40), strict=True):
+    for line, named, delta in zip(axes, titles(axes), (None, 20), strict=True):
         config = Config("gradcam", "S1-S5", delta)
-        fused = heatmaps.maps(study.trained, sample, c, [config])[config]
+        fused = heatmaps.maps(study.trained, sample, c, {"": config})[""]
         iou = float(heatmaps.iou(figures.otsu_masks(fused[None])[0], sample.mask, c))
-        assert named == ["image", "S1", "S2", "S3", "S4", "S5", "Eq. 8: sum", f"Otsu's mask, IoU {iou:.0f}%"]
+        assert named == ["image", "S1", "S2", "S3", "S4", "S5", "Eq. 8:\nsum", f"Otsu's mask, IoU {iou:.0f}%"]
         assert line[6].images[1].get_clim()[1] == pytest.approx(float(fused.max()), rel=0.05)
         assert [len(a.collections) for a in line] == [1, 0, 0, 0, 0, 0, 0, 1]
-    assert "δ=40" in axes[1, 0].get_ylabel()
+    assert "δ=20" in axes[1, 0].get_ylabel()
 
 
 def test_fig4_and_fig5_are_the_two_parts_of_the_sweep(study):
     rows = [
-        (part, method, delta, score + (10 if part == "train" else 0))
+        (part, method, delta, score + (10 if part == "train" else 0) - (0.5 if delta is None else 0))
         for part in ("test", "train")
         for method, score in (("gradcam", 1.0), ("fullgrad", 2.0), ("layercam", 3.0))
         for delta in (None, 0.0, 90.0)
@@ -181,9 +182,14 @@ def test_fig4_and_fig5_are_the_two_parts_of_the_sweep(study):
     for name, part, first in (("fig4", "test", 1), ("fig5", "train", 11)):
         (axes,) = figures.FIGURES[name].of(study).axes
         assert axes.get_title() == f"demo, part {part}" and axes.get_ylabel() == "IoU (%)"
-        colors = {line.get_label(): line.get_color() for line in axes.lines}
-        assert colors | figures.COLORS == colors  # the paper's
-        assert [line.get_ydata()[0] for line in axes.lines[:3]] == [first, first + 1, first + 2]
+        assert [(line.get_label(), line.get_color()) for line in axes.lines] == [
+            ("Grad-CAM", "tab:blue"), ("FullGrad", "tab:orange"), ("Layer-CAM", "tab:green"),  # as in the paper
+        ]  # fmt: skip
+        assert [line.get_ydata().tolist() for line in axes.lines] == [[first + n] * 2 for n in range(3)]
+        (dashed,) = axes.collections
+        assert [line.tolist() for line in dashed.get_segments()] == [
+            [[0, first + n - 0.5], [90, first + n - 0.5]] for n in range(3)
+        ]
 
 
 def test_ablations_show_the_rows_that_were_varied(study):
@@ -198,7 +204,7 @@ def test_ablations_show_the_rows_that_were_varied(study):
 def test_what_is_dropped_is_a_line_for_each_stage(study):
     keep(study, "dropped", pd.DataFrame({"stage": ["S1", "S1", "S5", "S5"], "delta": [10, 20] * 2, "share": [1, 2, 3, 4]}))
     (axes,) = figures.dropped(study).axes
-    assert [line.get_ydata().tolist() for line in axes.lines[:2]] == [[1, 2], [3, 4]]
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[1, 2], [3, 4], [10, 20]]  # and if all were equal
 
 
 def test_seeds_have_a_dot_at_their_best(study, monkeypatch):

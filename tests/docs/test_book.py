@@ -17,6 +17,7 @@ import torch
 from bs4 import BeautifulSoup
 from PIL import Image
 
+from docs import explorer
 from ltcam import Config, Refine, files
 from ltcam import data as datasets
 from ltcam.experiment.otsu import otsu_masks
@@ -24,7 +25,7 @@ from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.trained import load_checkpoint
 from ltcam.experiment.vgg16 import vgg16
 from ltcam.files import ROOT
-from ltcam.show import explorer, heatmaps
+from ltcam.show import heatmaps
 
 SECRET = "s3cret-of-the-environment"
 NOTEBOOKS = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("results/[pr]*/notebooks/*.ipynb")]
@@ -118,7 +119,7 @@ def test_the_pictures_are_what_ltcam_computes(trained, pictures, method, refine)
     index = [entry.name for entry in data.entries].index(picture["name"])
     sample, c = data[index], trained.classes.index(picture["class"])
     config = Config("layercam", "S3-S5", 40.0, refine=refine)
-    heat = heatmaps.maps(trained, sample, c, [config])[config]
+    heat = heatmaps.maps(trained, sample, c, {"": config})[""]
     predicted = otsu_masks(heat[None])[0]
     view, frame = picture["views"][method]["S3-S5"], explorer.DELTAS.index(40.0)
     assert view["iou"][frame] == pytest.approx(float(heatmaps.iou(predicted, sample.mask, c)), abs=0.006)
@@ -169,6 +170,8 @@ def test_in_the_browser(book, chromium, pictures, width, scheme):
         color = chromium.execute_script("return getComputedStyle(document.body).backgroundColor")
         assert (max(map(int, re.findall(r"\d+", color))) < 60) == (scheme == "dark")
     sliders_work(chromium, book, pictures)
+    if width == 1280:  # of a phone, chromedriver takes pictures of another place
+        layers_are_drawn(chromium, book)
     chromium.get((book / "search.html").as_uri() + "?q=truncation")
     wait(chromium, "return document.querySelectorAll('#search-results li').length > 3")
     assert chromium.get_log("browser") == []
@@ -177,10 +180,14 @@ def test_in_the_browser(book, chromium, pictures, width, scheme):
     assert len(asked) > 100 and {urlsplit(url).scheme for url in asked} <= {"file", "data", "blob"}
 
 
-def wait(chromium, script):
+def until(chromium, condition):
     from selenium.webdriver.support.ui import WebDriverWait
 
-    return WebDriverWait(chromium, 30).until(lambda _: chromium.execute_script(script))
+    return WebDriverWait(chromium, 30).until(lambda _: condition())
+
+
+def wait(chromium, script):
+    return until(chromium, lambda: chromium.execute_script(script))
 
 
 def sliders_work(chromium, book, pictures):
@@ -196,7 +203,7 @@ def sliders_work(chromium, book, pictures):
         wait(chromium, f"return picture.getAttribute('aria-label').endsWith('Grad-CAM of {layers}, {told}')")
         said = chromium.execute_script("return parseFloat(iou.textContent.slice(4))")
         assert said == pytest.approx(views[layers]["iou"][delta], abs=0.051)
-        seen.append(chromium.execute_script("return [iou.textContent, picture.toDataURL()]"))
+        seen.append(chromium.execute_script("return [iou.textContent, picture.innerHTML]"))
 
     shown("S1-S5", 0)
     for slider, keys, layers in (("delta", Keys.ARROW_RIGHT * 4, "S1-S5"), ("stages", Keys.ARROW_LEFT * 2, "S3-S5")):
@@ -206,5 +213,25 @@ def sliders_work(chromium, book, pictures):
     chromium.find_element("id", "alone").click()
     shown("S3", 4)
     assert len({tuple(state) for state in seen}) >= 3  # of this network S1 and S2 add next to nothing
+
+
+def layers_are_drawn(chromium, book):
+    """And can be left out, one by one."""
+    chromium.get((book / "docs" / "explore.html").as_uri())
+
+    def drawn():
+        picture = Image.open(BytesIO(chromium.find_element("id", "picture").screenshot_as_png))
+        return np.asarray(picture.convert("RGB"), dtype=int)
+
+    before = until(chromium, lambda: (shown := drawn()).std() > 20 and [shown])[0]
     chromium.find_element("id", "heat").click()
-    wait(chromium, f"return picture.toDataURL() !== {json.dumps(seen[-1][1])}")
+    until(chromium, lambda: np.abs(drawn() - before).mean() > 10)
+    for name, color in (("mask", (255, 255, 255)), ("truth", (255, 230, 0))):
+
+        def edge(color=color):
+            return (np.abs(drawn() - color).max(axis=2) < 30).mean()
+
+        there = until(chromium, edge)
+        assert there < 0.2  # of the picture
+        chromium.find_element("id", name).click()
+        until(chromium, lambda edge=edge, there=there: edge() < there)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import fields
 from inspect import signature
-from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pandas as pd
@@ -18,14 +17,14 @@ from torchvision.models import resnet18
 from typer.main import get_command
 
 import ltcam
+from docs import sections
 from ltcam import files
 from ltcam.__main__ import app
 from ltcam.errors import InputError
 from ltcam.experiment import training
 from ltcam.experiment.recipe import Recipe
 from ltcam.files import ROOT
-from ltcam.paper import tables as paper
-from ltcam.show import docs
+from ltcam.paper import tables
 
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 
@@ -34,25 +33,21 @@ def text(page):
     return (ROOT / page).read_text()
 
 
-def sections(**said):
-    return {name: lambda text=text: text for name, text in said.items()}
-
-
 def test_the_pages_are_what_the_committed_files_give(capsys):
-    assert docs.main(check=True) == 0, capsys.readouterr().out
+    assert sections.main(check=True) == 0, capsys.readouterr().out
 
 
 def test_a_stale_section_is_named_and_written_anew(tmp_path, monkeypatch, capsys):
     (tmp_path / "docs").mkdir()
     page = tmp_path / "docs" / "a.md"
     page.write_text("by hand, δ\n<!-- begin x -->\nold\n<!-- end x -->\nafter")
-    monkeypatch.setattr(docs, "ROOT", tmp_path)
-    monkeypatch.setattr(docs, "pages", lambda: {"docs/a.md": sections(x="[t](results/a/t.csv)")})
-    assert docs.main(check=True) == 1 and capsys.readouterr().out == "docs/a.md: stale, run make docs\n"
+    monkeypatch.setattr(sections, "ROOT", tmp_path)
+    monkeypatch.setattr(sections, "pages", lambda: {"docs/a.md": {"x": "[t](results/a/t.csv)"}})
+    assert sections.main(check=True) == 1 and capsys.readouterr().out == "docs/a.md: stale, run make docs\n"
     assert "old" in page.read_text()
-    assert docs.main(check=False) == 0 and capsys.readouterr().out == "docs/a.md: written anew\n"
+    assert sections.main(check=False) == 0 and capsys.readouterr().out == "docs/a.md: written anew\n"
     assert page.read_text() == "by hand, δ\n<!-- begin x -->\n\n[t](../results/a/t.csv)\n\n<!-- end x -->\nafter"
-    assert docs.main(check=True) == 0 and [path.name for path in page.parent.iterdir()] == ["a.md"]
+    assert sections.main(check=True) == 0 and [path.name for path in page.parent.iterdir()] == ["a.md"]
 
 
 @pytest.mark.parametrize(
@@ -61,21 +56,17 @@ def test_a_stale_section_is_named_and_written_anew(tmp_path, monkeypatch, capsys
      "<!-- end x --><!-- begin x -->", "<!-- begin x --><!-- end x --><!-- begin y --><!-- end y -->"],
 )  # fmt: skip
 def test_markers_in_disorder_are_refused(marks):
-    with pytest.raises(
-        InputError, match=r"a.md has the marks .*: expected <!-- begin NAME --> .* for each of x and nothing else"
-    ):
-        docs.renewed("a.md", marks, sections(x="text"))
+    expected = r"a.md has the marks .*: expected <!-- begin NAME --> .* for each of x and nothing else"
+    with pytest.raises(InputError, match=expected):
+        sections.renewed("a.md", marks, {"x": "text"})
 
 
-def test_a_table_stands_beside_the_papers(tmp_path):
-    names = [*paper.CLASS_MEANS.values(), *paper.POOLED.values()]
-    ours = pd.DataFrame({"row": [*paper.SEVEN], **{name: range(7, 0, -1) for name in names}})  # the first row is best
+def test_a_table_stands_beside_the_papers():
+    names = [*tables.CLASS_MEANS.values(), *tables.POOLED.values()]
+    ours = pd.DataFrame({"row": [*tables.SEVEN], **{name: range(7, 0, -1) for name in names}})  # the first row is best
     ours.loc[2, "mIoU"] = 6.0  # two second best
     ours["IoU"] += 50
-    study = SimpleNamespace(out=tmp_path, title="Photographs")
-    ours.to_csv(tmp_path / "table3.csv", index=False)
-    ours.assign(**{f"{name}_std": 0.25 for name in names}).to_csv(tmp_path / "table4.csv", index=False)
-    caption, _, header, rule, *lines = docs._beside(3, study).splitlines()
+    caption, _, header, rule, *lines = sections.compared(3, "Photographs", ours).splitlines()
     assert caption.startswith("**Table 3.** ") and caption.endswith(
         "the paper on PASCAL VOC 2012, ours on Photographs (class means; one training)."
     )
@@ -83,25 +74,23 @@ def test_a_table_stands_beside_the_papers(tmp_path):
     assert lines[0] == "| Grad-CAM++ | 20.32 | **7.00** | 47.75 | **7.00** | 27.43 | **7.00** | 33.06 | **7.00** |"
     assert lines[2] == "| FullGrad | 28.20 | <ins>6.00</ins> | <ins>48.72</ins> | 5.00 | 42.52 | 5.00 | 42.84 | 5.00 |"
     assert lines[4].startswith("| Layer-CAM(l=5, δ=0) | **30.83** | 3.00 | **52.07** |")
-    pooled = docs._beside(4, study).splitlines()
+    pooled = sections.compared(4, "Photographs", ours.assign(**{f"{name}_std": 0.25 for name in names})).splitlines()
     assert pooled[4].startswith("| Grad-CAM++ | 25.87 | **57.00** ± 0.25 |") and "(pooled pixels; mean and" in pooled[0]
 
 
-def test_a_claim_says_what_decides_it():
-    row = {
-        "verdict": "does not hold",
-        "margin": "-0.5",
-        "ci_low": "-1",
-        "ci_high": "-0.254",
-        "trainings": "0 of 3",
-        "numbers": "2 of 2",
-    }
-    assert (
-        docs._decided(pd.Series(row))
-        == "**does not hold**, margin -0.50 (-1.00 to -0.25), above zero in 0 of 3 trainings: 2 of 2"
-    )
-    assert docs._decided(pd.Series(row | {"verdict": "not measured", "margin": ""})) == "not measured"
-    assert docs._table(pd.DataFrame({"a": ["x | y"], "b": [1]})) == "| a | b |\n|:---|:---|\n| x \\| y | 1 |"
+def test_a_claim_says_what_decides_it(monkeypatch):
+    about = {"section": "3.4", "claim": "A | B", "paper": "holds", "numbers": "2 of 2"}
+    table = pd.DataFrame([
+        about | {"verdict": "does not hold", "margin": -0.5, "ci_low": -1, "ci_high": -0.254, "trainings": "0 of 3"},
+        about | {"verdict": "not measured"},
+    ])  # fmt: skip
+    monkeypatch.setattr(sections, "kept", lambda name: {"Photographs": table})
+    header, rule, *rows = sections.claims().splitlines()
+    assert header == "| Sec. | claim | the paper's own numbers | Photographs |" and rule == "|:---|:---|:---|:---|"
+    decided = "**does not hold**, margin -0.50 (-1.00 to -0.25), above zero in 0 of 3 trainings: 2 of 2"
+    assert rows == [rf"| 3.4 | A \| B | holds | {said} |" for said in (decided, "not measured")]
+    assert sections.claims(numbers=False).splitlines()[2] == r"| 3.4 | A \| B | holds | does not hold |"
+    assert sections.verdicts().splitlines()[2] == "| Photographs | 0 | 0 | 1 | 1 |"
 
 
 def test_steps_end_with_the_best_row_of_each_view():
@@ -113,7 +102,7 @@ def test_steps_end_with_the_best_row_of_each_view():
         ["otsu", "row", "Layer-CAM", "one view", 33, 32, 34, 2, 1, 3, "holds"],
         ["argmax", "step", "Grad-CAM at S5", "one view", 40, 39, 41, None, None, None, None],
     ]
-    found = docs._steps(pd.DataFrame(rows, columns=["cut", "kind", "name", "views", *numbers]))
+    found = sections.steps(pd.DataFrame(rows, columns=["cut", "kind", "name", "views", *numbers]))
     assert found.to_numpy().tolist() == [
         ["otsu", "Grad-CAM at S5", "30.00 (29.00 to 31.00)", "", ""],
         ["otsu", "stages: S3-S5", "35.00 (34.00 to 36.00)", "+5.00 (+4.00 to +6.00)", "holds"],
@@ -123,7 +112,7 @@ def test_steps_end_with_the_best_row_of_each_view():
 
 
 def test_settings_are_the_profiles():
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in docs.settings().splitlines()]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in sections.settings().splitlines()]
     cells = {name: dict(zip(lines[0][1:], values, strict=True)) for name, *values in lines[2:]}
     assert cells["test"]["`paper.voc2012`"] == "val" and cells["frozen"]["`demo.demo`"] == "5"
     assert cells["trainings"] == {
