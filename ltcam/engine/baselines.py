@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from torch.hub import tqdm  # type: ignore[attr-defined]  # the real one if it is installed, else a quiet one
 from torch.nn import functional as F
 
-from ltcam.engine.borrow import borrowed, logits_of
 from ltcam.engine.fullgrad import ancestors
 from ltcam.engine.methods import weighted
-from ltcam.engine.shapes import Reshape
-from ltcam.engine.stages import stages, unwrap
+from ltcam.engine.shapes import Reshape, logits_of
+from ltcam.engine.stages import borrowed, stages, unwrap
 from ltcam.engine.targets import Targets
 from ltcam.engine.trace import Trace, trace
 from ltcam.engine.tricks import whole

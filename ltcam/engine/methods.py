@@ -120,13 +120,6 @@ def fullgrad(bias: Tensor, gradient: Tensor, per_channel: bool = False) -> Tenso
 METHODS["fullgrad"] = fullgrad
 
 
-def method(name: str) -> Method:
-    """The function of a method's name. Raises InputError for a name that is not in METHODS."""
-    if not isinstance(name, str) or name not in METHODS:
-        raise InputError(f"method {name!r} is unknown: expected one of {', '.join(METHODS)}")
-    return METHODS[name]
-
-
 def constant_in_space(gradient: Tensor) -> bool:
     """Whether every channel of G (P, K, h, w) is constant, as below global average pooling."""
     low, high = gradient.amin(dim=(2, 3)), gradient.amax(dim=(2, 3))

@@ -1,20 +1,21 @@
-"""The stages S1..S5 of a CNN, and the modules that a user's `layers` name."""
+"""A model: unwrapped, borrowed and given back as it was; its stages S1..S5; and the modules that a user's `layers` name."""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import pairwise, takewhile
+from threading import Lock, RLock
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ltcam.engine.borrow import borrowed, called
-from ltcam.engine.shapes import is_map
+from ltcam.engine.shapes import called, misfit
 from ltcam.engine.targets import describe
 from ltcam.engine.tricks import one_of
 from ltcam.errors import InputError
@@ -23,6 +24,59 @@ Outputs = Literal["pool", "relu"]
 Layers = Sequence[str | nn.Module] | Mapping[str, str] | None
 
 PROBE = 160  # pixels: small, but every CNN in use keeps more than one pixel there
+_LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # one per module, because models may share modules
+_GUARD = Lock()
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside DataParallel, DistributedDataParallel and torch.compile. Raises InputError if there is none."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is {describe(model)}: expected a torch.nn.Module")
+    while isinstance(model, nn.DataParallel | DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module  # type: ignore[assignment]
+    return model
+
+
+@contextmanager
+def borrowed(model: nn.Module, frozen: bool = True) -> Iterator[None]:
+    """Eval mode and (if `frozen`) no weight gradients while the block runs, then everything as it was, bit for bit.
+
+    Other threads that borrow any of its modules wait. Buffers are put back, and so are the weights of modules that have a
+    train() of their own, such as LoRA layers that merge in eval mode.
+    """
+    with ExitStack() as locks:
+        with _GUARD:
+            wanted = [_LOCKS.setdefault(m, RLock()) for m in sorted(model.modules(), key=id)]
+        for lock in wanted:  # always in one order, so that no two threads wait for each other
+            locks.enter_context(lock)
+        modes = {module: module.training for module in model.modules()}
+        plain, training = [nn.Module.train, nn.Module.eval], any(modes.values())
+        own = [m for m in modes if plain != [getattr(function, "__func__", None) for function in (m.train, m.eval)]]
+        custom = {m for module in own for m in module.modules()} if training else set()
+        stores: list[dict[str, Any]] = [m._buffers for m in modes] + [m._parameters for m in custom]
+        kept = [(s, dict(s), {n: v.detach().clone() for n, v in s.items() if v is not None}) for s in stores]
+        flags = [(p, p.requires_grad) for p in model.parameters() if frozen]
+        try:
+            if training:  # a model in eval mode may have special modes inside
+                model.eval()
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for module, mode in modes.items():
+                if module in custom and module.training != mode:
+                    module.train(mode)
+            for module, mode in modes.items():
+                module.training = mode
+            for store, values, copies in kept:
+                if [*store] != [*values] or any(store[name] is not value for name, value in values.items()):
+                    store.clear()
+                    store.update(values)
+                for name, copy in copies.items():
+                    if not torch.equal(values[name], copy):
+                        values[name].data.copy_(copy)
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
 
 
 def stages(model: nn.Module, outputs: Outputs = "pool", images: Tensor | None = None) -> dict[str, str]:
@@ -36,38 +90,30 @@ def stages(model: nn.Module, outputs: Outputs = "pool", images: Tensor | None = 
     model = unwrap(model)
     features = getattr(model, "features", None)
     pools: list[tuple[str, str]] = []
-    if isinstance(features, nn.Sequential) and isinstance(features[-1], nn.MaxPool2d):  # VGG is read without running it
-        pools = _pools(features, "features")
-    octaves, running = ({}, set()) if pools else _octaves(model, images)
-    pools = pools or _wrapped(model, octaves)
+    if isinstance(features, nn.Sequential) and isinstance(features[-1], nn.MaxPool2d):
+        pools = _pools(features, "features")  # of VGG, without running it
+    if not pools:
+        octaves, running = _octaves(model, images)
+        pools = _wrapped(model, octaves)
     if outputs == "relu" and not pools:
         raise InputError(f"stage outputs 'relu' are of VGG-like models: {type(model).__name__} has no .features with max-pools")
     found = [pool if outputs == "pool" else before for before, pool in pools] or _last_blocks(model, octaves, running)
     return {f"S{i}": name for i, name in enumerate(found, 1)}
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside DataParallel, DistributedDataParallel and torch.compile. Raises InputError if there is none."""
-    if not isinstance(model, nn.Module):
-        raise InputError(f"the model is {describe(model)}: expected a torch.nn.Module")
-    while isinstance(model, nn.DataParallel | DistributedDataParallel) or hasattr(model, "_orig_mod"):
-        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module  # type: ignore[assignment]
-    return model
-
-
 def resolved(model: nn.Module, layers: Layers, images: Tensor) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """The modules that `layers` of `ltcam.trace` name, by name, and the stages if they are asked for. Raises InputError."""
     modules = dict(model.named_modules())
-    names = {module: name for name, module in modules.items()}
-    by_name = isinstance(layers, Mapping)
-    labels = dict(layers) if isinstance(layers, Mapping) else stages(model, images=images) if layers is None else {}
-    wanted: Any = labels.values() if by_name or layers is None else layers
+    labels = stages(model, images=images) if layers is None else dict(layers) if isinstance(layers, Mapping) else {}
+    wanted: Any = layers if layers is not None and not isinstance(layers, Mapping) else labels.values()
     if isinstance(wanted, str | nn.Module) or not isinstance(wanted, Iterable) or not wanted:
         raise InputError(f"layers={layers!r}: expected a non-empty sequence of module names or modules")
     found = {}
     for layer in wanted:
-        own = [names.get(layer, "")] if isinstance(layer, nn.Module) and not by_name else [layer]
-        if isinstance(layer, str) and layer not in modules and labels_in(layer) and not by_name:
+        own = [layer]
+        if wanted is layers and isinstance(layer, nn.Module):
+            own = [name for name, module in modules.items() if module is layer] or [""]
+        elif wanted is layers and isinstance(layer, str) and layer not in modules and labels_in(layer):
             labels = labels or stages(model, images=images)
             own = [labels.get(label, label) for label in labels_in(layer)]
         for name in own:
@@ -106,8 +152,8 @@ def _wrapped(model: nn.Module, octaves: dict[str, int]) -> list[tuple[str, str]]
     return []
 
 
-def _octaves(model: nn.Module, images: Tensor | None) -> tuple[dict[str, int], set[str]]:
-    """How often each module that runs once has halved the resolution, in the order of their ends; and all modules that run."""
+def _octaves(model: nn.Module, images: Tensor | None) -> tuple[dict[str, int], Mapping[str, int]]:
+    """How often each module that runs once has halved the resolution, in the order of their ends; and how often all run."""
     convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if convolution is None:
         raise InputError(f"{type(model).__name__} has no convolutions: pass layers=[module names]")
@@ -119,25 +165,24 @@ def _octaves(model: nn.Module, images: Tensor | None) -> tuple[dict[str, int], s
     return _probe(model, images[:1].detach())
 
 
-def _probe(model: nn.Module, image: Tensor) -> tuple[dict[str, int], set[str]]:
-    size = image.shape[2], image.shape[3]
-    slack = 0 if size[0] == size[1] else 2
-    found: dict[str, int] = {}
-    runs: Counter[str] = Counter()
+def _probe(model: nn.Module, image: Tensor) -> tuple[dict[str, int], Mapping[str, int]]:
+    size, found, runs = image.shape[2:], dict[str, int](), Counter[str]()
+    slack = 0 if size[0] == size[1] else 2  # pixels
 
-    def note(module: nn.Module, arguments: Any, output: Any, name: str) -> None:
+    def note(name: str, module: nn.Module, arguments: Any, output: Any) -> None:
         runs[name] += 1
-        if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1 and is_map(output.shape, size, slack):
+        is_map = isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1
+        if is_map and misfit(output.shape[2:], size) <= slack:
             found[name] = round(math.log2(size[0] / output.shape[2]))
 
     with torch.no_grad(), borrowed(model), ExitStack() as hooks:
         for name, module in model.named_modules():
-            hooks.callback(module.register_forward_hook(partial(note, name=name)).remove)
+            hooks.enter_context(module.register_forward_hook(partial(note, name)))
         called(model, image)
-    return {name: octave for name, octave in found.items() if runs[name] == 1}, set(runs)
+    return {name: octave for name, octave in found.items() if runs[name] == 1}, runs
 
 
-def _last_blocks(model: nn.Module, octaves: dict[str, int], running: set[str]) -> list[str]:
+def _last_blocks(model: nn.Module, octaves: dict[str, int], running: Mapping[str, int]) -> list[str]:
     """Names of the last block at each octave of resolution, without global pooling.
 
     A block is a module that halves the resolution at most once. A module that halves it more often is a sequence of blocks.

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ltcam.engine.borrow import Output
 from ltcam.engine.cam import LayerMaps, fused, layer_maps, maps_of
 from ltcam.engine.config import Config
-from ltcam.engine.shapes import Reshape, check_images, wide
+from ltcam.engine.shapes import Output, Reshape, check_images, wide
 from ltcam.engine.stages import Layers, unwrap
 from ltcam.engine.targets import Targets
 from ltcam.engine.trace import trace
@@ -87,7 +86,7 @@ def over_views(
     check_images(unwrap(model), images)
     size, configs = size or (images.shape[2], images.shape[3]), list(dict.fromkeys(configs))
     full = any(config.method == "fullgrad" for config in configs)
-    asked = {config.layers for config in configs} | {config.refine.layers for config in configs if config.refine}
+    asked = [config.layers for config in configs] + [config.refine.layers for config in configs if config.refine]
     if layers is None and not full and "all" not in asked:
         layers = sorted({name for own in asked for name in ([own] if isinstance(own, str) else own)})
     found: list[tuple[dict[Config, LayerMaps], bool]] = []
