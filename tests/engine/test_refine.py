@@ -21,7 +21,14 @@ HOW = Refine("S3-S5", 8)
 def handmade(features, pairs, size):
     named = {f"l{i}": f for i, f in enumerate(features)}
     labels = {f"S{i}": name for i, name in enumerate(named, 1)}
-    return Trace(torch.tensor(pairs), torch.zeros(len(features[0]), 3), list(named), labels, size, _kept={n: (f, f) for n, f in named.items()})
+    return Trace(
+        torch.tensor(pairs),
+        torch.zeros(len(features[0]), 3),
+        list(named),
+        labels,
+        size,
+        _kept={n: (f, f) for n, f in named.items()},
+    )
 
 
 @pytest.fixture(scope="module")
