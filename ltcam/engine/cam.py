@@ -117,8 +117,7 @@ def _of_layer(name: str, configs: Sequence[Config], value: Callable[..., Tensor]
             if c.delta is not None and c.method in sums and (c.per, c.compare, c.by, c.per_channel) == usual
         }  # fmt: skip
         if delta_of:
-            deltas, methods, step = sorted({*delta_of.values()}), {c.method for c in delta_of}, chunk(gradient[0])
-            parts = [slice(start, start + step) for start in range(0, len(gradient), step)]
+            deltas, methods, parts = sorted({*delta_of.values()}), {c.method for c in delta_of}, chunks(gradient, 0)
             pieces = [at_each(methods, wide(value(part)), wide(gradient[part]), deltas, per == "layer") for part in parts]
             made |= {c: torch.cat([p[c.method][:, deltas.index(delta)] for p in pieces]) for c, delta in delta_of.items()}
     return made | {config: _map(config, name, value, gradient) for config in configs if config not in made}
@@ -135,8 +134,7 @@ def at_each(
     pairs, channels, *place = gradient.shape
     shape = {m: (channels, len(deltas) + 1) if m in WEIGHTS else (len(deltas) + 1, *place) for m in methods}
     sums = {m: gradient.new_zeros(pairs, *shape[m]) for m in methods}
-    step = chunk(gradient[:, 0])
-    for part in (slice(start, start + step) for start in range(0, channels, step)):
+    for part in chunks(gradient, 1):
         some = gradient[:, part]
         rows = some.flatten(1 if by_layer else 2)
         index = places(rows, limits if by_layer else limits[:, part]).view_as(some)  # ties are in one bin
@@ -147,31 +145,26 @@ def at_each(
             else:
                 terms = MAPS[m](value[:, part], some) if m in MAPS else some * value[:, part].abs()
                 total.scatter_add_(1, index, terms)
-    maps = {}
     for m, total in sums.items():
         bins = total.movedim(-1, 1) if m in WEIGHTS else total
         kept = bins.flip(1).cumsum(dim=1).flip(1)[:, 1:]  # at or above each threshold, summed from the largest down
         if m in WEIGHTS:
-            maps[m] = torch.einsum("pdk,pkhw->pdhw", kept, value).relu().float()
-        else:
-            maps[m] = (kept.relu() if m in MAPS else _scaled(kept, value[0].abs().flatten(), gradient, limits)).float()
-    return maps
+            kept = torch.einsum("pdk,pkhw->pdhw", kept, value)
+        elif m == "fullgrad":  # Eq. 7. All that is kept is positive, so a channel's extremes of |G b| are where those of G are
+            bounds, size = limits.view(pairs, -1, len(deltas)).movedim(-1, 1), value[0].abs().flatten()  # (P, D, 1 or K), (K,)
+            least, most = gradient.amin(dim=(2, 3))[:, None], gradient.amax(dim=(2, 3))[:, None]
+            high = torch.where(most >= bounds, most * size, 0).amax(dim=2)
+            low = torch.where((least >= bounds).all(dim=2), (least * size).amin(dim=2), 0)  # what is dropped would be a zero
+            span = torch.where(high > low, high - low, torch.inf)
+            kept = (kept - channels * low[..., None, None]) / span[..., None, None]
+        sums[m] = (kept if m == "fullgrad" else kept.relu()).float()
+    return sums
 
 
-def chunk(values: Tensor) -> int:
-    """How many tensors of the size of `values` are cut at a time."""
-    return max(1, CHUNK.get(values.device.type, CHUNK["cuda"]) // values.numel())
-
-
-def _scaled(sums: Tensor, size: Tensor, gradient: Tensor, limits: Tensor) -> Tensor:
-    """FullGrad's normalization of Eq. 7; size (K,): |b|. What is kept is positive, so that in a channel the largest and the
-    least |G b| are those of G."""
-    limits = limits.view(len(sums), -1, sums.shape[1]).movedim(-1, 1)  # (P, D, 1 or K)
-    least, most = gradient.amin(dim=(2, 3))[:, None], gradient.amax(dim=(2, 3))[:, None]
-    high = torch.where(most >= limits, most * size, 0).amax(dim=2)
-    low = torch.where((least >= limits).all(dim=2), (least * size).amin(dim=2), 0)  # what is dropped would be a zero
-    span = torch.where(high > low, high - low, torch.inf)
-    return (sums - gradient.shape[1] * low[..., None, None]) / span[..., None, None]
+def chunks(values: Tensor, dim: int) -> list[slice]:
+    """The parts of a dimension that are cut at a time."""
+    step = max(1, CHUNK.get(values.device.type, CHUNK["cuda"]) // values.select(dim, 0).numel())
+    return [slice(start, start + step) for start in range(0, values.shape[dim], step)]
 
 
 def places(rows: Tensor, limits: Tensor) -> Tensor:

@@ -56,16 +56,6 @@ class Bias:
         return (self.bias.double() * self.gradient.double()).flatten(1).sum(dim=1)
 
 
-class Ours:
-    """True in the forward pass of its maker. False in another thread, and if checkpointing runs the pass again."""
-
-    def __init__(self) -> None:
-        self.thread, self.over = get_ident(), False
-
-    def __bool__(self) -> bool:
-        return not self.over and get_ident() == self.thread
-
-
 class Mark(NamedTuple):
     """A bias that waits for its gradient: (K,), or a tensor like the output that it is added to.
 
@@ -81,12 +71,13 @@ class Mark(NamedTuple):
 class Biases(TorchFunctionMode):
     """Marks every bias of a forward pass of `model` on `images` (N, 3, H, W), in the order of the calls.
 
-    The hooks give the module of a call. A bias belongs to the stage of the next module of `stops` that finishes.
+    The hooks give the module of a call, in the thread that is `running`. A bias belongs to the stage of the next module of
+    `stops` that finishes.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, stops: Collection[str], ours: Ours, frozen: bool) -> None:
+    def __init__(self, model: nn.Module, images: Tensor, stops: Collection[str], running: list[int], frozen: bool) -> None:
         super().__init__()
-        self.images, self.stops, self.ours, self.frozen = images, stops, ours, frozen
+        self.images, self.stops, self.running, self.frozen = images, stops, running, frozen
         self.names = {module: name for name, module in model.named_modules()}
         self.root, self.inside = get_gradient_edge(images).node, [""]
         self.marks: list[Mark] = []
@@ -107,11 +98,11 @@ class Biases(TorchFunctionMode):
         ]
 
     def _enter(self, module: nn.Module, arguments: Any) -> None:
-        if self.ours:
+        if get_ident() in self.running:
             self.inside.append(self.names[module])
 
     def _leave(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        if self.ours and (name := self.inside.pop()) in self.stops:
+        if get_ident() in self.running and (name := self.inside.pop()) in self.stops:
             self.stages += [name] * (len(self.marks) - len(self.stages))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

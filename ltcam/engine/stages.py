@@ -93,7 +93,15 @@ def stages(model: nn.Module, outputs: Outputs = "pool", images: Tensor | None = 
     if isinstance(features, nn.Sequential) and isinstance(features[-1], nn.MaxPool2d):
         pools = _pools(features, "features")  # of VGG, without running it
     if not pools:
-        octaves, running = _octaves(model, images)
+        convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+        if convolution is None:
+            raise InputError(f"{type(model).__name__} has no convolutions: pass layers=[module names]")
+        try:
+            octaves, running = _octaves(model, convolution.weight.new_zeros(1, convolution.in_channels, PROBE, PROBE))
+        except InputError as error:
+            if images is None:
+                raise InputError(f"no stages found: {error}; or pass layers=[module names] to trace") from error
+            octaves, running = _octaves(model, images[:1].detach())
         pools = _wrapped(model, octaves)
     if outputs == "relu" and not pools:
         raise InputError(f"stage outputs 'relu' are of VGG-like models: {type(model).__name__} has no .features with max-pools")
@@ -152,20 +160,8 @@ def _wrapped(model: nn.Module, octaves: dict[str, int]) -> list[tuple[str, str]]
     return []
 
 
-def _octaves(model: nn.Module, images: Tensor | None) -> tuple[dict[str, int], Mapping[str, int]]:
+def _octaves(model: nn.Module, image: Tensor) -> tuple[dict[str, int], Mapping[str, int]]:
     """How often each module that runs once has halved the resolution, in the order of their ends; and how often all run."""
-    convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if convolution is None:
-        raise InputError(f"{type(model).__name__} has no convolutions: pass layers=[module names]")
-    try:
-        return _probe(model, convolution.weight.new_zeros(1, convolution.in_channels, PROBE, PROBE))
-    except InputError as error:
-        if images is None:
-            raise InputError(f"no stages found: {error}; or pass layers=[module names] to trace") from error
-    return _probe(model, images[:1].detach())
-
-
-def _probe(model: nn.Module, image: Tensor) -> tuple[dict[str, int], Mapping[str, int]]:
     size, found, runs = image.shape[2:], dict[str, int](), Counter[str]()
     slack = 0 if size[0] == size[1] else 2  # pixels
 

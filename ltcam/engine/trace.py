@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -108,19 +109,19 @@ def trace(
     modules, labels = resolved(model, layers, images)
     images = images if create_graph and images.requires_grad else images.detach().requires_grad_(fullgrad)
     kept: dict[str, Tensor] = {}
-    ours = full.Ours()
+    running = [get_ident()]  # the thread of this forward pass, until it is over
     # Compiled code bypasses the hooks.
     compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
     eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
     with torch.enable_grad(), eager, borrowed(model, frozen=not create_graph), ExitStack() as hooks:
-        biases = full.Biases(model, images, {*labels.values(), *modules}, ours, not create_graph) if fullgrad else None
+        biases = full.Biases(model, images, {*labels.values(), *modules}, running, not create_graph) if fullgrad else None
         if biases:
             biases.hook(hooks)
         for name, module in modules.items():
-            hooks.enter_context(module.register_forward_hook(partial(_keep, kept, ours, reshape, images, name)))
+            hooks.enter_context(module.register_forward_hook(partial(_keep, kept, running, reshape, images, name)))
         with biases or nullcontext():
             logits = logits_of(called(model, images), len(images), output)
-        ours.over = True
+        running.clear()  # checkpointing may run parts again
         logits, pairs, score = explained(targets, logits)
         if missing := modules.keys() - kept.keys():
             raise InputError(f"layer {min(missing)!r} did not run (checkpointing may bypass it): choose one that does")
@@ -141,15 +142,15 @@ def trace(
 
 
 def _keep(
-    kept: dict[str, Tensor], ours: full.Ours, reshape: Reshape | None, images: Tensor,
+    kept: dict[str, Tensor], running: list[int], reshape: Reshape | None, images: Tensor,
     name: str, module: nn.Module, arguments: Any, output: Any,
 ) -> Tensor | None:  # fmt: skip
     """The hook that keeps a traced layer's output."""
-    if not (ours or ours.over):
+    if running and get_ident() not in running:
         return None  # another thread's
     # Nothing below the first traced layer needs a gradient, so the graph starts here.
     start = output if not isinstance(output, Tensor) or output.requires_grad else output.detach().requires_grad_()
-    if ours:
+    if running:
         check_output(name, module, output, reshape, images)
         if name in kept:
             raise InputError(f"layer {name!r} runs more than once in a forward pass: choose a module that runs once")
