@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from threading import get_ident
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ NORMS = LAYER_NORMS | {"group_norm", "instance_norm", "batch_norm"}
 OF_LAYERS = ARGUMENT | NORMS
 
 Pair = tuple[Tensor, Tensor]  # a value (P, ...) and its gradient
+# A bias's name, where its gradient arrives, the bias (K,) or like the output, and what brings the gradient to (P, K, h, w).
+Mark = tuple[str, GradientEdge, Tensor, Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,6 @@ class Bias:
         return (self.bias.double() * self.gradient.double()).flatten(1).sum(dim=1)
 
 
-class Mark(NamedTuple):
-    """A bias that waits for its gradient: (K,), or a tensor like the output that it is added to.
-
-    `shaped` brings the output's gradient to (P, K, h, w), or to (P, n) if it is no map.
-    """
-
-    name: str
-    bias: Tensor
-    edge: GradientEdge
-    shaped: Callable[[Tensor], Tensor]
-
-
 class Biases(TorchFunctionMode):
     """Marks every bias of a forward pass of `model` on `images` (N, 3, H, W), in the order of the calls.
 
@@ -91,10 +81,10 @@ class Biases(TorchFunctionMode):
 
     def terms(self, gradients: Iterator[Tensor], pairs: Tensor) -> list[Bias]:
         """The biases, each with its gradient (P, ...), channels first."""
-        self.stages += [""] * (len(self.marks) - len(self.stages))
+        stages = self.stages + [""] * (len(self.marks) - len(self.stages))
         return [
             Bias(name, stage, bias if bias.ndim == 1 else shaped(per_pair(bias, pairs)), shaped(next(gradients)))
-            for (name, bias, _, shaped), stage in zip(self.marks, self.stages, strict=True)
+            for (name, _, bias, shaped), stage in zip(self.marks, stages, strict=True)
         ]
 
     def _enter(self, module: nn.Module, arguments: Any) -> None:
@@ -156,7 +146,7 @@ class Biases(TorchFunctionMode):
         if output.ndim < 2 or len(output) != len(self.images):
             return  # rows that are not the images, such as windows or crops
         name, size = self.inside[-1] or function, self.images.shape[2:]
-        times = sum(mark.name.split("#")[0] == name for mark in self.marks)
+        times = sum(other.split("#")[0] == name for other, *_ in self.marks)
         by_channel = function in ARGUMENT or (function == "batch_norm" and bias.ndim == 1)
         sums = output.ndim == 4 and not by_channel and function not in NORMS
         last = (function == "linear" and output.ndim > 2) or normed == 1 or (sums and is_channels_last(output.shape, size))
@@ -170,7 +160,7 @@ class Biases(TorchFunctionMode):
         elif not by_channel:
             bias = bias.expand(output.shape)
         # The edge, not the tensor: an in-place ReLU after it must not mask the gradient.
-        self.marks.append(Mark(f"{name}#{times + 1}" if times else name, bias, get_gradient_edge(output), shaped))
+        self.marks.append((f"{name}#{times + 1}" if times else name, get_gradient_edge(output), bias, shaped))
 
 
 def ancestors(node: Any) -> Iterator[Any]:

@@ -1,7 +1,7 @@
 """Maps spread along the similarity of the trace's own features: places that look alike to the network share their evidence.
 
-This needs no training and no second pass, because the trace keeps the features. Region-CAM (Cai and Abhayaratne 2025) and the
-random walk of AffinityNet (Ahn and Kwak 2018) spread maps too. The similarity here is our own choice.
+Region-CAM (Cai and Abhayaratne 2025) and the random walk of AffinityNet (Ahn and Kwak 2018) spread maps too. The similarity
+here is our own choice. It needs no training and no second pass.
 """
 
 import math
@@ -62,18 +62,15 @@ def refine(maps: Tensor, trace: Trace, how: Refine, alike: Tensor | None = None)
     Each place gets the mean of the map over all places, weighted by `similarity` (`alike`, if known). So a map stays within its
     own range. Raises InputError for layers that were not traced.
     """
-    alike = similarity(trace, how) if alike is None else alike
-    small = _resized(maps[:, None].to(alike), how.grid(trace.size)).flatten(1)
+    alike, grid = similarity(trace, how) if alike is None else alike, how.grid(trace.size)
+    small = _resized(maps[:, None].to(alike), grid).flatten(1)
     image, rank = trace.pairs[:, 0], ranks(trace.pairs)
     spread = small.new_zeros(len(alike), int(rank.max()) + 1, small.shape[1]).index_put((image, rank), small)
     for _ in range(how.steps):
         spread = spread @ alike.mT
     found = spread[image, rank]
-    if how.then == "times":
-        found = found * small
-    if how.then == "floor":
-        found = found - found.amin(dim=1, keepdim=True)
-    return found.view(-1, *how.grid(trace.size)).to(maps.dtype)
+    then = {"": found, "times": found * small, "floor": found - found.amin(dim=1, keepdim=True)}[how.then]
+    return then.view(-1, *grid).to(maps.dtype)
 
 
 def similarity(trace: Trace, how: Refine) -> Tensor:

@@ -127,8 +127,9 @@ def trace(
             raise InputError(f"layer {min(missing)!r} did not run (checkpointing may bypass it): choose one that does")
         if not score.isfinite().all():
             raise InputError("the logits hold NaN or infinity: expected images and a model that give finite ones")
-        wanted: list[tuple[str, Any]] = [*kept.items(), *((mark.name, mark.edge) for mark in (biases.marks if biases else ()))]
-        gradients = iter(_backward(score, pairs, wanted + [("the input", images)] * fullgrad, create_graph))
+        of_biases: list[tuple[str, Any]] = [(name, edge) for name, edge, *_ in biases.marks] if biases else []
+        wanted = [*kept.items(), *of_biases, *([("the input", images)] if fullgrad else [])]
+        gradients = iter(_backward(score, pairs, wanted, create_graph))
         if not create_graph:
             logits, images = logits.detach(), images.detach()
         pair_of = {name: (value if create_graph else value.detach(), next(gradients)) for name, value in kept.items()}

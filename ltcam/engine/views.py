@@ -46,25 +46,17 @@ class Maps:
         for config in self.of:
             groups.setdefault(replace(config, layers="all", fraction=None), []).append(config)
         for how, group in groups.items():
-            fusion = Config().fusion if self.averaged else how.fusion
-            if fusion[:2] == ("sum", "none"):
-                yield group, torch.stack([*_sums([self.of[config] for config in group], pairs, size, fusion[2])])
-            else:
-                several = ([m[pairs] for m in self.of[config].values()] for config in group)
-                yield group, torch.stack([layerize(maps, size, *fusion) for maps in several])
-
-
-def _sums(several: Sequence[LayerMaps], pairs: list[int], size: tuple[int, int], align_corners: bool) -> Iterator[Tensor]:
-    """`layerize` of each of several selections of layers. What they have in common is resized once."""
-    resized: dict[tuple[int, ...], Tensor] = {}
-    for maps in several:
-        by_size: dict[torch.Size, list[Tensor]] = {}
-        for m in maps.values():
-            by_size.setdefault(m.shape, []).append(m)
-        own = {tuple(map(id, same)): same for same in by_size.values()}
-        for key in own.keys() - resized.keys():
-            resized[key] = layerize([m[pairs] for m in own[key]], size, align_corners=align_corners)
-        yield reduce(torch.add, (resized[key] for key in own))
+            fusion, resized = Config().fusion if self.averaged else how.fusion, dict[tuple[int, ...], Tensor]()
+            heats = []
+            for config in group:
+                sums: dict[Any, list[Tensor]] = {}  # maps of one size are one sum; with another fusion all maps are together
+                for m in self.of[config].values():
+                    sums.setdefault(m.shape if fusion[:2] == ("sum", "none") else None, []).append(m)
+                terms = {tuple(map(id, same)): same for same in sums.values()}
+                for key in terms.keys() - resized.keys():
+                    resized[key] = layerize([m[pairs] for m in terms[key]], size, *fusion)
+                heats.append(reduce(torch.add, (resized[key] for key in terms)))
+            yield group, torch.stack(heats)
 
 
 def over_views(
@@ -84,7 +76,7 @@ def over_views(
     """
     check(scales, flip)
     check_images(unwrap(model), images)
-    size, configs = size or (images.shape[2], images.shape[3]), list(dict.fromkeys(configs))
+    size, configs = size or (images.shape[2], images.shape[3]), [*dict.fromkeys(configs)]
     full = any(config.method == "fullgrad" for config in configs)
     asked = [config.layers for config in configs] + [config.refine.layers for config in configs if config.refine]
     if layers is None and not full and "all" not in asked:
@@ -101,8 +93,9 @@ def over_views(
         return Maps(pairs, logits, found[0][0])
     means = {}
     for config in configs:
-        heats = [(normalized([fused(maps[config], config, size)], "max")[0], mirrored) for maps, mirrored in found]
-        means[config] = {"views": torch.stack([heat.flip(2) if mirrored else heat for heat, mirrored in heats]).mean(dim=0)}
+        heats = [normalized([fused(maps[config], config, size)], "max")[0] for maps, _ in found]
+        turned = [heat.flip(2) if mirrored else heat for heat, (_, mirrored) in zip(heats, found, strict=True)]
+        means[config] = {"views": torch.stack(turned).mean(dim=0)}
     return Maps(pairs, logits, means, averaged=True)
 
 
