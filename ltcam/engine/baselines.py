@@ -162,10 +162,14 @@ def _per_channel(model: nn.Module, images: Tensor, traced: Trace, size: int, run
     with torch.compiler.set_stance("force_eager"), torch.no_grad(), borrowed(model):
         for i, k in jobs:
             rows = torch.nonzero(pairs[:, 0] == i)
-            logits = logits_of(run(images[i].repeat(len(k), 1, 1, 1), activation[rows[0], k], k), len(k))
-            logits = logits.mean(dim=(2, 3)) if logits.ndim == 4 else logits
+            logits = _logits(run(images[i].repeat(len(k), 1, 1, 1), activation[rows[0], k], k), len(k))
             scores[rows, k] = logits[:, pairs[rows[:, 0], 1]].T
     return scores
+
+
+def _logits(returned: Any, count: int) -> Tensor:
+    logits = logits_of(returned, count)
+    return logits.mean(dim=(2, 3)) if logits.ndim == 4 else logits
 
 
 def _above(
@@ -184,7 +188,7 @@ def _above(
                     stack.callback(setattr, m, "inplace", True)
                 stack.enter_context(m.register_forward_hook(ruled))
         stack.enter_context(module.register_forward_hook(lambda *_: values.clone()))
-        return model(images.detach())  # type: ignore[no-any-return]
+        return _logits(model(images.detach()), len(images))
 
 
 class _Ruled(torch.autograd.Function):
@@ -210,13 +214,11 @@ def _rescaled(module: nn.Module, x: Tensor, output: Tensor, arrives: Tensor) -> 
             return torch.autograd.grad(module.forward(start.clone()), start, arrives)[0]
 
     (value, reference), (of_value, of_reference) = x.chunk(2), output.chunk(2)
-    change = value - reference
+    change, share = torch.cat([value - reference] * 2), arrives * torch.cat([of_value - of_reference] * 2)
     if isinstance(module, POOLS):  # each half hands its share of the change to the place of its own maximum
         largest = torch.maximum(of_value, of_reference)
-        share = sum(below(arrives * torch.cat([largest - of_reference, of_value - largest])).chunk(2)).repeat(2, 1, 1, 1)
-    else:
-        share = arrives * torch.cat([of_value - of_reference] * 2)
-    change = torch.cat([change, change])
+        first, second = below(arrives * torch.cat([largest - of_reference, of_value - largest])).chunk(2)
+        share = torch.cat([first + second] * 2)
     return torch.where(change.abs() < 1e-10, below(arrives), share / change)
 
 

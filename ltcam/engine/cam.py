@@ -67,12 +67,12 @@ def maps_of(trace: Trace, configs: Iterable[Config]) -> dict[Config, LayerMaps]:
     sources = {config: _sources(trace, config) for config in configs}
     unfused: dict[str, Any] = {"layers": "all", "fuse": "sum", "normalize": "none", "align_corners": False}
     alike = {config: replace(config, refine=None, fraction=None, **unfused) for config in sources}
-    wanted: dict[tuple[bool, str], dict[Config, Source]] = {}
+    wanted: dict[tuple[bool, str], tuple[Source, dict[Config, None]]] = {}  # a layer and a bias may have one name
     for config, own in sources.items():
         for name, source in own.items():
-            wanted.setdefault((config.method == "fullgrad", name), {})[alike[config]] = source
+            wanted.setdefault((config.method == "fullgrad", name), (source, {}))[1][alike[config]] = None
     with torch.autocast(trace.logits.device.type, enabled=False):
-        made = {key: _of_layer(key[1], [*some], *next(iter(some.values()))) for key, some in wanted.items()}
+        made = {(full, name): _of_layer(name, [*some], *source) for (full, name), (source, some) in wanted.items()}
         maps = {c: {name: made[c.method == "fullgrad", name][alike[c]] for name in own} for c, own in sources.items()}
         for how in dict.fromkeys(config.refine for config in maps if config.refine is not None):
             cosines = similarity(trace, how)  # serves all maps that it spreads
