@@ -19,6 +19,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from ltcam.engine.shapes import is_channels_last, misfit, per_pair
+from ltcam.errors import InputError
 
 ARGUMENT = {"linear", *(f"conv{t}{n}d" for n in (1, 2, 3) for t in ("", "_transpose"))}  # the third argument is a bias
 SUMS: dict[str, Any] = dict.fromkeys(("add", "__add__", "__radd__", "add_", "__iadd__"), torch.add)
@@ -99,12 +100,12 @@ class Biases(TorchFunctionMode):
         kwargs = kwargs or {}
         name, found = getattr(func, "__name__", ""), None
         if name in OF_LAYERS or name in SUMS or name in AFFINE:
-            with torch.no_grad():  # before an in-place sum changes what it is made of
+            with torch.set_grad_enabled(not self.frozen):  # before an in-place sum changes what it is made of
                 found = (self._of_layer if name in OF_LAYERS else self._of_sum)(func, name, args, kwargs)
         output = func(*args, **kwargs)
         if found is not None and isinstance(output, Tensor) and output.requires_grad and found.any():
             normed = kwargs.get("normalized_shape", args[1] if len(args) > 1 else ()) if name in LAYER_NORMS else ()
-            self._mark(name, found.detach(), output, len(normed))
+            self._mark(name, found, output, len(normed))
         return output
 
     def _of_layer(self, func: Any, name: str, args: Any, kwargs: Any) -> Tensor | None:
@@ -119,7 +120,7 @@ class Biases(TorchFunctionMode):
             zero = x.new_zeros(1, x.shape[1], *[1] * (x.ndim - 2))
             return func(zero, *args[1:], **rest).flatten()  # type: ignore[no-any-return]
         jvp: Any = torch.autograd.functional.jvp
-        y, moved = jvp(lambda x: func(x, *args[1:], **rest), x.detach(), x.detach())
+        y, moved = jvp(lambda x: func(x, *args[1:], **rest), x, x, create_graph=not self.frozen)
         return y - moved  # type: ignore[no-any-return]
 
     def _of_sum(self, func: Any, name: str, args: Any, kwargs: Any) -> Tensor | None:
@@ -146,6 +147,8 @@ class Biases(TorchFunctionMode):
         if output.ndim < 2 or len(output) != len(self.images):
             return  # rows that are not the images, such as windows or crops
         name, size = self.inside[-1] or function, self.images.shape[2:]
+        if function.startswith("conv") and output.ndim != 4:
+            raise InputError(f"FullGrad has no map of the biases of {name!r}, which is no Conv2d: choose another method")
         times = sum(other.split("#")[0] == name for other, *_ in self.marks)
         by_channel = function in ARGUMENT or (function == "batch_norm" and bias.ndim == 1)
         sums = output.ndim == 4 and not by_channel and function not in NORMS

@@ -11,6 +11,7 @@ from ltcam.engine.targets import describe
 from ltcam.errors import InputError, LtcamError, of_loader
 
 Reshape = Callable[[Tensor], Tensor]
+MORE = 3  # times the longer side of a grid: as many tokens may stand before it
 Output = Callable[[Any], Tensor]
 
 
@@ -32,7 +33,7 @@ def tokens_to_map(tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor
     if not isinstance(tokens, Tensor) or tokens.ndim != 3:
         raise InputError(f"tokens_to_map got {describe(tokens)}: expected one tensor (N, T, K)")
     h, w = (isqrt(tokens.shape[1]),) * 2 if grid is None else grid
-    if not 0 < h * w <= tokens.shape[1]:
+    if not 0 < h * w <= tokens.shape[1] or (grid and tokens.shape[1] > h * w + MORE * max(h, w)):  # as of an image resized
         raise InputError(f"{tokens.shape[1]} tokens make no grid of {h} x {w}: pass the image's height and width in patches")
     return tokens[:, tokens.shape[1] - h * w :].transpose(1, 2).reshape(len(tokens), -1, h, w)
 
@@ -47,7 +48,7 @@ def check_output(name: str, module: nn.Module, output: object, reshape: Reshape 
     if reshape is None and is_channels_last(shaped.shape, size, module):
         way = "pass reshape=ltcam.channels_last, or reshape=lambda x: x if it is (N, K, h, w)"
         raise InputError(f"layer {name!r} gives {describe(shaped)}, its channels last: {way}")
-    if reshape is tokens_to_map and misfit(shaped.shape[2:], size) > 1:
+    if reshape is tokens_to_map and (misfit(shaped.shape[2:], size) > 1 or size[0] % shaped.shape[2]):
         raise InputError(f"tokens of {size[0]} x {size[1]} pixels are no square grid: pass partial(tokens_to_map, grid=(h, w))")
 
 
@@ -91,8 +92,8 @@ def check_images(model: nn.Module, images: Tensor) -> None:
         raise InputError("a TorchScript model takes no hooks on its layers: pass the eager model it was made from")
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not images.numel():
         raise InputError(f"images are {describe(images)}: expected floats (N, 3, H, W)")
-    if torch.is_inference_mode_enabled() or images.is_inference():
-        raise InputError("inference mode keeps no gradients: make the images and call trace outside torch.inference_mode")
+    if torch.is_inference_mode_enabled() or any(t.is_inference() for t in (images, *model.parameters())):
+        raise InputError("inference mode keeps no gradients: make the model, the images and the trace outside of it")
     if not images.isfinite().all():
         raise InputError("images hold NaN or infinity: expected finite, normalized values")
     parameter = next(model.parameters(), images)

@@ -149,14 +149,14 @@ def _keep(
     """The hook that keeps a traced layer's output."""
     if running and get_ident() not in running:
         return None  # another thread's
-    # Nothing below the first traced layer needs a gradient, so the graph starts here.
-    start = output if not isinstance(output, Tensor) or output.requires_grad else output.detach().requires_grad_()
+    if isinstance(output, Tensor) and not output.requires_grad:
+        output.requires_grad_()  # the graph starts here, also for those who read this tensor in another way
     if running:
         check_output(name, module, output, reshape, images)
         if name in kept:
             raise InputError(f"layer {name!r} runs more than once in a forward pass: choose a module that runs once")
-        kept[name] = start
-    return start.clone()  # the next layer may change its input in place
+        kept[name] = output
+    return output.clone()  # the next layer may change its input in place
 
 
 def _backward(score: Tensor, pairs: Tensor, wanted: list[tuple[str, Any]], create_graph: bool) -> list[Tensor]:
@@ -164,7 +164,8 @@ def _backward(score: Tensor, pairs: Tensor, wanted: list[tuple[str, Any]], creat
     if not score.requires_grad:
         raise InputError("the logits carry no gradient: the model has no_grad, detach() or use_reentrant=True in it")
     image, rank = pairs[:, 0], ranks(pairs)
-    last, half = int(rank.max()), score.dtype == torch.float16
+    last = int(rank.max())
+    half = any(isinstance(place, Tensor) and place.dtype == torch.float16 for place in (score, *(place for _, place in wanted)))
     # float16 ends at 6e-8, and shallow gradients are smaller. So they are scaled up on the way, and down again in float32.
     scale = score.new_full((), 2.0**14 if half else 1.0)
     results: list[Tensor] = []
@@ -181,8 +182,9 @@ def _backward(score: Tensor, pairs: Tensor, wanted: list[tuple[str, Any]], creat
             if gradient is None:
                 raise InputError(f"no gradient reaches layer {name!r}: choose one below the logits, and no use_reentrant=True")
             own = gradient.float() / scale if half else gradient
-            if half and not own.isfinite().all():
-                raise InputError(f"float16 cannot hold the gradient at {name!r}: use bfloat16 or float32")
+            if not own.isfinite().all():
+                way = "use bfloat16 or float32" if half else "the model has a root, a norm or a division by 0 there"
+                raise InputError(f"the gradient at {name!r} is NaN or infinite in {gradient.dtype}: {way}")
             if r == 0:
                 results.append(per_pair(own, pairs))
             else:

@@ -86,6 +86,10 @@ def over_views(
         run = trace(model, view, targets, layers, full, reshape=reshape, output=output)
         if not found:
             pairs, logits = run.pairs, run.logits
+            if int(pairs[0, 1]) < 0 and logits.ndim > 2 and (flip or len(scales) > 1):
+                raise InputError(
+                    "a target that looks at places is not turned with the views: pass a class, or explain one view"
+                )
             targets = logits.argmax(dim=1) if targets is None else targets
         found.append(({c: layer_maps(run, c) for c in configs} if one_by_one else maps_of(run, configs), mirrored))
         del run  # before the next one
