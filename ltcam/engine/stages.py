@@ -109,15 +109,15 @@ def stages(model: nn.Module, outputs: Outputs = "pool", images: Tensor | None = 
         if convolution is None:
             raise InputError(f"{type(model).__name__} has no convolutions: pass layers=[module names]")
         try:
-            octaves = _octaves(model, convolution.weight.new_zeros(1, convolution.in_channels, PROBE, PROBE))
+            octaves, running = _octaves(model, convolution.weight.new_zeros(1, convolution.in_channels, PROBE, PROBE))
         except InputError as error:
             if images is None:
                 raise InputError(f"no stages found: {error}; or pass layers=[module names] to trace") from error
-            octaves = _octaves(model, images[:1].detach())
+            octaves, running = _octaves(model, images[:1].detach())
         pools = _wrapped(model, octaves)
     if outputs == "relu" and not pools:
         raise InputError(f"stage outputs 'relu' are of VGG-like models: {type(model).__name__} has no .features with max-pools")
-    found = [pool if outputs == "pool" else before for before, pool in pools] or _last_blocks(model, octaves)
+    found = [pool if outputs == "pool" else before for before, pool in pools] or _last_blocks(model, octaves, running)
     return {f"S{i}": name for i, name in enumerate(found, 1)}
 
 
@@ -172,8 +172,9 @@ def _wrapped(model: nn.Module, octaves: Mapping[str, Any]) -> list[tuple[str, st
     return []
 
 
-def _octaves(model: nn.Module, image: Tensor) -> dict[str, tuple[int, int]]:
-    """How often the resolution is halved (before, after) each module that runs once, in the order of their ends."""
+def _octaves(model: nn.Module, image: Tensor) -> tuple[dict[str, tuple[int, int]], Mapping[str, int]]:
+    """How often the resolution is halved (before, after) each module that runs once, in the order of their ends; and how often
+    all run."""
     size, found, runs = image.shape[2:], dict[str, tuple[int, int]](), Counter[str]()
     slack = 0 if size[0] == size[1] else 2  # pixels
 
@@ -191,10 +192,10 @@ def _octaves(model: nn.Module, image: Tensor) -> dict[str, tuple[int, int]]:
         for name, module in model.named_modules():
             hooks.enter_context(module.register_forward_hook(partial(note, name)))
         called(model, image)
-    return {name: octaves for name, octaves in found.items() if runs[name] == 1}
+    return {name: octaves for name, octaves in found.items() if runs[name] == 1}, runs
 
 
-def _last_blocks(model: nn.Module, octaves: Mapping[str, tuple[int, int]]) -> list[str]:
+def _last_blocks(model: nn.Module, octaves: Mapping[str, tuple[int, int]], running: Mapping[str, int]) -> list[str]:
     """Names of the last block at each octave of resolution, without global pooling.
 
     A block is a module that halves the resolution at most once. A module that halves it more often is a sequence of blocks.
@@ -211,11 +212,12 @@ def _last_blocks(model: nn.Module, octaves: Mapping[str, tuple[int, int]]) -> li
         for name, child in module.named_children():
             path = prefix + name
             inside = {octave for other, both in octaves.items() if other.startswith(f"{path}.") for octave in both}
-            if path not in octaves or len(inside.union(octaves[path])) > 2 or grouped(child, path):
+            several = len(inside.union(octaves.get(path, ()))) > (2 if path in octaves else 1)  # with a head behind it
+            if several or path not in running or grouped(child, path):
                 yield from blocks(
                     child, f"{path}."
                 )  # a list of blocks; or one with the head, or whose inside checkpointing calls
-            elif not isinstance(child, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
+            elif path in octaves and not isinstance(child, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
                 yield path
 
     last = {octaves[name][1]: name for name in sorted(blocks(model, ""), key=list(octaves).index)}

@@ -183,8 +183,9 @@ def _backward(score: Tensor, pairs: Tensor, wanted: list[tuple[str, Any]], creat
                 raise InputError(f"no gradient reaches layer {name!r}: choose one below the logits, and no use_reentrant=True")
             own = gradient.float() / scale if half else gradient
             if not own.isfinite().all():
-                way = "use bfloat16 or float32" if half else "the model has a root, a norm or a division by 0 there"
-                raise InputError(f"the gradient at {name!r} is NaN or infinite in {gradient.dtype}: {way}")
+                if half:
+                    raise InputError(f"float16 cannot hold the gradient at {name!r}: use bfloat16 or float32")
+                raise InputError(f"the gradient at {name!r} is NaN or infinite: look for a root or a division by 0 above it")
             if r == 0:
                 results.append(per_pair(own, pairs))
             else:
