@@ -184,7 +184,7 @@ def _above(
         for m in model.modules():
             if type(m) in kinds:  # a subclass may compute something else
                 if getattr(m, "inplace", False):  # the rule needs the input
-                    m.inplace = False
+                    m.inplace = False  # type: ignore[assignment]
                     stack.callback(setattr, m, "inplace", True)
                 stack.enter_context(m.register_forward_hook(ruled))
         stack.enter_context(module.register_forward_hook(lambda *_: values.clone()))
@@ -222,7 +222,7 @@ def _rescaled(module: nn.Module, x: Tensor, output: Tensor, arrives: Tensor) -> 
     return torch.where(change.abs() < 1e-10, below(arrives), share / change)
 
 
-def _z_plus(module: nn.Module, x: Tensor, output: Tensor, arrives: Tensor) -> Tensor:
+def _z_plus(module: Any, x: Any, output: Tensor, arrives: Tensor) -> Tensor:
     """Relevance by the z+ rule."""
     with torch.enable_grad():
         x = z = x.detach().requires_grad_()  # a batch norm's outputs have one input, which takes all
@@ -233,4 +233,4 @@ def _z_plus(module: nn.Module, x: Tensor, output: Tensor, arrives: Tensor) -> Te
         elif not isinstance(module, nn.BatchNorm2d):  # an average
             z = module.forward(x.clamp(min=0))
         (share,) = torch.autograd.grad(z, x, torch.where(z != 0, arrives / z, 0))
-    return x.detach() * share
+    return x.detach() * share  # type: ignore[no-any-return]

@@ -185,7 +185,7 @@ def checked(score: Tensor, inputs: Pair, biases: Sequence[Bias], layers: Mapping
     allowed = max(1e-7 if eps < 1e-10 else 1e-4, 16 * eps)
     if (worst := found.abs().max().item()) > allowed:
         above, below, rest = "the image", "the logits", [t for t in biases if t.stage not in layers]
-        for name, (value, gradient) in reversed(layers.items()):
+        for name, (value, gradient) in reversed([*layers.items()]):
             if residual(score, (per_pair(value, pairs), gradient), rest).abs().max() > allowed:
                 above = f"layer {name!r}"
                 break

@@ -96,7 +96,7 @@ def layercam(activation: Tensor, gradient: Tensor) -> Tensor:
 def sim(activation: Tensor, gradient: Tensor) -> Tensor:
     """Region-CAM's semantic information map (Cai and Abhayaratne 2025, arXiv 2510.25134): sum_k ReLU(G_k).
 
-    This is the first half of Region-CAM. Its second half spreads the map along the features, and is not part of this function.
+    Region-CAM's second half, which spreads the map along the features, is not part of this function.
     """
     return gradient.clamp(min=0)
 

@@ -160,7 +160,7 @@ def test_liftcam_adds_up(net, pictures, weights, layer):
     assert torch.allclose(found, rest(activation) - rest(torch.zeros_like(activation)), atol=1e-12)
 
 
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("layer", ["features.0", "features.4"])  # below all others, and above the first pool
 def test_liftcam_against_loops(net, pictures, weights, layer):
     found = weights(liftcam, net, pictures, EVERY, layer)
     for weight, (i, c) in zip(found, np.ndindex(3, 6), strict=True):
