@@ -6,76 +6,56 @@ There is one map per pair (image, class), sorted, at the layer's size: ReLU(sum_
 take `reshape` as `ltcam.trace` does. The model stays as it was. All raise InputError for what `ltcam.trace` refuses.
 """
 
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.hub import tqdm  # type: ignore[attr-defined]  # the real one if it is installed, else a quiet one
 from torch.nn import functional as F
 
-from ltcam.engine.borrow import borrowed, logits_of
 from ltcam.engine.fullgrad import ancestors
 from ltcam.engine.methods import weighted
-from ltcam.engine.shapes import Reshape
-from ltcam.engine.stages import stages, unwrap
+from ltcam.engine.shapes import Reshape, logits_of
+from ltcam.engine.stages import borrowed, stages, unwrap
 from ltcam.engine.targets import Targets
 from ltcam.engine.trace import Trace, trace
 from ltcam.engine.tricks import whole
-from ltcam.errors import InputError, PackageError
+from ltcam.errors import InputError
 
 Layer = str | nn.Module | None
+Rule = Callable[
+    [nn.Module, Tensor, Tensor, Tensor], Tensor
+]  # of a module, its input and output, and what arrives at the output
+
+POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d)
+NONLINEAR = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.Sigmoid, nn.Tanh, nn.Softplus, *POOLS)
+LINEAR = (nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.BatchNorm2d)
+# Autograd nodes whose gradient is relevance already: copies, views, and pools whose winner takes all.
+PASSING = {
+    "_Ruled", "AccumulateGrad", "AdaptiveMaxPool2D", "Cat", "Clone", "MaxPool2DWithIndices", "Permute", "Relu",
+    "Squeeze", "Transpose", "UnsafeView", "Unsqueeze", "View",
+}  # fmt: skip
 
 
 def liftcam(model: nn.Module, images: Tensor, targets: Targets = None, layer: Layer = None) -> Tensor:
     """LIFT-CAM (Jung and Oh 2021): w_k = sum_ij C_kij, the contributions of A_k to the logit by DeepLIFT's rescale rule.
 
-    The reference is A = 0, so sum_kij C_kij = y(A) - y(0). captum knows ReLU, LeakyReLU, ELU, Sigmoid, Tanh, Softplus and
-    max-pools as modules. Raises PackageError without captum. Raises InputError if one of them runs twice above the layer, or
-    if the sum is not y(A) - y(0): other or functional nonlinearities, overlapping max-pools, modules with backward hooks.
+    The reference is A = 0, so sum_kij C_kij = y(A) - y(0). The rule is for modules: ReLU, LeakyReLU, ELU, Sigmoid, Tanh,
+    Softplus and max-pools. Raises InputError if the sum is another, because of another or a functional nonlinearity.
     """
-    try:
-        captum = import_module("captum.attr._core.deep_lift")
-    except ImportError as error:
-        raise PackageError("liftcam needs captum: pip install ltcam[baselines]") from error
     model, module, traced, activation = _trace(model, images, targets, layer)
     weights = torch.empty_like(activation[:, :, 0, 0])
-
-    class Above(nn.Module):  # the model as a function of the layer's activation, for one image
-        def __init__(self, image: Tensor) -> None:
-            super().__init__()
-            self.model = model
-            self.image = image.detach().requires_grad_()  # captum also hooks modules below the layer, which need a gradient
-
-        def forward(self, a: Tensor) -> Any:
-            with module.register_forward_hook(lambda *_: a.clone()):
-                return model(self.image.repeat(len(a), 1, 1, 1))
-
-    with torch.compiler.set_stance("force_eager"), torch.enable_grad(), borrowed(model), ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", "Setting forward, backward hooks", UserWarning)  # captum's, on every call
-        for m in model.modules():  # captum leaves attributes on them; the last callback runs first
-            stack.callback(vars(m).update, dict(vars(m)))
-            stack.callback(vars(m).clear)
-            if type(m) in captum.SUPPORTED_NON_LINEAR:
-                # Else a ReLU's output is also the max-pool's input, and the ReLU misses the max-pool's multipliers.
-                stack.enter_context(m.register_forward_pre_hook(lambda m, arguments: arguments[0].clone()))
-        # One by one: if a max-pool's input is its reference, captum uses the first image's gradient for all (issue 1276).
-        for p, (i, c) in enumerate(traced.pairs.tolist()):
-            a = activation[p : p + 1].requires_grad_()
-            try:
-                found, gap = captum.DeepLift(Above(images[i : i + 1])).attribute(a, 0, c, return_convergence_delta=True)
-            except RuntimeError as error:
-                if "more than once" not in str(error):
-                    raise
-                raise InputError("a nonlinear module runs more than once: DeepLIFT needs one module per run") from error
-            rounding = torch.finfo(a.dtype).eps * (100 * found.abs().sum() + 10 * traced.logits[i, c].abs())
-            if not gap.abs().item() <= rounding.item():
-                raise InputError(f"no DeepLIFT rule above {traced.layers[0]!r} (see liftcam): choose a later layer")
-            weights[p] = found.detach().sum(dim=(0, 2, 3))
+    for p, (i, c) in enumerate(traced.pairs.tolist()):
+        a = activation[p : p + 1]
+        both = torch.cat([a, torch.zeros_like(a)]).requires_grad_()
+        logits = _above(model, module, both, images[i].repeat(2, 1, 1, 1), NONLINEAR, _rescaled)
+        (multiplier,) = torch.autograd.grad(logits, both, F.one_hot(torch.tensor([c, c]), logits.shape[1]).to(logits))
+        found, (y, y_of_0) = a * multiplier[:1], logits[:, c].tolist()
+        rounding = torch.finfo(a.dtype).eps * (100 * found.abs().sum().item() + 10 * abs(y))
+        if not abs(found.sum().item() - (y - y_of_0)) <= rounding:
+            raise InputError(f"no DeepLIFT rule above {traced.layers[0]!r} (see liftcam): choose a later layer")
+        weights[p] = found.sum(dim=(0, 2, 3))
     return weighted(weights, activation)
 
 
@@ -96,21 +76,15 @@ def relevancecam(
         raise InputError("a single logit has no others to contrast with: pass contrastive=False")
     target = F.one_hot(traced.pairs[:, 1], classes).to(traced.logits)
     start = target - (1 - target) / (classes - 1) if contrastive else target
-    with torch.compiler.set_stance("force_eager"), torch.enable_grad(), borrowed(model), ExitStack() as stack:
-        for m in model.modules():
-            if type(m) in _RULES:  # a subclass may compute something else
-                # Above the layer, relevance instead of the gradient.
-                stack.enter_context(m.register_forward_hook(lambda m, x, y: _ZPlus.apply(x[0], y.detach(), m) if x else None))
-        stack.enter_context(module.register_forward_hook(lambda *_: a.clone()))
-        logits = model(images.detach()[traced.pairs[:, 0]])
-        for node in ancestors(logits.grad_fn):
-            kind = node.name().split("::")[-1].rstrip("0123456789").removesuffix("Backward")  # "Relu" of ReluBackward0
-            if kind not in _PASSING:
-                said = f"no relevance rule for {node.name()} above {traced.layers[0]!r} (see relevancecam)"
-                raise InputError(f"{said}: choose a later layer")
-            if kind == "Relu":
-                node.register_hook(lambda inputs, outputs: outputs)  # relevance passes
-        (relevance,) = torch.autograd.grad(logits, a, start * traced.logits[traced.pairs[:, 0], traced.pairs[:, 1], None].abs())
+    logits = _above(model, module, a, images[traced.pairs[:, 0]], LINEAR, _z_plus)
+    for node in ancestors(logits.grad_fn):
+        kind = node.name().split("::")[-1].rstrip("0123456789").removesuffix("Backward")  # "Relu" of ReluBackward0
+        if kind not in PASSING:
+            said = f"no relevance rule for {node.name()} above {traced.layers[0]!r} (see relevancecam)"
+            raise InputError(f"{said}: choose a later layer")
+        if kind == "Relu":
+            node.register_hook(lambda inputs, outputs: outputs)  # relevance passes
+    (relevance,) = torch.autograd.grad(logits, a, start * traced.logits[traced.pairs[:, 0], traced.pairs[:, 1], None].abs())
     return weighted(relevance.sum(dim=(2, 3)), activation)
 
 
@@ -186,41 +160,77 @@ def _per_channel(model: nn.Module, images: Tensor, traced: Trace, size: int, run
     chunks = torch.split(torch.arange(scores.shape[1], device=images.device), size)
     jobs = [(i, k) for i in sorted(set(pairs[:, 0].tolist())) for k in chunks]  # one forward serves all classes of an image
     with torch.compiler.set_stance("force_eager"), torch.no_grad(), borrowed(model):
-        for i, k in tqdm(jobs, desc=run.__name__, disable=None, leave=False):
+        for i, k in jobs:
             rows = torch.nonzero(pairs[:, 0] == i)
-            logits = logits_of(run(images[i].repeat(len(k), 1, 1, 1), activation[rows[0], k], k), len(k))
-            logits = logits.mean(dim=(2, 3)) if logits.ndim == 4 else logits
+            logits = _logits(run(images[i].repeat(len(k), 1, 1, 1), activation[rows[0], k], k), len(k))
             scores[rows, k] = logits[:, pairs[rows[:, 0], 1]].T
     return scores
 
 
-class _ZPlus(torch.autograd.Function):
-    """A module's output. Its backward hands on relevance in place of the gradient."""
+def _logits(returned: Any, count: int) -> Tensor:
+    logits = logits_of(returned, count)
+    return logits.mean(dim=(2, 3)) if logits.ndim == 4 else logits
+
+
+def _above(
+    model: nn.Module, module: nn.Module, values: Tensor, images: Tensor, kinds: tuple[type[nn.Module], ...], rule: Rule
+) -> Tensor:
+    """The logits of `images` with `values` in place of a module's output. Gradients obey the rule at modules of some kinds."""
+
+    def ruled(m: nn.Module, x: Any, y: Tensor) -> Any:
+        return _Ruled.apply(x[0], y.detach(), m, rule) if x else None
+
+    with torch.compiler.set_stance("force_eager"), torch.enable_grad(), borrowed(model), ExitStack() as stack:
+        for m in model.modules():
+            if type(m) in kinds:  # a subclass may compute something else
+                if getattr(m, "inplace", False):  # the rule needs the input
+                    m.inplace = False  # type: ignore[assignment]
+                    stack.callback(setattr, m, "inplace", True)
+                stack.enter_context(m.register_forward_hook(ruled))
+        stack.enter_context(module.register_forward_hook(lambda *_: values.clone()))
+        return _logits(model(images.detach()), len(images))
+
+
+class _Ruled(torch.autograd.Function):
+    """A module's output. Its backward hands on what a rule says in place of the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, output: Tensor, module: nn.Module) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.module = module
+    def forward(ctx: Any, x: Tensor, output: Tensor, module: nn.Module, rule: Rule) -> Tensor:
+        ctx.save_for_backward(x, output)
+        ctx.module, ctx.rule = module, rule
         return output.clone()
 
     @staticmethod
-    def backward(ctx: Any, *relevance: Tensor) -> tuple[Tensor, None, None]:
-        module = ctx.module
+    def backward(ctx: Any, *arrives: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.rule(ctx.module, *ctx.saved_tensors, *arrives), None, None, None
+
+
+def _rescaled(module: nn.Module, x: Tensor, output: Tensor, arrives: Tensor) -> Tensor:
+    """DeepLIFT's rescale rule. The first half of the rows are values, the second their references."""
+
+    def below(arrives: Tensor) -> Tensor:
         with torch.enable_grad():
-            x = z = ctx.saved_tensors[0].detach().requires_grad_()  # a batch norm's outputs have one input, which takes all
-            if isinstance(module, nn.Conv2d | nn.Linear):  # sum_i (x_i w_ij)^+ at each output j
-                linear = F.linear if isinstance(module, nn.Linear) else lambda x, w: module._conv_forward(x, w, None)
-                sides: Any = ({"min": 0}, {"max": 0})
-                z = sum(linear(x.clamp(**side), module.weight.clamp(**side)) for side in sides)
-            elif not isinstance(module, nn.BatchNorm2d):  # an average
-                z = module.forward(x.clamp(min=0))
-            (share,) = torch.autograd.grad(z, x, torch.where(z != 0, relevance[0] / z, 0))
-        return x.detach() * share, None, None
+            start = x.detach().requires_grad_()
+            return torch.autograd.grad(module.forward(start.clone()), start, arrives)[0]
+
+    (value, reference), (of_value, of_reference) = x.chunk(2), output.chunk(2)
+    change, share = torch.cat([value - reference] * 2), arrives * torch.cat([of_value - of_reference] * 2)
+    if isinstance(module, POOLS):  # each half hands its share of the change to the place of its own maximum
+        largest = torch.maximum(of_value, of_reference)
+        first, second = below(arrives * torch.cat([largest - of_reference, of_value - largest])).chunk(2)
+        share = torch.cat([first + second] * 2)
+    return torch.where(change.abs() < 1e-10, below(arrives), share / change)
 
 
-_RULES = (nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.BatchNorm2d)
-# Autograd nodes whose gradient is relevance already: copies, views, and pools whose winner takes all.
-_PASSING = {
-    "_ZPlus", "AccumulateGrad", "AdaptiveMaxPool2D", "Cat", "Clone", "MaxPool2DWithIndices", "Permute", "Relu", "Squeeze",
-    "Transpose", "UnsafeView", "Unsqueeze", "View",
-}  # fmt: skip
+def _z_plus(module: Any, x: Any, output: Tensor, arrives: Tensor) -> Tensor:
+    """Relevance by the z+ rule."""
+    with torch.enable_grad():
+        x = z = x.detach().requires_grad_()  # a batch norm's outputs have one input, which takes all
+        if isinstance(module, nn.Conv2d | nn.Linear):  # sum_i (x_i w_ij)^+ at each output j
+            linear = F.linear if isinstance(module, nn.Linear) else lambda x, w: module._conv_forward(x, w, None)
+            sides: Any = ({"min": 0}, {"max": 0})
+            z = sum(linear(x.clamp(**side), module.weight.clamp(**side)) for side in sides)
+        elif not isinstance(module, nn.BatchNorm2d):  # an average
+            z = module.forward(x.clamp(min=0))
+        (share,) = torch.autograd.grad(z, x, torch.where(z != 0, arrives / z, 0))
+    return x.detach() * share  # type: ignore[no-any-return]

@@ -1,28 +1,33 @@
-"""Eqs. 10 and 11: LT + a method = layerize([method(A, truncate(G, delta)) for each layer])."""
+"""Eqs. 10 and 11: LT + a method = layerize([method(A, truncate(G, delta)) for each layer]).
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+Many configurations of one trace share what they can: the thresholds of all deltas cut the gradients of a layer into bins. Each
+method is a sum over G (see `methods`), so it is summed once in each bin. What a delta keeps are the bins from the largest down
+to its own.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import product
 from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ltcam.engine.borrow import Output
 from ltcam.engine.config import READINGS, Config
-from ltcam.engine.deltas import at_each, chunk
 from ltcam.engine.methods import MAPS, METHODS, WEIGHTS, constant_in_space, fullgrad
-from ltcam.engine.refine import Refine, refine, similarity
-from ltcam.engine.shapes import Reshape, wide
+from ltcam.engine.refine import refine, similarity
+from ltcam.engine.shapes import Output, Reshape, wide
 from ltcam.engine.stages import Layers
 from ltcam.engine.targets import Score
 from ltcam.engine.trace import Trace, trace
-from ltcam.engine.tricks import Normalize, Scope, layerize, normalized, truncate
+from ltcam.engine.tricks import Scope, layerize, normalized, thresholds, truncate
 from ltcam.errors import InputError
 
 LayerMaps = dict[str, Tensor]  # a map (P, h, w) of each layer, at the layer's size
+# What a layer's map is made of: A of some pairs, or for FullGrad a bias or the image, and G of all.
 Source = tuple[Callable[..., Tensor], Tensor]
+
+CHUNK = {"cpu": 2**20, "cuda": 2**26}  # values cut at a time: few enough for the caches, or to leave memory alone
 
 
 def explain(
@@ -51,8 +56,7 @@ def fused(maps: LayerMaps, config: Config, size: tuple[int, int]) -> Tensor:
 def layer_maps(trace: Trace, config: Config) -> LayerMaps:
     """The maps that `explain` fuses: float32, computed in float64 for a float64 model, else in float32."""
     with torch.autocast(trace.logits.device.type, enabled=False):
-        maps = _one_by_one(trace, config, _names(trace, config))
-        return maps if config.refine is None else _refined(maps, trace, config)
+        return _spread({name: _map(config, name, *source) for name, source in _sources(trace, config).items()}, trace, config)
 
 
 def maps_of(trace: Trace, configs: Iterable[Config]) -> dict[Config, LayerMaps]:
@@ -60,89 +64,124 @@ def maps_of(trace: Trace, configs: Iterable[Config]) -> dict[Config, LayerMaps]:
 
     Raises InputError as `layer_maps` does.
     """
-    names = {config: _names(trace, config) for config in configs}
+    sources = {config: _sources(trace, config) for config in configs}
     unfused: dict[str, Any] = {"layers": "all", "fuse": "sum", "normalize": "none", "align_corners": False}
-    alike = {config: replace(config, refine=None, fraction=None, **unfused) for config in names}
-    needed: dict[Config, dict[str, None]] = {}
-    for config, found in names.items():
-        needed.setdefault(alike[config], {}).update(dict.fromkeys(found))
+    alike = {config: replace(config, refine=None, fraction=None, **unfused) for config in sources}
+    wanted: dict[tuple[bool, str], tuple[Source, dict[Config, None]]] = {}  # a layer and a bias may have one name
+    for config, own in sources.items():
+        for name, source in own.items():
+            wanted.setdefault((config.method == "fullgrad", name), (source, {}))[1][alike[config]] = None
     with torch.autocast(trace.logits.device.type, enabled=False):
-        sums = {*WEIGHTS, *MAPS, "fullgrad"}  # of terms that are zero where G is
-        made = _at_once(trace, {
-            config: found for config, found in needed.items() if config.method in sums and not config.per_channel
-            and config.delta is not None and (config.compare, config.by) == ("ge", "percentile")
-        })  # fmt: skip
-        made |= {config: _one_by_one(trace, config, found) for config, found in needed.items() if config not in made}
-        maps = {config: {name: made[alike[config]][name] for name in found} for config, found in names.items()}
+        made = {(full, name): _of_layer(name, [*some], *source) for (full, name), (source, some) in wanted.items()}
+        maps = {c: {name: made[c.method == "fullgrad", name][alike[c]] for name in own} for c, own in sources.items()}
         for how in dict.fromkeys(config.refine for config in maps if config.refine is not None):
             cosines = similarity(trace, how)  # serves all maps that it spreads
-            maps |= {config: _refined(m, trace, config, cosines) for config, m in maps.items() if config.refine == how}
+            maps |= {config: _spread(m, trace, config, cosines) for config, m in maps.items() if config.refine == how}
     return maps
 
 
-def _names(trace: Trace, config: Config) -> list[str]:
+def _sources(trace: Trace, config: Config) -> dict[str, Source]:
     if config.method != "fullgrad":
-        return trace.select(config.layers)
-    return [term.name for term in trace.terms(config.layers)] + ["input"] * (config.layers == "all")
-
-
-def _sources(trace: Trace, full: bool) -> dict[str, Source]:
-    """What maps are made of: A of some pairs and G of all, by layer; with `full` a bias or the image in place of A."""
-    if not full:
-        return {name: (partial(trace.activation, name), trace.gradient(name)) for name in trace.layers}
+        return {name: (partial(trace.activation, name), trace.gradient(name)) for name in trace.select(config.layers)}
 
     def rows(value: Tensor, part: slice = slice(None)) -> Tensor:
         return value if len(value) == 1 else value[part]
 
-    given = [(term.name, term.value, term.gradient) for term in trace.terms()] + [("input", *i) for i in [trace.inputs] if i]
+    given = [(term.name, term.value, term.gradient) for term in trace.terms(config.layers)]
+    if trace.inputs and config.layers == "all":
+        given.append(("input", *trace.inputs))
     return {name: (partial(rows, value), gradient) for name, value, gradient in given}
-
-
-def _one_by_one(trace: Trace, config: Config, names: Iterable[str]) -> LayerMaps:
-    sources = _sources(trace, config.method == "fullgrad")
-    return {name: _map(config, name, *sources[name]) for name in names}
 
 
 def _map(config: Config, name: str, value: Callable[[], Tensor], gradient: Tensor) -> Tensor:
     a, g = wide(value()), wide(gradient)
-    if config.method == "fullgrad":  # the term of the image is never truncated
-        return fullgrad(a, g if name == "input" else _truncated(a, g, config, name), config.per_channel).float()
-    return METHODS[config.method](a, _truncated(a, g, config, name)).float()
-
-
-def _truncated(a: Tensor, g: Tensor, config: Config, name: str) -> Tensor:
+    of_image = config.method == "fullgrad" and name == "input"  # whose term is never truncated
     if config.by != "percentile" and config.delta is not None:
-        return torch.where(READINGS[config.by](a, g, config.delta), g, 0)
-    if config.compare == "gt" and constant_in_space(g):
+        g = torch.where(READINGS[config.by](a, g, config.delta), g, 0)
+    elif config.compare == "gt" and not of_image and constant_in_space(g):
         raise InputError(f"compare='gt' at {name!r} would empty maps: its gradients are constant in space; use 'ge'")
-    return truncate(g, config.delta, config.per, config.compare)
+    elif not of_image:
+        g = truncate(g, config.delta, config.per, config.compare)
+    return (fullgrad(a, g, True) if config.per_channel else METHODS[config.method](a, g)).float()
 
 
-def _at_once(trace: Trace, needed: Mapping[Config, Collection[str]]) -> dict[Config, LayerMaps]:
-    """What `_one_by_one` gives for each config, up to rounding: one count of a layer serves all deltas and methods."""
-    made: dict[Config, LayerMaps] = {config: {} for config in needed}
-    for full, per in product((False, True), get_args(Scope)):
-        own = [config for config in needed if (config.method == "fullgrad", config.per) == (full, per)]
-        for name, (value, gradient) in _sources(trace, full).items() if own else ():
-            if not (chosen := {config: config.delta or 0.0 for config in own if name in needed[config]}):
-                continue
-            if full and (name == "input" or value().shape[2:] == gradient.shape[2:]):  # extremes are not where those of G are
-                made |= {config: made[config] | {name: _map(config, name, value, gradient)} for config in chosen}
-                continue
-            step, deltas = chunk(gradient[0]), sorted({*chosen.values()})
-            methods = dict.fromkeys(config.method for config in chosen)
-            parts = [slice(start, start + step) for start in range(0, len(gradient), step)]
+def _of_layer(name: str, configs: Sequence[Config], value: Callable[..., Tensor], gradient: Tensor) -> dict[Config, Tensor]:
+    """What `_map` gives for each config, up to rounding: one count of the layer's gradients serves all deltas and methods."""
+    sums, made = {*WEIGHTS, *MAPS}, dict[Config, Tensor]()  # of terms that are zero where G is
+    if configs[0].method == "fullgrad" and name != "input" and value().shape[2:] != gradient.shape[2:]:
+        sums.add("fullgrad")  # with a bias a channel, whose extremes are where those of G are
+    for per in get_args(Scope):
+        usual = (per, "ge", "percentile", False)
+        delta_of = {
+            c: c.delta for c in configs
+            if c.delta is not None and c.method in sums and (c.per, c.compare, c.by, c.per_channel) == usual
+        }  # fmt: skip
+        if delta_of:
+            deltas, methods, parts = sorted({*delta_of.values()}), {c.method for c in delta_of}, chunks(gradient, 0)
             pieces = [at_each(methods, wide(value(part)), wide(gradient[part]), deltas, per == "layer") for part in parts]
-            for config, delta in chosen.items():
-                made[config][name] = torch.cat([piece[config.method][:, deltas.index(delta)] for piece in pieces])
-    return made
+            made |= {c: torch.cat([p[c.method][:, deltas.index(delta)] for p in pieces]) for c, delta in delta_of.items()}
+    return made | {config: _map(config, name, value, gradient) for config in configs if config not in made}
 
 
-def _refined(maps: LayerMaps, trace: Trace, config: Config, cosines: Tensor | None = None) -> LayerMaps:
-    """The layers' maps, fused at the size of the largest and spread. What is left is one map under all their names."""
+def at_each(
+    methods: Collection[str], value: Tensor, gradient: Tensor, deltas: Sequence[float], by_layer: bool
+) -> dict[str, Tensor]:
+    """The maps (P, D, h, w) float32 of each of `methods` at each of the `deltas`, ascending, from A (P, K, h, w) and G.
+
+    For "fullgrad" the value is the bias (P, K, 1, 1). by_layer  whether percentiles are over the layer, not each channel
+    """
+    limits = thresholds(gradient.flatten(1 if by_layer else 2), deltas)
+    pairs, channels, *place = gradient.shape
+    shape = {m: (channels, len(deltas) + 1) if m in WEIGHTS else (len(deltas) + 1, *place) for m in methods}
+    sums = {m: gradient.new_zeros(pairs, *shape[m]) for m in methods}
+    for part in chunks(gradient, 1):
+        some = gradient[:, part]
+        rows = some.flatten(1 if by_layer else 2)
+        index = places(rows, limits if by_layer else limits[:, part]).view_as(some)  # ties are in one bin
+        for m, total in sums.items():
+            if m in WEIGHTS:
+                empty = some.new_zeros(*some.shape[:3], len(deltas) + 1)
+                total[:, part] += empty.scatter_add_(3, index, WEIGHTS[m](value[:, part], some)).sum(dim=2)
+            else:
+                terms = MAPS[m](value[:, part], some) if m in MAPS else some * value[:, part].abs()
+                total.scatter_add_(1, index, terms)
+    for m, total in sums.items():
+        bins = total.movedim(-1, 1) if m in WEIGHTS else total
+        kept = bins.flip(1).cumsum(dim=1).flip(1)[:, 1:]  # at or above each threshold, summed from the largest down
+        if m in WEIGHTS:
+            kept = torch.einsum("pdk,pkhw->pdhw", kept, value)
+        elif m == "fullgrad":  # Eq. 7. All that is kept is positive, so a channel's extremes of |G b| are where those of G are
+            bounds, size = limits.view(pairs, -1, len(deltas)).movedim(-1, 1), value[0].abs().flatten()  # (P, D, 1 or K), (K,)
+            least, most = gradient.amin(dim=(2, 3))[:, None], gradient.amax(dim=(2, 3))[:, None]
+            high = torch.where(most >= bounds, most * size, 0).amax(dim=2)
+            low = torch.where((least >= bounds).all(dim=2), (least * size).amin(dim=2), 0)  # what is dropped would be a zero
+            span = torch.where(high > low, high - low, torch.inf)
+            kept = (kept - channels * low[..., None, None]) / span[..., None, None]
+        sums[m] = (kept if m == "fullgrad" else kept.relu()).float()
+    return sums
+
+
+def chunks(values: Tensor, dim: int) -> list[slice]:
+    """The parts of a dimension that are cut at a time."""
+    step = max(1, CHUNK.get(values.device.type, CHUNK["cuda"]) // values.select(dim, 0).numel())
+    return [slice(start, start + step) for start in range(0, values.shape[dim], step)]
+
+
+def places(rows: Tensor, limits: Tensor) -> Tensor:
+    """How many of its row's limits each value is not below: rows (..., n), limits (..., d) ascending -> (..., n) long."""
+    found = torch.zeros_like(rows, dtype=torch.int16)
+    for limit in limits.unbind(-1):
+        found += rows >= limit[..., None]
+    return found.long()
+
+
+def _spread(maps: LayerMaps, trace: Trace, config: Config, cosines: Tensor | None = None) -> LayerMaps:
+    """With `refine` the layers' maps, fused at the size of the largest and spread: one map under all their names."""
+    if config.refine is None:
+        return maps
     largest = max((m.shape[1], m.shape[2]) for m in maps.values())
     together = layerize(list(maps.values()), largest, config.fuse, config.normalize, config.align_corners)
-    return {" + ".join(maps): refine(together, trace, config.refine or Refine(), cosines)}
+    return {" + ".join(maps): refine(together, trace, config.refine, cosines)}
 
 
 class CAM:
@@ -180,8 +219,8 @@ class CAM:
         if traced.pairs[:, 0].tolist() != list(range(len(input_tensor))):
             raise InputError(f"{len(traced.pairs)} targets for {len(input_tensor)} images: expected one per image")
         self.logits = traced.logits
-        how: Normalize = "minmax" if self.config.normalize == "minmax" else "max"
-        return normalized([fused(layer_maps(traced, self.config), self.config, traced.size)], how)[0]
+        maps = fused(layer_maps(traced, self.config), self.config, traced.size)
+        return normalized([maps], "minmax" if self.config.normalize == "minmax" else "max")[0]
 
     def __enter__(self) -> Self:
         return self

@@ -7,10 +7,9 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from ltcam.engine.deltas import thresholds
-from ltcam.engine.methods import method
+from ltcam.engine.methods import METHODS
 from ltcam.engine.refine import Refine
-from ltcam.engine.tricks import Compare, Fuse, Normalize, Scope, check, is_number, one_of
+from ltcam.engine.tricks import Compare, Fuse, Normalize, Scope, check, is_number, one_of, thresholds
 from ltcam.errors import InputError
 
 
@@ -45,36 +44,34 @@ class Config:
     by: str = "percentile"
 
     def __post_init__(self) -> None:
-        full = method(self.method) is method("fullgrad")
+        if not isinstance(self.method, str) or self.method not in METHODS:
+            raise InputError(f"method {self.method!r} is unknown: expected one of {', '.join(METHODS)}")
         check(self.delta, self.per, self.compare)
         one_of("fuse", self.fuse, Fuse)
         one_of("normalize", self.normalize, Normalize)
-        layers = (
-            tuple(self.layers) if isinstance(self.layers, list | tuple) else ("all" if self.layers is None else self.layers,)
-        )
-        if not layers or not all(isinstance(layer, str) and layer for layer in layers):
-            raise InputError(f"layers={self.layers!r}: expected a name, a label, a range such as 'S3-S5', several, or 'all'")
-        if self.fraction is not None and not (is_number(self.fraction) and 0 <= self.fraction < 1):
-            raise InputError(
-                f"fraction={self.fraction!r} is no part of the maximum: expected None (Otsu) or a number in [0, 1)"
-            )
-        if self.by != "percentile" and self.by not in READINGS:
-            raise InputError(f"by={self.by!r} is unknown: expected 'percentile' or one of {', '.join(READINGS)}")
-        apart = self.by != "percentile" and (self.delta is None or full or (self.per, self.compare) != ("layer", "ge"))
-        for wrong, said in (
-            (
+        listed = isinstance(self.layers, list | tuple)
+        layers = tuple(self.layers) if listed else ("all" if self.layers is None else self.layers,)
+        full, reading = self.method == "fullgrad", self.by != "percentile"
+        wrong = {
+            f"layers={self.layers!r}: expected a name, a label, a range such as 'S3-S5', several, or 'all'":
+                not layers or not all(isinstance(layer, str) and layer for layer in layers),
+            f"fraction={self.fraction!r} is no part of the maximum: expected None (Otsu) or a number in [0, 1)":
+                self.fraction is not None and not (is_number(self.fraction) and 0 <= self.fraction < 1),
+            f"by={self.by!r} is unknown: expected 'percentile' or one of {', '.join(READINGS)}":
+                reading and self.by not in READINGS,
+            "compare='gt' without delta compares nothing: pass delta, or leave compare out":
                 self.delta is None and self.compare == "gt",
-                "compare='gt' without delta compares nothing: pass delta, or leave compare out",
-            ),
-            (self.per_channel and not full, f"per_channel=True is an option of fullgrad: {self.method} does not normalize"),
-            (
+            f"per_channel=True is an option of fullgrad: {self.method} does not normalize":
+                self.per_channel and not full,
+            f"normalize={self.normalize!r} with fullgrad, whose terms Eq. 7 normalizes: use 'none'":
                 full and self.normalize != "none",
-                f"normalize={self.normalize!r} with fullgrad, whose terms Eq. 7 normalizes: use 'none'",
-            ),
-            (apart, f"by={self.by!r} needs a delta, a method other than fullgrad, per='layer' and compare='ge'"),
-            (not isinstance(self.refine, Refine | None), f"refine={self.refine!r}: expected ltcam.Refine(...), or None"),
-        ):
-            if wrong:
+            f"by={self.by!r} needs a delta, a method other than fullgrad, per='layer' and compare='ge'":
+                reading and (self.delta is None or full or (self.per, self.compare) != ("layer", "ge")),
+            f"refine={self.refine!r}: expected ltcam.Refine(...), or None":
+                not isinstance(self.refine, Refine | None),
+        }  # fmt: skip
+        for said, applies in wrong.items():
+            if applies:
                 raise InputError(said)
         numbers = {name: None if (x := getattr(self, name)) is None else float(x) for name in ("delta", "fraction")}
         vars(self).update(numbers, layers=layers if layers[1:] else layers[0])

@@ -7,8 +7,10 @@ missing.
 """
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -16,8 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from ltcam.engine.borrow import Ours
-from ltcam.engine.shapes import is_channels_last, is_map, per_pair
+from ltcam.engine.shapes import is_channels_last, misfit, per_pair
+from ltcam.errors import InputError
 
 ARGUMENT = {"linear", *(f"conv{t}{n}d" for n in (1, 2, 3) for t in ("", "_transpose"))}  # the third argument is a bias
 SUMS: dict[str, Any] = dict.fromkeys(("add", "__add__", "__radd__", "add_", "__iadd__"), torch.add)
@@ -26,8 +28,11 @@ SUMS |= dict.fromkeys(("rsub", "__rsub__"), torch.rsub)
 AFFINE = {"addmm", "baddbmm", "addcmul", "cat", "concat", "stack", "where", "pad"}
 LAYER_NORMS = {"layer_norm", "rms_norm"}
 NORMS = LAYER_NORMS | {"group_norm", "instance_norm", "batch_norm"}
+OF_LAYERS = ARGUMENT | NORMS
 
 Pair = tuple[Tensor, Tensor]  # a value (P, ...) and its gradient
+# A bias's name, where its gradient arrives, the bias (K,) or like the output, and what brings the gradient to (P, K, h, w).
+Mark = tuple[str, GradientEdge, Tensor, Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -54,100 +59,83 @@ class Bias:
         return (self.bias.double() * self.gradient.double()).flatten(1).sum(dim=1)
 
 
-@dataclass
-class Mark:
-    """A bias that waits for its gradient: (K,), or a tensor like the output that it is added to.
-
-    The output is (N, K, ...), or (N, ..., K) if `last`. It is a map only if `placed`.
-    """
-
-    name: str
-    bias: Tensor
-    edge: GradientEdge
-    last: bool
-    placed: bool
-    stage: str = ""
-
-    def term(self, gradient: Tensor, pairs: Tensor) -> Bias:
-        """The bias with its gradient (P, ...), channels first. Both are (P, n) if they are no map."""
-        bias = self.bias if self.bias.ndim == 1 else per_pair(self.bias, pairs)
-        if self.last:
-            gradient, bias = gradient.movedim(-1, 1), bias if bias.ndim == 1 else bias.movedim(-1, 1)
-        if not self.placed:
-            gradient, bias = gradient.flatten(1), bias.flatten(1)
-        return Bias(self.name, self.stage, bias, gradient)
-
-
 class Biases(TorchFunctionMode):
     """Marks every bias of a forward pass of `model` on `images` (N, 3, H, W), in the order of the calls.
 
-    The hooks give the module of a call. A bias belongs to the stage of the next module of `stops` that finishes.
+    The hooks give the module of a call, in the thread that is `running`. A bias belongs to the stage of the next module of
+    `stops` that finishes.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, stops: Collection[str], ours: Ours, frozen: bool) -> None:
+    def __init__(self, model: nn.Module, images: Tensor, stops: Collection[str], running: list[int], frozen: bool) -> None:
         super().__init__()
-        self.marks: list[Mark] = []
-        self.images, self.stops, self.ours, self.frozen = images, stops, ours, frozen
-        self.root, self.inside = get_gradient_edge(images).node, [""]
+        self.images, self.stops, self.running, self.frozen = images, stops, running, frozen
         self.names = {module: name for name, module in model.named_modules()}
+        self.root, self.inside = get_gradient_edge(images).node, [""]
+        self.marks: list[Mark] = []
+        self.stages: list[str] = []
 
-    def hooks(self) -> Iterator[Any]:
-        """Handles of the hooks on every module."""
+    def hook(self, stack: ExitStack) -> None:
+        """Put hooks on every module, until `stack` closes."""
         for module in self.names:
-            yield module.register_forward_pre_hook(self._enter)
-            yield module.register_forward_hook(self._leave)
+            stack.enter_context(module.register_forward_pre_hook(self._enter))
+            stack.enter_context(module.register_forward_hook(self._leave))
+
+    def terms(self, gradients: Iterator[Tensor], pairs: Tensor) -> list[Bias]:
+        """The biases, each with its gradient (P, ...), channels first."""
+        stages = self.stages + [""] * (len(self.marks) - len(self.stages))
+        return [
+            Bias(name, stage, bias if bias.ndim == 1 else shaped(per_pair(bias, pairs)), shaped(next(gradients)))
+            for (name, _, bias, shaped), stage in zip(self.marks, stages, strict=True)
+        ]
 
     def _enter(self, module: nn.Module, arguments: Any) -> None:
-        if self.ours:
+        if get_ident() in self.running:
             self.inside.append(self.names[module])
 
     def _leave(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        if self.ours and (name := self.inside.pop()) in self.stops:
-            for mark in self.marks:
-                mark.stage = mark.stage or name
+        if get_ident() in self.running and (name := self.inside.pop()) in self.stops:
+            self.stages += [name] * (len(self.marks) - len(self.stages))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        found = None
-        if name in ARGUMENT or name in SUMS or name in AFFINE or name in NORMS:
-            with torch.no_grad():  # before an in-place sum changes what it is made of
-                found = (self._of_norm if name in NORMS else self._bias)(func, name, args, kwargs)
+        name, found = getattr(func, "__name__", ""), None
+        if name in OF_LAYERS or name in SUMS or name in AFFINE:
+            with torch.set_grad_enabled(not self.frozen):  # before an in-place sum changes what it is made of
+                found = (self._of_layer if name in OF_LAYERS else self._of_sum)(func, name, args, kwargs)
         output = func(*args, **kwargs)
         if found is not None and isinstance(output, Tensor) and output.requires_grad and found.any():
             normed = kwargs.get("normalized_shape", args[1] if len(args) > 1 else ()) if name in LAYER_NORMS else ()
-            self._mark(name, found.detach(), output, len(normed))
+            self._mark(name, found, output, len(normed))
         return output
 
-    def _bias(self, func: Any, name: str, args: Any, kwargs: Any) -> Tensor | None:
-        """What `func` adds to a linear function of the input: (K,), or a tensor that broadcasts to its output."""
-        if name in ARGUMENT:
-            bias = kwargs.get("bias", args[2] if len(args) > 2 else None)
-            acts = bias is not None and self._varies(args[0] if args else kwargs["input"])
-            return bias.clone() if acts else None
-        operands = [*args[0]] if args and isinstance(args[0], list | tuple) else [*args]
-        varies = [self._varies(a) for a in operands]
-        if not any(varies) or (all(varies) and "alpha" not in kwargs):
-            return None
-        if name in SUMS:
-            zeroed = [a.new_zeros(()) if v else a for a, v in zip(operands[:2], varies[:2], strict=True)]
-            return SUMS[name](*zeroed, **kwargs).clone()  # type: ignore[no-any-return]
-        if not any(isinstance(a, Tensor) and not v for a, v in zip(operands, varies, strict=True)) and name != "pad":
-            return None
-        zeroed = [torch.zeros_like(a) if v else a for a, v in zip(operands, varies, strict=True)]
-        return func(zeroed, *args[1:], **kwargs) if isinstance(args[0], list | tuple) else func(*zeroed, **kwargs)  # type: ignore[no-any-return]
-
-    def _of_norm(self, func: Any, name: str, args: Any, kwargs: Any) -> Tensor | None:
-        """(K,) for a batch norm by running statistics. For any other normalization y - J x, like the input."""
+    def _of_layer(self, func: Any, name: str, args: Any, kwargs: Any) -> Tensor | None:
+        """(K,) of convolutions, linear layers and batch norms by running statistics. Of other norms y - J x, like the input."""
         x, rest = args[0] if args else kwargs["input"], {key: value for key, value in kwargs.items() if key != "input"}
-        if not self._varies(x):
+        bias = kwargs.get("bias", args[2] if len(args) > 2 else None)
+        if not self._varies(x) or (name in ARGUMENT and bias is None):
             return None
+        if name in ARGUMENT:
+            return bias.clone()  # type: ignore[no-any-return]
         if name == "batch_norm" and not kwargs.get("training", args[5] if len(args) > 5 else False):
             zero = x.new_zeros(1, x.shape[1], *[1] * (x.ndim - 2))
             return func(zero, *args[1:], **rest).flatten()  # type: ignore[no-any-return]
         jvp: Any = torch.autograd.functional.jvp
-        y, moved = jvp(lambda x: func(x, *args[1:], **rest), x.detach(), x.detach())
+        y, moved = jvp(lambda x: func(x, *args[1:], **rest), x, x, create_graph=not self.frozen)
         return y - moved  # type: ignore[no-any-return]
+
+    def _of_sum(self, func: Any, name: str, args: Any, kwargs: Any) -> Tensor | None:
+        """What is left of a sum or another affine function if all that depends on the images is zero."""
+        listed = bool(args) and isinstance(args[0], list | tuple)
+        operands = [*args[0]] if listed else [*args]
+        varies = [self._varies(a) for a in operands]
+        constant = any(isinstance(a, Tensor) and not v for a, v in zip(operands, varies, strict=True))
+        if not any(varies) or (all(varies) and "alpha" not in kwargs) or not (constant or name in SUMS or name == "pad"):
+            return None
+        if name in SUMS:
+            zeroed = [a.new_zeros(()) if v else a for a, v in zip(operands[:2], varies[:2], strict=True)]
+            return SUMS[name](*zeroed, **kwargs).clone()  # type: ignore[no-any-return]
+        zeroed = [torch.zeros_like(a) if v else a for a, v in zip(operands, varies, strict=True)]
+        return func(zeroed, *args[1:], **kwargs) if listed else func(*zeroed, **kwargs)  # type: ignore[no-any-return]
 
     def _varies(self, value: Any) -> bool:
         """Whether a value depends on the images. If weights require gradients too, only the graph knows."""
@@ -159,17 +147,23 @@ class Biases(TorchFunctionMode):
         if output.ndim < 2 or len(output) != len(self.images):
             return  # rows that are not the images, such as windows or crops
         name, size = self.inside[-1] or function, self.images.shape[2:]
-        times = sum(m.name.split("#")[0] == name for m in self.marks)
+        if function.startswith("conv") and output.ndim != 4:
+            raise InputError(f"FullGrad has no map of the biases of {name!r}, which is no Conv2d: choose another method")
+        times = sum(other.split("#")[0] == name for other, *_ in self.marks)
         by_channel = function in ARGUMENT or (function == "batch_norm" and bias.ndim == 1)
         sums = output.ndim == 4 and not by_channel and function not in NORMS
         last = (function == "linear" and output.ndim > 2) or normed == 1 or (sums and is_channels_last(output.shape, size))
-        if not by_channel and bias.shape[-3:] == (output.shape[1], 1, 1) and bias.numel() == output.shape[1]:
+        placed = not sums or last or misfit(output.shape[2:], size) <= 2
+
+        def shaped(value: Tensor) -> Tensor:
+            return value.movedim(-1, 1) if last else value if placed else value.flatten(1)
+
+        if placed and not last and bias.shape[-3:] == (output.shape[1], 1, 1) and bias.numel() == output.shape[1]:
             bias = bias.flatten()
         elif not by_channel:
             bias = bias.expand(output.shape)
-        placed = not sums or last or is_map(output.shape, size)
         # The edge, not the tensor: an in-place ReLU after it must not mask the gradient.
-        self.marks.append(Mark(f"{name}#{times + 1}" if times else name, bias, get_gradient_edge(output), last, placed))
+        self.marks.append((f"{name}#{times + 1}" if times else name, get_gradient_edge(output), bias, shaped))
 
 
 def ancestors(node: Any) -> Iterator[Any]:
@@ -184,15 +178,15 @@ def ancestors(node: Any) -> Iterator[Any]:
 
 
 @torch.no_grad()
-def checked(score: Tensor, inputs: Pair, biases: Sequence[Bias], layers: Mapping[str, Pair]) -> Tensor:
+def checked(score: Tensor, inputs: Pair, biases: Sequence[Bias], layers: Mapping[str, Pair], pairs: Tensor) -> Tensor:
     """The residual (P,) of a trace. Warns if it is more than rounding, and says between which traced layers it arises."""
     found = residual(score, inputs, biases)
     eps = max(torch.finfo(t.dtype).eps for t in (score, *(bias.gradient for bias in biases)))
     allowed = max(1e-7 if eps < 1e-10 else 1e-4, 16 * eps)
     if (worst := found.abs().max().item()) > allowed:
         above, below, rest = "the image", "the logits", [t for t in biases if t.stage not in layers]
-        for name, cut in reversed(list(layers.items())):
-            if residual(score, cut, rest).abs().max() > allowed:
+        for name, (value, gradient) in reversed([*layers.items()]):
+            if residual(score, (per_pair(value, pairs), gradient), rest).abs().max() > allowed:
                 above = f"layer {name!r}"
                 break
             below, rest = f"layer {name!r}", rest + [t for t in biases if t.stage == name]

@@ -96,7 +96,7 @@ def layercam(activation: Tensor, gradient: Tensor) -> Tensor:
 def sim(activation: Tensor, gradient: Tensor) -> Tensor:
     """Region-CAM's semantic information map (Cai and Abhayaratne 2025, arXiv 2510.25134): sum_k ReLU(G_k).
 
-    This is the first half of Region-CAM. Its second half spreads the map along the features, and is not part of this function.
+    Region-CAM's second half, which spreads the map along the features, is not part of this function.
     """
     return gradient.clamp(min=0)
 
@@ -118,13 +118,6 @@ def fullgrad(bias: Tensor, gradient: Tensor, per_channel: bool = False) -> Tenso
 
 
 METHODS["fullgrad"] = fullgrad
-
-
-def method(name: str) -> Method:
-    """The function of a method's name. Raises InputError for a name that is not in METHODS."""
-    if not isinstance(name, str) or name not in METHODS:
-        raise InputError(f"method {name!r} is unknown: expected one of {', '.join(METHODS)}")
-    return METHODS[name]
 
 
 def constant_in_space(gradient: Tensor) -> bool:

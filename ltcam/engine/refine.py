@@ -1,7 +1,7 @@
 """Maps spread along the similarity of the trace's own features: places that look alike to the network share their evidence.
 
-This needs no training and no second pass, because the trace keeps the features. Region-CAM (Cai and Abhayaratne 2025) and the
-random walk of AffinityNet (Ahn and Kwak 2018) spread maps too. The similarity here is our own choice.
+Region-CAM (Cai and Abhayaratne 2025) and the random walk of AffinityNet (Ahn and Kwak 2018) spread maps too. The similarity
+here is our own choice. It needs no training and no second pass.
 """
 
 import math
@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from ltcam.engine.shapes import ranks, wide
-from ltcam.engine.targets import describe
 from ltcam.engine.trace import Trace
 from ltcam.engine.tricks import is_number, one_of, whole
 from ltcam.errors import InputError
@@ -60,23 +59,18 @@ class Refine:
 def refine(maps: Tensor, trace: Trace, how: Refine, alike: Tensor | None = None) -> Tensor:
     """The maps (P, h, w) of a trace's pairs, spread: (P, h', w') with (h', w') = `how.grid(trace.size)`.
 
-    Each place gets the mean of the map over all places, weighted by `similarity`. So a map stays within its own range.
-    alike: what `similarity` gives, if known. Raises InputError for other maps, and for layers that were not traced.
+    Each place gets the mean of the map over all places, weighted by `similarity` (`alike`, if known). So a map stays within its
+    own range. Raises InputError for layers that were not traced.
     """
-    if not isinstance(maps, Tensor) or maps.ndim != 3 or not maps.is_floating_point() or len(maps) != len(trace.pairs):
-        raise InputError(f"the maps are {describe(maps)}: expected floats (P, h, w) of the trace's {len(trace.pairs)} pairs")
-    alike = similarity(trace, how) if alike is None else alike
-    small = _resized(maps[:, None].to(alike), how.grid(trace.size)).flatten(1)
+    alike, grid = similarity(trace, how) if alike is None else alike, how.grid(trace.size)
+    small = _resized(maps[:, None].to(alike), grid).flatten(1)
     image, rank = trace.pairs[:, 0], ranks(trace.pairs)
     spread = small.new_zeros(len(alike), int(rank.max()) + 1, small.shape[1]).index_put((image, rank), small)
     for _ in range(how.steps):
         spread = spread @ alike.mT
     found = spread[image, rank]
-    if how.then == "times":
-        found = found * small
-    if how.then == "floor":
-        found = found - found.amin(dim=1, keepdim=True)
-    return found.view(-1, *how.grid(trace.size)).to(maps.dtype)
+    then = {"": found, "times": found * small, "floor": found - found.amin(dim=1, keepdim=True)}[how.then]
+    return then.view(-1, *grid).to(maps.dtype)
 
 
 def similarity(trace: Trace, how: Refine) -> Tensor:
@@ -85,10 +79,9 @@ def similarity(trace: Trace, how: Refine) -> Tensor:
     It is the cosine of the features of two places on the grid, averaged over the layers, not below 0, to a power. A place is
     like itself: 1. An image takes n^2 numbers, 2.5 MB in float32 for 28 x 28, and four times as much while they are made.
     """
-    with torch.autocast(trace.logits.device.type, enabled=False):
-        grid = how.grid(trace.size)
-        features = [_resized(wide(trace.features(name)), grid).flatten(2) for name in trace.select(how.layers)]
-        together = torch.cat([normalize(f, dim=1) for f in features], dim=1) / math.sqrt(len(features))
-        alike = (together.mT @ together).clamp(min=0)
-        alike.diagonal(dim1=1, dim2=2).fill_(1)
-        return normalize(alike**how.power, p=1, dim=2)
+    grid = how.grid(trace.size)
+    features = [_resized(wide(trace.features(name)), grid).flatten(2) for name in trace.select(how.layers)]
+    together = torch.cat([normalize(f, dim=1) for f in features], dim=1) / math.sqrt(len(features))
+    alike = (together.mT @ together).clamp(min=0)
+    alike.diagonal(dim1=1, dim2=2).fill_(1)
+    return normalize(alike**how.power, p=1, dim=2)

@@ -1,15 +1,18 @@
-"""What shapes tensors have: images, a layer's axes of channels and places, and ready functions for `reshape=`."""
+"""What goes into a model and what comes out: images, logits, a layer's axes, and ready functions for `reshape=`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import isqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ltcam.engine.targets import describe
-from ltcam.errors import InputError
+from ltcam.errors import InputError, LtcamError, of_loader
 
 Reshape = Callable[[Tensor], Tensor]
+MORE = 3  # times the longer side of a grid: as many tokens may stand before it
+Output = Callable[[Any], Tensor]
 
 
 def channels_last(output: Tensor) -> Tensor:
@@ -30,13 +33,13 @@ def tokens_to_map(tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor
     if not isinstance(tokens, Tensor) or tokens.ndim != 3:
         raise InputError(f"tokens_to_map got {describe(tokens)}: expected one tensor (N, T, K)")
     h, w = (isqrt(tokens.shape[1]),) * 2 if grid is None else grid
-    if not 0 < h * w <= tokens.shape[1]:
+    if not 0 < h * w <= tokens.shape[1] or (grid and tokens.shape[1] > h * w + MORE * max(h, w)):  # as of an image resized
         raise InputError(f"{tokens.shape[1]} tokens make no grid of {h} x {w}: pass the image's height and width in patches")
     return tokens[:, tokens.shape[1] - h * w :].transpose(1, 2).reshape(len(tokens), -1, h, w)
 
 
-def to_map(name: str, module: nn.Module, output: object, reshape: Reshape | None, images: Tensor) -> Tensor:
-    """A layer's output as (N, K, h, w). Raises InputError if it is something else, or looks like (N, h, w, K)."""
+def check_output(name: str, module: nn.Module, output: object, reshape: Reshape | None, images: Tensor) -> None:
+    """Raises InputError if a layer's output is not (N, K, h, w) after `reshape`, or looks like (N, h, w, K)."""
     shaped = reshape(output) if reshape and isinstance(output, Tensor) else output
     if not isinstance(shaped, Tensor) or shaped.ndim != 4 or len(shaped) != len(images):
         way = "for tokens pass reshape=ltcam.tokens_to_map" if reshape is None else "pass another reshape="
@@ -45,9 +48,8 @@ def to_map(name: str, module: nn.Module, output: object, reshape: Reshape | None
     if reshape is None and is_channels_last(shaped.shape, size, module):
         way = "pass reshape=ltcam.channels_last, or reshape=lambda x: x if it is (N, K, h, w)"
         raise InputError(f"layer {name!r} gives {describe(shaped)}, its channels last: {way}")
-    if reshape is tokens_to_map and _misfit(shaped.shape[2:], size) > 1:
+    if reshape is tokens_to_map and (misfit(shaped.shape[2:], size) > 1 or size[0] % shaped.shape[2]):
         raise InputError(f"tokens of {size[0]} x {size[1]} pixels are no square grid: pass partial(tokens_to_map, grid=(h, w))")
-    return shaped
 
 
 def is_channels_last(shape: tuple[int, ...], size: tuple[int, ...], module: nn.Module | None = None) -> bool:
@@ -59,18 +61,12 @@ def is_channels_last(shape: tuple[int, ...], size: tuple[int, ...], module: nn.M
         return True
     if isinstance(module, nn.modules.conv._ConvNd | nn.modules.batchnorm._BatchNorm | nn.GroupNorm):
         return False
-    last = _misfit(shape[1:3], size)
-    return last <= 1 and last < _misfit(shape[2:4], size)
+    return misfit(shape[1:3], size) <= 1 and misfit(shape[1:3], size) < misfit(shape[2:4], size)
 
 
-def is_map(shape: tuple[int, ...], size: tuple[int, ...], slack: int = 2) -> bool:
-    """Whether (N, K, h, w) has the aspect of images of `size`, within `slack` pixels of the map."""
-    return _misfit(shape[2:4], size) <= slack
-
-
-def _misfit(map_size: tuple[int, ...], size: tuple[int, ...]) -> float:
-    """The difference between a map's aspect and the images', in pixels of the map."""
-    return abs(map_size[0] * size[1] - map_size[1] * size[0]) / max(size)
+def misfit(place: tuple[int, ...], size: tuple[int, ...]) -> float:
+    """The difference between the aspect of a map (h, w) and that of the images (H, W), in pixels of the map."""
+    return abs(place[0] * size[1] - place[1] * size[0]) / max(size)
 
 
 def per_pair(value: Tensor, pairs: Tensor) -> Tensor:
@@ -96,8 +92,8 @@ def check_images(model: nn.Module, images: Tensor) -> None:
         raise InputError("a TorchScript model takes no hooks on its layers: pass the eager model it was made from")
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not images.numel():
         raise InputError(f"images are {describe(images)}: expected floats (N, 3, H, W)")
-    if torch.is_inference_mode_enabled() or images.is_inference():
-        raise InputError("inference mode keeps no gradients: make the images and call trace outside torch.inference_mode")
+    if torch.is_inference_mode_enabled() or any(t.is_inference() for t in (images, *model.parameters())):
+        raise InputError("inference mode keeps no gradients: make the model, the images and the trace outside of it")
     if not images.isfinite().all():
         raise InputError("images hold NaN or infinity: expected finite, normalized values")
     parameter = next(model.parameters(), images)
@@ -105,3 +101,25 @@ def check_images(model: nn.Module, images: Tensor) -> None:
         raise InputError(f"images are on {images.device}, the model is on {parameter.device}: move one to the other")
     if parameter.dtype != images.dtype and not torch.is_autocast_enabled(images.device.type):
         raise InputError(f"images are {images.dtype}, the model is {parameter.dtype}: convert one of them, or use autocast")
+
+
+def called(model: nn.Module, images: Tensor) -> Any:
+    """What `model` returns for `images`. Raises InputError with the model's own words if it does not run."""
+    try:
+        return model(images)
+    except (RuntimeError, TypeError, ValueError, AssertionError, IndexError, AttributeError) as error:
+        if isinstance(error, LtcamError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and of_loader(error)):
+            raise
+        said = f"the model does not run on {describe(images)} ({type(error).__name__}: {error})"
+        raise InputError(f"{said}: expected images that fit it, and a wrapper around a model of more inputs") from error
+
+
+def logits_of(returned: Any, count: int, output: Output | None = None) -> Tensor:
+    """The logits (N, ...) of `count` images in what the model returns, as `ltcam.trace` finds them. Raises InputError."""
+    named = returned if isinstance(returned, Mapping) else {}
+    places = (returned, getattr(returned, "logits", None), named.get("logits"), named.get("out"))
+    logits = output(returned) if output else next((value for value in places if isinstance(value, Tensor)), returned)
+    if not isinstance(logits, Tensor) or not logits.ndim or len(logits) != count:
+        by = "the model" if output is None else "output="
+        raise InputError(f"{by} gives {describe(logits)}: expected the logits (N, C) of {count} images; see output= of trace")
+    return logits

@@ -1,20 +1,23 @@
-"""The stages S1..S5 of a CNN, and the modules that a user's `layers` name."""
+"""A model: unwrapped, borrowed and given back as it was; its stages S1..S5; and the modules that a user's `layers` name."""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import pairwise, takewhile
-from typing import Any, Literal
+from threading import Lock, RLock
+from typing import Any, Literal, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrize
 
-from ltcam.engine.borrow import borrowed, called
-from ltcam.engine.shapes import is_map
+from ltcam.engine.shapes import called, misfit
 from ltcam.engine.targets import describe
 from ltcam.engine.tricks import one_of
 from ltcam.errors import InputError
@@ -23,6 +26,69 @@ Outputs = Literal["pool", "relu"]
 Layers = Sequence[str | nn.Module] | Mapping[str, str] | None
 
 PROBE = 160  # pixels: small, but every CNN in use keeps more than one pixel there
+_LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # one per module, because models may share modules
+_GUARD = Lock()
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside DataParallel, DistributedDataParallel and torch.compile. Raises InputError if there is none."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is {describe(model)}: expected a torch.nn.Module")
+    while type(model) in (nn.DataParallel, DistributedDataParallel, OptimizedModule):  # a subclass may do more
+        if model._forward_pre_hooks or model._forward_hooks:
+            raise InputError(f"{type(model).__name__} has hooks of its own: register them on the module inside")
+        model = cast(nn.Module, model._orig_mod if isinstance(model, OptimizedModule) else model.module)
+    return model
+
+
+@contextmanager
+def borrowed(model: nn.Module, frozen: bool = True) -> Iterator[None]:
+    """Eval mode and (if `frozen`) no weight gradients while the block runs, then everything as it was, bit for bit.
+
+    Other threads that borrow any of its modules wait. Buffers are put back, and so are the weights of modules that have a
+    train() of their own, such as LoRA layers that merge in eval mode.
+    """
+    with ExitStack() as locks:
+        with _GUARD:
+            wanted = [_LOCKS.setdefault(m, RLock()) for m in sorted(model.modules(), key=id)]
+        for lock in wanted:  # always in one order, so that no two threads wait for each other
+            locks.enter_context(lock)
+        modes = {module: module.training for module in model.modules()}
+        plain, training = [nn.Module.train, nn.Module.eval], any(modes.values())
+        own = [m for m in modes if plain != [getattr(function, "__func__", None) for function in (m.train, m.eval)]]
+        custom = {m for module in own for m in module.modules()} if training else set()
+        scripted = [m for m in modes if isinstance(m, torch.jit.ScriptModule)]  # their stores are no dictionaries
+        stores: list[dict[str, Any]] = [m._buffers for m in modes if m not in scripted] + [m._parameters for m in custom]
+        stores += [dict(m.named_buffers(recurse=False)) for m in scripted]
+        back = locks  # what is put on it is undone from the last to the first, also if one step fails
+        back.callback(setattr, parametrize, "_cache_enabled", parametrize._cache_enabled)
+        for parameter in model.parameters() if frozen else ():
+            back.callback(parameter.requires_grad_, parameter.requires_grad)
+        for store in stores:
+            copies = {name: value.detach().clone() for name, value in store.items() if value is not None}
+            back.callback(_put_back, store, dict(store), copies)
+        for module, mode in modes.items():
+            back.callback(setattr, module, "training", mode)
+        for module in custom:
+            back.callback(lambda m=module, mode=module.training: m.train(mode) if m.training != mode else None)
+        parametrize._cache_enabled = 0  # what is cached now would lack a gradient later
+        if training:  # a model in eval mode may have special modes inside
+            model.eval()
+        for parameter in model.parameters() if frozen else ():
+            parameter.requires_grad_(False)
+        yield
+
+
+def _put_back(store: dict[str, Any], values: Mapping[str, Any], copies: Mapping[str, Tensor]) -> None:
+    """Give `store` its `values` again, with the bits of their `copies`."""
+    if [*store] != [*values] or any(store[name] is not value for name, value in values.items()):
+        store.clear()
+        store.update(values)
+    for name, copy in copies.items():
+        if copy.layout != torch.strided or values[name].shape != copy.shape:  # sparse, or resized by the run
+            values[name].data = copy
+        elif not torch.equal(values[name], copy):
+            values[name].data.copy_(copy)
 
 
 def stages(model: nn.Module, outputs: Outputs = "pool", images: Tensor | None = None) -> dict[str, str]:
@@ -36,38 +102,38 @@ def stages(model: nn.Module, outputs: Outputs = "pool", images: Tensor | None = 
     model = unwrap(model)
     features = getattr(model, "features", None)
     pools: list[tuple[str, str]] = []
-    if isinstance(features, nn.Sequential) and isinstance(features[-1], nn.MaxPool2d):  # VGG is read without running it
-        pools = _pools(features, "features")
-    octaves, running = ({}, set()) if pools else _octaves(model, images)
-    pools = pools or _wrapped(model, octaves)
+    if isinstance(features, nn.Sequential) and isinstance(features[-1], nn.MaxPool2d):
+        pools = _pools(features, "features")  # of VGG, without running it
+    if not pools:
+        convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+        if convolution is None:
+            raise InputError(f"{type(model).__name__} has no convolutions: pass layers=[module names]")
+        try:
+            octaves, running = _octaves(model, convolution.weight.new_zeros(1, convolution.in_channels, PROBE, PROBE))
+        except InputError as error:
+            if images is None:
+                raise InputError(f"no stages found: {error}; or pass layers=[module names] to trace") from error
+            octaves, running = _octaves(model, images[:1].detach())
+        pools = _wrapped(model, octaves)
     if outputs == "relu" and not pools:
         raise InputError(f"stage outputs 'relu' are of VGG-like models: {type(model).__name__} has no .features with max-pools")
     found = [pool if outputs == "pool" else before for before, pool in pools] or _last_blocks(model, octaves, running)
     return {f"S{i}": name for i, name in enumerate(found, 1)}
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside DataParallel, DistributedDataParallel and torch.compile. Raises InputError if there is none."""
-    if not isinstance(model, nn.Module):
-        raise InputError(f"the model is {describe(model)}: expected a torch.nn.Module")
-    while isinstance(model, nn.DataParallel | DistributedDataParallel) or hasattr(model, "_orig_mod"):
-        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module  # type: ignore[assignment]
-    return model
-
-
 def resolved(model: nn.Module, layers: Layers, images: Tensor) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """The modules that `layers` of `ltcam.trace` name, by name, and the stages if they are asked for. Raises InputError."""
     modules = dict(model.named_modules())
-    names = {module: name for name, module in modules.items()}
-    by_name = isinstance(layers, Mapping)
-    labels = dict(layers) if isinstance(layers, Mapping) else stages(model, images=images) if layers is None else {}
-    wanted: Any = labels.values() if by_name or layers is None else layers
+    labels = stages(model, images=images) if layers is None else dict(layers) if isinstance(layers, Mapping) else {}
+    wanted: Any = layers if layers is not None and not isinstance(layers, Mapping) else labels.values()
     if isinstance(wanted, str | nn.Module) or not isinstance(wanted, Iterable) or not wanted:
         raise InputError(f"layers={layers!r}: expected a non-empty sequence of module names or modules")
     found = {}
     for layer in wanted:
-        own = [names.get(layer, "")] if isinstance(layer, nn.Module) and not by_name else [layer]
-        if isinstance(layer, str) and layer not in modules and labels_in(layer) and not by_name:
+        own = [layer]
+        if wanted is layers and isinstance(layer, nn.Module):
+            own = [name for name, module in modules.items() if module is layer] or [""]
+        elif wanted is layers and isinstance(layer, str) and layer not in modules and labels_in(layer):
             labels = labels or stages(model, images=images)
             own = [labels.get(label, label) for label in labels_in(layer)]
         for name in own:
@@ -91,7 +157,7 @@ def _pools(features: nn.Sequential, prefix: str) -> list[tuple[str, str]]:
     return [*pools] if len({*pools.values()}) == len(pools) else []
 
 
-def _wrapped(model: nn.Module, octaves: dict[str, int]) -> list[tuple[str, str]]:
+def _wrapped(model: nn.Module, octaves: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The pools of the sequence that holds most of the model's convolutions, if no convolution follows its last pool."""
 
     def convolutions(module: nn.Module) -> int:
@@ -106,53 +172,55 @@ def _wrapped(model: nn.Module, octaves: dict[str, int]) -> list[tuple[str, str]]
     return []
 
 
-def _octaves(model: nn.Module, images: Tensor | None) -> tuple[dict[str, int], set[str]]:
-    """How often each module that runs once has halved the resolution, in the order of their ends; and all modules that run."""
-    convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if convolution is None:
-        raise InputError(f"{type(model).__name__} has no convolutions: pass layers=[module names]")
-    try:
-        return _probe(model, convolution.weight.new_zeros(1, convolution.in_channels, PROBE, PROBE))
-    except InputError as error:
-        if images is None:
-            raise InputError(f"no stages found: {error}; or pass layers=[module names] to trace") from error
-    return _probe(model, images[:1].detach())
+def _octaves(model: nn.Module, image: Tensor) -> tuple[dict[str, tuple[int, int]], Mapping[str, int]]:
+    """How often the resolution is halved (before, after) each module that runs once, in the order of their ends; and how often
+    all run."""
+    size, found, runs = image.shape[2:], dict[str, tuple[int, int]](), Counter[str]()
+    slack = 0 if size[0] == size[1] else 2  # pixels
 
+    def octave(value: Any) -> int | None:
+        is_map = isinstance(value, Tensor) and value.ndim == 4 and min(value.shape[2:]) > 1
+        return round(math.log2(size[0] / value.shape[2])) if is_map and misfit(value.shape[2:], size) <= slack else None
 
-def _probe(model: nn.Module, image: Tensor) -> tuple[dict[str, int], set[str]]:
-    size = image.shape[2], image.shape[3]
-    slack = 0 if size[0] == size[1] else 2
-    found: dict[str, int] = {}
-    runs: Counter[str] = Counter()
-
-    def note(module: nn.Module, arguments: Any, output: Any, name: str) -> None:
+    def note(name: str, module: nn.Module, arguments: Any, output: Any) -> None:
         runs[name] += 1
-        if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1 and is_map(output.shape, size, slack):
-            found[name] = round(math.log2(size[0] / output.shape[2]))
+        if (after := octave(output)) is not None:
+            before = octave(arguments[0]) if arguments else None
+            found[name] = after if before is None else before, after
 
     with torch.no_grad(), borrowed(model), ExitStack() as hooks:
         for name, module in model.named_modules():
-            hooks.callback(module.register_forward_hook(partial(note, name=name)).remove)
+            hooks.enter_context(module.register_forward_hook(partial(note, name)))
         called(model, image)
-    return {name: octave for name, octave in found.items() if runs[name] == 1}, set(runs)
+    return {name: octaves for name, octaves in found.items() if runs[name] == 1}, runs
 
 
-def _last_blocks(model: nn.Module, octaves: dict[str, int], running: set[str]) -> list[str]:
+def _last_blocks(model: nn.Module, octaves: Mapping[str, tuple[int, int]], running: Mapping[str, int]) -> list[str]:
     """Names of the last block at each octave of resolution, without global pooling.
 
     A block is a module that halves the resolution at most once. A module that halves it more often is a sequence of blocks.
     """
 
+    def grouped(module: nn.Module, path: str) -> bool:
+        """Whether a sequence has convolutions before what halves the resolution in it."""
+        parts = [(child, octaves.get(f"{path}.{name}", (0, 0))) for name, child in module.named_children()]
+        first = [child for child, _ in takewhile(lambda part: part[1][0] == part[1][1], parts)]
+        before = any(isinstance(m, nn.Conv2d) for child in first for m in child.modules())
+        return type(module) is nn.Sequential and len(first) < len(parts) and before
+
     def blocks(module: nn.Module, prefix: str) -> Iterator[str]:
         for name, child in module.named_children():
             path = prefix + name
-            inside = {octave for other, octave in octaves.items() if other == path or other.startswith(f"{path}.")}
-            if len(inside) > 2 or path not in running:  # a list of blocks, or a block whose inside checkpointing calls
-                yield from blocks(child, f"{path}.")
+            inside = {octave for other, both in octaves.items() if other.startswith(f"{path}.") for octave in both}
+            several = len(inside.union(octaves.get(path, ()))) > (2 if path in octaves else 1)  # with a head behind it
+            if several or path not in running or grouped(child, path):
+                yield from blocks(
+                    child, f"{path}."
+                )  # a list of blocks; or one with the head, or whose inside checkpointing calls
             elif path in octaves and not isinstance(child, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
                 yield path
 
-    last = {octaves[name]: name for name in sorted(blocks(model, ""), key=list(octaves).index)}
+    last = {octaves[name][1]: name for name in sorted(blocks(model, ""), key=list(octaves).index)}
     if len(last) < 2:
         raise InputError(f"{type(model).__name__} has no stages of falling resolution: pass layers=[module names]")
     return [name for _, name in sorted(last.items())]

@@ -5,20 +5,20 @@ every (image, class) pair, and nothing runs again. In eval mode the images of a 
 backward serves all images: the first backward their first classes, the second their second classes, and so on.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ltcam.engine import fullgrad as full
-from ltcam.engine.borrow import Ours, Output, borrowed, called, logits_of
-from ltcam.engine.shapes import Reshape, check_images, per_pair, ranks, to_map
-from ltcam.engine.stages import Layers, labels_in, resolved, unwrap
-from ltcam.engine.targets import Targets, functions_of, scores, to_pairs
+from ltcam.engine.shapes import Output, Reshape, called, check_images, check_output, logits_of, per_pair, ranks
+from ltcam.engine.stages import Layers, borrowed, labels_in, resolved, unwrap
+from ltcam.engine.targets import Targets, explained
 from ltcam.errors import InputError
 
 
@@ -43,12 +43,11 @@ class Trace:
     biases: list[full.Bias] = field(default_factory=list)
     inputs: tuple[Tensor, Tensor] | None = None
     residual: Tensor | None = None
-    _activations: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    _gradients: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _kept: dict[str, full.Pair] = field(default_factory=dict, repr=False)
 
     def features(self, name: str) -> Tensor:
         """(N, K, h, w): the output of layer `name` for each image."""
-        return self._activations[self._known(name)]
+        return self._of(name)[0]
 
     def activation(self, name: str, part: slice = slice(None)) -> Tensor:
         """(P, K, h, w): the output of layer `name` for the image of each pair. `part` selects pairs."""
@@ -56,7 +55,7 @@ class Trace:
 
     def gradient(self, name: str) -> Tensor:
         """(P, K, h, w): the gradient of each pair's logit with respect to the output of layer `name`."""
-        return self._gradients[self._known(name)]
+        return self._of(name)[1]
 
     def select(self, layers: str | Sequence[str] | None) -> list[str]:
         """Names of traced layers by name, stage label ("S5"), range ("S3-S5") or a sequence of these; None or "all": all."""
@@ -77,10 +76,10 @@ class Trace:
         stages = {t.stage for t in self.biases} if layers in (None, "all") else self.select(layers)
         return [t for t in self.biases if t.gradient.ndim == 4 and t.stage in stages]
 
-    def _known(self, name: str) -> str:
-        if not isinstance(name, str) or name not in self._activations:
+    def _of(self, name: str) -> full.Pair:
+        if name not in self.layers:
             raise InputError(f"layer {name!r} was not traced: expected one of {self.layers}")
-        return name
+        return self._kept[name]
 
 
 def trace(
@@ -110,61 +109,54 @@ def trace(
     modules, labels = resolved(model, layers, images)
     images = images if create_graph and images.requires_grad else images.detach().requires_grad_(fullgrad)
     kept: dict[str, Tensor] = {}
-    ours = Ours()
+    running = [get_ident()]  # the thread of this forward pass, until it is over
     # Compiled code bypasses the hooks.
     compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
     eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
     with torch.enable_grad(), eager, borrowed(model, frozen=not create_graph), ExitStack() as hooks:
-        biases = full.Biases(model, images, {*labels.values(), *modules}, ours, not create_graph) if fullgrad else None
-        for handle in [*(biases.hooks() if biases else ()), *_layer_hooks(modules, kept, reshape, images, ours)]:
-            hooks.callback(handle.remove)
+        biases = full.Biases(model, images, {*labels.values(), *modules}, running, not create_graph) if fullgrad else None
+        if biases:
+            biases.hook(hooks)
+        for name, module in modules.items():
+            hooks.enter_context(module.register_forward_hook(partial(_keep, kept, running, reshape, images, name)))
         with biases or nullcontext():
             logits = logits_of(called(model, images), len(images), output)
-        if logits.ndim == 4 and not functions_of(targets, 1):
-            logits = logits.mean(dim=(2, 3))
-        ours.over = True
-        marks = biases.marks if biases else []
-        pairs = to_pairs(targets, logits)
+        running.clear()  # checkpointing may run parts again
+        logits, pairs, score = explained(targets, logits)
         if missing := modules.keys() - kept.keys():
             raise InputError(f"layer {min(missing)!r} did not run (checkpointing may bypass it): choose one that does")
-        wanted = [*kept.items(), *((mark.name, mark.edge) for mark in marks), *([("the input", images)] if fullgrad else [])]
-        score = scores(targets, logits, pairs)
         if not score.isfinite().all():
             raise InputError("the logits hold NaN or infinity: expected images and a model that give finite ones")
-        gradients = _backward(score, pairs, wanted, create_graph)
+        of_biases: list[tuple[str, Any]] = [(name, edge) for name, edge, *_ in biases.marks] if biases else []
+        wanted = [*kept.items(), *of_biases, *([("the input", images)] if fullgrad else [])]
+        gradients = iter(_backward(score, pairs, wanted, create_graph))
         if not create_graph:
             logits, images = logits.detach(), images.detach()
-            kept = {name: value.detach() for name, value in kept.items()}
-        at_layers, at_biases = dict(zip(kept, gradients, strict=False)), gradients[len(kept) : len(kept) + len(marks)]
-        terms = [mark.term(gradient, pairs) for mark, gradient in zip(marks, at_biases, strict=True)]
-        inputs = (per_pair(images, pairs), gradients[-1]) if fullgrad else None
-        cuts = {name: (per_pair(value, pairs), at_layers[name]) for name, value in kept.items()} if inputs else {}
-    residual = full.checked(score, inputs, terms, cuts) if inputs else None
-    shaped = reshape or (lambda tokens: tokens)
+        pair_of = {name: (value if create_graph else value.detach(), next(gradients)) for name, value in kept.items()}
+        terms = biases.terms(gradients, pairs) if biases else []
+        inputs = (per_pair(images, pairs), next(gradients)) if fullgrad else None
+    residual = full.checked(score, inputs, terms, pair_of, pairs) if inputs else None
     found, size = {label: name for label, name in labels.items() if name in kept}, (images.shape[2], images.shape[3])
-    activations, slopes = ({name: shaped(value) for name, value in cut.items()} for cut in (kept, at_layers))
-    return Trace(pairs, logits, list(kept), found, size, terms, inputs, residual, activations, slopes)
+    if reshape:
+        pair_of = {name: (reshape(value), reshape(gradient)) for name, (value, gradient) in pair_of.items()}
+    return Trace(pairs, logits, list(kept), found, size, terms, inputs, residual, pair_of)
 
 
-def _layer_hooks(
-    modules: dict[str, nn.Module], kept: dict[str, Tensor], reshape: Reshape | None, images: Tensor, ours: Ours
-) -> Iterator[RemovableHandle]:
-    """Keep each traced layer's output."""
-    for name, module in modules.items():
-
-        def keep(module: nn.Module, arguments: Any, output: Any, name: str = name) -> Tensor | None:
-            if not (ours or ours.over):
-                return None  # another thread's
-            # Nothing below the first traced layer needs a gradient, so the graph starts here.
-            start = output if not isinstance(output, Tensor) or output.requires_grad else output.detach().requires_grad_()
-            if ours:
-                to_map(name, module, output, reshape, images)
-                if name in kept:
-                    raise InputError(f"layer {name!r} runs more than once in a forward pass: choose a module that runs once")
-                kept[name] = start
-            return start.clone()  # the next layer may change its input in place
-
-        yield module.register_forward_hook(keep)
+def _keep(
+    kept: dict[str, Tensor], running: list[int], reshape: Reshape | None, images: Tensor,
+    name: str, module: nn.Module, arguments: Any, output: Any,
+) -> Tensor | None:  # fmt: skip
+    """The hook that keeps a traced layer's output."""
+    if running and get_ident() not in running:
+        return None  # another thread's
+    if isinstance(output, Tensor) and not output.requires_grad:
+        output.requires_grad_()  # the graph starts here, also for those who read this tensor in another way
+    if running:
+        check_output(name, module, output, reshape, images)
+        if name in kept:
+            raise InputError(f"layer {name!r} runs more than once in a forward pass: choose a module that runs once")
+        kept[name] = output
+    return output.clone()  # the next layer may change its input in place
 
 
 def _backward(score: Tensor, pairs: Tensor, wanted: list[tuple[str, Any]], create_graph: bool) -> list[Tensor]:
@@ -173,13 +165,13 @@ def _backward(score: Tensor, pairs: Tensor, wanted: list[tuple[str, Any]], creat
         raise InputError("the logits carry no gradient: the model has no_grad, detach() or use_reentrant=True in it")
     image, rank = pairs[:, 0], ranks(pairs)
     last = int(rank.max())
+    half = any(isinstance(place, Tensor) and place.dtype == torch.float16 for place in (score, *(place for _, place in wanted)))
     # float16 ends at 6e-8, and shallow gradients are smaller. So they are scaled up on the way, and down again in float32.
-    scale = score.new_full((), 2.0**14 if score.dtype == torch.float16 else 1.0)
-    places = [place for _, place in wanted]
+    scale = score.new_full((), 2.0**14 if half else 1.0)
     results: list[Tensor] = []
     for r in range(last + 1):
         chosen = torch.nonzero(rank == r).flatten()
-        more = create_graph or r < last
+        places, more = [place for _, place in wanted], create_graph or r < last
         try:
             gradients = torch.autograd.grad(score[chosen].sum(), places, scale, more, create_graph, allow_unused=True)
         except RuntimeError as error:
@@ -189,12 +181,13 @@ def _backward(score: Tensor, pairs: Tensor, wanted: list[tuple[str, Any]], creat
         for i, (gradient, (name, _)) in enumerate(zip(gradients, wanted, strict=True)):
             if gradient is None:
                 raise InputError(f"no gradient reaches layer {name!r}: choose one below the logits, and no use_reentrant=True")
-            if score.dtype == torch.float16:
-                gradient = gradient.float() / scale
-                if not gradient.isfinite().all():
+            own = gradient.float() / scale if half else gradient
+            if not own.isfinite().all():
+                if half:
                     raise InputError(f"float16 cannot hold the gradient at {name!r}: use bfloat16 or float32")
+                raise InputError(f"the gradient at {name!r} is NaN or infinite: look for a root or a division by 0 above it")
             if r == 0:
-                results.append(per_pair(gradient, pairs))
+                results.append(per_pair(own, pairs))
             else:
-                results[i] = results[i].index_put_((chosen,), gradient[image[chosen]])
+                results[i] = results[i].index_put_((chosen,), own[image[chosen]])
     return results

@@ -1,6 +1,7 @@
 """The paper's two plug-ins: truncation of the gradient (Eq. 9) and layerization of the maps (Eq. 8)."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import reduce
 from math import inf
 from numbers import Integral, Real
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ltcam.engine.deltas import thresholds
 from ltcam.engine.targets import describe
 from ltcam.errors import InputError
 
@@ -18,6 +18,10 @@ Scope = Literal["layer", "channel"]
 Compare = Literal["ge", "gt"]
 Fuse = Literal["sum", "max", "mean", "prod"]
 Normalize = Literal["none", "max", "minmax", "tanh"]
+
+BUCKETS = 2**15  # of the upper 16 bits, the sign's left out
+LONG = 2 * BUCKETS  # values from which a row is worth a table of its counts
+CACHED = 2**18  # values counted at a time, for the caches
 
 
 def truncate(gradient: Tensor, delta: float | None, per: Scope = "layer", compare: Compare = "ge") -> Tensor:
@@ -39,6 +43,38 @@ def truncate(gradient: Tensor, delta: float | None, per: Scope = "layer", compar
     rows = gradient.flatten(1 if per == "layer" else 2)
     threshold = thresholds(rows, [delta])
     return torch.where(rows >= threshold if compare == "ge" else rows > threshold, rows, 0).view_as(gradient)
+
+
+def thresholds(rows: Tensor, deltas: Sequence[float]) -> Tensor:
+    """The delta-th percentiles of each row's positive values, as `truncate` reads them: (..., n) -> (..., len(deltas)).
+
+    rows float32 or float64, deltas in [0, 100). Infinity where nothing is positive. They equal those of a full sort to the bit,
+    in a quarter of its time. The bits of positive floats, read as whole numbers, have the order of the floats. The upper 16
+    bits of a long row are counted. Only values that share them with a percentile are sorted, a few in a hundred.
+    """
+    # As whole numbers; of negative floats, also of -0.0, which has the sign too, 0.
+    bits = rows.view({4: torch.int32, 8: torch.int64}[rows.element_size()]).clamp(min=0)
+    positive = torch.count_nonzero(bits, dim=-1)[..., None]
+    # Whole numbers: 0.07 * 100 is not 7 in floating point.
+    shares = [Fraction(str(delta)).limit_denominator(10**6) / 100 for delta in deltas]
+    ranks = torch.cat([-(-(positive - 1) * s.numerator // s.denominator) for s in shares], dim=-1)
+    ranks = (rows.shape[-1] - positive + ranks).clamp(max=rows.shape[-1] - 1)
+    if rows.shape[-1] < LONG:
+        found = bits.sort(dim=-1).values.gather(-1, ranks)
+    else:
+        found = torch.stack([*map(_ranked, bits.flatten(0, -2), ranks.flatten(0, -2))]).view(ranks.shape)
+    return torch.where(positive > 0, found.view(rows.dtype), torch.inf)
+
+
+def _ranked(row: Tensor, ranks: Tensor) -> Tensor:
+    """The values of the given ranks, from 0, in a row of whole numbers that are not negative."""
+    shift, parts = 8 * row.element_size() - 16, torch.split(row, CACHED)
+    counts = torch.stack([torch.bincount(part >> shift, minlength=BUCKETS) for part in parts]).sum(dim=0)
+    buckets = torch.searchsorted(counts.cumsum(0), ranks, right=True)
+    holds = torch.bincount(buckets, minlength=BUCKETS) > 0
+    left_out = torch.where(holds, 0, counts).cumsum(0)  # of smaller values, by bucket
+    near = torch.cat([part[holds.index_select(0, part >> shift)] for part in parts])
+    return near.sort().values[ranks - left_out[buckets]]
 
 
 def layerize(

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ltcam.engine.borrow import Output
 from ltcam.engine.cam import LayerMaps, fused, layer_maps, maps_of
 from ltcam.engine.config import Config
-from ltcam.engine.shapes import Reshape, check_images, wide
+from ltcam.engine.shapes import Output, Reshape, check_images, wide
 from ltcam.engine.stages import Layers, unwrap
 from ltcam.engine.targets import Targets
 from ltcam.engine.trace import trace
@@ -47,25 +46,17 @@ class Maps:
         for config in self.of:
             groups.setdefault(replace(config, layers="all", fraction=None), []).append(config)
         for how, group in groups.items():
-            fusion = Config().fusion if self.averaged else how.fusion
-            if fusion[:2] == ("sum", "none"):
-                yield group, torch.stack([*_sums([self.of[config] for config in group], pairs, size, fusion[2])])
-            else:
-                several = ([m[pairs] for m in self.of[config].values()] for config in group)
-                yield group, torch.stack([layerize(maps, size, *fusion) for maps in several])
-
-
-def _sums(several: Sequence[LayerMaps], pairs: list[int], size: tuple[int, int], align_corners: bool) -> Iterator[Tensor]:
-    """`layerize` of each of several selections of layers. What they have in common is resized once."""
-    resized: dict[tuple[int, ...], Tensor] = {}
-    for maps in several:
-        by_size: dict[torch.Size, list[Tensor]] = {}
-        for m in maps.values():
-            by_size.setdefault(m.shape, []).append(m)
-        own = {tuple(map(id, same)): same for same in by_size.values()}
-        for key in own.keys() - resized.keys():
-            resized[key] = layerize([m[pairs] for m in own[key]], size, align_corners=align_corners)
-        yield reduce(torch.add, (resized[key] for key in own))
+            fusion, resized = Config().fusion if self.averaged else how.fusion, dict[tuple[int, ...], Tensor]()
+            heats = []
+            for config in group:
+                sums: dict[Any, list[Tensor]] = {}  # maps of one size are one sum; with another fusion all maps are together
+                for m in self.of[config].values():
+                    sums.setdefault(m.shape if fusion[:2] == ("sum", "none") else None, []).append(m)
+                terms = {tuple(map(id, same)): same for same in sums.values()}
+                for key in terms.keys() - resized.keys():
+                    resized[key] = layerize([m[pairs] for m in terms[key]], size, *fusion)
+                heats.append(reduce(torch.add, (resized[key] for key in terms)))
+            yield group, torch.stack(heats)
 
 
 def over_views(
@@ -85,9 +76,9 @@ def over_views(
     """
     check(scales, flip)
     check_images(unwrap(model), images)
-    size, configs = size or (images.shape[2], images.shape[3]), list(dict.fromkeys(configs))
+    size, configs = size or (images.shape[2], images.shape[3]), [*dict.fromkeys(configs)]
     full = any(config.method == "fullgrad" for config in configs)
-    asked = {config.layers for config in configs} | {config.refine.layers for config in configs if config.refine}
+    asked = [config.layers for config in configs] + [config.refine.layers for config in configs if config.refine]
     if layers is None and not full and "all" not in asked:
         layers = sorted({name for own in asked for name in ([own] if isinstance(own, str) else own)})
     found: list[tuple[dict[Config, LayerMaps], bool]] = []
@@ -95,6 +86,10 @@ def over_views(
         run = trace(model, view, targets, layers, full, reshape=reshape, output=output)
         if not found:
             pairs, logits = run.pairs, run.logits
+            if int(pairs[0, 1]) < 0 and logits.ndim > 2 and (flip or len(scales) > 1):
+                raise InputError(
+                    "a target that looks at places is not turned with the views: pass a class, or explain one view"
+                )
             targets = logits.argmax(dim=1) if targets is None else targets
         found.append(({c: layer_maps(run, c) for c in configs} if one_by_one else maps_of(run, configs), mirrored))
         del run  # before the next one
@@ -102,8 +97,9 @@ def over_views(
         return Maps(pairs, logits, found[0][0])
     means = {}
     for config in configs:
-        heats = [(normalized([fused(maps[config], config, size)], "max")[0], mirrored) for maps, mirrored in found]
-        means[config] = {"views": torch.stack([heat.flip(2) if mirrored else heat for heat, mirrored in heats]).mean(dim=0)}
+        heats = [normalized([fused(maps[config], config, size)], "max")[0] for maps, _ in found]
+        turned = [heat.flip(2) if mirrored else heat for heat, (_, mirrored) in zip(heats, found, strict=True)]
+        means[config] = {"views": torch.stack(turned).mean(dim=0)}
     return Maps(pairs, logits, means, averaged=True)
 
 

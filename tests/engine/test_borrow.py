@@ -161,8 +161,9 @@ def test_the_model_and_its_next_step_are_those_without(use, mode):
     untouched = copy.deepcopy(model)
     untouched.head.bias.grad = None if model.head.bias.grad is None else model.head.bias.grad.clone()  # not copied
     before = state(model)
-    USES[use](model, torch.randn(2, 3, 16, 16))
-    assert same(before, state(model))
+    images = torch.randn(2, 3, 16, 16, requires_grad=True)
+    USES[use](model, images)
+    assert same(before, state(model)) and images.grad is None and images.requires_grad
     after, expected = step(model), step(untouched)
     assert all(torch.equal(after[name], expected[name]) for name in expected)
 

@@ -1,5 +1,3 @@
-from itertools import pairwise
-
 import pytest
 import torch
 from torch.nn.functional import interpolate
@@ -90,12 +88,6 @@ def test_layercam_at_delta_0_is_layercam(traced):
     assert torch.equal(explain(traced, "layercam", delta=0), explain(traced, "layercam"))
 
 
-def test_raising_delta_never_raises_a_layercam_map(traced):
-    maps = [explain(traced, "layercam", "S4", delta) for delta in (0, 20, 50, 90)]
-    assert all((b <= a + 1e-7).all() for a, b in pairwise(maps))
-    assert maps[-1].sum() < maps[0].sum()
-
-
 @pytest.mark.parametrize("name", ANY_HEAD)
 def test_batch_is_one_by_one_and_multi_label_is_single_label(tiny, images, traced, name):
     together = explain(traced, name, delta=20)
@@ -160,17 +152,6 @@ def test_gt_at_a_gap_head_is_refused_and_elsewhere_drops_the_threshold(pooled, t
     assert explain(pooled[1], "gradcam", "S4", 0, compare="gt").max() > 0
     ge, gt = (layer_maps(traced, "layercam", "S4", 50, compare=compare)["features.23"] for compare in ("ge", "gt"))
     assert (gt <= ge).all() and gt.sum() < ge.sum()
-
-
-@pytest.mark.parametrize("normalize", ["none", "max", "minmax", "tanh"])
-def test_max_fusion_is_above_every_resized_map(traced, normalize):
-    together = explain(traced, "gradcam", fuse="max", normalize=normalize)
-    maps = list(layer_maps(traced, "gradcam").values())
-    for i in range(5):
-        alone = layerize([maps[i]], (64, 64), normalize=normalize) if normalize != "tanh" else None
-        assert alone is None or (together >= alone - 1e-6).all()
-    total, mean = (explain(traced, "gradcam", fuse=fuse, normalize=normalize) for fuse in ("sum", "mean"))
-    assert torch.allclose(total, 5 * mean, rtol=1e-5) and (total >= together - 1e-6).all()
 
 
 def test_per_channel_is_eq_7_read_literally(traced):

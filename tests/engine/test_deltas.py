@@ -9,11 +9,10 @@ import torch
 from torch import nn
 
 from ltcam import Config, trace
-from ltcam.engine import deltas
-from ltcam.engine.cam import layer_maps, maps_of
-from ltcam.engine.deltas import BUCKETS, CACHED, LONG, at_each, places, thresholds
+from ltcam.engine import tricks
+from ltcam.engine.cam import at_each, layer_maps, maps_of, places
 from ltcam.engine.methods import fullgrad
-from ltcam.engine.tricks import truncate
+from ltcam.engine.tricks import BUCKETS, CACHED, LONG, thresholds, truncate
 from ltcam.experiment.vgg16 import vgg16
 
 DELTAS = (None, 0.0, 20.0, 55.5, 90.0)
@@ -113,8 +112,8 @@ def test_thresholds_and_places_are_those_of_a_sort(dtype, length):
 @pytest.mark.parametrize(("shape", "counted"), [((2, 1, LONG), 2), ((1, LONG, 2), 0), ((1, 2, LONG - 1), 0)])
 def test_only_long_rows_are_counted_and_short_ones_are_sorted(shape, counted, monkeypatch):
     asked = []
-    real = deltas._ranked
-    monkeypatch.setattr(deltas, "_ranked", lambda *a: asked.append(a) or real(*a))
+    real = tricks._ranked
+    monkeypatch.setattr(tricks, "_ranked", lambda *a: asked.append(a) or real(*a))
     thresholds(torch.rand(shape), [50.0])
     assert len(asked) == counted
 

@@ -14,7 +14,6 @@ from ltcam.engine.methods import (
     gradcam_plus_plus,
     hirescam,
     layercam,
-    method,
     sim,
     xgradcam,
 )
@@ -162,11 +161,3 @@ def test_pairs_do_not_mix(name):
     assert together.shape == (4, 3, 3)
     assert torch.allclose(together, alone, rtol=1e-5, atol=1e-7)
     assert (together >= 0).all()
-
-
-def test_unknown_method():
-    with pytest.raises(
-        ValueError,
-        match=r"'scorecam' is unknown: expected one of cam, gradcam, gradcam\+\+, xgradcam, hirescam",
-    ):
-        method("scorecam")

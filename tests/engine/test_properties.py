@@ -106,6 +106,9 @@ def test_fullgrad_is_complete(seed):
     for term in traced.biases:
         total += torch.einsum("pk...,k->p", term.gradient, term.bias)
     assert torch.allclose(total, traced.logits[[0, 1], [0, 1]], rtol=1e-4, atol=1e-9)
+    assert [(t.name, t.stage) for t in traced.biases] == [
+        ("body.0", "body.0"), ("body.1", ""), ("body.5", ""), ("body.7", ""), ("head.1", ""), ("head.3", ""),
+    ]  # fmt: skip
 
 
 @settings(deadline=None, max_examples=8, derandomize=True)

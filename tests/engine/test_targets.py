@@ -15,6 +15,15 @@ LABELS = [[0, 3], [1, 0], [2, 1]]
 @pytest.mark.parametrize(
     ("targets", "pairs"),
     [
+        ([3, 0, 1], LABELS),
+        (np.array([3, 0, 1]), LABELS),
+        (torch.tensor([3, 0, 1]), LABELS),
+        (np.eye(4)[[3, 0, 1]], LABELS),
+        ([{3}, torch.tensor([0]), 1], LABELS),
+        ([np.int64(3), np.int64(0), np.int64(1)], LABELS),
+        (2, [[0, 2], [1, 2], [2, 2]]),
+        ([[3, 1], [], (0,)], [*OF_HOT[:2], [2, 0]]),
+        (torch.tensor(HOT), OF_HOT),
         (pd.Series([3, 0, 1], index=list("abc")), LABELS),
         (pd.Series([3, 0, 1], dtype="Int64"), LABELS),
         (pd.Series([[3], [0], (1,)]), LABELS),
@@ -54,6 +63,15 @@ def test_what_has_no_order_is_refused(tiny, images, targets):
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
+        (4, "class 4 is out of range: the model has 4 logits, expected 0 to 3"),
+        (-1, "class -1 is out of range"),
+        ([0, 1], "targets for 2 images: expected 3"),
+        ([[], [], []], "targets are empty"),
+        (torch.zeros(3, 4), "targets are empty"),
+        (torch.zeros(3, 5), r"shape \(3, 5\): expected 0 and 1 of shape \(3, 4\)"),
+        (torch.full((3, 4), torch.nan), "expected 0 and 1"),
+        ([0.5, 1, 2], "expected an int or ints per image"),
+        ("abc", "expected an int or ints per image"),
         (list(HOT), "name a class twice: expected ints per image, or one .* tensor of 0 and 1"),
         (HOT.tolist(), "name a class twice"),
         (tuple(torch.tensor(HOT)), "name a class twice"),
@@ -82,6 +100,10 @@ def test_a_list_of_0_and_1_names_two_classes(tiny, images):
     for rows in ([[0, 1], [1, 0], [0, 1]], [np.array([0, 1])] * 3):
         assert trace(model, images, rows, layers).pairs.tolist() == both
     assert trace(model, images, torch.tensor([[0, 1]] * 3), layers).pairs.tolist() == [[0, 1], [1, 1], [2, 1]]
+
+
+def test_the_default_is_the_largest_logit(tiny, images):
+    assert trace(tiny, images).pairs[:, 1].tolist() == tiny(images).argmax(dim=1).tolist()
 
 
 def test_one_function_is_for_all_images(tiny, images):

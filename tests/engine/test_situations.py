@@ -1,0 +1,395 @@
+"""Situations that people ran into elsewhere. The right value comes from another way: autograd by hand, finite differences, or
+the same function written otherwise."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from ltcam import explain, explain_scales, stages, tokens_to_map, trace
+from ltcam.errors import InputError
+
+
+def by_autograd(model, images, c, name):
+    """The gradient at the output of a module, by a plain hook on a model whose weights require gradients."""
+    kept = {}
+    with torch.enable_grad():
+        handle = dict(model.named_modules())[name].register_forward_hook(lambda m, a, out: kept.update(out=out))
+        model.eval()
+        logits = model(images.clone().requires_grad_())
+        handle.remove()
+        return torch.autograd.grad(logits[:, c].sum(), kept["out"])[0]
+
+
+def block(a, b):
+    return nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.ReLU())
+
+
+class Kept(nn.Module):
+    """A block that keeps its output as an attribute, which the model reads beside the returned value."""
+
+    def __init__(self, a, b):
+        super().__init__()
+        self.inner = block(a, b)
+
+    def forward(self, x):
+        self.last = self.inner(x)
+        return self.last
+
+
+class ByAttribute(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = Kept(3, 4), block(4, 4), nn.Linear(8, 3)
+
+    def forward(self, x):
+        deep = self.second(self.first(x))
+        return self.head(torch.cat([deep.amax((2, 3)), self.first.last.square().mean((2, 3))], dim=1))
+
+
+class ByHook(nn.Module):
+    """As a U-Net that finds its skips by forward hooks of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head, self.kept = block(3, 4), block(4, 4), nn.Linear(8, 3), []
+        self.first.register_forward_hook(lambda module, arguments, output: self.kept.append(output))
+
+    def forward(self, x):
+        self.kept.clear()
+        deep = self.second(self.first(x))
+        return self.head(torch.cat([deep.amax((2, 3)), self.kept[0].square().mean((2, 3))], dim=1))
+
+
+class ByList(ByAttribute):
+    """A dictionary outside of the module tree takes the features."""
+
+    def __init__(self):
+        super().__init__()
+        self.second = Kept(4, 4)
+
+    def forward(self, x):
+        self.second(self.first(x))
+        return self.head(torch.cat([self.second.last.amax((2, 3)), self.first.last.square().mean((2, 3))], dim=1))
+
+
+@pytest.fixture
+def images():
+    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", [ByAttribute, ByHook, ByList])
+@pytest.mark.parametrize("options", [{}, {"fullgrad": True}, {"create_graph": True}])
+def test_features_that_leave_a_module_beside_its_return_value(kind, options, images):
+    torch.manual_seed(0)
+    model = kind().eval()
+    for names in (["first"], ["first", "second"]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a square is not piecewise linear
+            traced = trace(model, images, 1, names, **options)
+        for name in names:
+            expected = by_autograd(model, images, 1, name)
+            torch.testing.assert_close(traced.gradient(name).detach(), expected)
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+class Odd(nn.Module):
+    """A small network with one thing that is hard to give back."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.a, self.b, self.head = kind, block(3, 4), block(4, 4), nn.Linear(4, 3)
+        if kind == "resized":
+            self.register_buffer("seen", torch.zeros(0))
+        elif kind != "scripted":
+            self.register_buffer("seen", getattr(torch.eye(4), f"to_sparse_{kind}")())
+        if kind == "scripted":
+            self.b = torch.jit.script(self.b)
+
+    def forward(self, x):
+        y = self.b(self.a(x)).mean((2, 3))
+        if self.kind == "resized":
+            self.seen.resize_(4).copy_(y.detach()[0])
+        elif self.kind != "scripted":
+            y = (self.seen @ y.t()).t()
+        return self.head(y)
+
+
+def state(model):
+    modes = [m.training for m in model.modules()]
+    buffers = [b.to_dense().clone() for b in model.buffers()]
+    return modes, [p.requires_grad for p in model.parameters()], [p.grad for p in model.parameters()], buffers
+
+
+def same(before, after):
+    return before[:3] == after[:3] and all(map(torch.equal, before[3], after[3]))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.script:FutureWarning", "ignore:.*torch.jit.script:DeprecationWarning", "ignore:Sparse CSR:UserWarning"
+)
+@pytest.mark.parametrize("kind", ["coo", "csr", "resized", "scripted"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_that_is_hard_to_give_back_is_given_back(kind, fails, images):
+    torch.manual_seed(0)
+    model = Odd(kind).train()
+    before = state(model)
+    if fails:
+        with pytest.raises(InputError):
+            trace(model, images, 99, ["a"])
+    else:
+        found = trace(model, images, 1, ["a"]).gradient("a")
+    assert same(before, state(model)) and not any(m._forward_hooks for m in model.modules())
+    if not fails:
+        torch.testing.assert_close(found, by_autograd(model, images, 1, "a"))
+
+
+def test_one_step_of_giving_back_that_fails_stops_no_other(images):
+    class Stubborn(nn.Module):
+        def train(self, mode=True):
+            if mode and getattr(self, "asked", False):
+                raise RuntimeError("not again")
+            self.asked = True
+            return super().train(mode)
+
+    model = nn.Sequential(block(3, 4), Stubborn(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    model[1].forward = lambda x: x
+    model.train()
+    with pytest.raises(RuntimeError, match="not again"):
+        trace(model, images, 1, ["0"])
+    assert all(p.requires_grad for p in model.parameters()) and not any(m._forward_hooks for m in model.modules())
+
+
+def test_weights_of_inference_mode_are_refused_as_they_are(images):
+    with torch.inference_mode():
+        model = nn.Sequential(block(3, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    before = [p.requires_grad for p in model.parameters()]
+    with pytest.raises(InputError, match="inference mode"):
+        trace(model, images, 1, ["0"])
+    assert [p.requires_grad for p in model.parameters()] == before
+
+
+def resnets():
+    """One function, its blocks in several groups."""
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    r = resnet18(num_classes=4).eval()
+    stem, tail = (r.conv1, r.bn1, r.relu, r.maxpool), (r.avgpool, nn.Flatten(), r.fc)
+    return r, {
+        "flat": nn.Sequential(*stem, r.layer1, r.layer2, r.layer3, r.layer4, *tail),
+        "deep and head": nn.Sequential(*stem, r.layer1, r.layer2, nn.Sequential(r.layer3, r.layer4, *tail)),
+        "last and head": nn.Sequential(*stem, r.layer1, r.layer2, r.layer3, nn.Sequential(r.layer4, *tail)),
+        "pairs": nn.Sequential(*stem, nn.Sequential(r.layer1, r.layer2), nn.Sequential(r.layer3, r.layer4), *tail),
+        "stem and layer1": nn.Sequential(nn.Sequential(*stem, r.layer1), r.layer2, r.layer3, r.layer4, *tail),
+        "two": nn.Sequential(nn.Sequential(*stem, r.layer1, r.layer2, r.layer3), nn.Sequential(r.layer4, *tail)),
+    }
+
+
+def test_one_function_has_one_set_of_stages_however_its_blocks_are_grouped():
+    plain, grouped = resnets()
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    expected = trace(plain, images, 1)
+    heat = explain(expected, "gradcam", delta=20)
+    for name, model in grouped.items():
+        found = trace(model.eval(), images, 1)
+        assert torch.equal(found.logits, expected.logits), name
+        assert list(found.stages) == list(expected.stages), (name, found.stages)
+        for label, layer in expected.stages.items():
+            torch.testing.assert_close(found.features(found.stages[label]), expected.features(layer), msg=f"{name} {label}")
+        torch.testing.assert_close(explain(found, "gradcam", delta=20), heat)
+    assert stages(plain) == {"S1": "relu", "S2": "layer1", "S3": "layer2", "S4": "layer3", "S5": "layer4"}
+
+
+def small(*more):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), *more, nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.Softplus(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(4, 3),
+    )  # fmt: skip
+    return net.double().eval()
+
+
+@pytest.mark.filterwarnings("ignore:FullGrad is")
+@pytest.mark.parametrize("norm", [None, nn.BatchNorm2d, lambda k: nn.GroupNorm(2, k)])
+def test_a_loss_on_fullgrads_map_has_the_gradient_of_finite_differences(norm):
+    model = small(*([norm(4)] if norm else []))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    images = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weights = torch.rand(8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def loss(create_graph=False):
+        traced = trace(model, images, 1, ["2" if norm else "1"], fullgrad=True, create_graph=create_graph)
+        maps = [bias.value * bias.gradient for bias in traced.biases if bias.gradient.ndim == 4]
+        return sum((m.abs().sum(1)[0] * weights).sum() for m in maps)
+
+    parameters = list(model.parameters())
+    found = torch.autograd.grad(loss(create_graph=True), parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, found, strict=True):
+        for place in ([0] * parameter.ndim, [-1] * parameter.ndim):
+            with torch.no_grad():
+                value, step = parameter[tuple(place)].item(), 1e-5
+                parameter[tuple(place)] = value + step
+                above = loss().item()
+                parameter[tuple(place)] = value - step
+                below = loss().item()
+                parameter[tuple(place)] = value
+            got = 0.0 if gradient is None else gradient[tuple(place)].item()
+            assert got == pytest.approx((above - below) / (2 * step), rel=1e-4, abs=1e-6)
+
+
+def test_targets_that_look_at_places_are_refused_beside_views(images):
+    model = nn.Sequential(block(3, 4), nn.Conv2d(4, 2, 1))
+    mask = torch.zeros(16, 16)
+    mask[:8] = 1
+    target = lambda logits: (logits[1] * mask).sum()  # noqa: E731
+    assert explain_scales(model, images, target, layers=["0"], scales=(1.0,), flip=False).shape == (2, 16, 16)
+    for views in ({"flip": True, "scales": (1.0,)}, {"flip": False, "scales": (1.0, 1.5)}, {}):
+        with pytest.raises(InputError, match="looks at places"):
+            explain_scales(model, images, target, layers=["0"], **views)
+    assert explain_scales(model, images, 1, layers=["0"]).shape == (2, 16, 16)  # a class has no place
+
+
+class Tokens(nn.Module):
+    """Patches of 8 x 8 pixels as tokens, after `more` others."""
+
+    def __init__(self, more=1):
+        super().__init__()
+        self.patch, self.mix, self.head = nn.Conv2d(3, 4, 8, 8), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.first = nn.Parameter(torch.zeros(1, more, 4))
+
+    def forward(self, x):
+        tokens = self.patch(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.first.expand(len(x), -1, -1), tokens], dim=1)
+        return self.head(self.mix(tokens).relu().mean(1))
+
+
+def test_a_grid_of_tokens_that_does_not_fit_is_refused():
+    from functools import partial
+
+    images = torch.rand(1, 3, 64, 64)
+    reshape = partial(tokens_to_map, grid=(8, 8))
+    assert trace(Tokens(), images, 1, ["mix"], reshape=reshape).features("mix").shape == (1, 4, 8, 8)
+    assert trace(Tokens(20), images, 1, ["mix"], reshape=reshape).features("mix").shape == (1, 4, 8, 8)
+    with pytest.raises(InputError, match="grid="):  # 84 tokens: the largest square is 9 x 9
+        trace(Tokens(20), images, 1, ["mix"], reshape=tokens_to_map)
+    for views in ({}, {"scales": (2.0,)}, {"scales": (1.0, 2.0), "flip": False}):
+        with pytest.raises(InputError, match="grid"):
+            explain_scales(Tokens(), images, 1, layers=["mix"], reshape=reshape, **views)
+    assert explain_scales(Tokens(), images, 1, layers=["mix"], reshape=tokens_to_map).shape == (1, 64, 64)
+
+
+class Signal(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.n, kind = n, {1: nn.Conv1d, 3: nn.Conv3d}[n]
+        self.conv, self.head = kind(3, 4, 3, padding=1), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = x.flatten(2) if self.n == 1 else x[:, :, None]
+        return self.head(self.conv(x).relu().flatten(2).mean(2))
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_fullgrad_of_signals_and_volumes_is_refused(n, images):
+    reshape = (lambda x: x[:, :, None]) if n == 1 else (lambda x: x.flatten(2, 3))
+    traced = trace(Signal(n), images, 1, ["conv"], reshape=reshape)
+    assert explain(traced, "gradcam").shape == (2, 16, 16)
+    with pytest.raises(InputError, match="FullGrad"):
+        explain(trace(Signal(n), images, 1, ["conv"], fullgrad=True, reshape=reshape), "fullgrad")
+
+
+class Normalizing(nn.Module):
+    """Gives every attribute of the model inside, also those of a compiled one."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, x):
+        return self.inner((x - 0.5) / 0.25)
+
+
+class Scaled(nn.DataParallel):
+    def forward(self, x):
+        return 3 * self.module(x)
+
+
+def test_the_logits_are_those_of_the_model_however_it_is_wrapped(images):
+    torch.manual_seed(0)
+    inner = nn.Sequential(block(3, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    compiled = torch.compile(inner, backend="eager")
+    hooked = torch.compile(inner, backend="eager")
+    hooked.register_forward_pre_hook(lambda module, arguments: (2 * arguments[0],))
+    parallel = nn.DataParallel(inner)
+    parallel.register_forward_pre_hook(lambda module, arguments: (2 * arguments[0],))
+    for model in (inner, compiled, nn.DataParallel(inner), Normalizing(inner), Normalizing(compiled), Scaled(inner)):
+        name = next(n for n, m in model.named_modules() if m is inner[0]) if isinstance(model, Normalizing | Scaled) else "0"
+        expected = model(images).detach()
+        torch.testing.assert_close(trace(model, images, 1, [name]).logits, expected)
+    for model in (hooked, parallel):
+        with pytest.raises(InputError, match="hooks"):
+            trace(model, images, 1, ["0"])
+
+
+def test_weights_that_a_parametrization_caches_keep_their_gradient(images):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    nn.utils.parametrizations.weight_norm(model[0])
+    plain = [g.clone() for g in torch.autograd.grad(model(images).sum(), list(model.parameters()))]
+    for before in (False, True):
+        with parametrize.cached():
+            if before:
+                model(images)
+            trace(model, images, 1, ["0"])
+            found = torch.autograd.grad(model(images).sum(), list(model.parameters()), allow_unused=True)
+        for gradient, expected in zip(found, plain, strict=True):
+            torch.testing.assert_close(gradient, expected)
+
+
+class Half(nn.Module):
+    """A float16 body under a float32 probability."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        return self.body(x).float().softmax(dim=1)
+
+
+@pytest.mark.parametrize("sure", [7.0, 9.2, 12.0])
+def test_a_float16_body_under_a_float32_score(sure, images):
+    torch.manual_seed(0)
+    body = nn.Sequential(block(3, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).half()
+    with torch.no_grad():
+        body[-1].bias.copy_(torch.tensor([sure, 0.0]))
+    images = images.half().float()
+    wide = Half(copy.deepcopy(body).float())
+    expected = trace(wide, images, 0, ["body.0"]).gradient("body.0")
+    found = trace(Half(body), images.half(), 0, ["body.0"]).gradient("body.0")
+    assert found.abs().max() > 0
+    both = torch.stack([expected.flatten(), found.float().flatten()])
+    assert torch.corrcoef(both)[0, 1] > 0.999 and found.float().norm() == pytest.approx(expected.norm().item(), rel=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_gradient_that_is_no_number_is_named(dtype, images):
+    class Root(nn.Module):
+        def forward(self, x):
+            return torch.sqrt((x - x.detach()).square())  # finite, and 0 / 0 in its gradient
+
+    model = nn.Sequential(block(3, 4), Root(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).to(dtype)
+    with pytest.raises(InputError, match="gradient at '0' is NaN or infinite"):
+        trace(model, images.to(dtype), 1, ["0"])
