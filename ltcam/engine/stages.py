@@ -70,13 +70,18 @@ def borrowed(model: nn.Module, frozen: bool = True) -> Iterator[None]:
         for module, mode in modes.items():
             back.callback(setattr, module, "training", mode)
         for module in custom:
-            back.callback(lambda m=module, mode=module.training: m.train(mode) if m.training != mode else None)
+            back.callback(_train_again, module, module.training)
         parametrize._cache_enabled = 0  # what is cached now would lack a gradient later
         if training:  # a model in eval mode may have special modes inside
             model.eval()
         for parameter in model.parameters() if frozen else ():
             parameter.requires_grad_(False)
         yield
+
+
+def _train_again(module: nn.Module, mode: bool) -> None:
+    if module.training != mode:
+        module.train(mode)
 
 
 def _put_back(store: dict[str, Any], values: Mapping[str, Any], copies: Mapping[str, Tensor]) -> None:

@@ -156,7 +156,8 @@ def _keep(
         if name in kept:
             raise InputError(f"layer {name!r} runs more than once in a forward pass: choose a module that runs once")
         kept[name] = output
-    return output.clone()  # the next layer may change its input in place
+    handed_on: Tensor = output.clone()  # the next layer may change its input in place
+    return handed_on
 
 
 def _backward(score: Tensor, pairs: Tensor, wanted: list[tuple[str, Any]], create_graph: bool) -> list[Tensor]:

@@ -152,7 +152,7 @@ def swept(study: Study, part: str) -> Figure:
 def gained(study: Study, by: str) -> Figure:
     """The points that the tricks gain on single objects, over an amount."""
     each = breakdown.each(study)
-    each = each.assign(group=breakdown.groups(each)[by])
+    each = each.assign(group=breakdown.fifths(each[by], breakdown.AMOUNTS[by]))
     return charts.gains(each, make("breakdown", study), breakdown.SHOWN, study.title, by)
 
 
