@@ -125,7 +125,11 @@ class Segmentation(Dataset[Sample], ABC):
 
     def mask(self, index: int) -> NDArray[np.uint8]:
         """(H, W) as in `Sample`. Raises DataError for a file that cannot be read."""
-        return (read(self.entries[index].mask, self.mode) > self.above).astype(np.uint8)
+        path = self.entries[index].mask
+        values = read(path, self.mode)
+        if 0 < values.max() <= self.above:
+            raise DataError(f"{path} has values from 0 to {values.max()}: expected black and white, 0 to 255; scale it")
+        return (values > self.above).astype(np.uint8)
 
     @property
     def groups(self) -> list[str]:
@@ -181,6 +185,10 @@ def read(path: AnyPath, mode: str | None = None, upright: bool = False) -> NDArr
             raise DataError(f"{path} has PIL's mode {image.mode}: expected {expected}; convert it")
         if upright:
             image = ImageOps.exif_transpose(image)
+        if mode == "L" and image.mode not in ("L", "1", "I", "I;16"):
+            red, green, blue, alpha = np.moveaxis(np.asarray(image.convert("RGBA")), 2, 0)
+            if (red != green).any() or (green != blue).any() or (alpha < 255).any() or image.mode == "P":
+                raise DataError(f"{path} is a mask in color, by a palette or with transparency: expected grey; convert it")
         if image.mode.startswith("I"):  # PIL would make all above 255 white
             values = np.asarray(image).astype(int)
             low, high = values.min(), values.max()

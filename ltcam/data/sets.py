@@ -149,6 +149,12 @@ class MagneticTile(Segmentation):
     def labels(self) -> Tensor:
         return torch.tensor([[float(entry.kind != "Free")] for entry in self.entries])
 
+    def mask(self, index: int) -> NDArray[np.uint8]:
+        found, entry = super().mask(index), self.entries[index]
+        if entry.kind != "Free" and entry.name not in self.empty and not found.any():
+            raise DataError(f"{entry.mask} shows no defect, but {entry.kind} is one: fetch the data set again")
+        return found
+
 
 SETS: dict[str, type[Segmentation]] = {kind.name: kind for kind in (Demo, VOC2012, MagneticTile, KSDD, KSDD2)}
 

@@ -19,7 +19,6 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from ltcam.engine.shapes import is_channels_last, misfit, per_pair
-from ltcam.errors import InputError
 
 ARGUMENT = {"linear", *(f"conv{t}{n}d" for n in (1, 2, 3) for t in ("", "_transpose"))}  # the third argument is a bias
 SUMS: dict[str, Any] = dict.fromkeys(("add", "__add__", "__radd__", "add_", "__iadd__"), torch.add)
@@ -147,8 +146,6 @@ class Biases(TorchFunctionMode):
         if output.ndim < 2 or len(output) != len(self.images):
             return  # rows that are not the images, such as windows or crops
         name, size = self.inside[-1] or function, self.images.shape[2:]
-        if function.startswith("conv") and output.ndim != 4:
-            raise InputError(f"FullGrad has no map of the biases of {name!r}, which is no Conv2d: choose another method")
         times = sum(other.split("#")[0] == name for other, *_ in self.marks)
         by_channel = function in ARGUMENT or (function == "batch_norm" and bias.ndim == 1)
         sums = output.ndim == 4 and not by_channel and function not in NORMS

@@ -93,7 +93,9 @@ def check_images(model: nn.Module, images: Tensor) -> None:
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not images.numel():
         raise InputError(f"images are {describe(images)}: expected floats (N, 3, H, W)")
     if torch.is_inference_mode_enabled() or any(t.is_inference() for t in (images, *model.parameters())):
-        raise InputError("inference mode keeps no gradients: make the model, the images and the trace outside of it")
+        raise InputError(
+            "inference mode keeps no gradients: make the model and the images, and call trace, outside torch.inference_mode"
+        )
     if not images.isfinite().all():
         raise InputError("images hold NaN or infinity: expected finite, normalized values")
     parameter = next(model.parameters(), images)

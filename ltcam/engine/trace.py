@@ -73,6 +73,9 @@ class Trace:
         """FullGrad's bias terms that are maps, of the layers that `select` gives; None or "all": all."""
         if self.inputs is None:
             raise InputError("method 'fullgrad' needs the gradients at the biases: trace(..., fullgrad=True)")
+        shapes = {t.gradient.ndim for t in self.biases}
+        if 4 not in shapes and shapes & {3, 5}:
+            raise InputError("FullGrad has no map of biases in 1-D or 3-D: choose another method, with reshape=")
         stages = {t.stage for t in self.biases} if layers in (None, "all") else self.select(layers)
         return [t for t in self.biases if t.gradient.ndim == 4 and t.stage in stages]
 

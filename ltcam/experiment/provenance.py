@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import os
@@ -45,9 +46,9 @@ def record(folder: AnyPath, file: str, started: float, **about: Any) -> None:
 def save(table: pd.DataFrame, path: AnyPath) -> None:
     """Write `table` to `path` (.csv or .csv.gz), the same bytes on every call. No half-written file gets its name."""
     path = Path(path)
-    packed: Any = {"method": "gzip", "compresslevel": 6, "mtime": 0} if path.suffix == ".gz" else None
+    text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
     with atomic(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n", compression=packed)
+        temporary.write_bytes(gzip.compress(text, 6, mtime=0) if path.suffix == ".gz" else text)
 
 
 def environment() -> dict[str, Any]:

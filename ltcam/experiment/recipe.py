@@ -1,5 +1,6 @@
 """The settings of a training that the paper omits, and the trainings of a profile."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from ltcam import files
-from ltcam.engine.tricks import one_of, whole
+from ltcam.engine.tricks import is_whole, one_of, whole
 from ltcam.errors import InputError
 from ltcam.experiment.protocol import plain
 from ltcam.experiment.vgg16 import Head
@@ -43,11 +44,30 @@ class Recipe:
     def __post_init__(self) -> None:
         for field in fields(self):
             object.__setattr__(self, field.name, plain(getattr(self, field.name)))
-        whole("epochs", self.epochs)
-        whole("batch_size", self.batch_size)
+        for name in ("lr", "slow", "weight_decay"):
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
+        for name in ("epochs", "batch_size", "width", "hidden"):
+            if (name, getattr(self, name)) != ("hidden", None):
+                whole(name, getattr(self, name))
+        for name, most in (("frozen", 5), ("seed", 2**31)):
+            if not is_whole(value := getattr(self, name), most) and (value != 0 or isinstance(value, bool)):
+                raise InputError(f"{name}={value!r}: expected a whole number from 0 to {most}")
+        for name in ("balance", "bfloat16"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise InputError(f"{name}={value!r}: expected true or false")
         one_of("augment", self.augment, Augment)
-        if not 0 <= self.frozen <= 5:
-            raise InputError(f"frozen={self.frozen}: VGG16 has 5 stages, expected 0 to 5")
+        one_of("head", self.head, Head)
+
+
+def _number(name: str, value: Any) -> float:
+    """`value` as a float; YAML reads 1e-3 as text. Raises InputError if it is no finite number from 0."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise InputError(f"{name}={value!r}: expected a number from 0, e.g. 0.001")
+    return number
 
 
 class Training(NamedTuple):

@@ -182,8 +182,10 @@ def _optimizer(model: VGG, recipe: Recipe, steps: int) -> tuple[torch.optim.Opti
     parts = ((model.classifier, recipe.lr), (model.features, recipe.lr * recipe.slow))
     groups = [{"params": [p for p in part.parameters() if p.requires_grad], "lr": rate} for part, rate in parts]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=recipe.weight_decay)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, recipe.epochs * steps, pct_start=0.2)
+    rates, total = [group["lr"] for group in optimizer.param_groups], recipe.epochs * steps
+    length, first = max(3, total), 25 if total > 1 else 1
+    rising = max(0.2, 2 / length)  # the second step has the whole rate, however few there are; a single one has it too
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, length, pct_start=rising, div_factor=first)
 
 
 @torch.no_grad()

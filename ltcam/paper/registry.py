@@ -162,6 +162,6 @@ def stale(study: Study, write: bool = False) -> dict[str, str]:
     return found
 
 
-def unchanged(path: Path, digest: str) -> bool:
+def unchanged(path: files.AnyPath, digest: str) -> bool:
     """Whether a file is there and has this SHA-256."""
-    return path.is_file() and files.sha256(path) == digest
+    return Path(path).is_file() and files.sha256(path) == digest

@@ -9,11 +9,13 @@ one runs, all later ones run again, since they read what it writes. This costs l
 import hashlib
 import json
 import logging
+import os
 import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import nbformat
@@ -192,11 +194,17 @@ def _left(study: Study, started: float) -> dict[str, str]:
 
 
 class _OwnKernel(AsyncKernelManager):
-    """Runs `python3` with this interpreter, whatever kernel of that name JUPYTER_PATH has."""
+    """Runs `python3` with this interpreter, whatever kernel of that name JUPYTER_PATH has. What a user has set for his own
+    notebooks (a backend of matplotlib, files that IPython runs at its start) does not reach these."""
 
     @default("kernel_spec_manager")
     def _own(self) -> KernelSpecManager:
         return KernelSpecManager(parent=self, kernel_dirs=[])
+
+    async def start_kernel(self, **options: Any) -> None:
+        self.home = TemporaryDirectory()  # goes with this object
+        pinned = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "IPYTHONDIR": self.home.name}
+        await self._async_start_kernel(**options | {"env": {**os.environ, **pinned}})
 
 
 def _literal(path: Path) -> str:

@@ -19,8 +19,10 @@ LABELS = {"area": "object, % of the image", "overlap": "negative map on the obje
 CUTS = {"otsu": "Otsu's threshold", "argmax": "largest class or background"}
 PARTS = {"energy": "energy in the sum (%)", "half": "pixels that hold half of a map (%)", "kept": "gradients left (%)"}
 BESIDE: dict[str, Any] = {"fontsize": 8, "loc": "upper left", "bbox_to_anchor": (1, 1)}  # a legend that hides no curve
+own_style = plt.style.context("default")  # a decorator: a user's matplotlibrc is for his own figures
 
 
+@own_style
 def lines(wide: pd.DataFrame, x: str, y: str, title: str = "", marker: str = "o", colors: Sequence[str] = ()) -> Figure:
     """A line for each column over the index, whose values are marked unless `marker` is empty."""
     figure, (axes,) = _panels([title], (6.4, 3.2))
@@ -32,6 +34,7 @@ def lines(wide: pd.DataFrame, x: str, y: str, title: str = "", marker: str = "o"
     return figure
 
 
+@own_style
 def changes(table: pd.DataFrame, rows: Sequence[str], title: str) -> Figure:
     """A forest plot: what each change is worth, with its interval, a panel for each of `rows`. table: ablations.csv."""
     table = table[table["change"].notna() & (table["factor"] != "trick")]
@@ -48,6 +51,7 @@ def changes(table: pd.DataFrame, rows: Sequence[str], title: str) -> Figure:
     return figure
 
 
+@own_style
 def cross(table: pd.DataFrame, title: str) -> Figure:
     """The score over delta, with a row for each percentile scope and scale. table: cross.csv."""
     plain = table[table["delta"].isna()].set_index("normalize")["value"]  # for any scope
@@ -61,6 +65,7 @@ def cross(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
+@own_style
 def gains(each: pd.DataFrame, grouped: pd.DataFrame, names: Sequence[str], title: str, by: str) -> Figure:
     """Points gained over an amount in `LABELS`: a dot for each pair, and a mean with its interval for each fifth of them.
 
@@ -79,6 +84,7 @@ def gains(each: pd.DataFrame, grouped: pd.DataFrame, names: Sequence[str], title
     return figure
 
 
+@own_style
 def signs(table: pd.DataFrame, title: str) -> Figure:
     """Where the maps of positive and of negative gradients lie, stage by stage. table: signs.csv.gz."""
     groups, signs = table.groupby("stage"), {"positive": "lightcoral", "negative": "lightblue"}
@@ -88,6 +94,7 @@ def signs(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
+@own_style
 def stages(table: pd.DataFrame, title: str) -> Figure:
     """Each stage's weight in the sum, the share of its pixels that holds half of its map, and the gradients that are left."""
     delta = table["delta"].map("{:g}".format).replace("nan", "none")
@@ -104,6 +111,7 @@ def stages(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
+@own_style
 def steps(table: pd.DataFrame, title: str) -> Figure:
     """A panel for each cut and a bar with its interval for each step. table: best.csv."""
     chosen = table[table["kind"] == "step"]
@@ -118,6 +126,7 @@ def steps(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
+@own_style
 def boxes(rows: Mapping[str, Any], label: str, title: str = "", colors: Sequence[str] = ()) -> Figure:
     """A box of quartiles for each title, on a log scale, with whiskers at 10% and 90%. Without `colors` each value is a dot."""
     figure, (axes,) = _panels([title], (7, 0.9 + 0.32 * len(rows)))

@@ -45,6 +45,7 @@ class Entry(NamedTuple):
     of: Callable[..., Figure]  # a function of a study, with options
 
 
+@charts.own_style
 def draw(name: str, study: Study, **options: object) -> Figure:
     """Draw figure `name` of a study, and save it in the study's folder of figures. Raises InputError for another name."""
     if name not in FIGURES:

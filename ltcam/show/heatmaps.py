@@ -27,6 +27,7 @@ from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.trained import Trained
 from ltcam.files import AnyPath, atomic
 from ltcam.paper.pictures import coarse
+from ltcam.show.charts import own_style
 
 THUMBNAIL = 160  # pixels of the longer side: figures show photographs small
 PDF = 500_000  # bytes; photographs make it larger
@@ -74,6 +75,7 @@ def iou(predicted: Tensor, mask: Tensor, c: int) -> Tensor:
     return 100 * tp / (tp + fp + fn).clamp(min=1)
 
 
+@own_style
 def grid(
     images: Sequence[Tensor], rows: Sequence[Mapping[str, Tensor]], labels: Sequence[str],
     masks: Sequence[Tensor] | None = None, signed: bool = False, side: float = 1.35, pixels: int = THUMBNAIL,
@@ -98,6 +100,7 @@ def grid(
     return figure
 
 
+@own_style
 def strip(images: Sequence[Tensor], titles: Sequence[str], masks: Sequence[Tensor]) -> Figure:
     """A column for each image (3, H, W) uint8, at one height: plain, and below with its mask (H, W) bool outlined."""
     widths = [max(image.shape[2] / image.shape[1], 0.5) for image in images]  # a narrower one has no room for a title
@@ -130,6 +133,7 @@ def _show(
         axes.contour(np.pad(mask.numpy(), 1), [0.5], extent=around, colors="yellow", linewidths=0.8)
 
 
+@own_style
 def save(figure: Figure, path: AnyPath) -> None:
     """`path` + .png (150 dpi, 32 steps a color), and .pdf if that is small. The same bytes on every run of one machine."""
     figure.draw_without_rendering()

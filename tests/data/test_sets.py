@@ -212,6 +212,59 @@ def test_magnetic_tile_masks_are_cut_above_127(root):
     assert int((data.mask(data.scored[0]) == 1).sum()) == 100
 
 
+def defect():
+    mask = np.zeros((40, 30), np.uint8)
+    mask[10:20, 10:20] = 255
+    return Image.fromarray(mask)
+
+
+def palette(colors):
+    image = Image.fromarray((np.asarray(defect()) > 0).astype(np.uint8)).convert("P")
+    image.putpalette(colors)
+    return image
+
+
+def transparent():
+    image = Image.new("LA", (30, 40), (0, 255))
+    image.putalpha(defect())
+    return image
+
+
+STRANGE = {
+    "0 and 1": (lambda: Image.fromarray(np.asarray(defect()) // 255), "values from 0 to 1: expected black and white, 0 to 255"),
+    "0 and 100": (lambda: defect().point(lambda value: value * 100 // 255), "has values from 0 to 100"),
+    "red": (lambda: Image.merge("RGB", (defect(), *[Image.new("L", (30, 40))] * 2)), "in color, by a palette"),
+    "VOC's palette": (lambda: palette([0, 0, 0, 128, 0, 0]), "in color, by a palette or with transparency: expected grey"),
+    "black palette": (lambda: palette([0, 0, 0, 0, 0, 0]), "by a palette"), "alpha": (transparent, "with transparency"),
+    "nothing": (lambda: Image.new("L", (30, 40)), "shows no defect, but Break is one: fetch the data set again"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_a_mask_in_another_encoding_is_named_and_never_empty(kind, root):
+    """Whoever reads it: training by the labels, scores, samples."""
+    lookalikes.magnetic_tile(root)
+    data, (made, said) = datasets.load("magnetic_tile", "train"), STRANGE[kind]
+    index = data.scored[0]
+    made().save(data.entries[index].mask)
+    for read_it in (data.mask, data.__getitem__):
+        with pytest.raises(DataError, match=re.escape(said)):
+            read_it(index)
+    for same in (defect(), defect().convert("1"), defect().convert("RGB"), defect().convert("RGBA")):
+        same.save(data.entries[index].mask)
+        assert int((data.mask(index) == 1).sum()) == 100
+
+
+def test_masks_of_ksdd2_in_another_encoding_do_not_make_a_defect_free(root):
+    lookalikes.ksdd2(root)
+    data = datasets.load("ksdd2", "train")
+    index = data.scored[0]
+    for kind in ("alpha", "black palette", "VOC's palette", "red"):
+        STRANGE[kind][0]().save(data.entries[index].mask)
+        with pytest.raises(DataError, match="expected grey"):
+            datasets.load("ksdd2", "train").labels  # noqa: B018
+
+
 def test_real_magnetic_tile(real):
     train, test = (datasets.load("magnetic_tile", part) for part in ("train", "test"))
     everything = [*train.entries, *test.entries]

@@ -1,6 +1,7 @@
 """Against peers, and against the papers' formulas as float64 loops; the weights are what a baseline hands to `weighted`."""
 
 from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -555,7 +556,7 @@ class Axes(nn.Module):
 
 
 @pytest.mark.parametrize("method", [scorecam, ablationcam])
-@pytest.mark.parametrize(("tokens", "reshape"), [(False, channels_last), (True, tokens_to_map)])
+@pytest.mark.parametrize(("tokens", "reshape"), [(False, channels_last), (True, partial(tokens_to_map, grid=(6, 6)))])
 def test_a_layer_through_reshape_has_the_map_of_its_channels(method, tokens, reshape, pictures):
     torch.manual_seed(0)
     model = Axes(tokens).double().eval()

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import pytest
@@ -86,3 +87,26 @@ def test_a_hold_out_of_generated_images():
     whole, tune = datasets.load("demo", "train"), datasets.load("demo", "train/tune")
     names = [entry.name for entry in whole.entries]
     assert len(tune) == 14 and torch.equal(tune[3].mask, whole[names.index(tune[3].name)].mask)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lr=", "lr=None: expected a number from 0"), ("lr=fast", "lr='fast'"), ("lr=-0.1", "lr=-0.1"), ("lr=.inf", "lr=inf"),
+        ("slow=true", "slow=True"), ("weight_decay=[1]", "weight_decay="), ("frozen=all", "frozen='all': expected a"),
+        ("frozen=2.5", "frozen=2.5"), ("frozen=6", "frozen=6: expected a whole number from 0 to 5"), ("seed=one", "seed='one'"),
+        ("seed=1.5", "seed=1.5"), ("seed=-1", "seed=-1"), ("balance=none", "balance='none': expected true or false"),
+        ("balance=1", "balance=1"), ("bfloat16=yes please", "bfloat16='yes please'"), ("epochs=0", "epochs=0"),
+        ("epochs=ten", "epochs='ten'"), ("batch_size=2.0", "batch_size=2.0"), ("width=0", "width=0"),
+        ("hidden=wide", "hidden='wide'"),        ("augment=more", "augment='more'"), ("head=big", "head='big'"),
+    ],
+)  # fmt: skip
+def test_a_setting_of_another_kind_is_named(text, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        Recipe(**settings([text]))
+
+
+def test_numbers_are_read_as_people_write_them():
+    recipe = Recipe(**settings(["lr=1e-3", "slow=0", "weight_decay=1", "frozen=0", "seed=0", "balance=true", "hidden=null"]))
+    assert (recipe.lr, recipe.slow, recipe.weight_decay, recipe.frozen) == (0.001, 0.0, 1.0, 0) and recipe.balance is True
+    assert all(type(value) is float for value in (recipe.lr, recipe.slow, recipe.weight_decay)) and recipe.hidden is None

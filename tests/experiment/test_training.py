@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score
 from ltcam import data as datasets
 from ltcam.data import base
 from ltcam.errors import UnavailableError
-from ltcam.experiment import training
+from ltcam.experiment import training, vgg16
 from ltcam.experiment.recipe import Recipe, tuning
 from ltcam.experiment.trained import load_checkpoint
 from ltcam.experiment.training import train
@@ -239,3 +239,28 @@ def test_bfloat16_is_computed_in_but_kept_is_float32(voc, tmp_path, monkeypatch)
     weights = [load_checkpoint(path).model.classifier[0].weight for path in paths]
     assert weights[1].dtype == torch.float32
     torch.testing.assert_close(*weights, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1, [1]), (2, [0.04, 1]), (5, [0.04, 1, 0.75, 0.25, 0])])
+def test_a_schedule_of_few_steps_rises_first(steps, expected):
+    """As parts of the rate, worked out by hand: 1/25, the whole rate, then half a cosine down to its end."""
+    model = vgg16.vgg16(2, weights=None, hidden=4, width=16)
+    optimizer, schedule = training._optimizer(model, Recipe(epochs=1, lr=0.5, frozen=0), steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"] / 0.5)
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("steps", [10, 40, 1464])
+def test_the_rates_of_longer_trainings_are_torchs_own(steps):
+    model = vgg16.vgg16(2, weights=None, hidden=4, width=16)
+    optimizer, schedule = training._optimizer(model, Recipe(epochs=1, frozen=0), steps)
+    other = torch.optim.SGD([{"params": [p]} for p in list(model.parameters())[:2]])
+    plain = torch.optim.lr_scheduler.OneCycleLR(other, [3e-4, 3e-4 * 0.1], steps, pct_start=0.2)
+    for _ in range(steps - 1):
+        assert schedule.get_last_lr() == plain.get_last_lr()
+        for part in (optimizer, other, schedule, plain):
+            part.step()

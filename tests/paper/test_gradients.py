@@ -20,8 +20,8 @@ from tests.interrupts import at_call
 def traced(activations: list[Tensor], gradients: list[Tensor]) -> Trace:
     names = [f"layer{i}" for i in range(len(activations))]
     stages = {f"S{i}": name for i, name in enumerate(names, 1)}
-    kept = dict(zip(names, activations, strict=True)), dict(zip(names, gradients, strict=True))
-    return Trace(torch.tensor([[0, 0]]), torch.zeros(1, 1), names, stages, (4, 4), _activations=kept[0], _gradients=kept[1])
+    kept = dict(zip(names, zip(activations, gradients, strict=True), strict=True))
+    return Trace(torch.tensor([[0, 0]]), torch.zeros(1, 1), names, stages, (4, 4), _kept=kept)
 
 
 A = torch.tensor([[[[4.0, 0.0], [0.0, 4.0]], [[0.0, 8.0], [0.0, 0.0]]]])  # (1, 2, 2, 2)

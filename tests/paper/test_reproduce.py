@@ -268,6 +268,24 @@ def test_this_interpreter_runs_and_braces_are_part_of_a_path(foreign, tmp_path, 
     assert nbformat.read(done, 4).cells[-1].outputs[0].text == f"{sys.executable} demo\n"
 
 
+def test_the_kernel_has_none_of_the_users_surroundings(tmp_path, monkeypatch):
+    """A backend without pictures, and a file that IPython runs at its start, would change the notebooks in silence."""
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "00.py").write_text("import pandas as pd; pd.set_option('display.max_rows', 2); users = True")
+    (tmp_path / "notebooks" / "profiles").mkdir(parents=True)
+    (tmp_path / "notebooks" / "profiles" / "demo.demo.yaml").write_text("{profile: demo, data: demo, recipe: {}}")
+    drawn = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
+    write(tmp_path / "notebooks" / "00_a.ipynb", "profile = 'demo'", drawn, "print('users' in globals())")
+    for variable, value in (("MPLBACKEND", "agg"), ("IPYTHONDIR", tmp_path / "ipython"), ("LTCAM_OUTPUT", tmp_path / "out")):
+        monkeypatch.setenv(variable, str(value))
+    monkeypatch.setattr(files, "NOTEBOOKS", tmp_path / "notebooks")
+    (done,) = run("demo")
+    cells = nbformat.read(done, 4).cells
+    assert any("image/png" in output.get("data", {}) for output in cells[-2].outputs)
+    assert cells[-1].outputs[0].text == "False\n"
+
+
 def test_the_series_runs_on_another_data_set_too(study, monkeypatch):
     """Every notebook that reads a profile, on photographs of two seeds, whose tables are made already."""
     for path in (files.ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):

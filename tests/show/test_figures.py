@@ -224,3 +224,26 @@ def test_a_figure_is_drawn_of_the_table_that_the_registry_makes(study, monkeypat
     monkeypatch.setattr(figures, "make", lambda name, study: asked.append(name) or table)
     (axes,) = figures.FIGURES["cross"].of(study).axes
     assert asked == ["cross"] and [text.get_text() for text in axes.texts] == ["3.0", "1.0", "3.0", "2.0"]
+
+
+OF_A_USER = {
+    "image.origin": "lower",
+    "savefig.format": "svg",
+    "figure.dpi": 300,
+    "axes.facecolor": "black",
+    "text.usetex": True,
+}
+
+
+def test_what_a_user_sets_for_his_own_figures_does_not_reach_these(study, tmp_path):
+    """Photographs would stand upside down, and LaTeX is not installed everywhere."""
+    expected = figures.draw("fig1", study)
+    before = {path.name: path.read_bytes() for path in study.figures.iterdir()}
+    table = pd.DataFrame({"a": [1.0, 2.0], "b": [2.0, 1.0]}, index=[0.0, 10.0])
+    with plt.rc_context(OF_A_USER):
+        assert len(figures.draw("fig1", study).axes) == len(expected.axes)
+        heatmaps.save(figures.charts.lines(table, "δ", "IoU (%)"), tmp_path / "lines")
+        assert plt.rcParams["image.origin"] == "lower"
+    heatmaps.save(figures.charts.lines(table, "δ", "IoU (%)"), tmp_path / "plain")
+    assert {path.name: path.read_bytes() for path in study.figures.iterdir()} == before
+    assert (tmp_path / "lines.png").read_bytes() == (tmp_path / "plain.png").read_bytes()
