@@ -25,8 +25,8 @@ SETS = {"voc2012": "/results/*/notebooks/*.voc2012", "ksdd": "/results/*/noteboo
 PAGES = {
     "What came of it": ["docs/results", "docs/replication"],
     "Notebooks and figures": [*(f"docs/{name}" for name in SETS), "docs/explore"],
-    "Reference": ["docs/api", "docs/settings", "docs/models", "docs/wrong_maps", "docs/running", "docs/speed", "data/README", "CONTRIBUTING",
-                  "CHANGELOG"],
+    "Reference": ["docs/api", "docs/settings", "docs/models", "docs/wrong_maps", "docs/running", "docs/speed", "data/README",
+                  "CONTRIBUTING", "CHANGELOG"],
 }  # fmt: skip
 
 

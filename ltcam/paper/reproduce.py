@@ -201,7 +201,7 @@ class _OwnKernel(AsyncKernelManager):
     def _own(self) -> KernelSpecManager:
         return KernelSpecManager(parent=self, kernel_dirs=[])
 
-    async def start_kernel(self, **options: Any) -> None:
+    async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
         self.home = TemporaryDirectory()  # goes with this object
         pinned = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "IPYTHONDIR": self.home.name}
         await self._async_start_kernel(**options | {"env": {**os.environ, **pinned}})
