@@ -15,8 +15,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
+from weakref import finalize
 
 import nbformat
 import papermill
@@ -202,8 +204,9 @@ class _OwnKernel(AsyncKernelManager):
         return KernelSpecManager(parent=self, kernel_dirs=[])
 
     async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
-        self.home = TemporaryDirectory()  # goes with this object
-        pinned = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "IPYTHONDIR": self.home.name}
+        home = mkdtemp()
+        finalize(self, rmtree, home, ignore_errors=True)
+        pinned = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "IPYTHONDIR": home}
         await self._async_start_kernel(**options | {"env": {**os.environ, **pinned}})
 
 
