@@ -78,7 +78,10 @@ def train(
     tune: Annotated[bool, typer.Option("--tune", help="train on 9/10 of the training part, score on the rest")] = False,
     out: Annotated[Path | None, typer.Option(help="folder of the run; default: in LTCAM_RUNS or the results")] = None,
 ) -> None:
-    """Train classifiers on image-level labels. An interrupted run goes on where it stopped."""
+    """Train classifiers on image-level labels. An interrupted run goes on where it stopped.
+
+    Several trainings have a folder each in --out.
+    """
     import pandas as pd
 
     from ltcam.data.sets import SETS
@@ -91,11 +94,13 @@ def train(
     study = Study(homes[0], data, seeds=[] if seed is None else [seed])
     study.settings["recipe"] |= recipe.settings(setting or [])
     chosen = [*study.planned.values()][: 1 if tune else None]
-    if out and len(chosen) > 1:
-        do = "expected --seed with it, and no --out where the data set has folds"
-        raise InputError(f"--out {out} is one folder for {len(chosen)} trainings of {data}: {do}")
+    if setting and not out and not tune:
+        raise InputError(
+            f"--set {setting[0]} is not the recipe of the profile, whose checkpoint stays: expected --out FOLDER too"
+        )
     for each in chosen:
-        folder = out or study.runs / (f"tries/{', '.join(setting or ['profile'])}" if tune else each.name)
+        own = out / each.name if out and len(chosen) > 1 else out
+        folder = own or study.runs / (f"tries/{', '.join(setting or ['profile'])}" if tune else each.name)
         with parallel.alone(folder, ".run.lock"):
             path = training.train(recipe.tuning(each.recipe) if tune else each.recipe, folder)
         if parallel.processes().is_main_process:

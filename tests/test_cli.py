@@ -82,7 +82,7 @@ def test_seeds_of_nothing_are_refused(given):
         ltcam("eval-seeds", *given)
 
 
-def test_train_names_its_folders_by_seed_and_fold(study, monkeypatch):
+def test_train_names_its_folders_by_seed_and_fold(study, monkeypatch, tmp_path):
     monkeypatch.setattr("ltcam.experiment.training.train", lambda recipe, folder: asked.append((folder, recipe)) or folder)
     path = files.NOTEBOOKS / "profiles" / "toy.voc2012.yaml"
 
@@ -96,8 +96,12 @@ def test_train_names_its_folders_by_seed_and_fold(study, monkeypatch):
     path.write_text(path.read_text() + "folds: 2\n")
     assert folders() == ["seed0/fold0", "seed0/fold1", "seed1/fold0", "seed1/fold1"]
     assert (asked[1][1].train, asked[1][1].test) == ("train1", "val1")
-    with pytest.raises(InputError, match=r"--out x is one folder for 4 trainings of voc2012: expected --seed with it, and"):
-        folders("--out", "x")
+    asked.clear()
+    command = ["train", "--data", "voc2012", "--profile", "toy"]
+    ltcam(*command, "--out", tmp_path, "--set", "epochs=9")
+    assert [folder for folder, _ in asked] == [tmp_path / f"seed{s}" / f"fold{f}" for s in (0, 1) for f in (0, 1)]
+    with pytest.raises(InputError, match=r"^--set epochs=9 is not the recipe of the profile, whose checkpoint stays: expected"):
+        ltcam(*command, "--set", "epochs=9")
 
 
 def test_tries_are_collected(study):

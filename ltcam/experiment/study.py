@@ -108,7 +108,7 @@ class Study:
     @cached_property
     def trained(self) -> Trained:
         """The first training. Figures show its heatmaps, on images that it has not seen."""
-        return load_checkpoint(self.runs / self.names[0] / "checkpoint.pt")
+        return self._load(self.names[0])
 
     @cached_property
     def test(self) -> Segmentation:
@@ -137,7 +137,16 @@ class Study:
         return counted and not any((self.runs / name / "checkpoint.pt").is_file() for name in self.planned)
 
     def load(self, name: str) -> Trained:
-        return self.trained if name == self.names[0] else load_checkpoint(self.runs / name / "checkpoint.pt")
+        """Raises InputError for another checkpoint than the one whose tables are there."""
+        return self.trained if name == self.names[0] else self._load(name)
+
+    def _load(self, name: str) -> Trained:
+        path, known = self.runs / name / "checkpoint.pt", dict(self.trainings[["name", "checkpoint"]].to_numpy())
+        found = load_checkpoint(path)
+        if name in known and found.sha256 != known[name]:
+            do = "restore it, or make all tables of this one by ltcam reproduce"
+            raise InputError(f"{path} is not the checkpoint that {self.out / 'trainings.csv'} names: {do}")
+        return found
 
     def folds(self) -> Iterator[Trained]:
         """The trainings of the first seed. Together they hold out every image once."""

@@ -156,3 +156,19 @@ def test_what_is_not_there_is_named(tmp_path, monkeypatch):
     assert Study("real", "ksdd", seeds=[7]).settings["seeds"] == [7] and list(Study("real", "ksdd", seeds=[7]).planned) == [
         f"seed7/fold{f}" for f in range(3)
     ]
+
+
+def test_another_checkpoint_does_not_stand_beside_the_tables_of_the_first(two, tmp_path, monkeypatch):
+    output, runs = tmp_path / "output", tmp_path / "runs"
+    shutil.copytree(two.out, output / "results" / "tiny" / "voc2012")
+    shutil.copytree(two.runs, runs / "voc2012")
+    monkeypatch.setenv("LTCAM_OUTPUT", str(output))
+    monkeypatch.setenv("LTCAM_RUNS", str(runs))
+    shutil.copy(runs / "voc2012" / "seed1" / "checkpoint.pt", runs / "voc2012" / "seed0" / "checkpoint.pt")
+    study = Study("tiny", "voc2012")
+    assert study.load("seed1").recipe.seed == 1
+    for call in (lambda: study.trained, lambda: study.counts(CONFIGS), lambda: list(study.folds())):
+        with pytest.raises(
+            InputError, match=r"seed0/checkpoint.pt is not the checkpoint that .*trainings.csv names: restore it"
+        ):
+            call()
