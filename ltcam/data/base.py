@@ -60,9 +60,9 @@ class Segmentation(Dataset[Sample], ABC):
     name: str
     title: str  # the name in results; that of a subset says so
     folder: str = ""  # under the data root; a generated set has none
-    official: Mapping[str, int]  # how many images its parts have
+    official: Mapping[str, int] = {}  # how many images its parts have
     defective: Mapping[str, int] = {}  # how many of these have a defect, where no checksum guards the masks
-    subsets: bool = False  # whether fewer images will do; the title then says so
+    subsets: bool = False  # whether `ltcam data check` takes fewer images for whole; the title always says "subset"
     held_out: str = "test"  # the part that heatmaps are scored on where nothing else is asked for
     headline: str = "IoU"  # the metric that comes first: "IoU" of all pixels together, or "mIoU", the mean over classes
     compared: tuple[int, ...] = (4,)  # the tables of the paper whose numbers stand beside ours
@@ -83,7 +83,7 @@ class Segmentation(Dataset[Sample], ABC):
             known = [name for name, entries in parts.items() if entries]
             raise DataError(f"part {part!r} of {self.name} is not in {folder}: expected one of {known}, see data/README.md")
         self.part, self.entries = part, parts[part]
-        self.title += " subset" * (self.subsets and not self.whole(parts))
+        self.title += "" if self.whole(parts) else " subset"
 
     @classmethod
     @abstractmethod

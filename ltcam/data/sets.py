@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ltcam.data.base import VOID, DataError, Entry, Segmentation, read
 from ltcam.data.demo import Demo
+from ltcam.files import ROOT
 
 
 class VOC2012(Segmentation):
@@ -126,11 +127,13 @@ class MagneticTile(Segmentation):
 
     @classmethod
     def listed(cls, folder: Path) -> dict[str, list[Entry]]:
-        images = sorted(
-            (int(match[1]), f"MT_{kind}/{path.stem}", kind, path)
-            for kind in cls.kinds
-            for path in folder.glob(f"MT_{kind}/Imgs/*.jpg")
-            if (match := re.fullmatch(r"exp\d+_num_(\d+)", path.stem))
+        here = {path.relative_to(folder).as_posix() for kind in cls.kinds for path in folder.glob(f"MT_{kind}/Imgs/*.jpg")}
+        sums = ROOT / "data" / "checksums" / f"{cls.name}.sha256"
+        every = set(re.findall(rf"{cls.folder}/(\S+\.jpg)", sums.read_text() if sums.is_file() else ""))
+        images = sorted(  # of the whole set, so that the split does not depend on which files are here
+            (int(match[2]), f"MT_{match[1]}/{path.stem}", match[1], path)
+            for path in (folder / name for name in (every if here & every else here))
+            if (match := re.fullmatch(r".*MT_(\w+)/Imgs/exp\d+_num_(\d+)\.jpg", path.as_posix()))
         )
         group, last, entries, kinds = 0, -1000, [], dict[str, str]()
         for number, name, kind, path in images:
@@ -143,7 +146,8 @@ class MagneticTile(Segmentation):
             rng.shuffle(groups)
             test.update(groups[: round(0.3 * len(groups))])
         entries.sort(key=lambda entry: entry.name)
-        return {part: [e for e in entries if (e.group in test) == (part == "test")] for part in cls.official}
+        there = [entry for entry in entries if entry.image.relative_to(folder).as_posix() in here]
+        return {part: [e for e in there if (e.group in test) == (part == "test")] for part in cls.official}
 
     @cached_property
     def labels(self) -> Tensor:

@@ -15,6 +15,7 @@ from ltcam.data.base import read
 from ltcam.data.demo import render
 from ltcam.data.get import check, state
 from ltcam.data.sets import KSDD, SETS, VOC2012, MagneticTile
+from ltcam.files import ROOT
 from tests import lookalikes
 
 
@@ -228,6 +229,31 @@ def transparent():
     image = Image.new("LA", (30, 40), (0, 255))
     image.putalpha(defect())
     return image
+
+
+def test_the_split_does_not_depend_on_which_files_are_there(tmp_path, monkeypatch):
+    """Empty files of the official names will do, since the split opens none. An image less changes no other image's side."""
+    sums = (ROOT / "data" / "checksums" / "magnetic_tile.sha256").read_text()
+    paths = [tmp_path / line.split()[1] for line in sums.splitlines() if line.split()[1].startswith("magnetic_tile/MT_")]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def side():
+        parts = MagneticTile.listed(tmp_path / "magnetic_tile")
+        assert MagneticTile("train", tmp_path).title == (
+            "Magnetic tile" if sum(map(len, parts.values())) == 1344 else "Magnetic tile subset"
+        )
+        return {entry.name: part for part, entries in parts.items() for entry in entries}
+
+    whole = side()
+    assert len(whole) == 1344 and sum(part == "test" for part in whole.values()) == 411
+    images = [path for path in paths if path.suffix == ".jpg"]
+    for gone in ([images[0]], images[1:400:7], images[500:900], images[901::2]):
+        for path in gone:
+            path.unlink()
+        fewer = side()
+        assert len(fewer) < len(whole) and all(whole[name] == part for name, part in fewer.items())
 
 
 STRANGE = {

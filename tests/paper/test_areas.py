@@ -80,7 +80,7 @@ def test_what_is_present_is_found(tmp_path, monkeypatch):
     assert list(datasets.present()) == ["demo (generated)"]
     lookalikes.ksdd2(lookalikes.voc(tmp_path))
     assert [(title, data.part) for title, data in datasets.present().items()] == [
-        ("demo (generated)", "test"), ("PASCAL VOC 2012 subset", "val"), ("KSDD2", "test"),
+        ("demo (generated)", "test"), ("PASCAL VOC 2012 subset", "val"), ("KSDD2 subset", "test"),
     ]  # fmt: skip
     assert areas.areas(datasets.load("ksdd2", "test"))["area"].median() == pytest.approx(150 / 14.49)
     cat = areas.areas(datasets.load("voc2012", "val")).iloc[-1]
