@@ -85,3 +85,9 @@ def test_the_plan_of_the_house():
     assert sum(n for path, n in lines.items() if path.parent.name == "engine") <= 2020
     assert sum(lines.values()) <= 7420 and sum(map(statements, modules)) <= 4970
     assert sum(n for n in lines.values()) / sum(map(statements, modules)) > 1.2  # not by squeezing
+
+
+def test_no_check_hangs_on_assert():
+    """Under `python -O` there are none."""
+    for path in (ROOT / "ltcam").rglob("*.py"):
+        assert not [node.lineno for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assert)], path

@@ -190,7 +190,8 @@ def _execute(notebook: Path, parameters: Mapping[str, Any], target: Path, digest
 def _left(study: Study, started: float) -> dict[str, str]:
     """The SHA-256 of the tables and figures that are newer than `started`. Counts grow from one notebook to the next."""
     root = files.results("").parent
-    there = [path for folder in (study.out, study.figures) for path in sorted(folder.rglob("*"))]
+    walks = [os.walk(folder, followlinks=True) for folder in (study.out, study.figures)]  # a training may be a link
+    there = sorted(Path(folder, name) for walk in walks for folder, _, names in walk for name in names)
     new = [path for path in there if path.suffix in (".csv", ".png", ".pdf") and path.stat().st_mtime >= started]
     return {path.relative_to(root).as_posix(): files.sha256(path) for path in new}
 

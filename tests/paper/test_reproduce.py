@@ -268,6 +268,17 @@ def test_this_interpreter_runs_and_braces_are_part_of_a_path(foreign, tmp_path, 
     assert nbformat.read(done, 4).cells[-1].outputs[0].text == f"{sys.executable} demo\n"
 
 
+def test_a_file_behind_a_link_is_looked_at(toys, tmp_path):
+    """A training may be a link to another disk."""
+    (tmp_path / "elsewhere").mkdir()
+    (toys.study.out / "seed9").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    where = "(files.results(profile, data) / 'seed9' / 'scores.csv')"
+    edit("02_b", lambda cells: cells.append(nbformat.v4.new_code_cell(f"{where}.write_text('a table')")))
+    assert toys() == ["02_b"] and toys() == []
+    (tmp_path / "elsewhere" / "scores.csv").write_text("another")
+    assert toys() == ["02_b"]
+
+
 def test_the_kernel_has_none_of_the_users_surroundings(tmp_path, monkeypatch):
     """A backend without pictures, and a file that IPython runs at its start, would change the notebooks in silence."""
     startup = tmp_path / "ipython" / "profile_default" / "startup"
