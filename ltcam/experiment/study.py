@@ -58,7 +58,11 @@ class Study:
         if data not in (sets := profile(name)):
             raise InputError(f"profile {name!r} has no data set {data!r}: expected one of {list(sets)}")
         self.profile, self.data, self.kept = name, data, kept
-        self.settings = DEFAULTS | sets[data] | ({"seeds": list(seeds)} if seeds else {})
+        own = DEFAULTS | sets[data]
+        self.settings = own | ({"seeds": list(seeds)} if seeds else {})
+        self.reference = (
+            name if self.settings == own else f"{name} with seeds {list(seeds)}"
+        )  # whose golden values are compared
         self.out, self.runs, self.figures = (f(name, data) for f in (files.results, files.runs, files.figures))
         self.dataset = known(data)
         self.metric, self.compared = self.dataset.headline, self.dataset.compared

@@ -119,7 +119,7 @@ def _measure(study: Study, needs: Iterable[Need]) -> None:
 def check(name: str, study: Study) -> str:
     """`golden` for table `name` of a study: its golden columns, within its tolerance."""
     own, table = RESULTS[name], make(name, study)
-    return golden(name, table[list(own.golden or table.columns)], study.profile, own.tolerance)
+    return golden(name, table[list(own.golden or table.columns)], study.reference, own.tolerance)
 
 
 def golden(name: str, table: pd.DataFrame, profile: str, tolerance: float = TOLERANCE) -> str:
