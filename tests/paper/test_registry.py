@@ -177,7 +177,7 @@ def test_golden_values_are_compared_within_a_tolerance():
 def test_check_compares_the_golden_columns_within_the_tables_own_tolerance(monkeypatch):
     table = pd.read_csv(GOLDEN / "best.csv")
     study = made.study(data="demo")
-    study.profile = "demo"
+    study.reference = "demo"
     monkeypatch.setattr(registry, "make", lambda name, study: table.assign(value=table["value"] + off, ci_low=0.0))
     off = 2.9
     assert registry.check("best", study) == "best: within tolerance"
