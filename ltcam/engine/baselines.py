@@ -126,7 +126,8 @@ def ablationcam(
                 ones = torch.ones_like(output, dtype=torch.float32).requires_grad_()
                 shaped = ones.clone() if reshape is None else reshape(ones)
                 (channel,) = torch.autograd.grad(shaped[at].sum(), ones)
-            return output.masked_fill(channel != 0, 0)
+            own = output.clone() if any(output is value for value in arguments) else output  # which others may read too
+            return own.masked_fill_(channel != 0, 0)
 
         with module.register_forward_hook(ablate):
             return model(inputs)

@@ -1,11 +1,13 @@
 """What goes into a model and what comes out: images, logits, a layer's axes, and ready functions for `reshape=`."""
 
+import re
 from collections.abc import Callable, Mapping
 from math import isqrt
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ltcam.engine.targets import describe
 from ltcam.errors import InputError, LtcamError, of_loader
@@ -92,17 +94,19 @@ def check_images(model: nn.Module, images: Tensor) -> None:
         raise InputError("a TorchScript model takes no hooks on its layers: pass the eager model it was made from")
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not images.numel():
         raise InputError(f"images are {describe(images)}: expected floats (N, 3, H, W)")
+    if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
+        raise InputError("the model has weights that its first run makes: run it once before")
     if torch.is_inference_mode_enabled() or any(t.is_inference() for t in (images, *model.parameters())):
         raise InputError(
             "inference mode keeps no gradients: make the model and the images, and call trace, outside torch.inference_mode"
         )
     if not images.isfinite().all():
         raise InputError("images hold NaN or infinity: expected finite, normalized values")
-    parameter = next(model.parameters(), images)
-    if parameter.device != images.device:
-        raise InputError(f"images are on {images.device}, the model is on {parameter.device}: move one to the other")
-    if parameter.dtype != images.dtype and not torch.is_autocast_enabled(images.device.type):
-        raise InputError(f"images are {images.dtype}, the model is {parameter.dtype}: convert one of them, or use autocast")
+    weights = [p for p in model.parameters() if p.is_floating_point()] or [images]
+    if all(p.device != images.device for p in weights):
+        raise InputError(f"images are on {images.device}, the model is on {weights[0].device}: move one to the other")
+    if all(p.dtype != images.dtype for p in weights) and not torch.is_autocast_enabled(images.device.type):
+        raise InputError(f"images are {images.dtype}, the model is {weights[0].dtype}: convert one of them, or use autocast")
 
 
 def called(model: nn.Module, images: Tensor) -> Any:
@@ -113,7 +117,10 @@ def called(model: nn.Module, images: Tensor) -> Any:
         if isinstance(error, LtcamError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and of_loader(error)):
             raise
         said = f"the model does not run on {describe(images)} ({type(error).__name__}: {error})"
-        raise InputError(f"{said}: expected images that fit it, and a wrapper around a model of more inputs") from error
+        way = "expected images that fit it, and a wrapper around a model of more inputs"
+        if re.search("requires_grad|gradient", str(error)):  # it asks for gradients of its own, which frozen weights lack
+            way = "pass create_graph=True, which keeps the gradients that the model asks for"
+        raise InputError(f"{said}: {way}") from error
 
 
 def logits_of(returned: Any, count: int, output: Output | None = None) -> Tensor:

@@ -62,7 +62,8 @@ def borrowed(model: nn.Module, frozen: bool = True) -> Iterator[None]:
         stores += [dict(m.named_buffers(recurse=False)) for m in scripted]
         back = locks  # what is put on it is undone from the last to the first, also if one step fails
         back.callback(setattr, parametrize, "_cache_enabled", parametrize._cache_enabled)
-        for parameter in model.parameters() if frozen else ():
+        weights = [p for p in model.parameters() if p.is_leaf] if frozen else []  # copies with a history stay as they are
+        for parameter in weights:
             back.callback(parameter.requires_grad_, parameter.requires_grad)
         for store in stores:
             copies = {name: value.detach().clone() for name, value in store.items() if value is not None}
@@ -74,7 +75,7 @@ def borrowed(model: nn.Module, frozen: bool = True) -> Iterator[None]:
         parametrize._cache_enabled = 0  # what is cached now would lack a gradient later
         if training:  # a model in eval mode may have special modes inside
             model.eval()
-        for parameter in model.parameters() if frozen else ():
+        for parameter in weights:
             parameter.requires_grad_(False)
         yield
 
@@ -138,7 +139,9 @@ def resolved(model: nn.Module, layers: Layers, images: Tensor) -> tuple[dict[str
         own = [layer]
         if wanted is layers and isinstance(layer, nn.Module):
             own = [name for name, module in modules.items() if module is layer] or [""]
-        elif wanted is layers and isinstance(layer, str) and layer not in modules and labels_in(layer):
+        elif wanted is layers and isinstance(layer, str) and labels_in(layer):
+            if layer in modules:
+                raise InputError(f"{layer!r} names a module and a stage: pass the module itself, or {{label: module name}}")
             labels = labels or stages(model, images=images)
             own = [labels.get(label, label) for label in labels_in(layer)]
         for name in own:

@@ -63,6 +63,10 @@ class Trace:
             return list(self.layers)
         if isinstance(layers, list | tuple):
             return [name for item in layers for name in self.select(item)]
+        if self.stages.get(str(layers), layers) != layers and layers in self.layers:
+            raise InputError(
+                f"{layers!r} names a traced module and another stage: trace {{label: module name}} of other labels"
+            )
         if layers in self.layers:
             return [layers]
         if isinstance(layers, str) and (labels := labels_in(layers)) and all(label in self.stages for label in labels):

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ltcam import explain, explain_scales, stages, tokens_to_map, trace
+from ltcam.engine.baselines import ablationcam, liftcam, relevancecam, scorecam
 from ltcam.errors import InputError
 
 
@@ -393,3 +394,116 @@ def test_a_gradient_that_is_no_number_is_named(dtype, images):
     model = nn.Sequential(block(3, 4), Root(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).to(dtype)
     with pytest.raises(InputError, match="gradient at '0' is NaN or infinite"):
         trace(model, images.to(dtype), 1, ["0"])
+
+
+def test_ablation_reaches_those_who_read_the_features_in_another_way(images):
+    torch.manual_seed(0)
+    model, found = ByAttribute().eval(), []
+    for c in range(3):
+        with torch.no_grad():
+            y, whole, drops = model.first(images), model(images)[:, c], []
+            for k in range(y.shape[1]):
+                less = y.clone()
+                less[:, k] = 0
+                both = torch.cat([model.second(less).amax((2, 3)), less.square().mean((2, 3))], dim=1)
+                drops.append((whole - model.head(both)[:, c]) / whole.abs())
+        expected = (torch.stack(drops, dim=1)[:, :, None, None] * y).sum(1).relu()
+        found.append(ablationcam(model, images, c, "first"))
+        torch.testing.assert_close(found[-1], expected, rtol=1e-4, atol=1e-5)
+    assert torch.stack(found).max() > 0.01
+
+
+class Named(nn.Module):
+    """Its logits under a name, per place or in an object."""
+
+    def __init__(self, inner, how):
+        super().__init__()
+        self.inner, self.how = inner, how
+
+    def forward(self, x):
+        logits = self.inner(x)
+        return {
+            "logits": {"logits": logits},
+            "object": type("Output", (), {"logits": logits})(),
+            "places": logits[..., None, None],
+        }[self.how]
+
+
+@pytest.mark.parametrize("how", ["logits", "object", "places"])
+@pytest.mark.parametrize("method", [liftcam, relevancecam, scorecam, ablationcam])
+def test_baselines_read_every_output_that_trace_reads(how, method, images):
+    torch.manual_seed(0)
+    inner = nn.Sequential(*block(3, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    if how == "places" and method is relevancecam:
+        pytest.skip("its rules know no mean over places")
+    expected = method(inner, images, 1, "1")
+    torch.testing.assert_close(method(Named(inner, how), images, 1, "inner.1"), expected)
+
+
+def test_weights_with_a_history_are_explained_as_they_are(images):
+    """As the adapted copies of meta-learning: no leaves."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(block(3, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    adapted = copy.deepcopy(plain)
+    for module, other in zip(adapted.modules(), plain.modules(), strict=True):
+        for name, weight in other._parameters.items():
+            if weight is not None:
+                module._parameters[name] = 1.0 * weight
+    found = trace(adapted, images, 1, ["0"])
+    torch.testing.assert_close(found.gradient("0"), trace(plain, images, 1, ["0"]).gradient("0"))
+    assert all(p.requires_grad and p.grad_fn is not None for p in adapted.parameters())
+
+
+def test_weights_that_the_first_run_makes_are_refused_until_it_ran(images):
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(3)).eval()
+    with pytest.raises(InputError, match="weights that its first run makes: run it once"):
+        trace(model, images, 1, ["0"])
+    model(images)
+    assert trace(model, images, 1, ["0"]).gradient("0").shape == (2, 4, 14, 14)
+
+
+def test_a_counter_or_a_prior_does_not_speak_for_the_models_dtype(images):
+    model = nn.Sequential(block(3, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    expected = trace(model, images, 1, ["0"]).gradient("0")
+    for first in (nn.Parameter(torch.zeros(1, dtype=torch.long), requires_grad=False), nn.Parameter(torch.ones(1).double())):
+        other = copy.deepcopy(model)
+        other._parameters["first"] = first
+        assert next(other.parameters()) is first
+        torch.testing.assert_close(trace(other, images, 1, ["0"]).gradient("0"), expected)
+    with pytest.raises(InputError, match=r"images are torch\.float32, the model is torch\.float64: convert one"):
+        trace(model.double(), images, 1, ["0"])
+
+
+@pytest.mark.parametrize("how", ["register_hook", "retain_grad"])
+def test_a_model_that_asks_for_gradients_of_its_own_is_told_the_way_out(how, images):
+    class Asking(nn.Module):
+        def forward(self, x):
+            x.register_hook(lambda gradient: None) if how == "register_hook" else x.retain_grad()
+            return x
+
+    model = nn.Sequential(block(3, 4), Asking(), block(4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    with pytest.raises(InputError, match="pass create_graph=True, which keeps the gradients that the model asks for"):
+        trace(model, images, 1, ["2"])
+    found = trace(model, images, 1, ["2"], create_graph=True).gradient("2")
+    torch.testing.assert_close(found.detach(), by_autograd(model, images, 1, "2"))
+
+
+def test_a_module_that_is_named_like_a_stage_has_one_meaning(images):
+    def down(a, b):
+        return nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.ReLU())
+
+    model = nn.Module()
+    for name, part in (("S2", down(3, 4)), ("S1", down(4, 4)), ("top", down(4, 4)), ("head", nn.Linear(4, 3))):
+        setattr(model, name, part)
+    model.forward = lambda x: model.head(model.top(model.S1(model.S2(x))).mean((2, 3)))
+    images = nn.functional.interpolate(images, size=(64, 64))
+    for layers in (["S1"], ["top", "S2"]):
+        with pytest.raises(InputError, match="names a module and a stage: pass the module itself"):
+            trace(model, images, 1, layers)
+    by_module = trace(model, images, 1, [model.S1]).features("S1")
+    assert torch.equal(trace(model, images, 1, {"first": "S1"}).features("S1"), by_module)
+    traced = trace(model, images, 1)
+    assert traced.stages == {"S1": "S2", "S2": "S1", "S3": "top"}
+    with pytest.raises(InputError, match="'S1' names a traced module and another stage"):
+        explain(traced, "gradcam", "S1")
+    assert explain(traced, "gradcam", "S1-S3").shape == (2, 64, 64)
