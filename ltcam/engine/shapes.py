@@ -102,7 +102,8 @@ def check_images(model: nn.Module, images: Tensor) -> None:
         )
     if not images.isfinite().all():
         raise InputError("images hold NaN or infinity: expected finite, normalized values")
-    weights = [p for p in model.parameters() if p.is_floating_point()] or [images]
+    weights: list[Tensor] = [p for p in model.parameters() if p.is_floating_point()]
+    weights = weights or [images]
     if all(p.device != images.device for p in weights):
         raise InputError(f"images are on {images.device}, the model is on {weights[0].device}: move one to the other")
     if all(p.dtype != images.dtype for p in weights) and not torch.is_autocast_enabled(images.device.type):

@@ -165,21 +165,34 @@ def each(maps: Maps, samples: Sequence[Sample], stride: int = 1) -> Iterator[tup
 
 
 def _otsu(maps: Maps, samples: list[Sample], cut: set[Config]) -> Iterator[Row]:
-    """The rows of masks at Otsu's threshold, or at a configuration's own fraction of the maximum. Masks of one size come
-    together, as many as the caches hold."""
+    """The rows of masks at Otsu's threshold, or at a configuration's own fraction of the maximum."""
     pairs, device = maps.pairs.tolist(), maps.pairs.device
-    for (height, width), alike in groupby(range(len(pairs)), key=lambda pair: tuple(samples[pairs[pair][0]].mask.shape)):
-        numbers, most = list(alike), max(1, CHUNK.get(device.type, CHUNK["cuda"]) // (height * width))
-        for chosen in (numbers[start : start + most] for start in range(0, len(numbers), most)):
-            own = [(samples[image], c) for image, c in (pairs[pair] for pair in chosen)]
-            region = torch.stack([regions(sample.mask.to(device), c) for sample, c in own])
-            for group, heat in maps.heatmaps(chosen, (height, width)):
-                for fraction in {config.fraction: None for config in group if config in cut}:
-                    its = [n for n, config in enumerate(group) if config.fraction == fraction and config in cut]
-                    found = otsu_counts(heat[its], region) if fraction is None else count(above(heat[its], fraction), region)
-                    for n, of_config in zip(its, found.tolist(), strict=True):
-                        for (sample, c), row in zip(own, of_config, strict=True):
-                            yield Row(sample.name, c, Way(group[n]), *row)
+    for chosen, size in _of_one_size(pairs, samples, CHUNK.get(device.type, CHUNK["cuda"])):
+        own = [(samples[image], c) for image, c in (pairs[pair] for pair in chosen)]
+        region = torch.stack([regions(sample.mask.to(device), c) for sample, c in own])
+        for group, heat in maps.heatmaps(chosen, size):
+            for fraction in {config.fraction: None for config in group if config in cut}:
+                its = [n for n, config in enumerate(group) if config.fraction == fraction and config in cut]
+                found = otsu_counts(heat[its], region) if fraction is None else count(above(heat[its], fraction), region)
+                for n, of_config in zip(its, found.tolist(), strict=True):
+                    for (sample, c), row in zip(own, of_config, strict=True):
+                        yield Row(sample.name, c, Way(group[n]), *row)
+
+
+def _of_one_size(pairs: list[list[int]], samples: list[Sample], chunk: int) -> Iterator[tuple[list[int], tuple[int, int]]]:
+    """The numbers of pairs whose masks have one size, as many as the caches hold, and that size.
+
+    Images stay whole: the last bits of a resize depend on how many maps it is given.
+    """
+    chosen, before = list[int](), (0, 0)
+    for image, numbers in groupby(range(len(pairs)), key=lambda number: pairs[number][0]):
+        own, (height, width) = list(numbers), samples[image].mask.shape
+        if chosen and ((height, width) != before or (len(chosen) + len(own)) * height * width > chunk):
+            yield chosen, before
+            chosen = []
+        chosen, before = chosen + own, (height, width)
+    if chosen:
+        yield chosen, before
 
 
 def _argmax(sample: Sample, heats: Tensor, classes: Tensor, ways: Sequence[Way]) -> Iterator[Row]:
