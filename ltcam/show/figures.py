@@ -160,8 +160,9 @@ def gained(study: Study, by: str) -> Figure:
 def dropped(study: Study) -> Figure:
     """The share of the positive gradient that Eq. 9 drops, by stage, and what it would be if all gradients were equal."""
     wide = make("dropped", study).pivot(index="delta", columns="stage", values="share")
-    wide["if all were equal"] = wide.index
-    return charts.lines(wide, DELTA, "dropped (% of their sum)", study.title)
+    figure = charts.lines(wide, f"{DELTA}; dashed: if all were equal", "dropped (% of their sum)", study.title)
+    figure.axes[0].plot(wide.index, wide.index, "--", color="gray", linewidth=1)
+    return figure
 
 
 def seeds(study: Study) -> Figure:

@@ -57,6 +57,7 @@ def test_scores_by_hand():
     )
     assert PAIRS.iou()[:, 0].tolist() == [50, 0, 20] and list(row.index) == [*scores.ALWAYS, *scores.SCORES]
     empty = table([("a", 0, 0, 0, 9), ("b", 1, 0, 0, 0)])
+    assert scored(table([("a", 0, 1, 0, 0)]))[scores.SCORES].tolist() == [100] * 8  # one pixel, found
     assert scored(empty)[scores.SCORES].tolist() == [0] * 8 and empty.iou().tolist() == [[0], [0]]
 
 
