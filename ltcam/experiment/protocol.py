@@ -12,7 +12,7 @@ from ltcam.engine.stages import Outputs
 from ltcam.engine.tricks import one_of, whole
 from ltcam.engine.views import check
 
-Labels = Literal["true", "predicted"]
+Labels = Literal["true", "predicted", "top", "every"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class Protocol:
     """Each field is kept with the counts.
 
     labels    "true": heatmaps of the classes that are present. "predicted": of the classes with a logit above 0, or else of
-              the largest logit. A predicted class that is absent has only false positives, a missed one only false negatives
+              the largest logit. "top": of the class of the largest logit alone, or of none if that is the logit of "none". An
+              explained class that is absent has only false positives, a missed one only false negatives. "every": a pass that
+              explains the classes of all three, so that each of them can be read from it
     outputs   where the stages S1 to S5 are read, as in `ltcam.engine.stages.stages`
     size      (height, width) of the input; None: the size that the model was trained at
     bfloat16  autocast of the forward and the backward; the maps are still summed in float32

@@ -14,6 +14,7 @@ from ltcam.experiment.protocol import plain
 from ltcam.experiment.vgg16 import Head
 
 Augment = Literal["none", "flips", "light"]
+Loss = Literal["sigmoid", "softmax"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Recipe:
     data: str = "demo"
     train: str = "train"  # the part trained on
     test: str = "test"  # the held-out part
+    loss: Loss = "sigmoid"  # a sigmoid a class; or a softmax, whose probability the classes of an image share
     head: Head = "fc"
     hidden: int | None = None
     width: int = 1
@@ -57,6 +59,7 @@ class Recipe:
                 raise InputError(f"{name}={value!r}: expected true or false")
         one_of("augment", self.augment, Augment)
         one_of("head", self.head, Head)
+        one_of("loss", self.loss, Loss)
 
 
 def _number(name: str, value: Any) -> float:

@@ -4,6 +4,9 @@ A profile names `seeds` and, for cross-validation, a number of `folds`. The resu
 `results/<profile>/<data>/seed<k>[/fold<f>]`. Its checkpoint is in the same place below `ltcam.files.runs`. A profile without
 seeds has one training, whose files are in `results/<profile>/<data>` itself.
 
+There are two settings. "sigmoid" is what the field does: a sigmoid a class, and every labelled class is explained. "softmax" is
+how we read the paper: a softmax, and the class of the largest logit alone is explained. Its files are in a folder `softmax`.
+
 The counts on the held-out parts of a seed's folds are pooled, since together these parts hold every image once. Scores on the
 training parts are computed fold by fold and averaged.
 """
@@ -27,7 +30,7 @@ from ltcam.errors import InputError, MissingError
 from ltcam.experiment import provenance
 from ltcam.experiment.counting import identity, measure
 from ltcam.experiment.protocol import Protocol, Way
-from ltcam.experiment.recipe import Recipe, Training, planned, profile
+from ltcam.experiment.recipe import Loss, Recipe, Training, planned, profile
 from ltcam.experiment.scores import Counts
 from ltcam.experiment.store import Store
 from ltcam.experiment.trained import Trained, load_checkpoint
@@ -37,6 +40,7 @@ from ltcam.files import sha256
 Role = Literal["test", "train"]
 DEFAULTS: dict[str, Any] = {
     "seeds": [], "folds": 0, "batch_size": 8,
+    "softmax": None,  # what the setting "softmax" changes here, e.g. {seeds: [0]}; None: it is not trained
     "deltas": [float(delta) for delta in range(0, 100, 10)],  # of the cross of percentile scope, scale and delta
     "varied": ["Grad-CAM", "Grad-CAM, fused", "LTGrad-CAM", "Layer-CAM", "LTLayer-CAM", "FullGrad"],  # rows of the ablations
     "protocols": ["labels", "outputs", "size"],  # of the ablations
@@ -51,23 +55,36 @@ class Study:
     """The trainings of data set `data` in `profile`. Raises InputError for an unknown profile or data set of it.
 
     kept: read only what is kept, and open no data and no checkpoint, as for tables of committed counts. Then what is missing is
-    an error. Without it, what is missing is measured. seeds: to train instead of the profile's.
+    an error. Without it, what is missing is measured. seeds: to train instead of the profile's. loss: the setting.
     """
 
-    def __init__(self, name: str, data: str, kept: bool = False, seeds: Sequence[int] = ()) -> None:
+    def __init__(
+        self, name: str, data: str, kept: bool = False, seeds: Sequence[int] = (), loss: Loss = "sigmoid"
+    ) -> None:  # fmt: skip
         if data not in (sets := profile(name)):
             raise InputError(f"profile {name!r} has no data set {data!r}: expected one of {list(sets)}")
-        self.profile, self.data, self.kept = name, data, kept
-        own = DEFAULTS | sets[data]
+        self.profile, self.data, self.kept, self.given, self.loss = name, data, kept, seeds, loss
+        own, softmax = DEFAULTS | sets[data], loss == "softmax"
+        if softmax:
+            if own["softmax"] is None:
+                raise InputError(f"profile {name!r} has no softmax of {data!r}: expected `softmax: {{}}` in its file")
+            own |= own["softmax"] | {"recipe": {**own["recipe"], "loss": loss}, "others": []}
         self.settings = own | ({"seeds": list(seeds)} if seeds else {})
-        self.reference = (
-            name if self.settings == own else f"{name} with seeds {list(seeds)}"
-        )  # whose golden values are compared
-        self.out, self.runs, self.figures = (f(name, data) for f in (files.results, files.runs, files.figures))
+        # whose golden values are compared
+        self.reference = f"{name}{'/softmax' * softmax}" + ("" if self.settings == own else f" with seeds {list(seeds)}")
+        own_place = f"{data}{'/softmax' * softmax}"
+        self.out, self.runs, self.figures = (f(name, own_place) for f in (files.results, files.runs, files.figures))
         self.dataset = known(data)
         self.metric, self.compared = self.dataset.headline, self.dataset.compared
-        self.protocol = Protocol(self.settings["batch_size"])
+        self.protocol = Protocol(self.settings["batch_size"], "top" if softmax else "true")
         self.made: dict[str, bytes] = {}  # tables, by `ltcam.paper.registry`
+
+    @cached_property
+    def both(self) -> list[Study]:
+        """The settings that are there: this study, and from that of the sigmoid also the softmax's."""
+        if self.loss == "softmax" or self.settings["softmax"] is None:
+            return [self]
+        return [self, Study(self.profile, self.data, self.kept, self.given, "softmax")]
 
     @cached_property
     def planned(self) -> dict[str, Training]:
