@@ -10,11 +10,10 @@ import yaml
 from ltcam import files
 from ltcam.engine.tricks import is_whole, one_of, whole
 from ltcam.errors import InputError
-from ltcam.experiment.protocol import plain
+from ltcam.experiment.protocol import Loss, plain
 from ltcam.experiment.vgg16 import Head
 
 Augment = Literal["none", "flips", "light"]
-Loss = Literal["sigmoid", "softmax"]
 
 
 @dataclass(frozen=True)

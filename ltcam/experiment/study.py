@@ -16,7 +16,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Literal
 
 import pandas as pd
@@ -29,8 +31,8 @@ from ltcam.engine.config import Config
 from ltcam.errors import InputError, MissingError
 from ltcam.experiment import provenance
 from ltcam.experiment.counting import identity, measure
-from ltcam.experiment.protocol import Protocol, Way
-from ltcam.experiment.recipe import Loss, Recipe, Training, planned, profile
+from ltcam.experiment.protocol import Loss, Protocol, Way
+from ltcam.experiment.recipe import Recipe, Training, planned, profile
 from ltcam.experiment.scores import Counts
 from ltcam.experiment.store import Store
 from ltcam.experiment.trained import Trained, load_checkpoint
@@ -193,11 +195,21 @@ class Study:
         configs, parts = tuple(dict.fromkeys(configs)), []
         chosen = self.trainings[self.trainings["seed"].isin(self.seeds[:seeds])]
         for name, seed, fold in chosen[["name", "seed", "fold"]].itertuples(index=False):
-            ways = [Way(config, cut, (t or {}).get(name, {}).get(config, 0.0)) for config in configs]
-            found = self.store.read(self.measured(name, ways, role, protocol, first), configs, cut)
+            found = self.of_training(name, configs, role, protocol, cut, (t or {}).get(name, {}), first)
             pairs = found.pairs.assign(training=seed, fold=fold if role == "train" else "")
             parts.append(Counts(pairs, configs, found.values))
         return Counts.join(parts)
+
+    def of_training(
+        self, name: str, configs: Sequence[Config], role: Role = "test", protocol: Protocol | None = None, cut: str = "otsu",
+        t: Mapping[Config, float] = MappingProxyType({}), first: int | None = None,
+    ) -> Counts:  # fmt: skip
+        """`counts` of one training, which may be one that the profile does not name."""
+        number = self.measured(name, [Way(c, cut, t.get(c, 0.0)) for c in configs], role, protocol, first)
+        found = self.store.read(number, configs, cut)
+        if self.store.identity(number)["labels"] != "every":
+            return found
+        return found.explained(self.store.logits(number), (protocol or self.protocol).labels, self.recipe(name).loss)
 
     def measured(
         self, name: str, ways: Sequence[Way], role: Role = "test", protocol: Protocol | None = None, first: int | None = None
@@ -207,12 +219,13 @@ class Study:
         first = self.settings["first"] if role == "train" and first is None else first
         part = getattr(recipe, role) + (f"/{first}" if first else "")
         checkpoint = dict(self.trainings[["name", "checkpoint"]].to_numpy()).get(name) or self._run(name)["checkpoint"]
-        wanted = {"checkpoint": checkpoint, "part": part, **protocol.identity(recipe.size or self.dataset.size)}
+        wanted = {"checkpoint": checkpoint, "part": part}
+        about = [own.identity(recipe.size or self.dataset.size) for own in (protocol, replace(protocol, labels="every"))]
         if not self.kept:
             trained = self.load(name)
             data = trained.load(part)
             wanted |= identity(trained, data, protocol)
-        for number in self.store.find(**wanted):
+        for number in (number for own in about for number in self.store.find(**{**wanted, **own})):
             done = self.store.done(number)
             if self.kept:  # there any background serves, since each was counted at one
                 done |= {way._replace(t=0.0) for way in done}
@@ -220,8 +233,10 @@ class Study:
                 return number
         if self.kept:
             raise MissingError(f"{self.out / name} has no counts of {ways[0].config} on part {part}: run ltcam reproduce first")
+        protocol = protocol.measured
         named = ",".join(filter(None, [f"counts.{part.replace('/', '-')}", protocol.name]))
-        number = self.store.open({**wanted, "pass": ""}, f"{name}/{named}.csv.gz".lstrip("/"))
+        own = {**identity(trained, data, protocol), "pass": ""}
+        number = self.store.open(own, f"{name}/{named}.csv.gz".lstrip("/"))
         measure(self.store, number, trained, data, ways, protocol)
         return number
 
