@@ -7,7 +7,6 @@ the held-out part and on the training part.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING, Any, get_args
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ltcam.engine.config import Config
-from ltcam.experiment.scores import VERDICTS, Floats, draws, ends, scores, span, verdict
+from ltcam.experiment.scores import NEAR, Floats, draws, ends, judge, scores, span
 from ltcam.experiment.study import Role, Study
 from ltcam.files import ROOT
 from ltcam.paper.registry import Need, make, result
@@ -56,11 +55,16 @@ POOLED = {"mIoU": "IoU", "Precision": "Precision", "Recall": "Recall", "Micro-F1
 COLUMNS = {1: CLASS_MEANS, 2: CLASS_MEANS, 3: CLASS_MEANS, 4: POOLED}  # ours, by the paper's name of a metric
 STYLES = ("", "background-color: #b7e1c0; color: black", "background-color: #bcd4f0; color: black")  # by `ranks`
 CHANGE = ("change", "change_low", "change_high")
+WORDS = ("better", "worse")  # for a margin that is a change
 
 
-def margin(values: Floats, names: tuple[str, str, str] = CHANGE, words: Mapping[str, str] = VERDICTS) -> dict[str, Any]:
-    """The columns that say what a margin is: its value and its ends, under `names`, and its verdict, in `words`."""
-    return {**ends(values, *names), "verdict": words[verdict(values)]}
+def margin(
+    values: Floats, names: tuple[str, str, str] = CHANGE, words: tuple[str, str] = WORDS, near: float = NEAR
+) -> dict[str, Any]:
+    """The columns that say what a margin is: its value and its ends, under `names`, and its verdict by `judge`, where `words`
+    stand for "holds" and "fails"."""
+    said = judge([values], near).word.replace("holds", words[0]).replace("fails", words[1])
+    return {**ends(values, *names), "verdict": said}
 
 
 def _register(number: int) -> None:
@@ -124,6 +128,18 @@ def comparison(study: Study) -> pd.DataFrame:
             rows.append([number, row, metric, *wide.loc[row, metric], *np.round(interval, 2)])
     table = pd.DataFrame(rows, columns=["table", "row", "metric", "paper", "ours", "difference", "low", "high"])
     return table.assign(inside=table["paper"].between(table["low"], table["high"]).where(table["low"].notna()))
+
+
+@result("How many pairs of rows stand in the order that the paper prints")
+def orders(study: Study) -> pd.DataFrame:
+    """By table, of all `pairs` of its rows those whose difference in mIoU has the sign that it has in the paper: `agree`."""
+    rows = []
+    for number in (1, 2, *study.compared):
+        printed, ours = published(number)["mIoU"], make(f"table{number}", study).set_index("row")[COLUMNS[number]["mIoU"]]
+        signs = [np.sign(np.subtract.outer(own, own)) for own in (printed.to_numpy(), ours[printed.index].to_numpy())]
+        pairs = np.triu_indices(len(printed), 1)
+        rows.append([number, len(pairs[0]), (signs[0] == signs[1])[pairs].sum(), PRINTED_ON[number]])
+    return pd.DataFrame(rows, columns=["table", "pairs", "agree", "paper_on"]).assign(data=study.title)
 
 
 def compared(number: int, ours: pd.DataFrame) -> pd.DataFrame:
