@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -188,44 +188,33 @@ def span(values: Floats) -> tuple[float, float]:
     return float(low.min()), float(high.max())
 
 
-class Verdict(NamedTuple):
-    """word: see `judge`; decides: the number of the margin that decides; p: one-sided, (1 + draws against it) / (1 + draws)."""
-
-    word: str
-    decides: int
-    p: float
-
-
-def judge(margins: Sequence[Floats], near: float = NEAR) -> Verdict:
-    """The verdict on the claim that all margins, each an entry of `draws` or made of several, are above zero.
+def judge(margins: Sequence[Floats], near: float = NEAR) -> tuple[str, int, float]:
+    """The verdict that all margins, entries of `draws` or made of them, are above zero; the number of that which decides; a p.
 
     "holds" if every interval lies above zero; "fails" if some interval, widened for the number of margins (Holm), lies below;
-    "equal" if every interval lies within `near` points of zero; else "open": the data cannot decide. The margin with the lowest
-    lower end decides, of those that fail if some do. If its interval lies within `near` points, ", negligible" follows.
-    p counts the draws against the verdict: those of the margin with the most, or if it "fails", the fewest, times the margins.
+    "equal" if every interval lies within `near` points of zero; else "open". The margin whose interval reaches lowest decides,
+    of those that fail if some do; ", negligible" follows if it lies within `near`. p: (1 + draws against it) / (1 + draws).
     """
     drawn = np.stack([_trainings(margin).mean(axis=1)[1:] for margin in margins])
     low, high = np.percentile(drawn, ENDS, axis=1)
     failing = np.percentile(drawn, 100 - 100 * TAIL / len(drawn), axis=1) < 0
     within, decides = (-near < low) & (high < near), int(np.where(failing | ~failing.any(), low, np.inf).argmin())
+    word, against = "open", drawn.shape[1]
     if (low > 0).all():
         word, against = "holds", (drawn <= 0).sum(axis=1).max()
     elif failing.any():
         word, against = "fails", (drawn >= 0).sum(axis=1).min() * len(drawn)
     elif within.all():
         word, against = "equal", (abs(drawn) >= near).sum(axis=1).max()
-    else:
-        return Verdict("open", decides, 1)
-    negligible = ", negligible" if within[decides] and word != "equal" else ""
-    return Verdict(word + negligible, decides, float((1 + against) / (1 + drawn.shape[1])))
+    suffix = ", negligible" if word in ("holds", "fails") and within[decides] else ""
+    return word + suffix, decides, float((1 + against) / (1 + drawn.shape[1]))
 
 
 def survive(p: Floats) -> NDArray[np.bool_]:
-    """Which verdicts Holm's procedure keeps, by the p of each (NaN: there is none). All of them are right but for `TAIL`."""
+    """Which verdicts Holm's procedure keeps, by the p of each (NaN: there is none). One is wrong with a chance of `TAIL`."""
     order, left = np.argsort(p), np.arange(np.isfinite(p).sum(), 0, -1)
-    kept = np.zeros(len(p), dtype=bool)
-    kept[order[: len(left)]] = np.logical_and.accumulate(p[order[: len(left)]] <= TAIL / left)
-    return kept
+    number = np.logical_and.accumulate(p[order][: len(left)] <= TAIL / left).sum()
+    return np.isin(np.arange(len(p)), order[:number])
 
 
 def agreement(values: Floats) -> str:

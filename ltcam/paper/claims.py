@@ -34,7 +34,8 @@ TITLES = {
     "claim": "claim", "quote": "in the paper's words (Sec.)", "verdict": "ours", "holm": "with Holm",
     "interval": "what decides (95%)", "trainings": "in trainings", "numbers": "numbers", "paper": "paper", "paper_on": "on",
 }  # fmt: skip
-COLORS = {"holds": "#b7e1c0", "fails": "#f2c6b4", "equal": "#bcd4f0", "open": "#f4e7b0"}
+COLORS = {"holds": "b7e1c0", "fails": "f2c6b4", "equal": "bcd4f0", "open": "f4e7b0"}
+STYLES = {word: f"background-color: #{color}; color: black" for word, color in COLORS.items()}
 
 
 class Claim(NamedTuple):
@@ -53,11 +54,6 @@ class Claim(NamedTuple):
     def table(self) -> int:
         """3 if the paper's numbers are class means on VOC 2012, 4 if they are pooled scores on KSDD2."""
         return 3 if self.source in ("Table 1", "Table 2", "Table 3") else 4
-
-    @property
-    def near(self) -> float:
-        """The points within which a margin is negligible: none if the claim has a bound of its own, or is about ranks."""
-        return 0.0 if self.low or self.margins == "agreement" else NEAR
 
     def over(self, scores: Scores) -> Iterator[Margin]:
         """The margins of some scores. Raises KeyError for a configuration that has none."""
@@ -116,7 +112,7 @@ def claims(study: Study) -> pd.DataFrame:
     Columns: claim, section, quote, verdict (of `judge`, or "not measured"), holm (the verdict if it survives Holm's procedure
     over all claims of the data set, else "open"), numbers (ours that decide it and the paper's, in percent), paper ("holds" or
     "fails" by the paper's own numbers, or "no numbers"), paper_on (the paper's data set), margin, ci_low, ci_high (the margin
-    that decides and its interval, in points), and trainings (in how many it is above zero, "2 of 3").
+    that decides and its interval, in points), trainings (in how many it is above zero, "2 of 3"), and p (of `judge`).
     """
     counts = {need.role: study.counts(need.configs, need.role) for need in _needs(study)}
 
@@ -132,7 +128,8 @@ def claims(study: Study) -> pd.DataFrame:
             scores = drawn(COLUMNS[home][claim.metric])
             means = {part: {config: values[0].mean() for config, values in own.items()} for part, own in scores.items()}
             margins = [margin for margin, *_ in claim.over(scores)]
-            said, decides, p = judge(margins, claim.near)
+            own = claim.low or claim.margins == "agreement"  # a bound of its own, or ranks: nothing is negligible
+            said, decides, p = judge(margins, 0 if own else NEAR)
             numbers = _decide(claim, means, decides)[1]
             sure = {**ends(margins[decides], "margin"), "trainings": agreement(margins[decides])}
         try:
@@ -150,23 +147,17 @@ def claims(study: Study) -> pd.DataFrame:
 
 
 def _decide(claim: Claim, scores: Scores, decides: int | None = None) -> tuple[str, str]:
-    """The verdict of some numbers alone, and the numbers of one margin: `decides`, or the smallest. If there are several
-    margins, also how many are above zero."""
+    """The verdict of numbers alone, and those of one margin, or of the smallest; of several also how many are above zero."""
     margins = [(margin, text.format(*numbers)) for margin, text, numbers in claim.over(scores)]
     held, text = sum(margin > 0 for margin, _ in margins), (min(margins) if decides is None else margins[decides])[1]
-    several = f"{held} of {len(margins)}, {text}"
-    return "holds" if held == len(margins) else "fails", several if len(margins) > 1 else text
+    said = "holds" if held == len(margins) else "fails"
+    return said, f"{held} of {len(margins)}, {text}" if len(margins) > 1 else text
 
 
 def _printed(claim: Claim) -> Scores:
     """The paper's numbers on the data set of a claim. Tables 1 to 3 agree where they have the same row."""
     numbers = [n for n in ROWS if (n == 4) == (claim.table == 4) and claim.metric in published(n)]
     return {"test": {ROWS[n][str(row)]: score for n in numbers for row, score in published(n)[claim.metric].items()}}
-
-
-def _color(said: Any) -> str:
-    word = said.split(",")[0]
-    return f"background-color: {COLORS[word]}; color: black" if word in COLORS else ""
 
 
 def judged(study: Study, *sections: str) -> Styler:
@@ -179,7 +170,7 @@ def judged(study: Study, *sections: str) -> Styler:
     shown = table.assign(quote=quote, interval=spans)[list(TITLES)].rename(columns=TITLES)
     return (
         shown.style.hide()
-        .map(_color, subset=["ours", "with Holm", "paper"])
+        .map(lambda said: STYLES.get(said.split(",")[0], ""), subset=["ours", "with Holm", "paper"])
         .set_table_styles([{"selector": "th, td", "props": "text-align: left; vertical-align: top"}])
         .set_caption(caption)
     )

@@ -7,8 +7,9 @@ the held-out part and on the training part.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
-from itertools import product
+from itertools import combinations, product
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -55,16 +56,12 @@ POOLED = {"mIoU": "IoU", "Precision": "Precision", "Recall": "Recall", "Micro-F1
 COLUMNS = {1: CLASS_MEANS, 2: CLASS_MEANS, 3: CLASS_MEANS, 4: POOLED}  # ours, by the paper's name of a metric
 STYLES = ("", "background-color: #b7e1c0; color: black", "background-color: #bcd4f0; color: black")  # by `ranks`
 CHANGE = ("change", "change_low", "change_high")
-WORDS = ("better", "worse")  # for a margin that is a change
+WORDS = ("better", "worse")  # a margin that is a change holds, or fails
 
 
-def margin(
-    values: Floats, names: tuple[str, str, str] = CHANGE, words: tuple[str, str] = WORDS, near: float = NEAR
-) -> dict[str, Any]:
-    """The columns that say what a margin is: its value and its ends, under `names`, and its verdict by `judge`, where `words`
-    stand for "holds" and "fails"."""
-    said = judge([values], near).word.replace("holds", words[0]).replace("fails", words[1])
-    return {**ends(values, *names), "verdict": said}
+def margin(values: Floats, names: Sequence[str] = CHANGE, words: Sequence[str] = WORDS, near: float = NEAR) -> dict[str, Any]:
+    """The columns that say what a margin is: its value and its ends, under `names`, and its verdict, in `words`."""
+    return {**ends(values, *names), "verdict": judge([values], near)[0].replace("holds", words[0]).replace("fails", words[1])}
 
 
 def _register(number: int) -> None:
@@ -136,10 +133,9 @@ def orders(study: Study) -> pd.DataFrame:
     rows = []
     for number in (1, 2, *study.compared):
         printed, ours = published(number)["mIoU"], make(f"table{number}", study).set_index("row")[COLUMNS[number]["mIoU"]]
-        signs = [np.sign(np.subtract.outer(own, own)) for own in (printed.to_numpy(), ours[printed.index].to_numpy())]
-        pairs = np.triu_indices(len(printed), 1)
-        rows.append([number, len(pairs[0]), (signs[0] == signs[1])[pairs].sum(), PRINTED_ON[number]])
-    return pd.DataFrame(rows, columns=["table", "pairs", "agree", "paper_on"]).assign(data=study.title)
+        same = [(printed[a] - printed[b]) * (ours[a] - ours[b]) > 0 for a, b in combinations(ROWS[number], 2)]
+        rows.append([number, PRINTED_ON[number], len(same), sum(same)])
+    return pd.DataFrame(rows, columns=["table", "paper_on", "pairs", "agree"]).assign(data=study.title)
 
 
 def compared(number: int, ours: pd.DataFrame) -> pd.DataFrame:
