@@ -74,6 +74,9 @@ def train(
     data: Annotated[str, typer.Option(help="a data set of `ltcam data list`")],
     profile: Annotated[str, typer.Option(help="take its recipe; default: the profile that has DATA")] = "",
     seed: Annotated[int | None, typer.Option(help="train this seed only, not all of the profile's")] = None,
+    softmax: Annotated[
+        bool, typer.Option("--softmax", help="in the setting of the paper: a softmax, one class an image")
+    ] = False,
     setting: Annotated[list[str] | None, typer.Option("--set", help="set NAME=VALUE in the recipe, e.g. epochs=2")] = None,
     tune: Annotated[bool, typer.Option("--tune", help="train on 9/10 of the training part, score on the rest")] = False,
     out: Annotated[Path | None, typer.Option(help="folder of the run; default: in LTCAM_RUNS or the results")] = None,
@@ -91,7 +94,7 @@ def train(
     homes = [profile] if profile else [name for name in ("demo", "real", "paper") if data in recipe.profile(name)]
     if not homes:
         raise InputError(f"no profile has data set {data!r}: expected one of {', '.join(SETS)}")
-    study = Study(homes[0], data, seeds=[] if seed is None else [seed])
+    study = Study(homes[0], data, seeds=[] if seed is None else [seed], loss="softmax" if softmax else "sigmoid")
     study.settings["recipe"] |= recipe.settings(setting or [])
     chosen = [*study.planned.values()][: 1 if tune else None]
     if setting and not out and not tune:

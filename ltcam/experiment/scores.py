@@ -17,10 +17,12 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from ltcam.engine.config import Config, refine_of, refine_text
 from ltcam.errors import InputError, MissingError
+from ltcam.experiment.protocol import Labels, Loss, explained
 
 RATES = ["IoU", "Precision", "Recall", "F1"]
 SCORES = [*(f"m{rate}" for rate in RATES), *RATES]
@@ -68,6 +70,22 @@ class Counts:
         """The counts of some pairs; chosen: (pairs,) bool, or their numbers in another order."""
         pairs = self.pairs.iloc[np.arange(len(self.pairs))[chosen]].reset_index(drop=True)
         return type(self)(pairs, self.configs, self.values[chosen])
+
+    def explained(self, logits: pd.DataFrame, labels: Labels, loss: Loss) -> Self:
+        """The counts if a map claimed only the classes that `labels` names; of other classes that are there all is missed.
+
+        logits: a row for each image by its name, a column for each output, as `Store.logits` gives them.
+        """
+        if labels == "every":
+            return self
+        area = (self.values[..., 0] + self.values[..., 2]).max(axis=1, initial=0)
+        named = explained(torch.tensor(logits.to_numpy()), labels, loss) if labels != "true" else None
+        rows = logits.index.get_indexer(pd.Index(self.pairs["name"]))
+        claims = area > 0 if named is None else named.numpy()[rows, self.pairs["class"]]
+        missed = np.zeros_like(self.values)
+        missed[..., 2] = area[:, None]
+        values = np.where(claims[:, None, None], self.values, missed)
+        return type(self)(self.pairs, self.configs, values).where(claims | (area > 0))
 
     def iou(self) -> Floats:
         """(pairs, configs) in percent; 0 where nothing is true or claimed."""

@@ -4,6 +4,9 @@ A profile names `seeds` and, for cross-validation, a number of `folds`. The resu
 `results/<profile>/<data>/seed<k>[/fold<f>]`. Its checkpoint is in the same place below `ltcam.files.runs`. A profile without
 seeds has one training, whose files are in `results/<profile>/<data>` itself.
 
+There are two settings. "sigmoid" is what the field does: a sigmoid a class, and every labelled class is explained. "softmax" is
+how we read the paper: a softmax, and the class of the largest logit alone is explained. Its files are in a folder `softmax`.
+
 The counts on the held-out parts of a seed's folds are pooled, since together these parts hold every image once. Scores on the
 training parts are computed fold by fold and averaged.
 """
@@ -13,7 +16,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Literal
 
 import pandas as pd
@@ -26,7 +31,7 @@ from ltcam.engine.config import Config
 from ltcam.errors import InputError, MissingError
 from ltcam.experiment import provenance
 from ltcam.experiment.counting import identity, measure
-from ltcam.experiment.protocol import Protocol, Way
+from ltcam.experiment.protocol import Loss, Protocol, Way
 from ltcam.experiment.recipe import Recipe, Training, planned, profile
 from ltcam.experiment.scores import Counts
 from ltcam.experiment.store import Store
@@ -37,6 +42,7 @@ from ltcam.files import sha256
 Role = Literal["test", "train"]
 DEFAULTS: dict[str, Any] = {
     "seeds": [], "folds": 0, "batch_size": 8,
+    "softmax": None,  # what the setting "softmax" changes here, e.g. {seeds: [0]}; None: it is not trained
     "deltas": [float(delta) for delta in range(0, 100, 10)],  # of the cross of percentile scope, scale and delta
     "varied": ["Grad-CAM", "Grad-CAM, fused", "LTGrad-CAM", "Layer-CAM", "LTLayer-CAM", "FullGrad"],  # rows of the ablations
     "protocols": ["labels", "outputs", "size"],  # of the ablations
@@ -51,23 +57,36 @@ class Study:
     """The trainings of data set `data` in `profile`. Raises InputError for an unknown profile or data set of it.
 
     kept: read only what is kept, and open no data and no checkpoint, as for tables of committed counts. Then what is missing is
-    an error. Without it, what is missing is measured. seeds: to train instead of the profile's.
+    an error. Without it, what is missing is measured. seeds: to train instead of the profile's. loss: the setting.
     """
 
-    def __init__(self, name: str, data: str, kept: bool = False, seeds: Sequence[int] = ()) -> None:
+    def __init__(
+        self, name: str, data: str, kept: bool = False, seeds: Sequence[int] = (), loss: Loss = "sigmoid"
+    ) -> None:  # fmt: skip
         if data not in (sets := profile(name)):
             raise InputError(f"profile {name!r} has no data set {data!r}: expected one of {list(sets)}")
-        self.profile, self.data, self.kept = name, data, kept
-        own = DEFAULTS | sets[data]
+        self.profile, self.data, self.kept, self.given, self.loss = name, data, kept, seeds, loss
+        own, softmax = DEFAULTS | sets[data], loss == "softmax"
+        if softmax:
+            if own["softmax"] is None:
+                raise InputError(f"profile {name!r} has no softmax of {data!r}: expected `softmax: {{}}` in its file")
+            own |= own["softmax"] | {"recipe": {**own["recipe"], "loss": loss}, "others": []}
         self.settings = own | ({"seeds": list(seeds)} if seeds else {})
-        self.reference = (
-            name if self.settings == own else f"{name} with seeds {list(seeds)}"
-        )  # whose golden values are compared
-        self.out, self.runs, self.figures = (f(name, data) for f in (files.results, files.runs, files.figures))
+        # whose golden values are compared
+        self.reference = f"{name}{'/softmax' * softmax}" + ("" if self.settings == own else f" with seeds {list(seeds)}")
+        own_place = f"{data}{'/softmax' * softmax}"
+        self.out, self.runs, self.figures = (f(name, own_place) for f in (files.results, files.runs, files.figures))
         self.dataset = known(data)
         self.metric, self.compared = self.dataset.headline, self.dataset.compared
-        self.protocol = Protocol(self.settings["batch_size"])
+        self.protocol = Protocol(self.settings["batch_size"], "top" if softmax else "true")
         self.made: dict[str, bytes] = {}  # tables, by `ltcam.paper.registry`
+
+    @cached_property
+    def both(self) -> list[Study]:
+        """The settings that are there: this study, and from that of the sigmoid also the softmax's."""
+        if self.loss == "softmax" or self.settings["softmax"] is None:
+            return [self]
+        return [self, Study(self.profile, self.data, self.kept, self.given, "softmax")]
 
     @cached_property
     def planned(self) -> dict[str, Training]:
@@ -176,11 +195,21 @@ class Study:
         configs, parts = tuple(dict.fromkeys(configs)), []
         chosen = self.trainings[self.trainings["seed"].isin(self.seeds[:seeds])]
         for name, seed, fold in chosen[["name", "seed", "fold"]].itertuples(index=False):
-            ways = [Way(config, cut, (t or {}).get(name, {}).get(config, 0.0)) for config in configs]
-            found = self.store.read(self.measured(name, ways, role, protocol, first), configs, cut)
+            found = self.of_training(name, configs, role, protocol, cut, (t or {}).get(name, {}), first)
             pairs = found.pairs.assign(training=seed, fold=fold if role == "train" else "")
             parts.append(Counts(pairs, configs, found.values))
         return Counts.join(parts)
+
+    def of_training(
+        self, name: str, configs: Sequence[Config], role: Role = "test", protocol: Protocol | None = None, cut: str = "otsu",
+        t: Mapping[Config, float] = MappingProxyType({}), first: int | None = None,
+    ) -> Counts:  # fmt: skip
+        """`counts` of one training, which may be one that the profile does not name."""
+        number = self.measured(name, [Way(c, cut, t.get(c, 0.0)) for c in configs], role, protocol, first)
+        found = self.store.read(number, configs, cut)
+        if self.store.identity(number)["labels"] != "every":
+            return found
+        return found.explained(self.store.logits(number), (protocol or self.protocol).labels, self.recipe(name).loss)
 
     def measured(
         self, name: str, ways: Sequence[Way], role: Role = "test", protocol: Protocol | None = None, first: int | None = None
@@ -190,12 +219,13 @@ class Study:
         first = self.settings["first"] if role == "train" and first is None else first
         part = getattr(recipe, role) + (f"/{first}" if first else "")
         checkpoint = dict(self.trainings[["name", "checkpoint"]].to_numpy()).get(name) or self._run(name)["checkpoint"]
-        wanted = {"checkpoint": checkpoint, "part": part, **protocol.identity(recipe.size or self.dataset.size)}
+        wanted = {"checkpoint": checkpoint, "part": part}
+        about = [own.identity(recipe.size or self.dataset.size) for own in (protocol, replace(protocol, labels="every"))]
         if not self.kept:
             trained = self.load(name)
             data = trained.load(part)
             wanted |= identity(trained, data, protocol)
-        for number in self.store.find(**wanted):
+        for number in (number for own in about for number in self.store.find(**{**wanted, **own})):
             done = self.store.done(number)
             if self.kept:  # there any background serves, since each was counted at one
                 done |= {way._replace(t=0.0) for way in done}
@@ -203,8 +233,10 @@ class Study:
                 return number
         if self.kept:
             raise MissingError(f"{self.out / name} has no counts of {ways[0].config} on part {part}: run ltcam reproduce first")
+        protocol = protocol.measured
         named = ",".join(filter(None, [f"counts.{part.replace('/', '-')}", protocol.name]))
-        number = self.store.open({**wanted, "pass": ""}, f"{name}/{named}.csv.gz".lstrip("/"))
+        own = {**identity(trained, data, protocol), "pass": ""}
+        number = self.store.open(own, f"{name}/{named}.csv.gz".lstrip("/"))
         measure(self.store, number, trained, data, ways, protocol)
         return number
 

@@ -92,7 +92,7 @@ def _train(recipe: Recipe, data: Segmentation, identity: dict[str, Any], state: 
         log.warning("this CPU has no bfloat16 and emulates it many times slower than float32: use --set bfloat16=false")
     torch.manual_seed(recipe.seed)
     with workers.local_main_process_first():  # it may download the weights
-        model = vgg16(len(data.classes), recipe.head, recipe.weights, recipe.hidden, recipe.width)
+        model = vgg16(_outputs(data, recipe), recipe.head, recipe.weights, recipe.hidden, recipe.width)
     model.to(device, memory_format=torch.channels_last)
     inputs, trainable = prepare(model, data, recipe, device)
     optimizer, schedule = _optimizer(model, recipe, steps=-(-len(inputs) // recipe.batch_size))
@@ -119,7 +119,8 @@ def _train(recipe: Recipe, data: Segmentation, identity: dict[str, Any], state: 
     about = {"classes": list(data.classes), "size": list(inputs.size), "source": model.source, "last": history[-1]}
     _save({"model": model.state_dict(), "record": identity | about}, out / "checkpoint.pt")
     held_out = datasets.load(recipe.data, recipe.test)  # only now is it opened
-    labels = label_scores(predict(model.eval(), Inputs(held_out, inputs.size), recipe.batch_size, device), held_out)
+    logits = predict(model.eval(), Inputs(held_out, inputs.size), recipe.batch_size, device)
+    labels = label_scores(logits.log_softmax(dim=1) if recipe.loss == "softmax" else logits, held_out)
     log.info("%s: mAP %.4f on part %s", recipe.data, labels["AP"].mean(), recipe.test)
     if workers.is_main_process:
         provenance.save(pd.DataFrame(history), out / "train.csv")
@@ -154,7 +155,7 @@ def _fit_epoch(
     for number, (inputs, labels) in enumerate(shown):
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
             logits = model(inputs.to(device))
-            loss = nn.functional.binary_cross_entropy_with_logits(logits, labels.to(device), pos_weight=weights)
+            loss = LOSSES[recipe.loss](logits, labels.to(device), weights)
         mine = loss.detach().double() * len(labels)
         summed, images = reduce(torch.stack([mine, torch.full_like(mine, len(labels))]), "sum").tolist()
         if not math.isfinite(summed):  # true in all processes at once
@@ -169,6 +170,30 @@ def _fit_epoch(
         schedule.step()
         total, count = total + summed, count + images
     return total / count
+
+
+def sigmoid(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The mean cross-entropy of a sigmoid a class; logits and labels (N, C), weights (C,) of the classes where they are."""
+    return nn.functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights)
+
+
+def softmax(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The mean cross-entropy of a softmax, whose probability the classes of an image share equally.
+
+    logits (N, C), or (N, C + 1) with a last one for "none", which has all the probability where labels (N, C) name no class.
+    weights (C,) of the classes where they are; "none" has a weight of 1.
+    """
+    given = torch.cat([labels, (labels.sum(dim=1, keepdim=True) == 0).to(labels)], dim=1)[:, : logits.shape[1]]
+    weights = None if weights is None else torch.cat([weights, weights.new_ones(1)])[: logits.shape[1]]
+    return nn.functional.cross_entropy(logits, given / given.sum(dim=1, keepdim=True), weights)
+
+
+LOSSES = {"sigmoid": sigmoid, "softmax": softmax}
+
+
+def _outputs(data: Segmentation, recipe: Recipe) -> int:
+    """One logit a class. A softmax has one more, for "none", if some image that it is trained on has no class."""
+    return len(data.classes) + int(recipe.loss == "softmax" and not bool(data.labels.any(dim=1).all()))
 
 
 def _rarity(labels: Tensor) -> Tensor:
@@ -205,7 +230,7 @@ def label_scores(scores: Tensor, data: Segmentation) -> pd.DataFrame:
 
     rows = [
         (name, int(own.sum()), average_precision_score(own, score))
-        for name, own, score in zip(data.classes, data.labels.T.numpy(), scores.T.numpy(), strict=True)
+        for name, own, score in zip(data.classes, data.labels.T.numpy(), scores.T.numpy(), strict=False)  # "none" is no class
         if own.any()
     ]
     return pd.DataFrame(rows, columns=["class", "images", "AP"])

@@ -13,7 +13,7 @@ import logging  # noqa: E402 - after what it needs
 
 from ltcam.engine.config import Config  # noqa: E402
 from ltcam.experiment.study import Study  # noqa: E402
-from ltcam.paper import ablations, areas, beyond, breakdown, claims, gradients, tables  # noqa: E402, F401 - each registers its tables
+from ltcam.paper import ablations, areas, beyond, breakdown, claims, gradients, joint, shares, tables  # noqa: E402, F401 - each registers its tables
 from ltcam.paper.claims import judged  # noqa: E402
 from ltcam.paper.registry import RESULTS, check, golden, make  # noqa: E402
 from ltcam.paper.tables import SEVEN, beside  # noqa: E402

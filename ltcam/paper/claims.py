@@ -22,7 +22,7 @@ from ltcam.engine.config import Config
 from ltcam.experiment.scores import NEAR, Draws, Floats, agreement, draws, ends, judge, survive
 from ltcam.experiment.study import Study
 from ltcam.paper.registry import Need, make, result
-from ltcam.paper.tables import COLUMNS, DELTAS, ROWS, SWEEP, SWEPT, published
+from ltcam.paper.tables import BOTH, COLUMNS, DELTAS, ROWS, SWEEP, SWEPT, published
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
@@ -105,7 +105,7 @@ def _needs(study: Study) -> list[Need]:
     return [Need([*SWEEP, *map(Config.parse, texts)]), Need(SWEEP, "train")]
 
 
-@result("The paper's claims", _needs)
+@result("The paper's claims", _needs, losses=BOTH)
 def claims(study: Study) -> pd.DataFrame:
     """Every claim, one row each.
 

@@ -281,3 +281,22 @@ def test_a_published_interval_is_that_of_other_code(study, claim, left, right):
 def test_a_metric_without_an_interval(many):
     with pytest.raises(InputError, match="metric='Recall' has no interval: expected one of"):
         scores.draws(many, "Recall")
+
+
+def test_labels_are_a_query():
+    """One image with classes 0 and 1, one with class 0 that is taken for class 2, one of which nothing is named."""
+    counts = table([("a", 0, 4, 1, 2), ("a", 1, 3, 0, 1), ("b", 0, 5, 2, 0), ("b", 2, 0, 7, 0), ("c", 0, 1, 1, 8)])
+    logits = pd.DataFrame([[1.0, 0.5, -1, -9], [-2, -3, 4, -9], [-1, -2, -3, 5]], index=[*"abc"])
+
+    def read(labels):
+        own = counts.explained(logits, labels, "softmax")
+        return {
+            (name, c): row
+            for (name, c), (row,) in zip(own.pairs[["name", "class"]].to_numpy(), own.values.tolist(), strict=True)
+        }
+
+    there = {("a", 0): [4, 1, 2], ("a", 1): [3, 0, 1], ("b", 0): [5, 2, 0], ("c", 0): [1, 1, 8]}
+    wrong = {("b", 0): [0, 0, 5], ("b", 2): [0, 7, 0], ("c", 0): [0, 0, 9]}
+    assert read("true") == there and read("every") == there | {("b", 2): [0, 7, 0]}
+    assert read("top") == there | wrong | {("a", 1): [0, 0, 4]}
+    assert read("predicted") == there | wrong  # exp(-0.5) is more than half
