@@ -7,10 +7,10 @@ the held-out part and on the training part.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import product
+from itertools import combinations, product
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -18,7 +18,7 @@ import pandas as pd
 
 from ltcam.engine.config import Config
 from ltcam.experiment.protocol import Loss
-from ltcam.experiment.scores import VERDICTS, Floats, draws, ends, scores, span, verdict
+from ltcam.experiment.scores import NEAR, Floats, draws, ends, judge, scores, span
 from ltcam.experiment.study import Role, Study
 from ltcam.files import ROOT
 from ltcam.paper.registry import Need, make, result
@@ -65,11 +65,12 @@ POOLED = {"mIoU": "IoU", "Precision": "Precision", "Recall": "Recall", "Micro-F1
 COLUMNS = {1: CLASS_MEANS, 2: CLASS_MEANS, 3: CLASS_MEANS, 4: POOLED}  # ours, by the paper's name of a metric
 STYLES = ("", "background-color: #b7e1c0; color: black", "background-color: #bcd4f0; color: black")  # by `ranks`
 CHANGE = ("change", "change_low", "change_high")
+WORDS = ("better", "worse")  # a margin that is a change holds, or fails
 
 
-def margin(values: Floats, names: tuple[str, str, str] = CHANGE, words: Mapping[str, str] = VERDICTS) -> dict[str, Any]:
+def margin(values: Floats, names: Sequence[str] = CHANGE, words: Sequence[str] = WORDS, near: float = NEAR) -> dict[str, Any]:
     """The columns that say what a margin is: its value and its ends, under `names`, and its verdict, in `words`."""
-    return {**ends(values, *names), "verdict": words[verdict(values)]}
+    return {**ends(values, *names), "verdict": judge([values], near)[0].replace("holds", words[0]).replace("fails", words[1])}
 
 
 def _register(number: int) -> None:
@@ -150,6 +151,17 @@ def comparison(study: Study) -> pd.DataFrame:
             rows.append([number, row, metric, *wide.loc[row, metric], *np.round(interval, 2)])
     table = pd.DataFrame(rows, columns=["table", "row", "metric", "paper", "ours", "difference", "low", "high"])
     return table.assign(inside=table["paper"].between(table["low"], table["high"]).where(table["low"].notna()))
+
+
+@result("How many pairs of rows stand in the order that the paper prints", losses=BOTH)
+def orders(study: Study) -> pd.DataFrame:
+    """By table, of all `pairs` of its rows those whose difference in mIoU has the sign that it has in the paper: `agree`."""
+    rows = []
+    for number in (1, 2, *study.compared):
+        printed, ours = published(number)["mIoU"], make(f"table{number}", study).set_index("row")[COLUMNS[number]["mIoU"]]
+        same = [(printed[a] - printed[b]) * (ours[a] - ours[b]) > 0 for a, b in combinations(ROWS[number], 2)]
+        rows.append([number, PRINTED_ON[number], len(same), sum(same)])
+    return pd.DataFrame(rows, columns=["table", "paper_on", "pairs", "agree"]).assign(data=study.title)
 
 
 def compared(number: int, ours: pd.DataFrame) -> pd.DataFrame:

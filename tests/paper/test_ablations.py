@@ -115,7 +115,7 @@ def test_what_the_training_part_chooses_meets_every_method_on_the_test_part():
     rows = table.loc[["chosen", "FullGrad", "LTGrad-CAM(l=5, δ=20)", "Grad-CAM"]]
     assert rows["value"].tolist() == pytest.approx([50, 60, 55, 30])
     assert rows["change"].tolist() == pytest.approx([0, -10, -5, 20])
-    assert rows["verdict"].tolist() == ["tie", "worse", "worse", "better"]
+    assert rows["verdict"].tolist() == ["equal", "worse", "worse", "better"]
 
 
 def test_eq9_has_the_score_of_each_reading_and_its_difference_from_delta_0():
