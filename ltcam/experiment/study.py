@@ -83,10 +83,11 @@ class Study:
 
     @cached_property
     def both(self) -> list[Study]:
-        """The settings that are there: this study, and from that of the sigmoid also the softmax's."""
+        """The settings: this study, and beside that of the sigmoid the softmax's, if the profile has it (and it was trained)."""
         if self.loss == "softmax" or self.settings["softmax"] is None:
             return [self]
-        return [self, Study(self.profile, self.data, self.kept, self.given, "softmax")]
+        other = Study(self.profile, self.data, self.kept, self.given, "softmax")
+        return [self, other] if not self.kept or (other.out / "trainings.csv").is_file() else [self]
 
     @cached_property
     def planned(self) -> dict[str, Training]:

@@ -33,6 +33,7 @@ from ltcam.data import Segmentation
 from ltcam.engine.stages import stages
 from ltcam.errors import DivergedError, InputError
 from ltcam.experiment import provenance
+from ltcam.experiment.losses import LOSSES, outputs, rarity
 from ltcam.experiment.parallel import Shuffled, alone, gather_object, loader, processes, reduce
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.vgg16 import load, vgg16
@@ -92,7 +93,7 @@ def _train(recipe: Recipe, data: Segmentation, identity: dict[str, Any], state: 
         log.warning("this CPU has no bfloat16 and emulates it many times slower than float32: use --set bfloat16=false")
     torch.manual_seed(recipe.seed)
     with workers.local_main_process_first():  # it may download the weights
-        model = vgg16(_outputs(data, recipe), recipe.head, recipe.weights, recipe.hidden, recipe.width)
+        model = vgg16(outputs(data.labels, recipe.loss), recipe.head, recipe.weights, recipe.hidden, recipe.width)
     model.to(device, memory_format=torch.channels_last)
     inputs, trainable = prepare(model, data, recipe, device)
     optimizer, schedule = _optimizer(model, recipe, steps=-(-len(inputs) // recipe.batch_size))
@@ -120,7 +121,7 @@ def _train(recipe: Recipe, data: Segmentation, identity: dict[str, Any], state: 
     _save({"model": model.state_dict(), "record": identity | about}, out / "checkpoint.pt")
     held_out = datasets.load(recipe.data, recipe.test)  # only now is it opened
     logits = predict(model.eval(), Inputs(held_out, inputs.size), recipe.batch_size, device)
-    labels = label_scores(logits.log_softmax(dim=1) if recipe.loss == "softmax" else logits, held_out)
+    labels = label_scores(logits.double().log_softmax(dim=1) if recipe.loss == "softmax" else logits, held_out)
     log.info("%s: mAP %.4f on part %s", recipe.data, labels["AP"].mean(), recipe.test)
     if workers.is_main_process:
         provenance.save(pd.DataFrame(history), out / "train.csv")
@@ -150,7 +151,7 @@ def _fit_epoch(
     """The mean loss. Raises DivergedError, naming the images of the batch, before a step with a loss that is not finite."""
     model.train()
     workers, batches, total, count = processes(), Shuffled(RandomSampler(data), recipe.batch_size, drop_last=False), 0.0, 0.0
-    weights, loaded = _rarity(data.labels).to(device) if recipe.balance else None, loader(data, device, batch_sampler=batches)
+    weights, loaded = rarity(data.labels).to(device) if recipe.balance else None, loader(data, device, batch_sampler=batches)
     shown = tqdm(loaded, recipe.data, disable=None if workers.is_main_process else True, leave=False)
     for number, (inputs, labels) in enumerate(shown):
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
@@ -170,36 +171,6 @@ def _fit_epoch(
         schedule.step()
         total, count = total + summed, count + images
     return total / count
-
-
-def sigmoid(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """The mean cross-entropy of a sigmoid a class; logits and labels (N, C), weights (C,) of the classes where they are."""
-    return nn.functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights)
-
-
-def softmax(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """The mean cross-entropy of a softmax, whose probability the classes of an image share equally.
-
-    logits (N, C), or (N, C + 1) with a last one for "none", which has all the probability where labels (N, C) name no class.
-    weights (C,) of the classes where they are; "none" has a weight of 1.
-    """
-    given = torch.cat([labels, (labels.sum(dim=1, keepdim=True) == 0).to(labels)], dim=1)[:, : logits.shape[1]]
-    weights = None if weights is None else torch.cat([weights, weights.new_ones(1)])[: logits.shape[1]]
-    return nn.functional.cross_entropy(logits, given / given.sum(dim=1, keepdim=True), weights)
-
-
-LOSSES = {"sigmoid": sigmoid, "softmax": softmax}
-
-
-def _outputs(data: Segmentation, recipe: Recipe) -> int:
-    """One logit a class. A softmax has one more, for "none", if some image that it is trained on has no class."""
-    return len(data.classes) + int(recipe.loss == "softmax" and not bool(data.labels.any(dim=1).all()))
-
-
-def _rarity(labels: Tensor) -> Tensor:
-    """(C,): how many images lack a class for each image that has it, so that both weigh alike. 1 if no image has it."""
-    present = labels.sum(dim=0)
-    return torch.where(present > 0, (len(labels) - present) / present.clamp(min=1), 1.0)
 
 
 def _optimizer(model: VGG, recipe: Recipe, steps: int) -> tuple[torch.optim.Optimizer, Any]:

@@ -17,6 +17,7 @@ from ltcam import data as datasets
 from ltcam.data import base
 from ltcam.errors import UnavailableError
 from ltcam.experiment import training, vgg16
+from ltcam.experiment.losses import LOSSES, sigmoid
 from ltcam.experiment.recipe import Recipe, tuning
 from ltcam.experiment.trained import load_checkpoint
 from ltcam.experiment.training import train
@@ -129,18 +130,6 @@ def test_training_on_features_is_training_with_frozen_stages(voc, tmp_path, monk
     torch.testing.assert_close(whole.model.state_dict(), behind.model.state_dict(), rtol=0, atol=1e-5)
 
 
-def test_rare_classes_weigh_as_much_as_common_ones(voc, tmp_path, monkeypatch):
-    labels = torch.tensor([[1.0, 1, 0], [0, 1, 0], [0, 1, 0], [0, 0, 0]])
-    assert training._rarity(labels).tolist() == [3, pytest.approx(1 / 3), 1]
-    seen, loss = [], torch.nn.functional.binary_cross_entropy_with_logits
-    noted = lambda *a, pos_weight: seen.append(pos_weight) or loss(*a, pos_weight=pos_weight)  # noqa: E731
-    monkeypatch.setattr(torch.nn.functional, "binary_cross_entropy_with_logits", noted)
-    for balance in (False, True):
-        train(replace(voc, epochs=1, balance=balance), tmp_path / str(balance))
-    expected = training._rarity(datasets.load("voc2012", "train").labels)
-    assert seen[0] is None and torch.equal(seen[-1], expected) and expected.min() < 1
-
-
 def test_an_interrupted_run_ends_as_an_undisturbed_one(voc, checkpoint, trained, tmp_path, monkeypatch):
     calls, third = at_call(3, training._fit_epoch)
     monkeypatch.setattr(training, "_fit_epoch", third)
@@ -229,9 +218,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(voc, tmp_path):
 
 def test_bfloat16_is_computed_in_but_kept_is_float32(voc, tmp_path, monkeypatch):
     seen = []
-    loss = torch.nn.functional.binary_cross_entropy_with_logits
-    noted = lambda logits, *rest, **named: seen.append(logits.dtype) or loss(logits, *rest, **named)  # noqa: E731
-    monkeypatch.setattr(torch.nn.functional, "binary_cross_entropy_with_logits", noted)
+    monkeypatch.setitem(LOSSES, "sigmoid", lambda *given: seen.append(given[0].dtype) or sigmoid(*given))
     paths = [
         train(Recipe(data="voc2012", test="val", bfloat16=b, **TINY | {"epochs": 1}), tmp_path / str(b)) for b in (False, True)
     ]

@@ -33,6 +33,7 @@ def both(tmp_path_factory):
         patch.setattr(shares, "SHARES", (0.2, 0.5))
         patch.setattr(joint, "PERMUTED", 100)
         field, paper = Study("toy", "voc2012").both
+        field.train()
         train(field.planned["seed0"].recipe, field.runs / joint.SIGMOID)
         paper.train()
         for name in names(paper):
