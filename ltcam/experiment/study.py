@@ -83,7 +83,7 @@ class Study:
 
     @cached_property
     def both(self) -> list[Study]:
-        """The settings: this study, and beside that of the sigmoid the softmax's, if the profile has it (and it was trained)."""
+        """The settings: this study, and beside that of the sigmoid the softmax's. A kept one was trained."""
         if self.loss == "softmax" or self.settings["softmax"] is None:
             return [self]
         other = Study(self.profile, self.data, self.kept, self.given, "softmax")

@@ -28,7 +28,8 @@ def main(arguments: Sequence[str]) -> int:
             measured.train()
             for name in names(measured):
                 make(name, measured)
-        for study in Study(profile, data, kept=True).both:
+        studies = [Study(profile, data, True, loss="softmax")] if given.softmax else Study(profile, data, kept=True).both
+        for study in studies:
             for file, reason in stale(study, write=not given.check).items():
                 failed |= reason != "written"
                 sys.stdout.write(f"{study.out / file}: {reason}\n")

@@ -112,10 +112,10 @@ def test_the_committed_tables_come_out_to_the_byte_and_a_changed_digit_is_stale(
     changed = expected[:-2] + (b"8\n" if expected.endswith(b"9\n") else b"9\n")  # the last digit
     path.write_bytes(changed)
     assert main(["--check", "real", "ksdd"]) == 1
-    assert capsys.readouterr().out.splitlines() == [f"{path}: stale", "real ksdd: 3 tables"]
+    assert capsys.readouterr().out.splitlines() == [f"{path}: stale", "real ksdd, sigmoid: 3 tables"]
     assert path.read_bytes() == changed
     assert main(["real", "ksdd"]) == 0 and path.read_bytes() == expected
-    assert capsys.readouterr().out.splitlines() == [f"{path}: written", "real ksdd: 3 tables"]
+    assert capsys.readouterr().out.splitlines() == [f"{path}: written", "real ksdd, sigmoid: 3 tables"]
     assert main(["real", "ksdd", "--check"]) == 0
 
 

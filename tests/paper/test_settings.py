@@ -14,6 +14,7 @@ from ltcam.experiment.scores import scores
 from ltcam.experiment.study import Study
 from ltcam.experiment.training import train
 from ltcam.paper import RESULTS, joint, make, shares
+from ltcam.paper.__main__ import main
 from ltcam.paper.registry import names, stale
 from ltcam.paper.tables import ROWS, published
 from tests import lookalikes
@@ -63,6 +64,12 @@ def test_the_tables_are_made_again_from_kept_counts(both):
     (both.out / "counts.sqlite").rename(both.out / "gone")
     assert stale(Study("toy", "voc2012", kept=True, loss="softmax")) == {}
     (both.out / "gone").rename(both.out / "counts.sqlite")
+
+
+def test_one_command_trains_and_measures_it(both, capsys, monkeypatch):
+    monkeypatch.setattr("ltcam.experiment.counting.count_batch", lambda *_: pytest.fail("measured again"))
+    assert main(["--softmax", "toy", "voc2012"]) == 0
+    assert capsys.readouterr().out == f"toy voc2012, softmax: {len(names(both))} tables\n"
 
 
 def test_the_nearest_reading_by_hand(both):
