@@ -1,9 +1,9 @@
 """The command line. A command imports what takes seconds only when it runs."""
 
-import json
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,7 +64,7 @@ def explain(
     network = picture.classifier(model, checkpoint)
     pixels, chosen, heats = picture.maps(image, network, target, Config.parse(config), per_stage)
     figure = heatmaps.grid([pixels], [heats], [chosen], side=3.2, pixels=max(pixels.shape[1:]))
-    with files.atomic(out) as temporary:
+    with files.atomic(out, new=True) as temporary:
         figure.savefig(temporary, dpi=150)
     typer.echo(f"{out}: {chosen}")
 
@@ -82,10 +82,8 @@ def train(
 
     Several trainings have a folder each in --out.
     """
-    import pandas as pd
-
     from ltcam.data.sets import SETS
-    from ltcam.experiment import parallel, provenance, recipe, training
+    from ltcam.experiment import parallel, recipe, trained, training
     from ltcam.experiment.study import Study
 
     homes = [profile] if profile else [name for name in ("demo", "real", "paper") if data in recipe.profile(name)]
@@ -100,19 +98,14 @@ def train(
         )
     for each in chosen:
         own = out / each.name if out and len(chosen) > 1 else out
-        folder = own or study.runs / (f"tries/{', '.join(setting or ['profile'])}" if tune else each.name)
+        tried = [*(setting or []), *([] if seed is None else [f"seed={seed}"])]
+        folder = own or study.runs / (f"tries/{', '.join(tried or ['profile'])}" if tune else each.name)
         with parallel.alone(folder, ".run.lock"):
             path = training.train(recipe.tuning(each.recipe) if tune else each.recipe, folder)
         if parallel.processes().is_main_process:
             typer.echo(path)
     if tune and parallel.processes().is_main_process:
-        rows = []
-        for path in sorted((study.runs / "tries").rglob("run.json")):
-            run, labels = json.loads(path.read_text()), pd.read_csv(path.with_name("labels.csv"))
-            about = {"mAP": labels["AP"].mean(), "loss": run["last"]["loss"], "minutes": run["seconds"] / 60}
-            rows.append({"try": path.parent.name, **run["recipe"], **about})
-        table = pd.DataFrame(rows)
-        provenance.save(table, study.out / "tries.csv")
+        table = trained.tries(study.runs / "tries", study.out / "tries.csv")
         typer.echo(table[["try", "mAP", "loss"]].to_string(index=False))
 
 
@@ -148,10 +141,12 @@ def evaluate(
         ways = {Way(config): None for configs in wanted.values() for config in configs}
         if missing := [way for way in ways if way not in kept.done(number)]:
             counting.measure(kept, number, model, data, missing, protocol)
+        every = sorted((way.config for way in kept.done(number)), key=str)  # rows of earlier calls stay
         for name, configs in wanted.items() if parallel.processes().is_main_process else ():
-            table = scores.scores(kept.read(number, configs))
-            provenance.save(table, folder / f"{name}.{named}.csv")
-            typer.echo(f"{name} on {data.title}, part {part}\n{table.round(2).to_string(index=False)}\n")
+            file = kept.file(number).replace("counts", name, 1).removesuffix(".gz")
+            provenance.save(scores.scores(kept.read(number, every if config else configs)), folder / file)
+            shown = scores.scores(kept.read(number, configs)).round(2).to_string(index=False)
+            typer.echo(f"{name} on {data.title}, part {part}\n{shown}\n")
 
 
 @app.command()
@@ -216,11 +211,14 @@ def eval_seeds(
         found = seeds.of_checkpoint(model, name, list(asked.values()), protocol)
         return {text: found[config] for text, config in asked.items()}
 
-    scored = tally(part)
-    table = seeds.table(scored, tally(choose_on) if choose_on else None)
-    if out:
-        provenance.save(table, out / "seeds.csv")
-        provenance.save(seeds.curves(scored), out / "curves.csv")
+    of = {"folder": str(folder), "data": data} if model is None else {"checkpoint": model.sha256, "configs": [*asked]}
+    of |= {"part": part, "choose_on": choose_on, "scales": protocol.scales, "flip": flip}
+    with provenance.only(out, "seeds.csv", of) if out else nullcontext():
+        scored = tally(part)
+        table = seeds.table(scored, tally(choose_on) if choose_on else None)
+        if out:
+            provenance.save(seeds.curves(scored), out / "curves.csv")
+            provenance.save(table, out / "seeds.csv")
     title = (model.load(part) if model else load(data, part)).title
     said = f"; t is the best on {choose_on}" if choose_on else ""
     typer.echo(f"{title}, part {part}: best_t is the best on {part} itself{said}\n{table.round(2).to_string(index=False)}")

@@ -9,6 +9,9 @@ import os
 import platform
 import subprocess
 import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,15 +27,42 @@ NAME = "provenance.json"
 log = logging.getLogger(__name__)
 
 
+def read_csv(path: AnyPath, **options: Any) -> pd.DataFrame:
+    """A table. Raises InputError if it is damaged, as by a cut-off copy; options: of pandas."""
+    with _whole(path):
+        return pd.read_csv(path, **options)
+
+
+def read_json(path: AnyPath) -> dict[str, Any]:
+    """A record. Raises InputError if it is damaged."""
+    with _whole(path):
+        return dict(json.loads(Path(path).read_text()))
+
+
+@contextmanager
+def _whole(path: AnyPath) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        do = "restore it, or delete it; what it named is then made again"
+        raise InputError(f"{path} is damaged ({error}): {do}") from error
+
+
 def read(folder: AnyPath) -> dict[str, dict[str, Any]]:
     """{file: what made it} for the files of `folder`. Raises InputError if its record is damaged."""
     path = Path(folder) / NAME
-    try:
-        found: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        do = "restore it, or delete it; what it named is then measured again"
-        raise InputError(f"{path} is damaged ({error}): {do}") from error
-    return found
+    return read_json(path) if path.is_file() else {}
+
+
+@contextmanager
+def only(folder: AnyPath, file: str, asked: Mapping[str, Any]) -> Iterator[None]:
+    """The block makes `file` in `folder` by the options `asked`, which are recorded. Raises InputError before it if the file is
+    there and was made by others."""
+    started, asked = time.time(), json.loads(json.dumps(asked))  # as it is read again
+    if Path(folder, file).is_file() and read(folder).get(file, {}).get("asked") != asked:
+        raise InputError(f"{folder} has a {file} of something else: name another folder, or move it away")
+    yield
+    record(folder, file, started, asked=asked)
 
 
 def record(folder: AnyPath, file: str, started: float, **about: Any) -> None:

@@ -91,6 +91,10 @@ class Store:
             self.db.execute("INSERT OR IGNORE INTO passes (identity, file) VALUES (?, ?)", (text, file))
         return int(self._one("SELECT id FROM passes WHERE identity = ?", text))
 
+    def file(self, number: int) -> str:
+        """Of a pass's export, in the folder."""
+        return str(self._one("SELECT file FROM passes WHERE id = ?", number))
+
     def done(self, number: int) -> set[Way]:
         """The ways that were counted on every image of a pass."""
         return {Way(Config.parse(text), cut, t) for text, cut, t in self.db.execute(DONE, (number,))}

@@ -70,6 +70,8 @@ def reproduce(
     reasons = [_missing(study) for study in studies]
     if any(reasons) and (data or all(reasons)):
         raise DataError("\n".join(reasons))
+    for study in studies:
+        study.complete()
     done: list[Path] = []
     for study, reason in zip(studies, reasons, strict=True):
         if reason:
