@@ -211,7 +211,9 @@ def eval_seeds(
         found = seeds.of_checkpoint(model, name, list(asked.values()), protocol)
         return {text: found[config] for text, config in asked.items()}
 
-    of = {"folder": str(folder), "data": data} if model is None else {"checkpoint": model.sha256, "configs": [*asked]}
+    of: dict[str, Any] = (
+        {"folder": str(folder), "data": data} if model is None else {"checkpoint": model.sha256, "configs": [*asked]}
+    )
     of |= {"part": part, "choose_on": choose_on, "scales": protocol.scales, "flip": flip}
     with provenance.only(out, "seeds.csv", of) if out else nullcontext():
         scored = tally(part)

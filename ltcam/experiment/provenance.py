@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +28,26 @@ NAME = "provenance.json"
 log = logging.getLogger(__name__)
 
 
-def read_csv(path: AnyPath, **options: Any) -> pd.DataFrame:
-    """A table. Raises InputError if it is damaged, as by a cut-off copy; options: of pandas."""
+def read_csv(path: AnyPath, content: bytes | None = None, **options: Any) -> pd.DataFrame:
+    """A table, from its file or its `content`. options: of pandas. Raises InputError if it was cut off or has no rows."""
     with _whole(path):
-        return pd.read_csv(path, **options)
+        table: pd.DataFrame = pd.read_csv(path if content is None else BytesIO(content), **options)
+        if table.empty:
+            raise ValueError("it has no rows")
+        return table
 
 
-def read_json(path: AnyPath) -> dict[str, Any]:
-    """A record. Raises InputError if it is damaged."""
+def read_json(path: AnyPath) -> Any:
+    """A record. Raises InputError if it was cut off."""
     with _whole(path):
-        return dict(json.loads(Path(path).read_text()))
+        return json.loads(Path(path).read_text())
 
 
 @contextmanager
 def _whole(path: AnyPath) -> Iterator[None]:
     try:
         yield
-    except (ValueError, TypeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         do = "restore it, or delete it; what it named is then made again"
         raise InputError(f"{path} is damaged ({error}): {do}") from error
 
@@ -51,7 +55,7 @@ def _whole(path: AnyPath) -> Iterator[None]:
 def read(folder: AnyPath) -> dict[str, dict[str, Any]]:
     """{file: what made it} for the files of `folder`. Raises InputError if its record is damaged."""
     path = Path(folder) / NAME
-    return read_json(path) if path.is_file() else {}
+    return dict(read_json(path)) if path.is_file() else {}
 
 
 @contextmanager

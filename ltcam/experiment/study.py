@@ -223,5 +223,5 @@ class Study:
     def _run(self, name: str) -> dict[str, Any]:
         paths = [folder / name / "run.json" for folder in (self.out, self.runs)]
         if there := [path for path in paths if path.is_file()]:
-            return provenance.read_json(there[0])
+            return dict(provenance.read_json(there[0]))
         raise MissingError(f"no training {name!r} of {self.data}: expected {paths[1]}, see ltcam train --out")
