@@ -5,6 +5,7 @@ that is cut off starts again; an archive that was put under the data root by han
 """
 
 import logging
+import lzma
 import re
 import shutil
 import sys
@@ -124,8 +125,13 @@ def listing(root: AnyPath | None = None) -> pd.DataFrame:
     for name, kind in SETS.items():
         source = SOURCES.get(name, SimpleNamespace(size=0, sha256="", licence="-"))
         size = ("" if source.sha256 else "about ") + tqdm.format_sizeof(source.size, "B") if source.size else "-"
+        try:
+            found = state(name, root)
+        except DataError as error:
+            log.warning("%s", error)
+            found = "damaged"
         where = str(root / kind.folder) if kind.folder else "made on the fly"
-        rows.append((name, kind.title, state(name, root), where, size, source.licence))
+        rows.append((name, kind.title, found, where, size, source.licence))
     return pd.DataFrame(rows, columns=["name", "title", "state", "where", "download", "licence"])
 
 
@@ -189,8 +195,11 @@ def _unpack(archive: Path, name: str, temporary: Path) -> Path:
     everything, wanted = place / "everything", place / "wanted"
     try:  # not by pooch: before Python 3.12 it unpacks a tar without a filter
         shutil.unpack_archive(archive, everything, filter="data" if archive.suffix == ".tar" else None)
-    except (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         raise DataError(f"{archive} cannot be unpacked ({error}): {again}") from error
+    except RuntimeError as error:  # a password, or a method of packing that Python lacks
+        do = f"unpack it by another program, so that {name} is as data/README.md says"
+        raise DataError(f"{archive} cannot be unpacked ({error}): {do}") from error
     for path in [path for path in everything.rglob("*") if path.is_file()]:
         match = re.fullmatch(source.keep, path.relative_to(everything).as_posix())
         if match and (match[1] in sums or not sums):

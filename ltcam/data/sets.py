@@ -35,9 +35,15 @@ class VOC2012(Segmentation):
     @classmethod
     def listed(cls, folder: Path) -> dict[str, list[Entry]]:
         parts: dict[str, list[Entry]] = {}
-        for path in sorted(folder.glob("ImageSets/Segmentation/*.txt")):
+        for path in sorted(folder.glob("ImageSets/Segmentation/[!.]*.txt")):
             parts[path.stem] = []
-            for line in filter(str.strip, path.read_text().splitlines()):  # x, or /JPEGImages/x.jpg /Masks/x.png
+            try:
+                lines = path.read_text("utf-8-sig").splitlines()
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path} is no list ({error}): expected a name a line, in UTF-8; save it so, or remove it"
+                ) from error
+            for line in filter(str.strip, lines):  # x, or /JPEGImages/x.jpg /Masks/x.png
                 match = re.fullmatch(r"([^/\s]\S*)|/*([^/\s]\S*\.\w+)\s+/*([^/\s]\S*\.\w+)", line.strip())
                 if not match or ".." in re.split(r"[/\s]", line):
                     expected = "expected a name, or an image and a mask in"
