@@ -32,6 +32,7 @@ ALLOWED = {
     "error.__context__ if isinstance(error.__context__, OSError) else error": "trained.py: why torch.save could not write",
     "TypeError": "targets.py: it becomes an InputError in the same file",
     "typer.Exit": "an exit code, no error",
+    "RuntimeError": "reproduce.py: it becomes an UnavailableError in the same file",
 }
 
 

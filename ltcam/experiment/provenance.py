@@ -33,7 +33,7 @@ def read_csv(path: AnyPath, content: bytes | None = None, **options: Any) -> pd.
     with _whole(path):
         table: pd.DataFrame = pd.read_csv(path if content is None else BytesIO(content), **options)
         if table.empty:
-            raise ValueError("it has no rows")
+            raise InputError("it has no rows")
         return table
 
 
