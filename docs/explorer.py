@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ltcam import Config, Refine, files
 from ltcam.data import Segmentation
+from ltcam.errors import one_line
 from ltcam.experiment import provenance
 from ltcam.experiment.otsu import otsu_masks
 from ltcam.experiment.study import Study
@@ -97,6 +98,7 @@ def _url(pixels: Tensor) -> str:
 
 
 if __name__ == "__main__":
-    study = Study(sys.argv[1], sys.argv[2])
-    if all((study.runs / name / "checkpoint.pt").is_file() for name in study.planned):
-        write(study)
+    with one_line("docs/explorer.py"):
+        study = Study(sys.argv[1], sys.argv[2])
+        if all((study.runs / name / "checkpoint.pt").is_file() for name in study.planned):
+            write(study)

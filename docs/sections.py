@@ -8,7 +8,7 @@ import sys
 
 import pandas as pd
 
-from ltcam.errors import InputError
+from ltcam.errors import InputError, one_line
 from ltcam.experiment import provenance
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.study import Study
@@ -148,4 +148,5 @@ def main(check: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main("--check" in sys.argv[1:]))
+    with one_line("docs/sections.py"):
+        sys.exit(main("--check" in sys.argv[1:]))

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import ltcam
 from ltcam import Config, files
-from ltcam.errors import InputError, LtcamError, companion, of_loader
+from ltcam.errors import InputError, companion, one_line
 
 try:
     companion("typer")
@@ -244,14 +244,8 @@ def reproduce(
 def main() -> None:
     first = os.environ.get("RANK", "0") == "0"  # of several processes
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
-    try:
+    with one_line("ltcam"):
         app()
-    except LtcamError as error:  # a bug, or an error from torch, keeps its traceback
-        sys.exit(f"ltcam: {error}")
-    except RuntimeError as error:
-        if not of_loader(error):
-            raise
-        sys.exit(f"ltcam: {error}, as happens when memory runs out: run again; finished work is kept")
 
 
 if __name__ == "__main__":

@@ -95,6 +95,8 @@ def read(path: AnyPath, classes: int) -> tuple[Tensor, Tensor]:
                 raise InputError("it is a plain array")
             seeds = unpickle(file).item()
         keys, maps = (torch.as_tensor(seeds[name]) for name in ("keys", "high_res"))
+    except PermissionError:
+        raise
     except Exception as error:  # other bytes fail in many ways: EOFError, KeyError, AttributeError, UnpicklingError ...
         expected = "expected a dict of arrays keys and high_res; export it again"
         raise InputError(f"{path} holds no seeds ({error}): {expected}") from error

@@ -225,7 +225,8 @@ class Store:
             with self.db:
                 yield
         except sqlite3.OperationalError as error:
-            raise UnavailableError(f"{self.folder / 'counts.sqlite'}: {error}; make room or wait, and run again") from error
+            do = "name a folder of your own" if "readonly" in str(error) else "make room or wait, and run again"
+            raise UnavailableError(f"{self.folder / 'counts.sqlite'}: {error}; {do}") from error
 
 
 def _texts(table: pd.DataFrame) -> pd.Series[str]:

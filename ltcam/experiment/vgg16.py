@@ -146,6 +146,8 @@ def load(path: AnyPath) -> dict[str, Any]:
         raise MissingError(f"no weights at {path}: expected a file written by torch.save")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise
     except Exception as error:  # other bytes fail in many ways: KeyError, AttributeError, AssertionError ...
         raise InputError(
             f"{path} is damaged or holds more than tensors ({error}): fetch it again, save the state dict alone, or train again"

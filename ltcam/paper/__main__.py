@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ltcam.errors import LtcamError
+from ltcam.errors import one_line
 from ltcam.experiment.study import Study
 from ltcam.paper.registry import names, stale
 
@@ -27,7 +27,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line("ltcam.paper"):
         sys.exit(main(sys.argv[1:]))
-    except LtcamError as error:
-        sys.exit(f"ltcam.paper: {error}")
