@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from ltcam.errors import UnavailableError
+from ltcam.errors import InputError, UnavailableError
 from ltcam.files import AnyPath, clear, writing
 
 with warnings.catch_warnings():  # a warning in notebooks about progress bars that are not used here
@@ -25,11 +26,25 @@ with warnings.catch_warnings():  # a warning in notebooks about progress bars th
 
 __all__ = ["Shuffled", "alone", "gather_object", "loader", "processes", "reduce"]
 log = logging.getLogger(__name__)
+_LAUNCHED = "((PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_)?(WORLD_)?(SIZE|RANK)|LOCAL_RANK"
 
 
 def processes() -> PartialState:
-    """This process among those of `accelerate launch` or torchrun, or alone: nccl between GPUs, gloo between CPUs."""
-    return PartialState(cpu=not torch.cuda.is_available())
+    """This process among those of `accelerate launch` or torchrun, or alone: nccl between GPUs, gloo between CPUs.
+
+    Raises UnavailableError if variables of the environment name others that no launcher has started.
+    """
+    left = {name: value for name, value in os.environ.items() if re.fullmatch(_LAUNCHED, name)}
+    counted = [value for name, value in left.items() if name.endswith("SIZE")]
+    try:
+        if not any(name.endswith("RANK") for name in left) and {*counted} - {"1"} and not torch.cuda.is_available():
+            raise InputError("none of these says which one this is")
+        return PartialState(cpu=not torch.cuda.is_available())
+    except (ValueError, RuntimeError) as error:
+        PartialState._reset_state()
+        named = ", ".join(f"{name}={value}" for name, value in left.items())
+        do = "unset these variables, or start all processes by `accelerate launch` or torchrun"
+        raise UnavailableError(f"{named}: this process finds no others ({error}): {do}") from error
 
 
 def loader(data: Dataset[Any], device: torch.device, **settings: Any) -> DataLoader[Any]:

@@ -83,7 +83,7 @@ def train(recipe: Recipe, out: AnyPath) -> Path:
         log.info("%s: trained already", recipe.data)
         return kept
     with alone(out):
-        _train(recipe, data, identity, state, Path(out))
+        _train(recipe, data.with_classes(), identity, state, Path(out))
     return kept
 
 
@@ -120,7 +120,7 @@ def _train(recipe: Recipe, data: Segmentation, identity: dict[str, Any], state: 
         _save(begun | {name: part.state_dict() for name, part in parts.items()}, out / "last.pt")
     about = {"classes": list(data.classes), "size": list(inputs.size), "source": model.source, "last": history[-1]}
     _save({"model": model.state_dict(), "record": identity | about}, out / "checkpoint.pt")
-    held_out = datasets.load(recipe.data, recipe.test)  # only now is it opened
+    held_out = datasets.load(recipe.data, recipe.test).with_classes()  # only now is it opened
     labels = label_scores(predict(model.eval(), Inputs(held_out, inputs.size), recipe.batch_size, device), held_out)
     log.info("%s: mAP %.4f on part %s", recipe.data, labels["AP"].mean(), recipe.test)
     if workers.is_main_process:

