@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 import shutil
+import subprocess
 
 import matplotlib.pyplot as plt
 import pytest
@@ -262,3 +263,16 @@ def test_sections_of_the_docs(tmp_path, monkeypatch):
     before = snapshot(tmp_path)
     assert run(lambda: sections.main(False)).startswith("refused: README.md has the marks")
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("left", ["pyvenv.cfg", "mine.txt"])
+def test_make_clears_no_environment_of_the_users(left, tmp_path):
+    """One that uv made has a `pyvenv.cfg` too. An installation that was killed is gone on with."""
+    files.write(tmp_path / left, "the user's own")
+    command = ["make", "--dry-run", "environment", f"LTCAM_VENV={tmp_path}"]
+    done = subprocess.run(command, cwd=files.ROOT, capture_output=True, text=True, check=True)
+    test, create = (line for line in done.stdout.splitlines() if line.startswith("test ! -e") or "venv --clear" in line)
+    done = subprocess.run(["sh", "-c", test], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stdout == f"{tmp_path} was not built by make: set LTCAM_VENV to another folder\n"
+    (tmp_path / ".lock").touch()
+    assert subprocess.run(["sh", "-c", test], check=False).returncode == 0 and f"touch {tmp_path}/.lock" in create
