@@ -44,7 +44,7 @@ def page() -> str:
     chosen = [path for path in found if path.parts[-3] != "demo"] or found
     if not chosen:
         return NONE
-    shown = [picture for path in chosen for picture in provenance.read_json(path)]
+    shown = [picture for path in chosen for picture in provenance.load(path)]
     constants = {"PICTURES": shown, "DELTAS": DELTAS, "METHODS": [*METHODS], "FUSED": FUSED}
     values = "".join(f"const {name} = {json.dumps(value)};\n" for name, value in constants.items()).replace("</", r"<\/")
     html, script = (Path(__file__).with_name(f"explore.{kind}").read_text() for kind in ("html", "js"))

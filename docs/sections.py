@@ -38,7 +38,7 @@ def pages() -> dict[str, dict[str, str]]:
 def kept(name: str) -> dict[str, pd.DataFrame]:
     """A committed table of every data set by title; of the paper's tables, the data sets that stand beside it."""
     shown = [own for own in STUDIES if not name.startswith("table") or (name == "table4") == (own.metric == "IoU")]
-    return {own.title: provenance.read_csv(own.out / f"{name}.csv", dtype=registry.TEXTS) for own in shown}
+    return {own.title: provenance.load(own.out / f"{name}.csv", dtype=registry.TEXTS) for own in shown}
 
 
 def beside(number: int, ours: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,8 +81,10 @@ def train(
 
     Several trainings have a folder each in --out.
     """
+    import pandas as pd
+
     from ltcam.data.sets import SETS
-    from ltcam.experiment import parallel, recipe, trained, training
+    from ltcam.experiment import parallel, provenance, recipe, training
     from ltcam.experiment.study import Study
 
     homes = [profile] if profile else [name for name in ("demo", "real", "paper") if data in recipe.profile(name)]
@@ -93,9 +94,7 @@ def train(
     study.settings["recipe"] |= recipe.settings(setting or [])
     chosen = [*study.planned.values()][: 1 if tune else None]
     if setting and not out and not tune:
-        raise InputError(
-            f"--set {setting[0]} is not the recipe of the profile, whose checkpoint stays: expected --out FOLDER too"
-        )
+        raise InputError(f"--set {setting[0]} is not the profile's recipe, whose checkpoint stays: expected --out FOLDER too")
     for each in chosen:
         own = out / each.name if out and len(chosen) > 1 else out
         tried = [*(setting or []), *([] if seed is None else [f"seed={seed}"])]
@@ -105,7 +104,14 @@ def train(
         if parallel.processes().is_main_process:
             typer.echo(path)
     if tune and parallel.processes().is_main_process:
-        table = trained.tries(study.runs / "tries", study.out / "tries.csv")
+        path = study.out / "tries.csv"
+        rows = provenance.load(path).to_dict("records") if path.is_file() else []  # their trainings may be gone
+        for record in sorted((study.runs / "tries").rglob("run.json")):
+            run, labels = provenance.load(record), provenance.load(record.with_name("labels.csv"))
+            about = {"mAP": labels["AP"].mean(), "loss": run["last"]["loss"], "minutes": run["seconds"] / 60}
+            rows.append({"try": record.parent.name, **run["recipe"], **about})
+        table = pd.DataFrame(rows).drop_duplicates("try", keep="last")
+        provenance.save(table, path)
         typer.echo(table[["try", "mAP", "loss"]].to_string(index=False))
 
 
@@ -196,10 +202,8 @@ def eval_seeds(
     from ltcam.data import load
     from ltcam.experiment import provenance, seeds, trained
 
-    protocol, asked = (
-        Protocol(batch_size, scales=tuple(scales or [1.0]), flip=flip),
-        {text: Config.parse(text) for text in config or [SEEDS]},
-    )
+    protocol = Protocol(batch_size, scales=tuple(scales or [1.0]), flip=flip)
+    asked = {text: Config.parse(text) for text in config or [SEEDS]}
     if (checkpoint is None) == (folder is None) or bool(folder) != bool(data) or (folder and (config or protocol.several)):
         raise InputError("expected --checkpoint PATH, or --folder PATH with --data NAME and without --config, --scale, --flip")
     model = trained.load_checkpoint(checkpoint) if checkpoint else None
@@ -211,16 +215,14 @@ def eval_seeds(
         found = seeds.of_checkpoint(model, name, list(asked.values()), protocol)
         return {text: found[config] for text, config in asked.items()}
 
-    of: dict[str, Any] = (
-        {"folder": str(folder), "data": data} if model is None else {"checkpoint": model.sha256, "configs": [*asked]}
-    )
-    of |= {"part": part, "choose_on": choose_on, "scales": protocol.scales, "flip": flip}
-    with provenance.only(out, "seeds.csv", of) if out else nullcontext():
-        scored = tally(part)
-        table = seeds.table(scored, tally(choose_on) if choose_on else None)
-        if out:
-            provenance.save(seeds.curves(scored), out / "curves.csv")
-            provenance.save(table, out / "seeds.csv")
+    if out:
+        made_by = [model.sha256 if model else str(folder), data, [*asked], part, choose_on, protocol.scales, flip]
+        provenance.only(out / "seeds.csv", made_by)
+    scored = tally(part)
+    table = seeds.table(scored, tally(choose_on) if choose_on else None)
+    if out:
+        provenance.save(seeds.curves(scored), out / "curves.csv")
+        provenance.save(table, out / "seeds.csv")
     title = (model.load(part) if model else load(data, part)).title
     said = f"; t is the best on {choose_on}" if choose_on else ""
     typer.echo(f"{title}, part {part}: best_t is the best on {part} itself{said}\n{table.round(2).to_string(index=False)}")

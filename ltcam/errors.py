@@ -35,11 +35,11 @@ def one_line(program: str) -> Iterator[None]:
     """Ends `program` with one line where the block fails for a reason that is no bug. A bug keeps its traceback."""
     try:
         yield
-    except LtcamError as error:
+    except (LtcamError, PermissionError) as error:
+        if isinstance(closed := error.__cause__ if isinstance(error, InputError) else error, PermissionError):
+            do = "ask its owner, or set LTCAM_OUTPUT, LTCAM_RUNS or LTCAM_DATA to a folder of your own"
+            sys.exit(f"{program}: {closed.filename} is closed to you ({closed.strerror}): {do}")
         sys.exit(f"{program}: {error}")
-    except PermissionError as error:
-        do = "ask its owner, or set LTCAM_OUTPUT, LTCAM_RUNS or LTCAM_DATA to a folder of your own"
-        sys.exit(f"{program}: {error.filename} is closed to you ({error.strerror}): {do}")
     except RuntimeError as error:
         if not of_loader(error):
             raise

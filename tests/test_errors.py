@@ -67,7 +67,9 @@ def test_a_member_is_the_builtin_too(member, builtin):
 
 
 def test_the_family_is_complete():
-    members = {v for v in vars(errors).values() if isinstance(v, type) and v is not ltcam.LtcamError}
+    members = {
+        v for v in vars(errors).values() if isinstance(v, type) and issubclass(v, Exception) and v is not ltcam.LtcamError
+    }
     assert members | {DataError} == set(FAMILY)
 
 

@@ -117,13 +117,16 @@ def walk(folder, command, first, changed):
 
 
 TRAIN = "--data voc2012 --profile tiny"
-RECIPE, SCORES = "has a training of another recipe or of other data: name another folder", "seeds.csv of something else: name"
+RECIPE, SCORES = (
+    "has a training of another recipe or of other data: name another folder",
+    "seeds.csv is there and was made by other options: name",
+)
 PICTURE, NPY, TABLES = "is there and shows something else: name another file", ".npy files of another", "set LTCAM_OUTPUT to"
 WALKS = [  # a command, its options, and what each change of them is told: "" where it adds
     ("train", f"{TRAIN} --seed 0 --out PLACE", {"--seed 1": RECIPE, "--set lr=0.01": RECIPE, "--set epochs=2": RECIPE}),
     (
         "train", f"{TRAIN} --seed 0",
-        {"--seed 1": "", "--set lr=0.01": "is not the recipe of the profile", "--out PLACE/one": "", "--tune": ""},
+        {"--seed 1": "", "--set lr=0.01": "is not the profile's recipe", "--out PLACE/one": "", "--tune": ""},
     ),
     ("train", f"{TRAIN} --tune", {"--seed 0": "", "--seed 1": "", "--set lr=0.01": "", "--set lr=0.01 --set epochs=2": ""}),
     (

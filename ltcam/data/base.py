@@ -113,10 +113,9 @@ class Segmentation(Dataset[Sample], ABC):
 
     def with_classes(self) -> Self:
         """Itself. Raises DataError if no image has a class."""
-        if not self.labels.any():
-            do = "nothing to learn or to score; complete it, or name another part"
-            raise DataError(f"{self.title} has no image with a class in part {self.part!r}: {do}")
-        return self
+        if self.labels.any():
+            return self
+        raise DataError(f"{self.title} has no image with a class in part {self.part!r}: complete it, or name another part")
 
     def pair(self, index: int) -> tuple[Tensor, NDArray[np.uint8]]:
         """Image and mask. Raises DataError for files that cannot be read, and for different sizes."""

@@ -3,7 +3,6 @@
 import logging
 import os
 import platform
-import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from ltcam.errors import InputError, UnavailableError
+from ltcam.errors import UnavailableError
 from ltcam.files import AnyPath, clear, writing
 
 with warnings.catch_warnings():  # a warning in notebooks about progress bars that are not used here
@@ -26,25 +25,18 @@ with warnings.catch_warnings():  # a warning in notebooks about progress bars th
 
 __all__ = ["Shuffled", "alone", "gather_object", "loader", "processes", "reduce"]
 log = logging.getLogger(__name__)
-_LAUNCHED = "((PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_)?(WORLD_)?(SIZE|RANK)|LOCAL_RANK"
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def processes() -> PartialState:
-    """This process among those of `accelerate launch` or torchrun, or alone: nccl between GPUs, gloo between CPUs.
-
-    Raises UnavailableError if variables of the environment name others that no launcher has started.
-    """
-    left = {name: value for name, value in os.environ.items() if re.fullmatch(_LAUNCHED, name)}
-    counted = [value for name, value in left.items() if name.endswith("SIZE")]
-    try:
-        if not any(name.endswith("RANK") for name in left) and {*counted} - {"1"} and not torch.cuda.is_available():
-            raise InputError("none of these says which one this is")
-        return PartialState(cpu=not torch.cuda.is_available())
-    except (ValueError, RuntimeError) as error:
-        PartialState._reset_state()
-        named = ", ".join(f"{name}={value}" for name, value in left.items())
-        do = "unset these variables, or start all processes by `accelerate launch` or torchrun"
-        raise UnavailableError(f"{named}: this process finds no others ({error}): {do}") from error
+    """This process among those of `accelerate launch` or torchrun, or alone: nccl between GPUs, gloo between CPUs. Raises
+    UnavailableError if the environment names others that no launcher has started: it would wait for them."""
+    cpu, launched = not torch.cuda.is_available(), any(name.endswith("RANK") for name in os.environ)
+    left = [f"{n}={v}" for n, v in os.environ.items() if n == "LOCAL_RANK" or (cpu and n in _SIZES and v != "1")]
+    if left and not (launched and "MASTER_ADDR" in os.environ):
+        do = "unset them, or start all processes by `accelerate launch` or torchrun"
+        raise UnavailableError(f"{', '.join(left)} without MASTER_ADDR and a RANK, as a scheduler leaves behind: {do}")
+    return PartialState(cpu=cpu)
 
 
 def loader(data: Dataset[Any], device: torch.device, **settings: Any) -> DataLoader[Any]:

@@ -10,10 +10,8 @@ import platform
 import subprocess
 import time
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +26,13 @@ NAME = "provenance.json"
 log = logging.getLogger(__name__)
 
 
-def read_csv(path: AnyPath, content: bytes | None = None, **options: Any) -> pd.DataFrame:
-    """A table, from its file or its `content`. options: of pandas. Raises InputError if it was cut off or has no rows."""
-    with _whole(path):
-        table: pd.DataFrame = pd.read_csv(path if content is None else BytesIO(content), **options)
-        if table.empty:
-            raise InputError("it has no rows")
-        return table
-
-
-def read_json(path: AnyPath) -> Any:
-    """A record. Raises InputError if it was cut off."""
-    with _whole(path):
-        return json.loads(Path(path).read_text())
-
-
-@contextmanager
-def _whole(path: AnyPath) -> Iterator[None]:
+def load(path: AnyPath, **options: Any) -> Any:
+    """A table, read by pandas with `options`, or a record (.json). Raises InputError if it was cut off."""
     try:
-        yield
+        found = json.loads(Path(path).read_text()) if Path(path).suffix == ".json" else pd.read_csv(path, **options)
+        if isinstance(found, pd.DataFrame) and found.empty:
+            raise InputError("it has no rows")
+        return found
     except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         do = "restore it, or delete it; what it named is then made again"
         raise InputError(f"{path} is damaged ({error}): {do}") from error
@@ -55,18 +41,15 @@ def _whole(path: AnyPath) -> Iterator[None]:
 def read(folder: AnyPath) -> dict[str, dict[str, Any]]:
     """{file: what made it} for the files of `folder`. Raises InputError if its record is damaged."""
     path = Path(folder) / NAME
-    return dict(read_json(path)) if path.is_file() else {}
+    return dict(load(path)) if path.is_file() else {}
 
 
-@contextmanager
-def only(folder: AnyPath, file: str, asked: Mapping[str, Any]) -> Iterator[None]:
-    """The block makes `file` in `folder` by the options `asked`, which are recorded. Raises InputError before it if the file is
-    there and was made by others."""
-    started, asked = time.time(), json.loads(json.dumps(asked))  # as it is read again
-    if Path(folder, file).is_file() and read(folder).get(file, {}).get("asked") != asked:
-        raise InputError(f"{folder} has a {file} of something else: name another folder, or move it away")
-    yield
-    record(folder, file, started, asked=asked)
+def only(path: AnyPath, asked: Sequence[Any]) -> None:
+    """Note beside `path` by which options it is made. Raises InputError if it is there and was made by others."""
+    note, text = Path(f"{path}.json"), json.dumps(asked, indent=1) + "\n"
+    if Path(path).is_file() and not (note.is_file() and note.read_text() == text):
+        raise InputError(f"{path} is there and was made by other options: name another folder, or move it away")
+    write(note, text)
 
 
 def record(folder: AnyPath, file: str, started: float, **about: Any) -> None:

@@ -59,7 +59,7 @@ def export(trained: Trained, part: str, config: Config, out: AnyPath, protocol: 
     settings = {**identity(trained, data, protocol), "config": str(config)}
     del settings["batch_size"]  # where memory was short, a smaller one goes on
     record = out / "seeds.json"
-    known = provenance.read_json(record) if record.is_file() else {}
+    known = provenance.load(record) if record.is_file() else {}
     others = [name for name, value in settings.items() if known.get(name) != json.loads(json.dumps(value))]
     if others and any(out.rglob("*.npy")):
         raise InputError(f"{out} has .npy files of another {', '.join(others)}: pass another --out, or delete them")
@@ -95,8 +95,6 @@ def read(path: AnyPath, classes: int) -> tuple[Tensor, Tensor]:
                 raise InputError("it is a plain array")
             seeds = unpickle(file).item()
         keys, maps = (torch.as_tensor(seeds[name]) for name in ("keys", "high_res"))
-    except PermissionError:
-        raise
     except Exception as error:  # other bytes fail in many ways: EOFError, KeyError, AttributeError, UnpicklingError ...
         expected = "expected a dict of arrays keys and high_res; export it again"
         raise InputError(f"{path} holds no seeds ({error}): {expected}") from error

@@ -181,7 +181,7 @@ class Store:
         if "t" not in table:  # an older export has the background of each configuration in its record
             table["t"] = table["config"].map(record.get("at", {})).where(table["cut"] == "argmax", 0.0).fillna(0.0)
         beside = self.folder / file.replace("counts", "logits", 1)
-        logits = provenance.read_csv(beside, dtype={"name": str}).itertuples(index=False) if beside.is_file() else ()
+        logits = provenance.load(beside, dtype={"name": str}).itertuples(index=False) if beside.is_file() else ()
         number = self.open(record["identity"], file)
         with self._writing():
             self._insert(number, list(table[FIELDS].itertuples(index=False, name=None)), {name: own for name, *own in logits})

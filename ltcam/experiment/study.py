@@ -59,9 +59,7 @@ class Study:
         self.profile, self.data, self.kept = name, data, kept
         own = DEFAULTS | sets[data]
         self.settings = own | ({"seeds": list(seeds)} if seeds else {})
-        self.reference = (
-            name if self.settings == own else f"{name} with seeds {list(seeds)}"
-        )  # whose golden values are compared
+        self.reference = name if self.settings == own else f"{name} with seeds {list(seeds)}"  # of golden values
         self.out, self.runs, self.figures = (f(name, data) for f in (files.results, files.runs, files.figures))
         self.dataset = known(data)
         self.metric, self.compared = self.dataset.headline, self.dataset.compared
@@ -80,7 +78,7 @@ class Study:
         path = self.out / "trainings.csv"
         if not path.is_file():
             raise MissingError(f"{path} is missing: run notebook 01 first, or ltcam reproduce --profile {self.profile}")
-        return provenance.read_csv(path, keep_default_na=False, dtype={"name": str, "seed": str, "fold": str})
+        return pd.DataFrame(provenance.load(path, keep_default_na=False, dtype={"name": str, "seed": str, "fold": str}))
 
     @cached_property
     def store(self) -> Store:
@@ -96,7 +94,7 @@ class Study:
                 if self.runs != self.out:
                     with files.atomic(self.out / training.name / name) as temporary:
                         shutil.copyfile(checkpoint.with_name(name), temporary)
-            score = provenance.read_csv(checkpoint.with_name("labels.csv"))["AP"].mean()
+            score = provenance.load(checkpoint.with_name("labels.csv"))["AP"].mean()
             rows.append([*training[:3], score, sha256(checkpoint)])
         provenance.save(pd.DataFrame(rows, columns=["name", "seed", "fold", "mAP", "checkpoint"]), self.out / "trainings.csv")
         self.__dict__.pop("trainings", None)
@@ -104,10 +102,9 @@ class Study:
     def complete(self) -> None:
         """Raises InputError if the tables here are of trainings that this study would leave out of them."""
         there = self.names if (self.out / "trainings.csv").is_file() else []
-        if not self.planned.keys() >= {*there}:
-            ours, theirs = (", ".join(filter(None, names)) or "one training" for names in (self.planned, there))
-            do = "set LTCAM_OUTPUT to another folder, or move these away"
-            raise InputError(f"{self.out} has the tables of {theirs}, and they would become those of {ours}: {do}")
+        if lost := [name or "its one training" for name in there if name not in self.planned]:
+            do = "set LTCAM_OUTPUT to another folder, or move them away"
+            raise InputError(f"{self.out} has tables of {', '.join(lost)}, which would be lost: {do}")
 
     @property
     def names(self) -> list[str]:
@@ -166,7 +163,7 @@ class Study:
 
     def read(self, file: str) -> pd.DataFrame:
         """The table `file` of every training, one below the other. Column `name` has the training."""
-        tables = {name: provenance.read_csv(self.out / name / file) for name in self.names}
+        tables: dict[str, pd.DataFrame] = {name: provenance.load(self.out / name / file) for name in self.names}
         return pd.concat(tables, names=["name", None]).reset_index("name").reset_index(drop=True)
 
     def counts(
@@ -223,5 +220,5 @@ class Study:
     def _run(self, name: str) -> dict[str, Any]:
         paths = [folder / name / "run.json" for folder in (self.out, self.runs)]
         if there := [path for path in paths if path.is_file()]:
-            return dict(provenance.read_json(there[0]))
+            return dict(provenance.load(there[0]))
         raise MissingError(f"no training {name!r} of {self.data}: expected {paths[1]}, see ltcam train --out")

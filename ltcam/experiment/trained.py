@@ -1,17 +1,14 @@
 """A trained model, loaded from its file."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torchvision.models import VGG
 
 from ltcam import data as datasets
 from ltcam.data import DataError, Segmentation
 from ltcam.errors import InputError
-from ltcam.experiment import provenance
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.vgg16 import load, vgg16
 from ltcam.files import AnyPath, sha256
@@ -52,19 +49,3 @@ def load_checkpoint(path: AnyPath, device: str | torch.device | None = None) -> 
         raise InputError(f"{path} is not a checkpoint of ltcam train ({error}): expected its checkpoint.pt") from error
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     return Trained(model, recipe, classes, size, record, sha256(path))
-
-
-def tries(runs: AnyPath, path: AnyPath) -> pd.DataFrame:
-    """The trainings of `ltcam train --tune` in folder `runs`, below the rows that the table at `path` has of others. The table
-    is written there: try, the fields of the recipe, mAP on the hold-out, loss, minutes."""
-    rows = []
-    for record in sorted(Path(runs).rglob("run.json")):
-        run, labels = provenance.read_json(record), provenance.read_csv(record.with_name("labels.csv"))
-        about = {"mAP": labels["AP"].mean(), "loss": run["last"]["loss"], "minutes": run["seconds"] / 60}
-        rows.append({"try": record.parent.name, **run["recipe"], **about})
-    table = pd.DataFrame(rows)
-    if Path(path).is_file():
-        before = provenance.read_csv(path)
-        table = pd.concat([before[~before["try"].isin(table["try"])], table], ignore_index=True)
-    provenance.save(table, path)
-    return table

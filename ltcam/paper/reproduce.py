@@ -39,7 +39,6 @@ from ltcam.experiment.study import Study
 from ltcam.paper import pictures, registry
 
 log = logging.getLogger(__name__)
-_REMEDY = "make sure that ipykernel is installed in this environment, and that files can be written in TMPDIR"
 
 
 def reproduce(
@@ -176,12 +175,12 @@ def _execute(notebook: Path, parameters: Mapping[str, Any], target: Path, digest
                 progress_bar=False, extra_arguments=["--log-level=ERROR"], kernel_manager_class=_OwnKernel,
             )  # fmt: skip
         except (RuntimeError, PapermillExecutionError) as error:
-            said = f": its kernel cannot start ({error}): {_REMEDY}"
+            said = f": its kernel cannot start ({error}): make sure that ipykernel is installed and TMPDIR can be written"
             if isinstance(error, DeadKernelError):
                 said = ": its kernel died, as happens when memory runs out"
             if isinstance(error, PapermillExecutionError):
                 said = f" failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
-            raise UnavailableError(f"{notebook.name}{said}" + f". See {running}" * running.is_file()) from error
+            raise UnavailableError(f"{notebook.name}{said}. See {running}") from error
         executed.metadata["papermill"].update(input_path=notebook.name, output_path=target.name)  # no path of this machine
         executed.metadata["ltcam"] = {"digest": digest, "left": _left(study, started)}
         for cell in executed.cells:

@@ -374,11 +374,7 @@ def test_a_zip_that_cannot_be_unpacked_here_is_one_clear_error(kind, tiles, root
     repacked(tiles, kind)
     root.mkdir()
     there = shutil.copy(tiles, root / get.SOURCES["magnetic_tile"].file)
-    do = (
-        "it is damaged or another file"
-        if kind == "lzma"
-        else "unpack it by another program, so that magnetic_tile is as data/README"
-    )
+    do = "it is damaged or another file; remove it and fetch it again, or unpack it by another program, as data/README.md says"
     with pytest.raises(DataError, match=rf"zip cannot be unpacked \([^\n]+\): {do}"):
         get.get("magnetic_tile", root)
     assert left(root) == [there.name]

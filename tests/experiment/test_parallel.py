@@ -90,9 +90,10 @@ def test_what_a_scheduler_left_is_named(left, afresh, monkeypatch):
     """One that waited for the others would wait for ever."""
     for name, value in left.items():
         monkeypatch.setenv(name, value)
-    named = ", ".join(f"{name}={value}" for name, value in left.items() if name != "MASTER_ADDR")
+    named = ", ".join(f"{name}={value}" for name, value in left.items() if name not in ("MASTER_ADDR", "RANK"))
     with pytest.raises(
-        UnavailableError, match=rf"^{named}: this process finds no others \([^\n]+\): unset .* `accelerate launch`"
+        UnavailableError,
+        match=rf"^{named} without MASTER_ADDR and a RANK, [^\n]+: unset them, or start all .* `accelerate launch`",
     ):
         parallel.processes()
     assert not parallel.PartialState._shared_state

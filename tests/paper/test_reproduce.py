@@ -272,7 +272,7 @@ KERNELS = {  # what hinders a kernel, and what is said of it
     "a folder for its files": ("tempfile.tempdir", r"cannot start \(.*Not a directory.*\): make sure that ipykernel is"),
     "a program": (["/nowhere/python"], r"cannot start \(.*No such file.*\): make sure that ipykernel is installed"),
     "the right to run it": (["/"], r"cannot start \(.*Permission denied.*\): make sure that ipykernel is installed"),
-    "ipykernel": (None, r"cannot start \(.*No such kernel.*\): make sure that ipykernel is installed in this environment"),
+    "ipykernel": (None, r"cannot start \(.*No such kernel.*\): make sure that ipykernel is installed and TMPDIR"),
     "a life": (["/bin/false"], r"cannot start \(Kernel died before replying to kernel_info\): make sure"),
 }
 
