@@ -76,7 +76,7 @@ def test_a_part_without_a_class_is_named(part, command, clean, tmp_path):
     for _ in range(2):
         with pytest.raises(DataError, match=said):
             CliRunner().invoke(app, [command, *options], catch_exceptions=False)
-        assert not [*(tmp_path / "left").glob("*.csv*"), *(tmp_path / "left").glob("*.npy")]
+        assert not [*(tmp_path / "left").glob("*.csv"), *(tmp_path / "left").glob("*.npy")]
 
 
 def test_a_hold_out_of_one_image_is_refused(clean, tmp_path, monkeypatch):
