@@ -8,7 +8,8 @@ import sys
 
 import pandas as pd
 
-from ltcam.errors import InputError
+from ltcam.errors import InputError, one_line
+from ltcam.experiment import provenance
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.study import Study
 from ltcam.files import NOTEBOOKS, ROOT, write
@@ -40,7 +41,7 @@ def pages() -> dict[str, dict[str, str]]:
 def kept(name: str) -> dict[str, pd.DataFrame]:
     """A committed table of every data set by title; of the paper's tables, the data sets that stand beside it."""
     shown = [own for own in STUDIES if not name.startswith("table") or (name == "table4") == (own.metric == "IoU")]
-    return {own.title: pd.read_csv(own.out / f"{name}.csv", dtype=registry.TEXTS) for own in shown}
+    return {own.title: provenance.load(own.out / f"{name}.csv", dtype=registry.TEXTS) for own in shown}
 
 
 def beside(number: int, ours: pd.DataFrame) -> pd.DataFrame:
@@ -152,4 +153,5 @@ def main(check: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main("--check" in sys.argv[1:]))
+    with one_line("docs/sections.py"):
+        sys.exit(main("--check" in sys.argv[1:]))

@@ -47,7 +47,6 @@ def measure(
     """
     started, workers = time.time(), processes()
     with alone(store.folder):
-        done, begun = store.done(number), store.begun(number)
         done = store.done(number)
         missing, work = [way for way in ways if way not in done], []
         begun = store.begun(number) if missing else {}

@@ -13,7 +13,6 @@ training parts are computed fold by fold and averaged.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -101,7 +100,7 @@ class Study:
         path = self.out / "trainings.csv"
         if not path.is_file():
             raise MissingError(f"{path} is missing: run notebook 01 first, or ltcam reproduce --profile {self.profile}")
-        return pd.read_csv(path, keep_default_na=False, dtype={"name": str, "seed": str, "fold": str})
+        return pd.DataFrame(provenance.load(path, keep_default_na=False, dtype={"name": str, "seed": str, "fold": str}))
 
     @cached_property
     def store(self) -> Store:
@@ -109,6 +108,7 @@ class Study:
 
     def train(self) -> None:
         """Train what is not trained yet, one by one. Writes `trainings.csv`, and losses and label scores of each training."""
+        self.complete()
         rows = []
         for training in self.planned.values():
             checkpoint = train(training.recipe, self.runs / training.name)
@@ -116,10 +116,17 @@ class Study:
                 if self.runs != self.out:
                     with files.atomic(self.out / training.name / name) as temporary:
                         shutil.copyfile(checkpoint.with_name(name), temporary)
-            score = pd.read_csv(checkpoint.with_name("labels.csv"))["AP"].mean()
+            score = provenance.load(checkpoint.with_name("labels.csv"))["AP"].mean()
             rows.append([*training[:3], score, sha256(checkpoint)])
         provenance.save(pd.DataFrame(rows, columns=["name", "seed", "fold", "mAP", "checkpoint"]), self.out / "trainings.csv")
         self.__dict__.pop("trainings", None)
+
+    def complete(self) -> None:
+        """Raises InputError if the tables here are of trainings that this study would leave out of them."""
+        there = self.names if (self.out / "trainings.csv").is_file() else []
+        if lost := [name or "its one training" for name in there if name not in self.planned]:
+            do = "set LTCAM_OUTPUT to another folder, or move them away"
+            raise InputError(f"{self.out} has tables of {', '.join(lost)}, which would be lost: {do}")
 
     @property
     def names(self) -> list[str]:
@@ -178,7 +185,7 @@ class Study:
 
     def read(self, file: str) -> pd.DataFrame:
         """The table `file` of every training, one below the other. Column `name` has the training."""
-        tables = {name: pd.read_csv(self.out / name / file) for name in self.names}
+        tables: dict[str, pd.DataFrame] = {name: provenance.load(self.out / name / file) for name in self.names}
         return pd.concat(tables, names=["name", None]).reset_index("name").reset_index(drop=True)
 
     def counts(
@@ -248,5 +255,5 @@ class Study:
     def _run(self, name: str) -> dict[str, Any]:
         paths = [folder / name / "run.json" for folder in (self.out, self.runs)]
         if there := [path for path in paths if path.is_file()]:
-            return dict(json.loads(there[0].read_text()))
+            return dict(provenance.load(there[0]))
         raise MissingError(f"no training {name!r} of {self.data}: expected {paths[1]}, see ltcam train --out")

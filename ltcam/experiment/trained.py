@@ -33,7 +33,7 @@ class Trained:
                 f"{data.title}, part {part}: its files have changed since the training (fingerprint {before[:12]}... then, "
                 f"{data.fingerprint[:12]}... now): restore them, or train again; `ltcam data check` finds damage"
             )
-        return data
+        return data.with_classes()
 
 
 def load_checkpoint(path: AnyPath, device: str | torch.device | None = None) -> Trained:

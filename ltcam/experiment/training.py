@@ -66,23 +66,24 @@ def train(recipe: Recipe, out: AnyPath) -> Path:
     """Train by `recipe`, or go on where an interrupted run of the same recipe stopped. Returns the path of the checkpoint.
 
     Writes `checkpoint.pt` (the last epoch), `train.csv` (loss per epoch), `labels.csv` (AP per class on the held-out part) and
-    `run.json` (what made them) into `out`. A finished run of the same recipe on the same data is returned as it is. The
-    files of another recipe stay until those of this one replace them. With several processes, all read `out` and only the main
-    one writes there. Their number may change between calls. Raises UnavailableError if another run writes into `out`, or
-    nothing can be written there.
+    `run.json` (what made them) into `out`. A finished run of the same recipe on the same data is returned as it is. With
+    several processes, all read `out` and only the main one writes there. Their number may change between calls. Raises
+    InputError if `out` has another or a damaged training, UnavailableError if another run writes there or nothing can be.
     """
     data, last, kept = datasets.load(recipe.data, recipe.train), Path(out, "last.pt"), Path(out, "checkpoint.pt")
     identity = {"recipe": asdict(recipe), "fingerprint": data.fingerprint}
     state = load(last) if last.is_file() else {}
     before = state.get("identity", {})
-    if state and before | {"recipe": asdict(Recipe()) | before.get("recipe", {})} != identity:  # it may be older than a field
-        log.warning("%s: the run in %s used another recipe or other data: training from the start", recipe.data, out)
-        state = {}
+    same = before | {"recipe": asdict(Recipe()) | before.get("recipe", {})} == identity  # it may be older than a field
+    if (state or kept.is_file()) and not same:
+        raise InputError(f"{out} has a training of another recipe or of other data: name another folder, or move it away")
     if state and "model" not in state and kept.is_file():
+        if sha256(kept) != provenance.load(kept.with_name("run.json")).get("checkpoint"):
+            raise InputError(f"{kept} is damaged (run.json has another SHA-256): restore it, or delete it to train again")
         log.info("%s: trained already", recipe.data)
         return kept
     with alone(out):
-        _train(recipe, data, identity, state, Path(out))
+        _train(recipe, data.with_classes(), identity, state, Path(out))
     return kept
 
 
@@ -119,7 +120,7 @@ def _train(recipe: Recipe, data: Segmentation, identity: dict[str, Any], state: 
         _save(begun | {name: part.state_dict() for name, part in parts.items()}, out / "last.pt")
     about = {"classes": list(data.classes), "size": list(inputs.size), "source": model.source, "last": history[-1]}
     _save({"model": model.state_dict(), "record": identity | about}, out / "checkpoint.pt")
-    held_out = datasets.load(recipe.data, recipe.test)  # only now is it opened
+    held_out = datasets.load(recipe.data, recipe.test).with_classes()  # only now is it opened
     logits = predict(model.eval(), Inputs(held_out, inputs.size), recipe.batch_size, device)
     labels = label_scores(logits.double().log_softmax(dim=1) if recipe.loss == "softmax" else logits, held_out)
     log.info("%s: mAP %.4f on part %s", recipe.data, labels["AP"].mean(), recipe.test)

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from ltcam.errors import LtcamError
+from ltcam.errors import one_line
 from ltcam.experiment.study import Study
 from ltcam.paper.registry import make, names, stale
 
@@ -39,7 +39,5 @@ def main(arguments: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+    with one_line("ltcam.paper"):
         sys.exit(main(sys.argv[1:]))
-    except LtcamError as error:
-        sys.exit(f"ltcam.paper: {error}")

@@ -98,6 +98,7 @@ def _made(own: Result, study: Study) -> bytes:
     if study.kept and own.measured:
         if not path.is_file():
             raise MissingError(f"{path} is missing: run ltcam reproduce first")
+        provenance.load(path)  # raises if it was cut off
         return path.read_bytes()
     if not study.kept:
         measure(study, own.needs(study))
@@ -139,7 +140,7 @@ def golden(name: str, table: pd.DataFrame, profile: str, tolerance: float = TOLE
     path = files.ROOT / "data" / "golden" / profile / f"{name}.csv"
     if not path.is_file():
         return f"{name}: profile {profile} has no golden values"
-    expected = pd.read_csv(path, dtype=TEXTS).reindex(columns=table.columns)
+    expected = provenance.load(path, dtype=TEXTS).reindex(columns=table.columns)
     ours, theirs = table.reset_index(drop=True).align(expected)  # a row that is missing is not equal
     near = (ours.select_dtypes("number") - theirs.select_dtypes("number")).abs().le(tolerance)
     off = ~(near.reindex(columns=ours.columns, fill_value=False) | ours.eq(theirs) | (ours.isna() & theirs.isna()))
