@@ -5,6 +5,7 @@ every (image, class) pair, and nothing runs again. In eval mode the images of a 
 backward serves all images: the first backward their first classes, the second their second classes, and so on.
 """
 
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -69,8 +70,8 @@ class Trace:
             )
         if layers in self.layers:
             return [layers]
-        if isinstance(layers, str) and (labels := labels_in(layers)) and all(label in self.stages for label in labels):
-            return [self.stages[label] for label in labels]
+        if isinstance(layers, str) and all(label in self.stages for label in labels_in(layers) or [layers]):
+            return [self.stages[label] for label in labels_in(layers) or [layers]]
         raise InputError(f"layer {layers!r} was not traced: expected one of {self.layers} or of {list(self.stages)}")
 
     def terms(self, layers: str | Sequence[str] | None = None) -> list[full.Bias]:
@@ -134,6 +135,11 @@ def trace(
             raise InputError(f"layer {min(missing)!r} did not run (checkpointing may bypass it): choose one that does")
         if not score.isfinite().all():
             raise InputError("the logits hold NaN or infinity: expected images and a model that give finite ones")
+        rows = score[:, None] if pairs[0, 1] < 0 else logits[pairs[:, 0]]
+        for top, kind in ((1, "Softmax|Sigmoid"), (0, "LogSoftmax")):  # rounding leaves no gradient there, or a wrong one
+            sure = ((score == 0) | (score == 1)) & (rows.amax(dim=1) == top)
+            if sure.any() and any(re.search(kind, node.name()) for node in full.ancestors(score.grad_fn)):
+                raise InputError(f"a {kind} of {score[sure][0]:g} has no gradient: explain the logit before it")
         of_biases: list[tuple[str, Any]] = [(name, edge) for name, edge, *_ in biases.marks] if biases else []
         wanted = [*kept.items(), *of_biases, *([("the input", images)] if fullgrad else [])]
         gradients = iter(_backward(score, pairs, wanted, create_graph))
@@ -161,7 +167,8 @@ def _keep(
     if running:
         check_output(name, module, output, reshape, images)
         if name in kept:
-            raise InputError(f"layer {name!r} runs more than once in a forward pass: choose a module that runs once")
+            do = "choose a module that runs once; of a pair of images compute one side before (docs/models.md)"
+            raise InputError(f"layer {name!r} runs more than once in a forward pass: {do}")
         kept[name] = output
     handed_on: Tensor = output.clone()  # the next layer may change its input in place
     return handed_on
