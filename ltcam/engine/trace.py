@@ -139,7 +139,8 @@ def trace(
         for top, kind in ((1, "Softmax|Sigmoid"), (0, "LogSoftmax")):  # rounding leaves no gradient there, or a wrong one
             sure = ((score == 0) | (score == 1)) & (rows.amax(dim=1) == top)
             if sure.any() and any(re.search(kind, node.name()) for node in full.ancestors(score.grad_fn)):
-                raise InputError(f"a {kind} of {score[sure][0]:g} has no gradient: explain the logit before it")
+                said = f"a score of {score[sure][0]:g} is certain to the last bit and has no gradient"
+                raise InputError(f"{said}: explain the logit before the softmax or sigmoid")
         of_biases: list[tuple[str, Any]] = [(name, edge) for name, edge, *_ in biases.marks] if biases else []
         wanted = [*kept.items(), *of_biases, *([("the input", images)] if fullgrad else [])]
         gradients = iter(_backward(score, pairs, wanted, create_graph))

@@ -510,7 +510,7 @@ def test_a_module_that_is_named_like_a_stage_has_one_meaning(images):
 
 
 class Pair(nn.Module):
-    """A siamese network: the distance of two embeddings by one encoder, of two arguments, or of six channels or twins in one."""
+    """A siamese network: the distance of two embeddings by one encoder. Both images are one argument, or one each."""
 
     def __init__(self, encoder):
         super().__init__()
@@ -555,9 +555,9 @@ def test_a_siamese_pair_is_explained_against_its_other_side(images):
     torch.testing.assert_close(found, expected)
     twins = torch.cat([images, other], dim=1)
     for layers in (["encoder.1"], None):
-        with pytest.raises(InputError, match="once.*of a pair of images compute one side before"):
+        with pytest.raises(InputError, match=r"once.*of a pair of images compute one side before"):
             trace(pair, twins, 0, layers)
-    with pytest.raises(InputError, match="missing 1 required .*: expected images that fit it, and a wrapper around a model"):
+    with pytest.raises(InputError, match=r"missing 1 required .*: expected images that fit it, and a wrapper around a model"):
         trace(Two(pair.encoder), images, 0, ["encoder.1"])
     for wrong in ((images, other), torch.stack([images, other], dim=1)):
         with pytest.raises(InputError, match="pairs need a module around the model"):
@@ -570,9 +570,9 @@ class Two(Pair):
 
 
 class Ensemble(nn.Module):
-    def __init__(self, *members, before=nn.Identity()):
+    def __init__(self, *members, before=None):
         super().__init__()
-        self.before, self.members = before, nn.ModuleList(members)
+        self.before, self.members = before or nn.Identity(), nn.ModuleList(members)
 
     def forward(self, x):
         x = self.before(x)
@@ -691,7 +691,7 @@ def test_a_saturated_probability_is_no_black_map(dtype, images):
             inner[-1].bias.copy_(torch.tensor([bias, 0.0]))
         return nn.Sequential(inner, head).eval()
 
-    said = r"has no gradient: explain the logit before it"
+    said = r"a score of [01] is certain to the last bit and has no gradient: explain the logit before the softmax or sigmoid"
     for head in (nn.Softmax(1), nn.Sigmoid(), nn.LogSoftmax(1)):
         for targets in (0, [[0], [1]], None, lambda y: y[0], *([1] if isinstance(head, nn.Softmax) else [])):
             with pytest.raises(InputError, match=said):
