@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
@@ -188,7 +189,7 @@ def _octaves(model: nn.Module, image: Tensor) -> tuple[dict[str, tuple[int, int]
     slack = 0 if size[0] == size[1] else 2  # pixels
 
     def octave(value: Any) -> int | None:
-        is_map = isinstance(value, Tensor) and value.ndim == 4 and min(value.shape[2:]) > 1
+        is_map = isinstance(value, Tensor) and value.ndim == 4 and min(value.shape[2:]) > 1 and len(value) == len(image)
         return round(math.log2(size[0] / value.shape[2])) if is_map and misfit(value.shape[2:], size) <= slack else None
 
     def note(name: str, module: nn.Module, arguments: Any, output: Any) -> None:
@@ -218,12 +219,13 @@ def _last_blocks(model: nn.Module, octaves: Mapping[str, tuple[int, int]], runni
     """
     modules = dict(model.named_modules())
     classifier = [name for name in running if isinstance(modules[name], nn.Conv2d | nn.Linear)][-1:]
-    convolutions = [name for name in octaves if isinstance(modules[name], nn.Conv2d) and name not in classifier]
+    early = [*takewhile(lambda name: name not in classifier, running)]
+    maps = [n for n in early if n in octaves and not any(modules[n].children()) and not isinstance(modules[n], _DropoutNd)]
 
     def grouped(module: nn.Module, path: str) -> bool:
-        """Whether a sequence is more than a block: convolutions and a head, or more than norms before what halves."""
+        """Whether a sequence is more than a block: maps and a head, or more than norms before what halves."""
         if type(module) is not nn.Sequential or path not in octaves:
-            return type(module) is nn.Sequential and any(name.startswith(f"{path}.") for name in convolutions)
+            return type(module) is nn.Sequential and any(name.startswith(f"{path}.") for name in maps)
         own = [(child, f"{path}.{name}") for name, child in module.named_children()]
         ahead = [*takewhile(lambda part: len({*octaves.get(part[1], [0])}) == 1, own)]
         more = any("Norm" not in type(m).__name__ for child, _ in ahead for m in child.modules() if not any(m.children()))
