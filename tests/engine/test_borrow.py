@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ltcam import explain, explain_scales, trace
-from ltcam.engine.baselines import scorecam
+from ltcam.engine.baselines import ablationcam, scorecam
 from ltcam.engine.stages import stages
 
 
@@ -223,7 +223,7 @@ FAILING = {  # what stops a trace, and where
     "a backward": lambda model, images: trace(model, images, 0, ["two"], output=Until(gradients=0)),
     "the second backward": lambda model, images: trace(model, images, [[0, 1]] * 2, ["two"], output=Until(gradients=1)),
     "a view": lambda model, images: explain_scales(model, images, 0, layers=["two"], output=Until(1)),
-    "a channel": lambda model, images: scorecam(model, images, 0, "two", reshape=Until(3)),
+    "a channel": lambda model, images: ablationcam(model, images, 0, "two", reshape=Until(3)),
 }
 
 
