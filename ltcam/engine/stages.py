@@ -106,7 +106,7 @@ def _put_back(value: Tensor, copy: Tensor) -> None:
 def stages(model: nn.Module, outputs: Outputs = "pool", images: Tensor | None = None) -> dict[str, str]:
     """{"S1": module name, ...}, from shallow to deep: where the paper reads its stages.
 
-    VGG and its like, wrapped or not: the max-pool outputs of `features`, or the inputs of those pools with outputs="relu".
+    VGG and its like, wrapped, in slices or not: the max-pool outputs, or the inputs of those pools with outputs="relu".
     Other CNNs: the last block at each resolution that runs once. They run on an empty square, so that images of any size have
     the same stages. A model that refuses it runs on the first of `images` (N, 3, H, W). Raises InputError if none is found.
     """

@@ -102,7 +102,7 @@ def trace(
     layers   module names, modules or stage labels ("S5", "S3-S5"), or {label: module name}; None: `ltcam.stages(model)`
     fullgrad also keep the gradient at every bias and at the input (Eq. 6); warns if these leave a residual
     reshape  turns a layer's output into (N, K, h, w): `ltcam.tokens_to_map`, `ltcam.channels_last`, or your own function
-    output   a function from what the model returns to its logits (N, C), or to (N, C, H, W), whose mean over places is a
+    output   a function from what the model returns to its logits (N, C), (N,) or (N, C, H, W), whose mean over places is a
              class's score; None: the returned tensor, its `.logits`, or "logits" or "out" of a dict
     create_graph  keep the graph, so that a loss of the maps reaches the weights (and the images, if they require grad)
 
