@@ -14,8 +14,7 @@ from ltcam.data import DataError
 from ltcam.data.base import read
 from ltcam.data.demo import render
 from ltcam.data.get import check, state
-from ltcam.data.sets import KSDD, SETS, VOC2012, MagneticTile
-from ltcam.files import ROOT
+from ltcam.data.sets import CHECKSUMS, KSDD, SETS, VOC2012, MagneticTile
 from tests import lookalikes
 
 
@@ -233,7 +232,7 @@ def transparent():
 
 def test_the_split_does_not_depend_on_which_files_are_there(tmp_path, monkeypatch):
     """Empty files of the official names will do, since the split opens none. An image less changes no other image's side."""
-    sums = (ROOT / "data" / "checksums" / "magnetic_tile.sha256").read_text()
+    sums = (CHECKSUMS / "magnetic_tile.sha256").read_text()
     paths = [tmp_path / line.split()[1] for line in sums.splitlines() if line.split()[1].startswith("magnetic_tile/MT_")]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
