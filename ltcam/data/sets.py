@@ -44,7 +44,10 @@ class VOC2012(Segmentation):
                     expected = "expected a name, or an image and a mask in"
                     raise DataError(f"{path} has the line {line!r}: {expected} {folder}; correct it")
                 name, image, mask = match.groups()
-                image, mask = (f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png") if name else (image, mask)
+                if name:
+                    image, mask = f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png"
+                    more = f"SegmentationClassAug/{name}.png"  # those of SBD
+                    mask = more if not (folder / mask).is_file() and (folder / more).is_file() else mask
                 parts[path.stem].append(Entry(name or Path(image).stem, folder / image, folder / mask))
         return parts
 

@@ -417,6 +417,23 @@ def test_a_list_may_name_images_and_masks_in_pairs(augmented):
     assert finding.startswith(f"{data.entries[0].mask} is missing") and finding.endswith("(in train_aug)")
 
 
+@pytest.mark.parametrize("name", ["train_aug", "mine"])
+def test_a_bare_name_has_its_mask_where_it_is(name, augmented):
+    """As lists that name no files: masks of VOC's own images are VOC's, those of the others are in SegmentationClassAug."""
+    names = (augmented / "ImageSets" / "Segmentation" / "train.txt").read_text().split()[:3]
+    (augmented / "ImageSets" / "Segmentation" / f"{name}.txt").write_text("\n".join(names))
+    plain = datasets.load("voc2012", "train")
+    assert [e.mask for e in datasets.load("voc2012", name).entries] == [e.mask for e in plain.entries[:3]]
+    gone = augmented / "SegmentationClass" / f"{names[1]}.png"
+    gone.unlink()
+    data = datasets.load("voc2012", name)
+    assert [e.mask.parent.name for e in data.entries] == ["SegmentationClass", "SegmentationClassAug", "SegmentationClass"]
+    assert (data.mask(1) == np.array(Image.open(augmented / "SegmentationClassAug" / f"{names[1]}.png"))).all() and agrees(data)
+    (augmented / "SegmentationClassAug" / f"{names[1]}.png").unlink()
+    with pytest.raises(DataError, match=rf"SegmentationClass/{names[1]}\.png is missing"):
+        datasets.load("voc2012", name).mask(1)
+
+
 @pytest.mark.parametrize(
     "line",
     ["../../secret", "/JPEGImages/../../../a.jpg /b.png", "/JPEGImages/a.jpg ../b.png", "/JPEGImages/a.jpg", "a -1", "a b c"],
