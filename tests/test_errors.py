@@ -7,6 +7,7 @@ import importlib
 import io
 import os
 import pickle
+import re
 import runpy
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from typer.testing import CliRunner
 import ltcam
 from ltcam import __main__, errors
 from ltcam import data as datasets
-from ltcam.data import DataError, get
+from ltcam.data import DataError
 from ltcam.experiment.store import Store
 from ltcam.files import ROOT
 
@@ -97,12 +98,6 @@ def test_a_folder_of_something_else_is_refused(file, name, message, tmp_path, mo
         datasets.load(name, "test")
 
 
-def test_checksums_that_are_not_there_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(get, "CHECKSUMS", tmp_path)
-    with pytest.raises(DataError, match=r"magnetic_tile\.sha256 is missing: it is part of the repository"):
-        get.checksums("magnetic_tile")
-
-
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     monkeypatch.delitem(sys.modules, "ltcam.experiment")
@@ -128,6 +123,16 @@ def test_the_engine_needs_torch_torchvision_and_numpy_alone():
     assert done.stdout == "torch.Size([1, 64, 64])\n", done.stderr
     done = subprocess.run([sys.executable, "-c", hide + "import ltcam.__main__"], capture_output=True, text=True, cwd=ROOT)
     assert done.stderr == "ltcam: typer is not installed, only the engine's packages are: pip install 'ltcam[companion]'\n"
+    wings = ["data", "data.base", "data.get", "experiment", "experiment.seeds", "paper", "show"]
+    run = f"""import ltcam
+for wing in {wings}:
+    try:
+        __import__("ltcam." + wing)
+    except ltcam.errors.PackageError as error:
+        print(wing, error)"""
+    done = subprocess.run([sys.executable, "-c", f"{hide}\n{run}"], capture_output=True, text=True, cwd=ROOT)
+    said = r" \w+ is not installed, only the engine's packages are: pip install 'ltcam\[companion\]'\n"
+    assert re.fullmatch(said.join([*wings, ""]), done.stdout), done.stderr
 
 
 class Stopped(nn.Module):

@@ -4,6 +4,10 @@ Open `base.py` first: it says what every data set gives. `get.py` is `ltcam data
 This wing may import `engine`.
 """
 
+from ltcam.errors import companion
+
+companion("pandas", "pooch", "skimage", "tqdm", "yaml")
+
 import random
 from contextlib import suppress
 

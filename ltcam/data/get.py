@@ -1,6 +1,6 @@
 """The files of the data sets: `ltcam data get` fetches them, `ltcam data check` says which are missing or damaged.
 
-A file in data/checksums is good if its SHA-256 is the one there, in a subset too. Any other is decoded to its end. A download
+A file in `checksums` is good if its SHA-256 is the one there, in a subset too. Any other is decoded to its end. A download
 that is cut off starts again; an archive that was put under the data root by hand is verified and unpacked like a download.
 """
 
@@ -26,15 +26,14 @@ from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
 from ltcam.data.base import DataError, Segmentation, opened
-from ltcam.data.sets import SETS, known
+from ltcam.data.sets import CHECKSUMS, SETS, known
 from ltcam.errors import UnavailableError
-from ltcam.files import ROOT, AnyPath, data_root, sha256, writing
+from ltcam.files import AnyPath, data_root, sha256, writing
 
 log = logging.getLogger(__name__)
 CHUNK = 1 << 20
 # RuntimeError: an archive with a password, or packed in a way that Python does not know
 DAMAGED = (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
-CHECKSUMS = ROOT / "data" / "checksums"
 _ROWS = yaml.safe_load(Path(__file__).with_name("sources.yaml").read_text())  # it says what its columns mean
 SOURCES = {name: SimpleNamespace(**row) for name, row in _ROWS.items()}
 
@@ -93,14 +92,10 @@ def _fault(data: Segmentation, index: int, sums: Mapping[Path, str]) -> str:
 
 
 def checksums(name: str) -> dict[str, str]:
-    """SHA-256 of its images and masks by path in its folder. Raises DataError if nothing else guards what `get` fetches."""
+    """SHA-256 of its images and masks by path in its folder; none of a data set without them."""
     path, above = CHECKSUMS / f"{name}.sha256", f"{known(name).folder}/"
-    if path.is_file():
-        lines = [line.split("  ", 1) for line in path.read_text().splitlines()]
-        return {file.removeprefix(above): digest for digest, file in lines}
-    if name in SOURCES and not SOURCES[name].sha256:
-        raise DataError(f"{path} is missing: it is part of the repository; use ltcam from a checkout")
-    return {}
+    lines = [line.split("  ", 1) for line in path.read_text().splitlines()] if path.is_file() else []
+    return {file.removeprefix(above): digest for digest, file in lines}
 
 
 def state(name: str, root: AnyPath) -> str:
@@ -180,13 +175,15 @@ def _download(archive: Path, name: str, temporary: Path) -> Path:
         except (ValueError, RequestException) as error:  # the mirror's fault; an OSError of the disk is not
             archive.unlink(missing_ok=True)
             reasons.append(f"{url}: {' '.join(str(error).split())}")
-    exact = f"{source.size:,} bytes, SHA-256 {source.sha256}" if source.sha256 else "SHA-256 of its files in data/checksums"
+    exact = (
+        f"{source.size:,} bytes, SHA-256 {source.sha256}" if source.sha256 else "SHA-256 of its files in ltcam/data/checksums"
+    )
     do = f"run `ltcam data get {name}` again, or fetch it elsewhere with `curl -C - -O URL`, put it at {archive} and run that"
     raise UnavailableError(f"{source.file} ({exact}) could not be fetched ({'; '.join(reasons)}): {do}")
 
 
 def _unpack(archive: Path, name: str, temporary: Path) -> Path:
-    """A folder of the wanted files. Raises DataError if the archive, or a file in data/checksums, is not as published."""
+    """A folder of the wanted files. Raises DataError if the archive, or a file in `checksums`, is not as published."""
     source, again = SOURCES[name], "it is damaged or another file; remove it and fetch it again"
     if source.sha256 and (digest := sha256(archive)) != source.sha256:
         fault = f"{archive.stat().st_size:,} bytes, expected {source.size:,}, and SHA-256 {digest}, expected {source.sha256}"

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ltcam.data.base import VOID, DataError, Entry, Segmentation, read
 from ltcam.data.demo import Demo
-from ltcam.files import ROOT
+
+CHECKSUMS = Path(__file__).with_name("checksums")
 
 
 class VOC2012(Segmentation):
@@ -44,7 +45,10 @@ class VOC2012(Segmentation):
                     expected = "expected a name, or an image and a mask in"
                     raise DataError(f"{path} has the line {line!r}: {expected} {folder}; correct it, in UTF-8")
                 name, image, mask = match.groups()
-                image, mask = (f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png") if name else (image, mask)
+                if name:
+                    image, mask = f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png"
+                    more = f"SegmentationClassAug/{name}.png"  # those of SBD
+                    mask = more if not (folder / mask).is_file() and (folder / more).is_file() else mask
                 parts[path.stem].append(Entry(name or Path(image).stem, folder / image, folder / mask))
         return parts
 
@@ -129,8 +133,7 @@ class MagneticTile(Segmentation):
     @classmethod
     def listed(cls, folder: Path) -> dict[str, list[Entry]]:
         here = {path.relative_to(folder).as_posix() for kind in cls.kinds for path in folder.glob(f"MT_{kind}/Imgs/*.jpg")}
-        sums = ROOT / "data" / "checksums" / f"{cls.name}.sha256"
-        every = set(re.findall(rf"{cls.folder}/(\S+\.jpg)", sums.read_text() if sums.is_file() else ""))
+        every = set(re.findall(rf"{cls.folder}/(\S+\.jpg)", (CHECKSUMS / f"{cls.name}.sha256").read_text()))
         images = sorted(  # of the whole set, so that the split does not depend on which files are here
             (int(match[2]), f"MT_{match[1]}/{path.stem}", match[1], path)
             for path in (folder / name for name in (every if here & every else here))

@@ -69,6 +69,7 @@ class Biases(TorchFunctionMode):
         super().__init__()
         self.images, self.stops, self.running, self.frozen = images, stops, running, frozen
         self.names = {module: name for name, module in model.named_modules()}
+        self.names |= {module: name for name, module in model.named_modules(remove_duplicate=False) if name in stops}
         self.root, self.inside = get_gradient_edge(images).node, [""]
         self.marks: list[Mark] = []
         self.stages: list[str] = []

@@ -93,7 +93,8 @@ def check_images(model: nn.Module, images: Tensor) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("a TorchScript model takes no hooks on its layers: pass the eager model it was made from")
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not images.numel():
-        raise InputError(f"images are {describe(images)}: expected floats (N, 3, H, W)")
+        other = "signals, volumes and pairs need a module around the model (docs/wrong_maps.md)"
+        raise InputError(f"images are {describe(images)}: expected floats (N, 3, H, W); {other}")
     if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
         raise InputError("the model has weights that its first run makes: run it once before")
     if torch.is_inference_mode_enabled() or any(t.is_inference() for t in (images, *model.parameters())):
@@ -129,7 +130,11 @@ def logits_of(returned: Any, count: int, output: Output | None = None) -> Tensor
     named = returned if isinstance(returned, Mapping) else {}
     places = (returned, getattr(returned, "logits", None), named.get("logits"), named.get("out"))
     logits = output(returned) if output else next((value for value in places if isinstance(value, Tensor)), returned)
-    if not isinstance(logits, Tensor) or not logits.ndim or len(logits) != count:
-        by = "the model" if output is None else "output="
-        raise InputError(f"{by} gives {describe(logits)}: expected the logits (N, C) of {count} images; see output= of trace")
+    if isinstance(logits, Tensor) and logits.ndim < 2 and logits.numel() == count:
+        logits = logits.reshape(count, 1)  # a squeezed head of one logit
+    if not isinstance(logits, Tensor) or logits.ndim < 2 or len(logits) != count:
+        by, do = "the model" if output is None else "output=", "see output= of trace"
+        if isinstance(logits, list) and any(isinstance(found, Mapping) and "scores" in found for found in logits):
+            do = "of boxes, output=lambda found: torch.stack([image['scores'].sum() for image in found])"
+        raise InputError(f"{by} gives {describe(logits)}: expected the logits (N, C) of {count} images; {do}")
     return logits

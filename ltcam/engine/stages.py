@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import pairwise, takewhile
+from itertools import combinations, pairwise, takewhile
 from threading import Lock, RLock
 from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
@@ -66,8 +67,10 @@ def borrowed(model: nn.Module, frozen: bool = True) -> Iterator[None]:
         for parameter in weights:
             back.callback(parameter.requires_grad_, parameter.requires_grad)
         for store in stores:
-            copies = {name: value.detach().clone() for name, value in store.items() if value is not None}
-            back.callback(_put_back, store, dict(store), copies)
+            for value in store.values():
+                if value is not None:
+                    back.callback(_put_back, value, value.detach().clone())
+            back.callback(_refill, store, dict(store))
         for module, mode in modes.items():
             back.callback(setattr, module, "training", mode)
         for module in custom:
@@ -85,22 +88,25 @@ def _train_again(module: nn.Module, mode: bool) -> None:
         module.train(mode)
 
 
-def _put_back(store: dict[str, Any], values: Mapping[str, Any], copies: Mapping[str, Tensor]) -> None:
-    """Give `store` its `values` again, with the bits of their `copies`."""
+def _refill(store: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Give `store` its `values` again."""
     if [*store] != [*values] or any(store[name] is not value for name, value in values.items()):
         store.clear()
         store.update(values)
-    for name, copy in copies.items():
-        if copy.layout != torch.strided or values[name].shape != copy.shape:  # sparse, or resized by the run
-            values[name].data = copy
-        elif not torch.equal(values[name], copy):
-            values[name].data.copy_(copy)
+
+
+def _put_back(value: Tensor, copy: Tensor) -> None:
+    """Give `value` the bits of its `copy` again."""
+    if copy.layout != torch.strided or value.shape != copy.shape:  # sparse, or resized by the run
+        value.data = copy
+    elif not torch.equal(value, copy):
+        value.data.copy_(copy)
 
 
 def stages(model: nn.Module, outputs: Outputs = "pool", images: Tensor | None = None) -> dict[str, str]:
     """{"S1": module name, ...}, from shallow to deep: where the paper reads its stages.
 
-    VGG and its like, wrapped or not: the max-pool outputs of `features`, or the inputs of those pools with outputs="relu".
+    VGG and its like, wrapped, in slices or not: the max-pool outputs, or the inputs of those pools with outputs="relu".
     Other CNNs: the last block at each resolution that runs once. They run on an empty square, so that images of any size have
     the same stages. A model that refuses it runs on the first of `images` (N, 3, H, W). Raises InputError if none is found.
     """
@@ -129,7 +135,7 @@ def stages(model: nn.Module, outputs: Outputs = "pool", images: Tensor | None = 
 
 def resolved(model: nn.Module, layers: Layers, images: Tensor) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """The modules that `layers` of `ltcam.trace` name, by name, and the stages if they are asked for. Raises InputError."""
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))  # a module may have several names
     labels = stages(model, images=images) if layers is None else dict(layers) if isinstance(layers, Mapping) else {}
     wanted: Any = layers if layers is not None and not isinstance(layers, Mapping) else labels.values()
     if isinstance(wanted, str | nn.Module) or not isinstance(wanted, Iterable) or not wanted:
@@ -138,7 +144,7 @@ def resolved(model: nn.Module, layers: Layers, images: Tensor) -> tuple[dict[str
     for layer in wanted:
         own = [layer]
         if wanted is layers and isinstance(layer, nn.Module):
-            own = [name for name, module in modules.items() if module is layer] or [""]
+            own = [name for name, module in modules.items() if module is layer][:1] or [""]
         elif wanted is layers and isinstance(layer, str) and labels_in(layer):
             if layer in modules:
                 raise InputError(f"{layer!r} names a module and a stage: pass the module itself, or {{label: module name}}")
@@ -165,41 +171,44 @@ def _pools(features: nn.Sequential, prefix: str) -> list[tuple[str, str]]:
     return [*pools] if len({*pools.values()}) == len(pools) else []
 
 
-def _wrapped(model: nn.Module, octaves: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The pools of the sequence that holds most of the model's convolutions, if no convolution follows its last pool."""
-
-    def convolutions(module: nn.Module) -> int:
-        return sum(isinstance(m, nn.Conv2d) for m in module.modules())
-
-    for prefix, features in model.named_modules():
-        if isinstance(features, nn.Sequential) and 2 * convolutions(features) > convolutions(model):
-            tail = takewhile(lambda module: not isinstance(module, nn.MaxPool2d), reversed(list(features)))
-            pools, least = _pools(features, prefix), 1 if prefix.rpartition(".")[2] == "features" else 2
-            if len(pools) >= least and not any(map(convolutions, tail)) and all(pool in octaves for _, pool in pools):
-                return pools
-    return []
+def _wrapped(model: nn.Module, octaves: Mapping[str, tuple[int, int]]) -> list[tuple[str, str]]:
+    """The max-pools of a network whose resolution falls by them alone after its stem, if no convolution follows the last."""
+    modules = dict(model.named_modules())
+    leaves = [name for name in octaves if not any(modules[name].children())]
+    pools = [pair for pair in pairwise(leaves) if isinstance(modules[pair[1]], nn.MaxPool2d)]
+    behind = takewhile(lambda name: not isinstance(modules[name], nn.MaxPool2d), reversed(leaves))
+    falls = [octaves[name] for name in leaves if octaves[name][0] != octaves[name][1]]
+    alone = len(pools) > 1 and falls[-len(pools) :] == [octaves[name] for _, name in pools]
+    return pools if alone and not any(isinstance(modules[name], nn.Conv2d) for name in behind) else []
 
 
 def _octaves(model: nn.Module, image: Tensor) -> tuple[dict[str, tuple[int, int]], Mapping[str, int]]:
     """How often the resolution is halved (before, after) each module that runs once, in the order of their ends; and how often
     all run."""
-    size, found, runs = image.shape[2:], dict[str, tuple[int, int]](), Counter[str]()
+    size, found, runs, given = image.shape[2:], dict[str, tuple[int, int]](), Counter[str](), dict[str, Tensor]()
     slack = 0 if size[0] == size[1] else 2  # pixels
 
     def octave(value: Any) -> int | None:
-        is_map = isinstance(value, Tensor) and value.ndim == 4 and min(value.shape[2:]) > 1
+        is_map = isinstance(value, Tensor) and value.ndim == 4 and min(value.shape[2:]) > 1 and len(value) == len(image)
         return round(math.log2(size[0] / value.shape[2])) if is_map and misfit(value.shape[2:], size) <= slack else None
 
     def note(name: str, module: nn.Module, arguments: Any, output: Any) -> None:
         runs[name] += 1
+        before = octave(arguments[0]) if arguments else None
+        if before == 0:
+            given[name] = arguments[0]
         if (after := octave(output)) is not None:
-            before = octave(arguments[0]) if arguments else None
             found[name] = after if before is None else before, after
 
     with torch.no_grad(), borrowed(model), ExitStack() as hooks:
         for name, module in model.named_modules():
             hooks.enter_context(module.register_forward_hook(partial(note, name)))
         called(model, image)
+    inside = {name: {o for n, both in found.items() if n.startswith(f"{name}.") for o in both} for name in given}
+    for one, other in combinations(sorted(given), 2):
+        if given[one] is given[other] and not other.startswith(f"{one}.") and min(len(inside[one]), len(inside[other])) > 2:
+            said = f"{type(model).__name__} gives the images to {one!r} and to {other!r}, which have stages each"
+            raise InputError(f"{said}: pass layers=[module names] of each, or explain one by one")
     return {name: octaves for name, octaves in found.items() if runs[name] == 1}, runs
 
 
@@ -208,13 +217,19 @@ def _last_blocks(model: nn.Module, octaves: Mapping[str, tuple[int, int]], runni
 
     A block is a module that halves the resolution at most once. A module that halves it more often is a sequence of blocks.
     """
+    modules = dict(model.named_modules())
+    classifier = [name for name in running if isinstance(modules[name], nn.Conv2d | nn.Linear)][-1:]
+    early = [*takewhile(lambda name: name not in classifier, running)]
+    maps = [n for n in early if n in octaves and not any(modules[n].children()) and not isinstance(modules[n], _DropoutNd)]
 
     def grouped(module: nn.Module, path: str) -> bool:
-        """Whether a sequence has convolutions before what halves the resolution in it."""
-        parts = [(child, octaves.get(f"{path}.{name}", (0, 0))) for name, child in module.named_children()]
-        first = [child for child, _ in takewhile(lambda part: part[1][0] == part[1][1], parts)]
-        before = any(isinstance(m, nn.Conv2d) for child in first for m in child.modules())
-        return type(module) is nn.Sequential and len(first) < len(parts) and before
+        """Whether a sequence is more than a block: maps and a head, or more than norms before what halves."""
+        if type(module) is not nn.Sequential or path not in octaves:
+            return type(module) is nn.Sequential and any(name.startswith(f"{path}.") for name in maps)
+        own = [(child, f"{path}.{name}") for name, child in module.named_children()]
+        ahead = [*takewhile(lambda part: len({*octaves.get(part[1], [0])}) == 1, own)]
+        more = any("Norm" not in type(m).__name__ for child, _ in ahead for m in child.modules() if not any(m.children()))
+        return own[len(ahead) :] != [] and (more or grouped(*own[len(ahead)]))
 
     def blocks(module: nn.Module, prefix: str) -> Iterator[str]:
         for name, child in module.named_children():
@@ -230,5 +245,6 @@ def _last_blocks(model: nn.Module, octaves: Mapping[str, tuple[int, int]], runni
 
     last = {octaves[name][1]: name for name in sorted(blocks(model, ""), key=list(octaves).index)}
     if len(last) < 2:
-        raise InputError(f"{type(model).__name__} has no stages of falling resolution: pass layers=[module names]")
+        do = "pass layers=[module names], or of a pair of images compute one side before (docs/models.md)"
+        raise InputError(f"{type(model).__name__} has no stages of falling resolution in modules that run once: {do}")
     return [name for _, name in sorted(last.items())]

@@ -5,6 +5,7 @@ every (image, class) pair, and nothing runs again. In eval mode the images of a 
 backward serves all images: the first backward their first classes, the second their second classes, and so on.
 """
 
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -69,8 +70,8 @@ class Trace:
             )
         if layers in self.layers:
             return [layers]
-        if isinstance(layers, str) and (labels := labels_in(layers)) and all(label in self.stages for label in labels):
-            return [self.stages[label] for label in labels]
+        if isinstance(layers, str) and all(label in self.stages for label in labels_in(layers) or [layers]):
+            return [self.stages[label] for label in labels_in(layers) or [layers]]
         raise InputError(f"layer {layers!r} was not traced: expected one of {self.layers} or of {list(self.stages)}")
 
     def terms(self, layers: str | Sequence[str] | None = None) -> list[full.Bias]:
@@ -101,7 +102,7 @@ def trace(
     layers   module names, modules or stage labels ("S5", "S3-S5"), or {label: module name}; None: `ltcam.stages(model)`
     fullgrad also keep the gradient at every bias and at the input (Eq. 6); warns if these leave a residual
     reshape  turns a layer's output into (N, K, h, w): `ltcam.tokens_to_map`, `ltcam.channels_last`, or your own function
-    output   a function from what the model returns to its logits (N, C), or to (N, C, H, W), whose mean over places is a
+    output   a function from what the model returns to its logits (N, C), (N,) or (N, C, H, W), whose mean over places is a
              class's score; None: the returned tensor, its `.logits`, or "logits" or "out" of a dict
     create_graph  keep the graph, so that a loss of the maps reaches the weights (and the images, if they require grad)
 
@@ -134,6 +135,12 @@ def trace(
             raise InputError(f"layer {min(missing)!r} did not run (checkpointing may bypass it): choose one that does")
         if not score.isfinite().all():
             raise InputError("the logits hold NaN or infinity: expected images and a model that give finite ones")
+        rows = score[:, None] if pairs[0, 1] < 0 else logits[pairs[:, 0]]
+        for top, kind in ((1, "Softmax|Sigmoid"), (0, "LogSoftmax")):  # rounding leaves no gradient there, or a wrong one
+            sure = ((score == 0) | (score == 1)) & (rows.amax(dim=1) == top)
+            if sure.any() and any(re.search(kind, node.name()) for node in full.ancestors(score.grad_fn)):
+                said = f"a score of {score[sure][0]:g} is certain to the last bit and has no gradient"
+                raise InputError(f"{said}: explain the logit before the softmax or sigmoid")
         of_biases: list[tuple[str, Any]] = [(name, edge) for name, edge, *_ in biases.marks] if biases else []
         wanted = [*kept.items(), *of_biases, *([("the input", images)] if fullgrad else [])]
         gradients = iter(_backward(score, pairs, wanted, create_graph))
@@ -161,7 +168,8 @@ def _keep(
     if running:
         check_output(name, module, output, reshape, images)
         if name in kept:
-            raise InputError(f"layer {name!r} runs more than once in a forward pass: choose a module that runs once")
+            do = "choose a module that runs once; of a pair of images compute one side before (docs/models.md)"
+            raise InputError(f"layer {name!r} runs more than once in a forward pass: {do}")
         kept[name] = output
     handed_on: Tensor = output.clone()  # the next layer may change its input in place
     return handed_on

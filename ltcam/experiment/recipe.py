@@ -101,6 +101,9 @@ def planned(data: str, recipe: Mapping[str, Any], seeds: Sequence[int] = (), fol
 def profile(name: str) -> dict[str, dict[str, Any]]:
     """The settings of profile `name` by data set, from `notebooks/profiles`. Raises InputError for an unknown one."""
     found = sorted((files.NOTEBOOKS / "profiles").glob("*.yaml"))
+    if not found:
+        do = "train and reproduce want a checkout of the repository: run them in it, or install it with pip install -e"
+        raise InputError(f"{files.NOTEBOOKS / 'profiles'} has no profiles: {do}")
     read = [yaml.safe_load(file.read_text()) for file in found if file.name.startswith(f"{name}.")]
     if not read:
         raise InputError(f"profile {name!r} is unknown: expected one of {sorted({file.name.split('.')[0] for file in found})}")

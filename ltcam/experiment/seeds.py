@@ -22,6 +22,7 @@ best t of the part that is scored. `table` gives it, and beside it the score at 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from tqdm import tqdm
 
 from ltcam.data import Segmentation
 from ltcam.engine.config import Config
+from ltcam.engine.targets import describe
 from ltcam.errors import InputError, MissingError
 from ltcam.experiment import provenance
 from ltcam.experiment.counting import batches, each, identity, image_loader, maps_of_batch
@@ -43,6 +45,7 @@ from ltcam.experiment.trained import Trained
 from ltcam.experiment.vgg16 import unpickle
 from ltcam.files import AnyPath, atomic, write
 
+log = logging.getLogger(__name__)
 STRIDE = 4  # of "cam"
 THRESHOLDS = np.arange(101) / 100
 
@@ -99,7 +102,8 @@ def read(path: AnyPath, classes: int) -> tuple[Tensor, Tensor]:
         expected = "expected a dict of arrays keys and high_res; export it again"
         raise InputError(f"{path} holds no seeds ({error}): {expected}") from error
     if keys.ndim != 1 or keys.is_floating_point() or maps.ndim != 3 or len(keys) != len(maps) or not maps.is_floating_point():
-        raise InputError(f"{path} has keys {tuple(keys.shape)} and high_res {tuple(maps.shape)}: expected (n,) and (n, H, W)")
+        said = f"{path} has keys {describe(keys)} and high_res {describe(maps)}"
+        raise InputError(f"{said}: expected ints (n,) and floats (n, H, W), of uint8 over 255")
     if any(not 0 <= key < classes for key in keys.tolist()) or len({*keys.tolist()}) < len(keys):
         raise InputError(f"{path} has the keys {keys.tolist()}: expected different classes from 0 to {classes - 1}")
     if not ((maps >= 0) & (maps <= 1)).all():
@@ -152,7 +156,7 @@ def of_folder(folder: AnyPath, data: Segmentation) -> Tally:
 
     Raises MissingError if a file is missing, and InputError as `read` does.
     """
-    tally = Tally(len(data.classes))
+    tally, strange = Tally(len(data.classes)), []
     for index in tqdm(data.annotated, f"{data.title} {data.part}", disable=None, leave=False):
         mask, path = torch.from_numpy(data.mask(index)), Path(folder) / f"{data.entries[index].name}.npy"
         keys, maps = torch.zeros(0, dtype=torch.long), torch.zeros(0, *mask.shape)
@@ -161,6 +165,10 @@ def of_folder(folder: AnyPath, data: Segmentation) -> Tally:
         if maps.shape[1:] != mask.shape:
             raise InputError(f"{path} has maps {tuple(maps.shape[1:])}, the mask is {tuple(mask.shape)}: export it again")
         tally.add(maps, keys, mask)
+        strange += [] if data.labels[index, keys].all() else [path]
+    if strange:
+        said = "%d of %d images have seeds of classes that they lack, first %s: these count as false; keys are from 0"
+        log.warning(said, len(strange), tally.images, strange[0])
     return tally
 
 

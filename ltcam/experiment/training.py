@@ -82,6 +82,10 @@ def train(recipe: Recipe, out: AnyPath) -> Path:
             raise InputError(f"{kept} is damaged (run.json has another SHA-256): restore it, or delete it to train again")
         log.info("%s: trained already", recipe.data)
         return kept
+    held_out = {*datasets.load(recipe.data, recipe.test).groups}  # by its list, which opens none of them
+    if shared := sum(group in held_out for group in data.groups):
+        said = "%s: %d of the %d images of part %r are in part %r too, which is held out: take them off the list"
+        log.warning(said, recipe.data, shared, len(data), recipe.train, recipe.test)
     with alone(out):
         _train(recipe, data.with_classes(), identity, state, Path(out))
     return kept

@@ -9,14 +9,14 @@ from ltcam.errors import companion
 
 companion("pandas", "papermill", "yaml")
 
-import logging  # noqa: E402 - after what it needs
+import logging
 
-from ltcam.engine.config import Config  # noqa: E402
-from ltcam.experiment.study import Study  # noqa: E402
-from ltcam.paper import ablations, areas, beyond, breakdown, claims, gradients, joint, shares, tables  # noqa: E402, F401 - each registers its tables
-from ltcam.paper.claims import judged  # noqa: E402
-from ltcam.paper.registry import RESULTS, check, golden, make  # noqa: E402
-from ltcam.paper.tables import SEVEN, beside  # noqa: E402
+from ltcam.engine.config import Config
+from ltcam.experiment.study import Study
+from ltcam.paper import ablations, areas, beyond, breakdown, claims, gradients, joint, shares, tables  # noqa: F401 - each registers its tables
+from ltcam.paper.claims import judged
+from ltcam.paper.registry import RESULTS, check, golden, make
+from ltcam.paper.tables import SEVEN, beside
 
 __all__ = ["RESULTS", "SEVEN", "Config", "Study", "beside", "check", "golden", "judged", "make", "open"]
 

@@ -15,8 +15,7 @@ from ltcam.data import DataError
 from ltcam.data.base import read
 from ltcam.data.demo import render
 from ltcam.data.get import check, state
-from ltcam.data.sets import KSDD, SETS, VOC2012, MagneticTile
-from ltcam.files import ROOT
+from ltcam.data.sets import CHECKSUMS, KSDD, SETS, VOC2012, MagneticTile
 from tests import lookalikes
 
 
@@ -234,7 +233,7 @@ def transparent():
 
 def test_the_split_does_not_depend_on_which_files_are_there(tmp_path, monkeypatch):
     """Empty files of the official names will do, since the split opens none. An image less changes no other image's side."""
-    sums = (ROOT / "data" / "checksums" / "magnetic_tile.sha256").read_text()
+    sums = (CHECKSUMS / "magnetic_tile.sha256").read_text()
     paths = [tmp_path / line.split()[1] for line in sums.splitlines() if line.split()[1].startswith("magnetic_tile/MT_")]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -419,6 +418,23 @@ def test_a_list_may_name_images_and_masks_in_pairs(augmented):
     assert finding.startswith(f"{data.entries[0].mask} is missing") and finding.endswith("(in train_aug)")
 
 
+@pytest.mark.parametrize("name", ["train_aug", "mine"])
+def test_a_bare_name_has_its_mask_where_it_is(name, augmented):
+    """As lists that name no files: masks of VOC's own images are VOC's, those of the others are in SegmentationClassAug."""
+    names = (augmented / "ImageSets" / "Segmentation" / "train.txt").read_text().split()[:3]
+    (augmented / "ImageSets" / "Segmentation" / f"{name}.txt").write_text("\n".join(names))
+    plain = datasets.load("voc2012", "train")
+    assert [e.mask for e in datasets.load("voc2012", name).entries] == [e.mask for e in plain.entries[:3]]
+    gone = augmented / "SegmentationClass" / f"{names[1]}.png"
+    gone.unlink()
+    data = datasets.load("voc2012", name)
+    assert [e.mask.parent.name for e in data.entries] == ["SegmentationClass", "SegmentationClassAug", "SegmentationClass"]
+    assert (data.mask(1) == np.array(Image.open(augmented / "SegmentationClassAug" / f"{names[1]}.png"))).all() and agrees(data)
+    (augmented / "SegmentationClassAug" / f"{names[1]}.png").unlink()
+    with pytest.raises(DataError, match=rf"SegmentationClass/{names[1]}\.png is missing"):
+        datasets.load("voc2012", name).mask(1)
+
+
 @pytest.mark.parametrize(
     "line",
     ["../../secret", "/JPEGImages/../../../a.jpg /b.png", "/JPEGImages/a.jpg ../b.png", "/JPEGImages/a.jpg", "a -1", "a b c"],
@@ -509,7 +525,7 @@ def test_the_fingerprint_sees_a_changed_file(root):
 
 def official_tiles(root):
     """Empty files of the official names, since the split opens none; those of a look-alike would all be foreign to it."""
-    for line in (ROOT / "data" / "checksums" / "magnetic_tile.sha256").read_text().splitlines():
+    for line in (CHECKSUMS / "magnetic_tile.sha256").read_text().splitlines():
         path = root / line.split()[1]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

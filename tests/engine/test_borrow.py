@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from ltcam import explain, trace
-from ltcam.engine.baselines import scorecam
+from ltcam import explain, explain_scales, trace
+from ltcam.engine.baselines import ablationcam, scorecam
 from ltcam.engine.stages import stages
 
 
@@ -209,3 +209,128 @@ def test_another_threads_forward_is_not_taken_for_ours(tiny, images):
     handle = tiny.features[16].register_forward_hook(other)
     traced = trace(tiny, images, 0, fullgrad=True)
     assert errors == [(1, 4)] and all(torch.equal(traced.gradient(n), expected.gradient(n)) for n in traced.layers)
+
+
+def stopped(*_, **__):
+    raise ArithmeticError("stopped")
+
+
+FAILING = {  # what stops a trace, and where
+    "a hook": lambda model, images: [model.fixed.register_forward_hook(stopped), trace(model, images, 0, ["two"])],
+    "a target": lambda model, images: trace(model, images, stopped, ["two"], fullgrad=True),
+    "output": lambda model, images: trace(model, images, 0, ["two"], output=stopped),
+    "reshape": lambda model, images: trace(model, images, 0, ["two"], reshape=stopped),
+    "a backward": lambda model, images: trace(model, images, 0, ["two"], output=Until(gradients=0)),
+    "the second backward": lambda model, images: trace(model, images, [[0, 1]] * 2, ["two"], output=Until(gradients=1)),
+    "a view": lambda model, images: explain_scales(model, images, 0, layers=["two"], output=Until(1)),
+    "a channel": lambda model, images: ablationcam(model, images, 0, "two", reshape=Until(3)),
+}
+
+
+class Until:
+    """Hands on what it is given, until it has been called, or its gradient has arrived, more often than this."""
+
+    def __init__(self, calls=99, gradients=99):
+        self.calls, self.gradients = calls, gradients
+
+    def __call__(self, x):
+        self.calls -= 1
+        y = x.clone() if self.calls >= 0 else stopped()
+        if y.requires_grad:
+            y.register_hook(self.arrived)
+        return y
+
+    def arrived(self, gradient):
+        self.gradients -= 1
+        return gradient if self.gradients >= 0 else stopped()
+
+
+@pytest.mark.parametrize("mode", ["train", "mixed"])
+@pytest.mark.parametrize("place", FAILING)
+def test_whatever_fails_the_model_is_as_before(place, mode):
+    torch.manual_seed(0)
+    model, images = Net().train(), torch.randn(2, 3, 16, 16)
+    if mode == "mixed":
+        model.two.eval()
+        model.head.weight.requires_grad_(False)
+        model.head.bias.grad = torch.ones(3)
+    untouched, before, handles = copy.deepcopy(model), state(model), len(model.fixed._forward_hooks)
+    with pytest.raises(ArithmeticError, match="stopped"):
+        FAILING[place](model, images)
+    if place == "a hook":
+        assert len(model.fixed._forward_hooks) == handles + 1  # the user's own
+        model.fixed._forward_hooks.clear()
+    assert same(before, state(model))
+    if mode == "train":
+        after, expected = step(model), step(untouched)
+        assert all(torch.equal(after[name], expected[name]) for name in expected)
+
+
+class Guarded(torch.Tensor):
+    """A tensor with one operation that fails while `armed`."""
+
+    armed = ""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if cls.armed and func.__name__ == cls.armed:
+            stopped()
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+class Weight(nn.Parameter):
+    armed = False
+
+    def requires_grad_(self, requires_grad=True):
+        return stopped() if self.armed else super().requires_grad_(requires_grad)
+
+
+class Stuck(nn.Module):
+    """Its mode, its buffer or its weight cannot be given back."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what, self.armed = what, False
+        self.register_buffer("first", torch.zeros(2))
+        self.register_buffer("stuck", torch.zeros(2).as_subclass(Guarded) if what == "buffer" else torch.zeros(2))
+        self.register_buffer("last", torch.zeros(2))
+        self.weight = Weight(torch.ones(1)) if what == "weight" else nn.Parameter(torch.ones(1))
+
+    def __setattr__(self, name, value):
+        if name == "training" and value and getattr(self, "armed", False) and self.what == "mode":
+            stopped()
+        super().__setattr__(name, value)
+
+    def train(self, mode=True):
+        if mode and self.armed and self.what == "train":
+            stopped()
+        return super().train(mode)
+
+    def forward(self, x):
+        for buffer in (self.first, self.stuck, self.last):
+            buffer.data += 1
+        self.armed = self.what in ("mode", "train")
+        Guarded.armed = "equal" if self.what == "buffer" else ""
+        self.weight.armed = True
+        return x * self.weight
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("what", ["mode", "train", "buffer", "weight"])
+def test_where_one_thing_cannot_be_given_back_all_others_are(what, fails):
+    torch.manual_seed(0)
+    model, images = nn.Sequential(Net(), Stuck(what)).train(), torch.randn(2, 3, 16, 16)
+    before = state(model)
+    try:
+        with pytest.raises(ArithmeticError, match="stopped"):
+            trace(model, images, 99 if fails else 0, ["0.two"])
+    finally:
+        Guarded.armed, model[1].armed = "", False
+    left = state(model)
+    names = {"buffer": ["1.stuck"]}.get(what, [])
+    assert [name for name in before[0] if not torch.equal(before[0][name], left[0][name])] == names
+    changed = [i for i, (one, other) in enumerate(zip(before[1], left[1], strict=True)) if one[:2] != other[:2]]
+    assert [name for i, (name, _) in enumerate(model.named_parameters()) if i in changed] == ["1.weight"] * (what == "weight")
+    modes = [name for (name, _), one, other in zip(model.named_modules(), before[2], left[2], strict=True) if one != other]
+    assert modes == ["1"] * (what == "mode") and before[3:] == left[3:]

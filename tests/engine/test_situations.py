@@ -507,3 +507,212 @@ def test_a_module_that_is_named_like_a_stage_has_one_meaning(images):
     with pytest.raises(InputError, match="'S1' names a traced module and another stage"):
         explain(traced, "gradcam", "S1")
     assert explain(traced, "gradcam", "S1-S3").shape == (2, 64, 64)
+
+
+class Pair(nn.Module):
+    """A siamese network: the distance of two embeddings by one encoder. Both images are one argument, or one each."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x, other=None):
+        other = x.flatten(1, -3)[:, 3:] if other is None else other
+        return -(self.encoder(x.flatten(1, -3)[:, :3]) - self.encoder(other)).square().sum(1)
+
+
+class Against(nn.Module):
+    """The module of docs/models.md: one side of a pair is computed before."""
+
+    def __init__(self, encoder, other):
+        super().__init__()
+        self.encoder = encoder
+        with torch.no_grad():
+            self.other = encoder(other)
+
+    def forward(self, images):
+        return -(self.encoder(images) - self.other).square().sum(1)
+
+
+def down(a, b):
+    return nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.ReLU())
+
+
+def encoder(classes=3):
+    return nn.Sequential(
+        down(3, 4), down(4, 4), down(4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes)
+    ).eval()  # fmt: skip
+
+
+def test_a_siamese_pair_is_explained_against_its_other_side(images):
+    torch.manual_seed(0)
+    pair, other = Pair(encoder()).eval(), torch.rand(2, 3, 16, 16)
+    found = trace(Against(pair.encoder, other), images, layers=["encoder.1"]).gradient("encoder.1")
+    kept = []
+    handle = pair.encoder[1].register_forward_hook(lambda module, arguments, output: kept.append(output))
+    expected = torch.autograd.grad(pair(images, other).sum(), kept[0])[0]
+    handle.remove()
+    torch.testing.assert_close(found, expected)
+    twins = torch.cat([images, other], dim=1)
+    for layers in (["encoder.1"], None):
+        with pytest.raises(InputError, match=r"once.*of a pair of images compute one side before"):
+            trace(pair, twins, 0, layers)
+    with pytest.raises(InputError, match=r"missing 1 required .*: expected images that fit it, and a wrapper around a model"):
+        trace(Two(pair.encoder), images, 0, ["encoder.1"])
+    for wrong in ((images, other), torch.stack([images, other], dim=1)):
+        with pytest.raises(InputError, match="pairs need a module around the model"):
+            trace(pair, wrong, 0, ["encoder.1"])
+
+
+class Two(Pair):
+    def forward(self, x, other):
+        return super().forward(x, other)
+
+
+class Ensemble(nn.Module):
+    def __init__(self, *members, before=None):
+        super().__init__()
+        self.before, self.members = before or nn.Identity(), nn.ModuleList(members)
+
+    def forward(self, x):
+        x = self.before(x)
+        return torch.stack([member(x) for member in self.members]).mean(0)
+
+
+def test_an_ensemble_has_no_stages_of_the_last_member_alone():
+    from torchvision.models import alexnet, resnet18
+
+    torch.manual_seed(0)
+    images = torch.rand(1, 3, 64, 64)
+    same, other = Ensemble(encoder(), encoder()), Ensemble(alexnet(num_classes=3), resnet18(num_classes=3))
+    normalized = Ensemble(encoder(), encoder(), before=nn.BatchNorm2d(3))
+    for model in (same, other, normalized):
+        for layers in (None, ["S2"]):
+            with pytest.raises(InputError, match=r"'members.0' and to 'members.1'.*: pass layers=.* of each, or explain one"):
+                trace(model.eval(), images, 1, layers)
+    names = ["members.0.2", "members.1.2"]
+    found = explain(trace(same, images, 1, names), "gradcam")
+    alone = sum(explain(trace(member, images, 1, ["2"]), "gradcam") for member in same.members)
+    torch.testing.assert_close(found, alone / 2)  # a sum of logits has the sum of the maps
+    assert list(stages(nn.Sequential(encoder(), nn.Linear(3, 3))).values()) == ["0.0", "0.1", "0.2"]
+
+
+class Detector(nn.Module):
+    """Boxes and scores of each image, as torchvision's detectors return."""
+
+    def __init__(self):
+        super().__init__()
+        self.features, self.score = down(3, 4), nn.Conv2d(4, 1, 1)
+
+    def forward(self, x):
+        scores = self.score(self.features(x)).flatten(1).sigmoid()
+        return [{"boxes": torch.zeros(len(s), 4), "scores": s} for s in scores]
+
+
+def test_a_detector_is_told_how_its_boxes_are_explained(images):
+    torch.manual_seed(0)
+    model = Detector().eval()
+    with pytest.raises(InputError, match=r"gives a list: .*; of boxes, output=lambda found: (.*)$") as error:
+        trace(model, images, 0, ["features"])
+    said = eval(str(error.value).partition("output=")[2])  # the way out as it is said
+    found = trace(model, images, 0, ["features"], output=said).gradient("features")
+    y = model.features(images).detach().requires_grad_()
+    torch.testing.assert_close(found, torch.autograd.grad(model.score(y).sigmoid().sum(), y)[0])
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 16), (2, 3, 4, 16, 16), (3, 16)])
+def test_signals_and_volumes_are_told_of_the_module_around(shape):
+    with pytest.raises(InputError, match=r"\(N, 3, H, W\); signals, volumes and pairs need a module around the model \(docs/"):
+        trace(encoder(), torch.rand(shape), 0, ["0"])
+
+
+class Twice(nn.Module):
+    """The layer `top` is `body.1` too."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = encoder()
+        self.top = self.body[1]
+
+    def forward(self, x):
+        return self.body(x)
+
+
+@pytest.mark.parametrize("fullgrad", [False, True])
+def test_a_module_has_the_same_map_by_its_second_name(fullgrad, images):
+    model = Twice().eval()
+    expected = trace(model, images, 1, ["body.1"], fullgrad)
+    method = "fullgrad" if fullgrad else "gradcam"
+    for layers, name in ((["top"], "top"), ({"deep": "top"}, "deep"), ([model.top], "body.1"), (["top.0"], "top.0")):
+        found = trace(model, images, 1, layers, fullgrad)
+        if name == "top.0":
+            torch.testing.assert_close(found.gradient("top.0"), by_autograd(model, images, 1, "body.1.0"))
+        else:
+            torch.testing.assert_close(explain(found, method, name), explain(expected, method, "body.1"))
+
+
+def test_a_squeezed_head_of_one_logit_is_one_class(images):
+    class Squeezed(nn.Module):
+        def __init__(self, how):
+            super().__init__()
+            self.inner, self.how = inner, how
+
+        def forward(self, x):
+            return self.how(self.inner(x))
+
+    torch.manual_seed(0)
+    inner = encoder(1)
+    for how, some in ((lambda y: y.squeeze(1), images), (lambda y: y.squeeze(), images), (lambda y: y.squeeze(), images[:1])):
+        expected, model = trace(inner, some, 0, ["2"]), Squeezed(how).eval()
+        for targets in (0, None, lambda logits: logits[0]):
+            found = trace(model, some, targets, ["inner.2"])
+            torch.testing.assert_close(found.gradient("inner.2"), expected.gradient("2"))
+            assert torch.equal(found.logits, model(some).reshape(-1, 1))
+        torch.testing.assert_close(scorecam(model, some, 0, "inner.1"), scorecam(inner, some, 0, "1"))
+    with pytest.raises(
+        InputError, match=r"class 1 is out of range: .*; label 1 is class 0, and label 0 the function (.*)$"
+    ) as error:
+        trace(inner, images, [0, 1], ["2"])
+    against = trace(inner, images, eval(str(error.value).partition("the function ")[2]), ["2"])
+    torch.testing.assert_close(against.gradient("2"), -trace(inner, images, 0, ["2"]).gradient("2"))
+    with pytest.raises(InputError, match=r"class 3 is out of range: the model has 3 logits, expected 0 to 2$"):
+        trace(encoder(), images, 3, ["2"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_saturated_probability_is_no_black_map(dtype, images):
+    """p = 1 up to rounding: its gradient, p (1 - p), is zero, or only what rounding made of it."""
+    torch.manual_seed(0)
+    inner, images = encoder(2).to(dtype), images.to(dtype)
+
+    def sure(bias, head):
+        with torch.no_grad():
+            inner[-1].bias.copy_(torch.tensor([bias, 0.0]))
+        return nn.Sequential(inner, head).eval()
+
+    said = r"a score of [01] is certain to the last bit and has no gradient: explain the logit before the softmax or sigmoid"
+    for head in (nn.Softmax(1), nn.Sigmoid(), nn.LogSoftmax(1)):
+        for targets in (0, [[0], [1]], None, lambda y: y[0], *([1] if isinstance(head, nn.Softmax) else [])):
+            with pytest.raises(InputError, match=said):
+                trace(sure(800.0, head), images, targets, ["0.0"])
+    wide = copy.deepcopy(inner).double()
+    with torch.no_grad():
+        wide[-1].bias.copy_(torch.tensor([3.0, 0.0]))
+    expected = trace(nn.Sequential(wide, nn.Softmax(1)), images.double(), 0, ["0.0"]).gradient("0.0")
+    found = trace(sure(3.0, nn.Softmax(1)), images, 0, ["0.0"]).gradient("0.0")
+    assert torch.corrcoef(torch.stack([found.double().flatten(), expected.flatten()]))[0, 1] > 0.99
+    for constant in (torch.zeros(2, 3), torch.tensor([[1.5, 1.0, 0.0]] * 2), torch.tensor([[-1.0, 1.0, 0.0]] * 2)):
+        at = nn.Sequential(encoder(), Shifted(constant)).eval()  # no probabilities
+        assert trace(at, images.float(), 1, ["0.0"]).gradient("0.0").abs().max() > 0
+
+
+class Shifted(nn.Module):
+    """Logits of given values, with the gradient of what it is given."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = values
+
+    def forward(self, x):
+        return self.values + x - x.detach()

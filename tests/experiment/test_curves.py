@@ -1,5 +1,7 @@
 """Seeds under the field's protocol: by hand, and against IRN's evaluation written anew."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -111,6 +113,25 @@ def test_a_checkpoint_and_its_exported_files_get_the_same_counts(trained, tmp_pa
     )
     with pytest.raises(InputError, match=r"has maps \(3, 4\), the mask is .*: export it again"):
         of_folder(tmp_path, trained.load("train"))
+
+
+def test_keys_that_an_image_lacks_are_counted_and_said(trained, tmp_path, caplog):
+    """As of keys from 1, with background: every one is another class. They are false, as a map of any wrong class is."""
+    data, config = trained.load("train"), Config.parse(LT)
+    seeds.export(trained, "train", config, tmp_path)
+    right = of_folder(tmp_path, data)
+    assert not caplog.records
+    names = [entry.name for entry in data.entries[:3]]
+    for name in names:
+        seed = np.load(tmp_path / f"{name}.npy", allow_pickle=True).item()
+        np.save(tmp_path / f"{name}.npy", np.array(seed | {"keys": seed["keys"] + 1}, dtype=object))
+    wrong = of_folder(tmp_path, data)
+    (record,) = caplog.records
+    said = "3 of 8 images have seeds of classes that they lack, first .*/2007_000000.npy: these count as false; keys are from 0"
+    assert re.search(said, record.getMessage())
+    shown = {c + 1 for i in range(3) for c in data.labels[i].nonzero().flatten().tolist()}
+    assert (right.argmax[0, 1 + 8] == 0).all() and {9, 13} & {1 + c for c in shown}
+    assert all(wrong.argmax[0, 1 + c, 0] == 0 < wrong.argmax[0, 1 + c, 1] for c in shown) and wrong.images == right.images
 
 
 def test_images_without_a_class_are_scored_too_and_unclear_masks_are_not(tiles, tmp_path, monkeypatch):

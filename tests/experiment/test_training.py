@@ -44,6 +44,21 @@ def test_a_closed_folder_is_named_before_the_first_epoch(voc, tmp_path, monkeypa
         train(voc, tmp_path / "file" / "run")
 
 
+def test_held_out_images_in_the_training_part_are_counted_before_it_trains(voc, tmp_path, monkeypatch, caplog):
+    folder = tmp_path / "data"
+    shutil.copytree(os.environ["LTCAM_DATA"], folder)
+    monkeypatch.setenv("LTCAM_DATA", str(folder))
+    lists = folder / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
+    names = [(lists / f"{part}.txt").read_text().split() for part in ("train", "val")]
+    (lists / "train_aug.txt").write_text("\n".join([*names[0], *names[1][:2]]))
+    monkeypatch.setattr(training, "_train", lambda *_: None)
+    for part, said in (("train_aug", "2 of the 10"), ("trainval", "6 of the 14"), ("train", ""), ("train/fit", "")):
+        caplog.clear()
+        train(replace(voc, train=part, test="train/tune" if part == "train/fit" else "val"), tmp_path / "run")
+        expected = f"voc2012: {said} images of part '{part}' are in part 'val' too, which is held out: take them off the list"
+        assert [record.getMessage() for record in caplog.records] == ([expected] if said else [])
+
+
 def test_a_run_leaves_checkpoint_tables_and_provenance(voc, checkpoint, trained):
     out = checkpoint.parent
     assert trained.recipe == voc and trained.size == (64, 64) and trained.classes == datasets.load("voc2012", "val").classes
