@@ -75,6 +75,13 @@ def run(command, *arguments):
     return ""
 
 
+@pytest.fixture(autouse=True)
+def figures():
+    """matplotlib warns of more than 20 that are open."""
+    yield
+    plt.close("all")
+
+
 @pytest.fixture
 def place(tmp_path, looks, monkeypatch):
     """A folder for all that is written, and the profile `tiny` of two seeds."""
@@ -241,7 +248,6 @@ def test_a_picture_in_two_files(tmp_path, monkeypatch, room):
     assert (tmp_path / "mine.pdf").read_text() == "the user's own"
     heatmaps.save(figure, tmp_path / "mine")
     assert (tmp_path / "mine.pdf").is_file() == bool(room) and (tmp_path / "mine.png").is_file()
-    plt.close(figure)
 
 
 def test_data_get(ksdd2, root, monkeypatch):  # noqa: F811
