@@ -56,6 +56,8 @@ def explain(
     out: Annotated[Path, typer.Option(help="the picture: .png, .jpg, .pdf or .svg")] = Path("heat.png"),
 ) -> None:
     """Draw the heatmap of one class over one image."""
+    from matplotlib import rc_context
+
     from ltcam.show import heatmaps, picture
 
     if out.suffix not in (".png", ".jpg", ".pdf", ".svg"):
@@ -63,8 +65,9 @@ def explain(
     network = picture.classifier(model, checkpoint)
     pixels, chosen, heats = picture.maps(image, network, target, Config.parse(config), per_stage)
     figure = heatmaps.grid([pixels], [heats], [chosen], side=3.2, pixels=max(pixels.shape[1:]))
-    with files.atomic(out, new=True) as temporary:
-        figure.savefig(temporary, dpi=150)
+    dates = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # so that the same picture has the same bytes
+    with files.atomic(out, new=True) as temporary, rc_context({"svg.hashsalt": "ltcam"}):
+        figure.savefig(temporary, dpi=150, metadata=dates.get(out.suffix))
     typer.echo(f"{out}: {chosen}")
 
 

@@ -75,6 +75,13 @@ def run(command, *arguments):
     return ""
 
 
+@pytest.fixture(autouse=True)
+def figures():
+    """matplotlib warns of more than 20 that are open."""
+    yield
+    plt.close("all")
+
+
 @pytest.fixture
 def place(tmp_path, looks, monkeypatch):
     """A folder for all that is written, and the profile `tiny` of two seeds."""
@@ -106,7 +113,8 @@ def walk(folder, command, first, changed):
     assert not run(command, *first)
     before = snapshot(folder)
     assert before, "it writes nothing there"
-    run(command, *first)
+    assert not [name for name, content in before.items() if b"CreationDate" in content or b"dc:date" in content]
+    assert not run(command, *first), "the same command again is no other"
     assert not lost(before, snapshot(folder)), "the same command again"
     for options, expected in changed.items():
         before = snapshot(folder)
@@ -118,7 +126,7 @@ def walk(folder, command, first, changed):
 
 TRAIN = "--data voc2012 --profile tiny"
 RECIPE, SCORES = (
-    "has a training of another recipe or of other data: name another folder",
+    "has a training of another recipe or of other data, or no last.pt: name another",
     "seeds.csv is there and was made by other options: name",
 )
 PICTURE, NPY, TABLES = "is there and shows something else: name another file", ".npy files of another", "set LTCAM_OUTPUT to"
@@ -151,6 +159,10 @@ WALKS = [  # a command, its options, and what each change of them is told: "" wh
         "explain", "IMAGE --checkpoint CHECKPOINT --class cat --out PLACE/heat.png",
         {"--model vgg11": "", "--out PLACE/heat.svg": ""}
         | dict.fromkeys(["--class dog", "--config layercam:S4", "--per-stage", "--checkpoint OTHER"], PICTURE),
+    ),
+    *(
+        ("explain", f"IMAGE --checkpoint CHECKPOINT --class cat --out PLACE/heat.{suffix}", {"--class dog": PICTURE})
+        for suffix in ("jpg", "pdf", "svg")
     ),
     ("data show", "voc2012 --part train --out PLACE/samples", {"--part val": PICTURE}),
     (
@@ -236,7 +248,6 @@ def test_a_picture_in_two_files(tmp_path, monkeypatch, room):
     assert (tmp_path / "mine.pdf").read_text() == "the user's own"
     heatmaps.save(figure, tmp_path / "mine")
     assert (tmp_path / "mine.pdf").is_file() == bool(room) and (tmp_path / "mine.png").is_file()
-    plt.close(figure)
 
 
 def test_data_get(ksdd2, root, monkeypatch):  # noqa: F811
