@@ -108,7 +108,7 @@ def train(
     if tune and parallel.processes().is_main_process:
         rows = []
         for path in sorted((study.runs / "tries").rglob("run.json")):
-            run, labels = json.loads(path.read_text()), pd.read_csv(path.with_name("labels.csv"))
+            run, labels = json.loads(path.read_text("utf-8")), pd.read_csv(path.with_name("labels.csv"))
             about = {"mAP": labels["AP"].mean(), "loss": run["last"]["loss"], "minutes": run["seconds"] / 60}
             rows.append({"try": path.parent.name, **run["recipe"], **about})
         table = pd.DataFrame(rows)

@@ -28,7 +28,7 @@ def read(folder: AnyPath) -> dict[str, dict[str, Any]]:
     """{file: what made it} for the files of `folder`. Raises InputError if its record is damaged."""
     path = Path(folder) / NAME
     try:
-        found: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+        found: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     except ValueError as error:
         do = "restore it, or delete it; what it named is then measured again"
         raise InputError(f"{path} is damaged ({error}): {do}") from error

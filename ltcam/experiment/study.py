@@ -215,5 +215,5 @@ class Study:
     def _run(self, name: str) -> dict[str, Any]:
         paths = [folder / name / "run.json" for folder in (self.out, self.runs)]
         if there := [path for path in paths if path.is_file()]:
-            return dict(json.loads(there[0].read_text()))
+            return dict(json.loads(there[0].read_text("utf-8")))
         raise MissingError(f"no training {name!r} of {self.data}: expected {paths[1]}, see ltcam train --out")
