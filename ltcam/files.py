@@ -9,10 +9,16 @@ Three environment variables set the places. A relative value starts at the check
 
 import errno
 import hashlib
+import logging
 import os
+import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from ltcam.errors import InputError, UnavailableError
 
@@ -20,6 +26,7 @@ PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else Path.cwd()
 NOTEBOOKS = ROOT / "notebooks"
 AnyPath = str | Path
+log = logging.getLogger(__name__)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
@@ -70,7 +77,7 @@ def atomic(path: AnyPath, new: bool = False) -> Iterator[Path]:
 
 def write(path: AnyPath, text: str) -> None:
     with atomic(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, "utf-8")
 
 
 def clear(folder: AnyPath) -> None:
@@ -81,6 +88,37 @@ def clear(folder: AnyPath) -> None:
 
 
 @contextmanager
+def held(folder: AnyPath, name: str = ".lock") -> Iterator[None]:
+    """Clear `folder` of partial files and hold it while the block runs. The file `name` says who holds it.
+
+    The operating system holds the lock, not the file, so no lock is left after `kill -9`. Raises UnavailableError, naming the
+    other run's process and age, if another run has the lock, or if the folder cannot be written. Where files cannot be locked,
+    a warning is logged and the block runs.
+    """
+    path, lock = Path(folder, name), FileLock(Path(folder, name), timeout=0)
+    try:
+        with writing(folder):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+            path.write_text(f"process {os.getpid()} on {platform.node()}", "utf-8")
+            clear(folder)
+    except Timeout as error:
+        holder = "another process"
+        with suppress(FileNotFoundError):  # it is being removed right now
+            holder = f"{path.read_text('utf-8')}, for {timedelta(seconds=round(time.time() - path.stat().st_mtime))} now"
+        said = f"{folder} is being written by {holder}"
+        raise UnavailableError(f"{said}: wait for it, stop it, or write to another folder") from error
+    except OSError as error:
+        log.warning("%s cannot be locked (%s): make sure that no other run writes there", folder, error.strerror)
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            path.unlink(missing_ok=True)  # while it is held: a run that opened it before finds it gone
+            lock.release()
+
+
+@contextmanager
 def writing(path: AnyPath) -> Iterator[None]:
     """Raises UnavailableError, naming `path`, if the disk is full, a file would be too large, or its folder takes no files."""
     try:
@@ -88,7 +126,8 @@ def writing(path: AnyPath) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL + CLOSED:
             raise
-        do = "make room and run again" if error.errno in FULL else "name a place where files can be written"
+        do = "name a place where files can be written, by --out or by LTCAM_OUTPUT, LTCAM_RUNS and LTCAM_DATA"
+        do = "make room and run again" if error.errno in FULL else do
         raise UnavailableError(f"{path} cannot be written ({error.strerror}): {do}; complete files are kept") from error
 
 

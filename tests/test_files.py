@@ -1,6 +1,11 @@
 """Where things live, and what is said where nothing can be written."""
 
+import ast
 import errno
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,10 +44,33 @@ def test_an_empty_place_is_the_default_and_a_tilde_is_the_home(variable, monkeyp
         place()
 
 
+def test_no_text_is_read_or_written_in_the_encoding_of_the_users_locale():
+    """Greek letters would be other letters, or an error."""
+    for path in files.PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("read_text", "write_text"):
+                given = len(node.args) + len(node.keywords) - (node.func.attr == "write_text")
+                assert given, (path, node.lineno)
+
+
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
+def test_all_is_read_in_an_ascii_locale_and_where_warnings_are_errors(locale, tmp_path):
+    run = "from ltcam.data import get; from ltcam.experiment.recipe import profile; from ltcam.paper import claims, tables; "
+    run += "from ltcam.show import figures; from ltcam import files; get.listing(); "
+    run += (
+        "files.write('x.txt', chr(948)); print(ascii(sorted(profile('paper'))), len(claims.CLAIMS), open('x.txt', 'rb').read())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(files.ROOT), "PYTHONWARNINGS": "error", **locale}
+    done = subprocess.run([sys.executable, "-c", run], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert re.fullmatch(r"\['ksdd2', 'voc2012'\] \d+ b'\\xce\\xb4'\n", done.stdout), done.stderr
+
+
 @pytest.mark.parametrize("number", files.CLOSED)
 def test_a_place_that_takes_no_files_is_named(number, tmp_path):
     with (
-        pytest.raises(UnavailableError, match=r"there.csv cannot be written \(.+\): name a place where files can be written;"),
+        pytest.raises(
+            UnavailableError, match=r"there.csv cannot be written \(.+\): name a place where files can be written, by --out or"
+        ),
         files.atomic(tmp_path / "there.csv"),
     ):
         raise OSError(number, "no")

@@ -28,13 +28,13 @@ from tqdm.contrib.concurrent import thread_map
 from ltcam.data.base import DataError, Segmentation, opened
 from ltcam.data.sets import CHECKSUMS, SETS, known
 from ltcam.errors import UnavailableError
-from ltcam.files import AnyPath, data_root, sha256, writing
+from ltcam.files import AnyPath, data_root, held, sha256, writing
 
 log = logging.getLogger(__name__)
 CHUNK = 1 << 20
 # RuntimeError: an archive with a password, or packed in a way that Python does not know
 DAMAGED = (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
-_ROWS = yaml.safe_load(Path(__file__).with_name("sources.yaml").read_text())  # it says what its columns mean
+_ROWS = yaml.safe_load(Path(__file__).with_name("sources.yaml").read_text("utf-8"))  # it says what its columns mean
 SOURCES = {name: SimpleNamespace(**row) for name, row in _ROWS.items()}
 
 
@@ -94,7 +94,7 @@ def _fault(data: Segmentation, index: int, sums: Mapping[Path, str]) -> str:
 def checksums(name: str) -> dict[str, str]:
     """SHA-256 of its images and masks by path in its folder; none of a data set without them."""
     path, above = CHECKSUMS / f"{name}.sha256", f"{known(name).folder}/"
-    lines = [line.split("  ", 1) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = [line.split("  ", 1) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
     return {file.removeprefix(above): digest for digest, file in lines}
 
 
@@ -134,12 +134,12 @@ def get(name: str, root: AnyPath | None = None) -> Path:
     """The folder of data set `name` under `root` (None: `LTCAM_DATA`). It is fetched unless it is complete.
 
     Raises DataError if the folder is incomplete, nothing says where to fetch it, or an archive put there by hand is damaged.
-    Raises UnavailableError if no mirror gives the archive, the disk is full or the folder cannot be written.
+    Raises UnavailableError if no mirror gives the archive, the disk is full, or the folder cannot be written or is being.
     """
     kind, root = known(name), data_root() if root is None else Path(root)
     target, found, temporary = root / kind.folder, state(name, root), root / f".{name}.partial"
-    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
     if found == "present":
+        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed at its end
         log.info("%s is complete at %s: nothing to fetch", kind.title, target)
         return target
     if found != "absent":
@@ -149,15 +149,16 @@ def get(name: str, root: AnyPath | None = None) -> Path:
         do = f"expected one of {', '.join(SOURCES)}; put its files at {target} by hand"
         raise DataError(f"{name} has no entry in ltcam/data/sources.yaml: {do}")
     archive = root / SOURCES[name].file
-    try:
-        with writing(root):
-            temporary.mkdir(parents=True)
+    with held(root, f".{name}.lock"), writing(root):
+        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+        try:
+            temporary.mkdir()
             complete = (_unpack if archive.is_file() else _download)(archive, name, temporary)
             target.parent.mkdir(parents=True, exist_ok=True)
             archive.unlink()
             complete.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 

@@ -133,7 +133,7 @@ class MagneticTile(Segmentation):
     @classmethod
     def listed(cls, folder: Path) -> dict[str, list[Entry]]:
         here = {path.relative_to(folder).as_posix() for kind in cls.kinds for path in folder.glob(f"MT_{kind}/Imgs/*.jpg")}
-        every = set(re.findall(rf"{cls.folder}/(\S+\.jpg)", (CHECKSUMS / f"{cls.name}.sha256").read_text()))
+        every = set(re.findall(rf"{cls.folder}/(\S+\.jpg)", (CHECKSUMS / f"{cls.name}.sha256").read_text("utf-8")))
         images = sorted(  # of the whole set, so that the split does not depend on which files are here
             (int(match[2]), f"MT_{match[1]}/{path.stem}", match[1], path)
             for path in (folder / name for name in (every if here & every else here))

@@ -1,22 +1,16 @@
 """The processes that share a run, the loader processes that each of them starts, and one run at a time in a folder."""
 
-import logging
 import os
-import platform
-import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import timedelta
-from pathlib import Path
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from ltcam.errors import UnavailableError
-from ltcam.files import AnyPath, clear, writing
+from ltcam.files import AnyPath, held
 
 with warnings.catch_warnings():  # a warning in notebooks about progress bars that are not used here
     warnings.filterwarnings("ignore", "IProgress not found")
@@ -24,7 +18,6 @@ with warnings.catch_warnings():  # a warning in notebooks about progress bars th
     from accelerate.utils import broadcast_object_list, gather_object, reduce
 
 __all__ = ["Shuffled", "alone", "gather_object", "loader", "processes", "reduce"]
-log = logging.getLogger(__name__)
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
@@ -72,33 +65,7 @@ class Shuffled(BatchSampler):
 
 @contextmanager
 def alone(folder: AnyPath, name: str = ".lock") -> Iterator[None]:
-    """Clear `folder` of partial files and hold it while the block runs. The file `name` says who holds it.
-
-    The operating system holds the lock, not the file, so no lock is left after `kill -9`. Of several processes the main one
-    takes it, and all end the block together. Raises UnavailableError, naming the other run's process and age, if another run
-    has the lock, or if the folder cannot be written. Where files cannot be locked, a warning is logged and the block runs.
-    """
-    path, lock = Path(folder, name), FileLock(Path(folder, name), timeout=0)
-    if processes().is_main_process:
-        try:
-            with writing(folder):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                lock.acquire()
-                path.write_text(f"process {os.getpid()} on {platform.node()}")
-                clear(folder)
-        except Timeout as error:
-            holder = "another process"
-            with suppress(FileNotFoundError):  # it is being removed right now
-                holder = f"{path.read_text()}, for {timedelta(seconds=round(time.time() - path.stat().st_mtime))} now"
-            raise UnavailableError(
-                f"{folder} is being written by {holder}: wait for it, stop it, or write to another folder"
-            ) from error
-        except OSError as error:
-            log.warning("%s cannot be locked (%s): make sure that no other run writes there", folder, error.strerror)
-    try:
+    """As `ltcam.files.held`. Of several processes the main one holds the folder, and all end the block together."""
+    with held(folder, name) if processes().is_main_process else nullcontext():
         yield
         processes().wait_for_everyone()
-    finally:
-        if lock.is_locked:
-            path.unlink(missing_ok=True)  # while it is held: a run that opened it before finds it gone
-            lock.release()

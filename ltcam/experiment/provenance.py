@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 def load(path: AnyPath, **options: Any) -> Any:
     """A table, read by pandas with `options`, or a record (.json). Raises InputError if it was cut off."""
     try:
-        found = json.loads(Path(path).read_text()) if Path(path).suffix == ".json" else pd.read_csv(path, **options)
+        found = json.loads(Path(path).read_text("utf-8")) if Path(path).suffix == ".json" else pd.read_csv(path, **options)
         if isinstance(found, pd.DataFrame) and found.empty:
             raise InputError("it has no rows")
         return found
@@ -47,7 +47,7 @@ def read(folder: AnyPath) -> dict[str, dict[str, Any]]:
 def only(path: AnyPath, asked: Sequence[Any]) -> None:
     """Note beside `path` by which options it is made. Raises InputError if it is there and was made by others."""
     note, text = Path(f"{path}.json"), json.dumps(asked, indent=1) + "\n"
-    if Path(path).is_file() and not (note.is_file() and note.read_text() == text):
+    if Path(path).is_file() and not (note.is_file() and note.read_text("utf-8") == text):
         raise InputError(f"{path} is there and was made by other options: name another folder, or move it away")
     write(note, text)
 

@@ -104,7 +104,7 @@ def profile(name: str) -> dict[str, dict[str, Any]]:
     if not found:
         do = "train and reproduce want a checkout of the repository: run them in it, or install it with pip install -e"
         raise InputError(f"{files.NOTEBOOKS / 'profiles'} has no profiles: {do}")
-    read = [yaml.safe_load(file.read_text()) for file in found if file.name.startswith(f"{name}.")]
+    read = [yaml.safe_load(file.read_text("utf-8")) for file in found if file.name.startswith(f"{name}.")]
     if not read:
         raise InputError(f"profile {name!r} is unknown: expected one of {sorted({file.name.split('.')[0] for file in found})}")
     return {settings["data"]: settings for settings in read}

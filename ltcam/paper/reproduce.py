@@ -115,7 +115,7 @@ def _series(study: Study, series: Mapping[Path, set[str]], chosen: Sequence[Path
     stale = force or not _trained(study)
     for path, known in series.items():
         values = {key: value for key, value in study.parameters().items() if key in known}
-        cells = [(cell["cell_type"], cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+        cells = [(cell["cell_type"], cell["source"]) for cell in json.loads(path.read_text("utf-8"))["cells"]]
         digest.update(json.dumps([cells, values], sort_keys=True).encode())
         if path not in chosen:
             continue
@@ -149,7 +149,7 @@ def _trained(study: Study) -> bool:
     try:
         known = dict(zip(study.trainings["name"], study.trainings["checkpoint"], strict=True))
         there = [name for name in study.planned if (study.runs / name / "checkpoint.pt").is_file()]
-        return known == {name: json.loads((study.runs / name / "run.json").read_text())["checkpoint"] for name in there}
+        return known == {name: json.loads((study.runs / name / "run.json").read_text("utf-8"))["checkpoint"] for name in there}
     except (OSError, ValueError, KeyError):  # not trained yet, or cut off
         return False
 
@@ -157,7 +157,7 @@ def _trained(study: Study) -> bool:
 def _current(copy: Path, digest: str) -> bool:
     """Whether an executed notebook was made with these inputs, and the files that it left are there unchanged."""
     try:
-        about = json.loads(copy.read_text())["metadata"]["ltcam"]
+        about = json.loads(copy.read_text("utf-8"))["metadata"]["ltcam"]
     except (OSError, ValueError, KeyError):  # not made yet, or cut off
         return False
     root = files.results("").parent
@@ -187,7 +187,7 @@ def _execute(notebook: Path, parameters: Mapping[str, Any], target: Path, digest
             if "outputs" in cell:  # progress is for whoever waits, not for readers
                 cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         pictures.shrink(executed)
-        running.write_text(nbformat.writes(executed))  # type: ignore[no-untyped-call]
+        running.write_text(nbformat.writes(executed), "utf-8")  # type: ignore[no-untyped-call]
         running.replace(target)
 
 

@@ -1,6 +1,10 @@
 import hashlib
+import os
+import re
 import shutil
 import stat
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
@@ -106,6 +110,29 @@ def test_ksdd2_without_its_duplicates(below, offer, small, server, root, tmp_pat
     get.get("ksdd2")
     assert server.seen == ["a"] and "KSDD2 is complete at" in caplog.text and "nothing to fetch" in caplog.text
     assert left(root) == ["KolektorSDD2"]
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_of_two_runs_at_once_one_fetches(by_hand, ksdd2, server, root, monkeypatch, tmp_path):
+    """The other is refused, and takes nothing away from the first."""
+    if by_hand:
+        root.mkdir()
+        shutil.copy(tmp_path / "KolektorSDD2.zip", root / get.SOURCES["ksdd2"].file)
+    unpack, said = get._unpack, []
+
+    def beside(archive, name, temporary):
+        before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        run = f"from ltcam.data import get; get._download = get._unpack = print; get.get('ksdd2', {str(root)!r})"
+        done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=False)
+        said.append(done.stderr.splitlines()[-1])
+        assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before and temporary.is_dir()
+        return unpack(archive, name, temporary)
+
+    monkeypatch.setattr(get, "_unpack", beside)
+    assert get.get("ksdd2", root) == root / "KolektorSDD2" and left(root) == ["KolektorSDD2"]
+    assert re.fullmatch(
+        rf"ltcam.errors.UnavailableError: {root} is being written by process {os.getpid()} on .*: wait .*", *said
+    )
 
 
 def test_voc(offer, server, root, tmp_path, monkeypatch):
