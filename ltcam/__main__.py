@@ -42,6 +42,7 @@ Checkpoint = Annotated[Path, typer.Option(help="checkpoint.pt of a training run"
 Configs = Annotated[list[str] | None, typer.Option(help=CONFIG)]
 Flip = Annotated[bool, typer.Option("--flip", help="average over mirrored inputs too")]
 Part = Annotated[str, typer.Option(help="part of the data set")]
+Subset = Annotated[bool, typer.Option("--subset", help="go on where files of a data set are missing")]
 Scales = Annotated[list[float] | None, typer.Option("--scale", help="average over scales of the input: --scale 1 --scale 1.5")]
 
 
@@ -76,20 +77,16 @@ def train(
     data: Annotated[str, typer.Option(help="a data set of `ltcam data list`")],
     profile: Annotated[str, typer.Option(help="take its recipe; default: the profile that has DATA")] = "",
     seed: Annotated[int | None, typer.Option(help="train this seed only, not all of the profile's")] = None,
-    softmax: Annotated[
-        bool, typer.Option("--softmax", help="in the setting of the paper: a softmax, one class an image")
-    ] = False,
+    softmax: Annotated[bool, typer.Option("--softmax", help="in the setting of the paper: a softmax")] = False,
     setting: Annotated[list[str] | None, typer.Option("--set", help="set NAME=VALUE in the recipe, e.g. epochs=2")] = None,
     tune: Annotated[bool, typer.Option("--tune", help="train on 9/10 of the training part, score on the rest")] = False,
     out: Annotated[Path | None, typer.Option(help="folder of the run; default: in LTCAM_RUNS or the results")] = None,
+    subset: Subset = False,
 ) -> None:
-    """Train classifiers on image-level labels. An interrupted run goes on where it stopped.
-
-    Several trainings have a folder each in --out.
-    """
+    """Train classifiers on image labels, several in a folder each. An interrupted run goes on where it stopped."""
     import pandas as pd
 
-    from ltcam.data.sets import SETS
+    from ltcam.data import SETS, load
     from ltcam.experiment import parallel, provenance, recipe, training
     from ltcam.experiment.study import Study
 
@@ -99,6 +96,7 @@ def train(
     study = Study(homes[0], data, seeds=[] if seed is None else [seed], loss="softmax" if softmax else "sigmoid")
     study.settings["recipe"] |= recipe.settings(setting or [])
     chosen = [*study.planned.values()][: 1 if tune else None]
+    load(data, chosen[0].recipe.train).check(subset)
     if setting and not out and not tune:
         raise InputError(f"--set {setting[0]} is not the profile's recipe, whose checkpoint stays: expected --out FOLDER too")
     for each in chosen:
@@ -242,11 +240,12 @@ def reproduce(
     start: Annotated[str, typer.Option("--from", help="begin at the notebook whose name starts with this, e.g. 03")] = "",
     force: Annotated[bool, typer.Option("--force", help="also run notebooks whose inputs have not changed")] = False,
     seed: Annotated[list[int] | None, typer.Option(help="use this training only, not all of the profile's")] = None,
+    subset: Subset = False,
 ) -> None:
     """Run the notebooks. They leave every table, figure and executed notebook. What is up to date is skipped."""
     from ltcam.paper.reproduce import reproduce as run
 
-    run(profile, only, data, start=start, force=force, seeds=seed or [])
+    run(profile, only, data, start=start, force=force, seeds=seed or [], subset=subset)
 
 
 def main() -> None:

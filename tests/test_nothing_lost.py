@@ -136,7 +136,8 @@ WALKS = [  # a command, its options, and what each change of them is told: "" wh
     ("train", f"{TRAIN} --seed 0 --out PLACE", {"--seed 1": RECIPE, "--set lr=0.01": RECIPE, "--set epochs=2": RECIPE}),
     (
         "train", f"{TRAIN} --seed 0",
-        {"--seed 1": "", "--set lr=0.01": "is not the profile's recipe", "--out PLACE/one": "", "--tune": "", "--softmax": ""},
+        {"--seed 1": "", "--set lr=0.01": "is not the profile's recipe", "--out PLACE/one": "", "--tune": ""}
+        | {"--softmax": "", "--subset": ""},
     ),
     ("train", f"{TRAIN} --tune", {"--seed 0": "", "--seed 1": "", "--set lr=0.01": "", "--set lr=0.01 --set epochs=2": ""}),
     (
@@ -169,7 +170,7 @@ WALKS = [  # a command, its options, and what each change of them is told: "" wh
     ("data show", "voc2012 --part train --out PLACE/samples", {"--part val": PICTURE}),
     (
         "reproduce", "--profile tiny",
-        {"--force": "", "--only 01": "", "--from 01": "", "--data voc2012": ""}
+        {"--force": "", "--subset": "", "--only 01": "", "--from 01": "", "--data voc2012": ""}
         | dict.fromkeys(["--seed 0", "--seed 1 --force", "--seed 2 --only 01"], TABLES),
     ),
 ]  # fmt: skip

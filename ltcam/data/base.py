@@ -104,6 +104,12 @@ class Segmentation(Dataset[Sample], ABC):
         """Whether these are as many as the official ones."""
         return all(len(parts.get(part, ())) == count for part, count in cls.official.items())
 
+    def check(self, subset: bool = False) -> None:
+        """Raises DataError if images are missing, unless subsets of this set are in use or `subset` allows one."""
+        if self.title.endswith(" subset") and not (subset or self.subsets):
+            do = f"`ltcam data check {self.name}` says how many; fetch them, or pass --subset, which every result will say"
+            raise DataError(f"{self.title}: images of the whole set are missing: {do}")
+
     def __len__(self) -> int:
         return len(self.entries)
 

@@ -42,7 +42,13 @@ log = logging.getLogger(__name__)
 
 
 def reproduce(
-    name: str, only: str = "", data: str = "", start: str = "", force: bool = False, seeds: Sequence[int] = ()
+    name: str,
+    only: str = "",
+    data: str = "",
+    start: str = "",
+    force: bool = False,
+    seeds: Sequence[int] = (),
+    subset: bool = False,
 ) -> list[Path]:
     """Execute the series for every data set of profile `name`; returns the executed notebooks.
 
@@ -51,6 +57,8 @@ def reproduce(
     data    run only this data set of the profile
     seeds   instead of the profile's
     force   also run notebooks whose inputs have not changed; finished trainings and counts are still kept
+
+    subset  also run on a data set whose files are not all there
 
     A notebook without a `profile` parameter reads no results of a profile, and runs with the demo only. A data set that is not
     there is skipped with a warning. If `data` named it, or no data set is left, DataError is raised before anything runs. Where
@@ -67,7 +75,7 @@ def reproduce(
         raise InputError(
             f"nothing to run: profile {name!r} has no data set {data!r}, or no notebook from {start!r} on starts with {only!r}"
         )
-    reasons = [_missing(study) for study in studies]
+    reasons = [_missing(study, subset) for study in studies]
     if any(reasons) and (data or all(reasons)):
         raise DataError("\n".join(reasons))
     for study in studies:
@@ -86,11 +94,11 @@ def reproduce(
     return done
 
 
-def _missing(study: Study) -> str:
-    """Why the data of a study cannot be read; "" if they can, or if its counts are all that is left."""
+def _missing(study: Study, subset: bool) -> str:
+    """Why the data of a study cannot be used; "" if they can, or if its counts are all that is left."""
     try:
         if not study.counted_only():
-            study.test  # noqa: B018 - opens it
+            study.test.check(subset)
     except DataError as error:
         return f"{error}; or fetch it: ltcam data get {study.data}"
     return ""

@@ -70,7 +70,7 @@ def test_a_part_without_a_class_is_named(part, command, clean, tmp_path):
     empty(part)
     said = rf"^KSDD2 subset has no image with a class in part '{part}': complete it, or name another part$"
     if command == "train":
-        options = ["--data", "ksdd2", "--profile", "tiny"]
+        options = ["--data", "ksdd2", "--profile", "tiny", "--subset"]
     elif part == "train":
         said = "its files have changed since the training"
     for _ in range(2):
@@ -85,4 +85,4 @@ def test_a_hold_out_of_one_image_is_refused(clean, tmp_path, monkeypatch):
     with pytest.raises(
         DataError, match=r"^part 'train' of ksdd2 is one image or group: a hold-out takes at least two; complete it$"
     ):
-        CliRunner().invoke(app, ["train", "--data", "ksdd2", "--profile", "tiny", "--tune"], catch_exceptions=False)
+        CliRunner().invoke(app, ["train", "--data", "ksdd2", "--profile", "tiny", "--tune", "--subset"], catch_exceptions=False)

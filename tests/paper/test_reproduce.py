@@ -15,8 +15,10 @@ import nbformat
 import pytest
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from typer.testing import CliRunner
 
 from ltcam import files
+from ltcam.__main__ import app
 from ltcam.data import DataError
 from ltcam.errors import InputError, UnavailableError
 from ltcam.experiment.study import Study
@@ -242,6 +244,23 @@ def test_a_set_that_is_missing_is_passed_over_unless_it_was_named(toys, caplog):
     assert line.startswith("skipped: KSDD2") and line.endswith("fetch it: ltcam data get ksdd2")
     with pytest.raises(DataError, match=r"ltcam data get ksdd2"):
         toys(data="ksdd2")
+
+
+def test_a_set_of_which_images_are_missing_is_refused_unless_one_asks(toys, caplog):
+    """Subsets of VOC 2012 are made for tests; one of KSDD2 is a copy that was cut off, and each of its results says so."""
+    lookalikes.ksdd2(files.data_root())
+    settings = (files.NOTEBOOKS / "profiles" / "toy.voc2012.yaml").read_text()
+    settings = settings.replace("voc2012", "ksdd2").replace("val", "test")
+    (files.NOTEBOOKS / "profiles" / "toy.ksdd2.yaml").write_text(settings)
+    said = "^KSDD2 subset: images of the whole set are missing: `ltcam data check ksdd2` says how many; fetch them"
+    with pytest.raises(DataError, match=said):
+        toys(data="ksdd2")
+    assert toys() == ["01_a", "02_b"] and "skipped: KSDD2 subset" in caplog.text  # the other set alone
+    for words in (["train", "--data", "ksdd2", "--profile", "toy"], ["reproduce", "--profile", "toy", "--data", "ksdd2"]):
+        with pytest.raises(DataError, match=said):
+            CliRunner().invoke(app, words, catch_exceptions=False)
+    assert not Study("toy", "ksdd2").runs.exists()
+    assert len(toys(data="ksdd2", subset=True)) == 2
 
 
 def test_unknown_profiles_and_empty_selections(output):
