@@ -57,7 +57,9 @@ def test_no_text_is_read_or_written_in_the_encoding_of_the_users_locale():
 def test_all_is_read_in_an_ascii_locale_and_where_warnings_are_errors(locale, tmp_path):
     run = "from ltcam.data import get; from ltcam.experiment.recipe import profile; from ltcam.paper import claims, tables; "
     run += "from ltcam.show import figures; from ltcam import files; get.listing(); "
-    run += "files.write('x.txt', chr(948)); print(ascii(sorted(profile('paper'))), len(claims.CLAIMS), open('x.txt', 'rb').read())"
+    run += (
+        "files.write('x.txt', chr(948)); print(ascii(sorted(profile('paper'))), len(claims.CLAIMS), open('x.txt', 'rb').read())"
+    )
     environment = {**os.environ, "PYTHONPATH": str(files.ROOT), "PYTHONWARNINGS": "error", **locale}
     done = subprocess.run([sys.executable, "-c", run], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert re.fullmatch(r"\['ksdd2', 'voc2012'\] \d+ b'\\xce\\xb4'\n", done.stdout), done.stderr
