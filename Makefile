@@ -95,10 +95,10 @@ matrix:
 
 environment: $(STAMP)
 
-# The lock's hash is in the stamp's name, so what this depends on is not a time.
+# The lock's hash is in the stamp's name, so what this depends on is not a time. `.lock` says whose environment it is.
 $(STAMP):
-	@test ! -e $(VENV) || test -f $(VENV)/pyvenv.cfg || { echo "$(VENV) is there and no virtual environment: set LTCAM_VENV"; exit 1; }
-	$(PYTHON) -m venv --clear $(VENV)
+	@test ! -e $(VENV) || ls $(VENV)/.lock* >/dev/null 2>&1 || { echo "$(VENV) was not built by make: set LTCAM_VENV to another folder"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV) && touch $(VENV)/.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@

@@ -18,6 +18,8 @@ from torchvision.transforms.v2 import functional as F
 
 from ltcam import Config, Refine, files
 from ltcam.data import Segmentation
+from ltcam.errors import one_line
+from ltcam.experiment import provenance
 from ltcam.experiment.otsu import otsu_masks
 from ltcam.experiment.study import Study
 from ltcam.experiment.trained import Trained
@@ -42,7 +44,7 @@ def page() -> str:
     chosen = [path for path in found if path.parts[-3] != "demo"] or found
     if not chosen:
         return NONE
-    shown = [picture for path in chosen for picture in json.loads(path.read_text())]
+    shown = [picture for path in chosen for picture in provenance.load(path)]
     constants = {"PICTURES": shown, "DELTAS": DELTAS, "METHODS": [*METHODS], "FUSED": FUSED}
     values = "".join(f"const {name} = {json.dumps(value)};\n" for name, value in constants.items()).replace("</", r"<\/")
     html, script = (Path(__file__).with_name(f"explore.{kind}").read_text() for kind in ("html", "js"))
@@ -96,6 +98,7 @@ def _url(pixels: Tensor) -> str:
 
 
 if __name__ == "__main__":
-    study = Study(sys.argv[1], sys.argv[2])
-    if all((study.runs / name / "checkpoint.pt").is_file() for name in study.planned):
-        write(study)
+    with one_line("docs/explorer.py"):
+        study = Study(sys.argv[1], sys.argv[2])
+        if all((study.runs / name / "checkpoint.pt").is_file() for name in study.planned):
+            write(study)

@@ -8,7 +8,8 @@ import sys
 
 import pandas as pd
 
-from ltcam.errors import InputError
+from ltcam.errors import InputError, one_line
+from ltcam.experiment import provenance
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.study import Study
 from ltcam.files import NOTEBOOKS, ROOT, write
@@ -16,9 +17,12 @@ from ltcam.paper import RESULTS, registry, tables
 from ltcam.show.figures import FIGURES
 
 STUDIES = [Study(path.parts[-3], path.parts[-2], kept=True) for path in sorted(ROOT.glob("results/[!d]*/*/trainings.csv"))]
-VERDICTS = {"holds": "hold", "tie": "tie", "does not hold": "fail", "not measured": "are not measured"}
+VERDICTS = {
+    "holds": "hold", "holds, negligible": "hold, negligibly", "equal": "are equal", "open": "are open",
+    "fails, negligible": "fail, negligibly", "fails": "fail", "not measured": "are not measured",
+}  # fmt: skip
 STYLES = {"bold": "**{:.2f}**", "underline": "<ins>{:.2f}</ins>", "": "{:.2f}"}
-CLAIM = "**{verdict}**, margin {margin:+.2f} ({ci_low:+.2f} to {ci_high:+.2f}), above zero in {trainings} trainings: {numbers}"
+CLAIM = "**{verdict}**, margin {margin:+.2f} ({ci_low:+.2f} to {ci_high:+.2f}), {trainings}: {numbers}"
 FIELDS = ["train", "test", "frozen", "epochs", "batch_size", "lr", "slow", "weight_decay", "augment", "balance", "bfloat16"]
 
 
@@ -37,7 +41,7 @@ def pages() -> dict[str, dict[str, str]]:
 def kept(name: str) -> dict[str, pd.DataFrame]:
     """A committed table of every data set by title; of the paper's tables, the data sets that stand beside it."""
     shown = [own for own in STUDIES if not name.startswith("table") or (name == "table4") == (own.metric == "IoU")]
-    return {own.title: pd.read_csv(own.out / f"{name}.csv", dtype=registry.TEXTS) for own in shown}
+    return {own.title: provenance.load(own.out / f"{name}.csv", dtype=registry.TEXTS) for own in shown}
 
 
 def beside(number: int, ours: pd.DataFrame) -> pd.DataFrame:
@@ -78,12 +82,14 @@ def claims(numbers: bool = True) -> str:
     columns: dict[str, pd.Series[str]] = {}
     for title, own in kept("claims").items():
         columns |= {"Sec.": own["section"], "claim": own["claim"], "the paper's own numbers": own["paper"]}
+        own["verdict"] += (own["holm"] != own["verdict"]).map({True: " (with Holm open)", False: ""})
+        own["trainings"] = own["trainings"].str.replace(r"(\d of \d)", r"above zero in \1 trainings", regex=True)
         columns[title] = own.apply(CLAIM.format_map, axis=1).where(own["margin"].notna() & numbers, own["verdict"])
     return markdown(pd.DataFrame(columns))
 
 
 def verdicts() -> str:
-    """How many of the paper's claims hold, tie and fail: one row per data set."""
+    """How many of the paper's claims have each verdict: one row per data set."""
     counts = {title: table["verdict"].value_counts() for title, table in kept("claims").items()}
     frame = pd.DataFrame(counts).reindex([*VERDICTS]).fillna(0).astype(int).rename(VERDICTS).T
     return markdown(frame.rename_axis("claims of the paper that").reset_index())
@@ -147,4 +153,5 @@ def main(check: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main("--check" in sys.argv[1:]))
+    with one_line("docs/sections.py"):
+        sys.exit(main("--check" in sys.argv[1:]))

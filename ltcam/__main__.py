@@ -1,6 +1,5 @@
 """The command line. A command imports what takes seconds only when it runs."""
 
-import json
 import logging
 import os
 import sys
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 
 import ltcam
 from ltcam import Config, files
-from ltcam.errors import InputError, LtcamError, companion, of_loader
+from ltcam.errors import InputError, companion, one_line
 
 try:
     companion("typer")
@@ -57,6 +56,8 @@ def explain(
     out: Annotated[Path, typer.Option(help="the picture: .png, .jpg, .pdf or .svg")] = Path("heat.png"),
 ) -> None:
     """Draw the heatmap of one class over one image."""
+    from matplotlib import rc_context
+
     from ltcam.show import heatmaps, picture
 
     if out.suffix not in (".png", ".jpg", ".pdf", ".svg"):
@@ -64,8 +65,9 @@ def explain(
     network = picture.classifier(model, checkpoint)
     pixels, chosen, heats = picture.maps(image, network, target, Config.parse(config), per_stage)
     figure = heatmaps.grid([pixels], [heats], [chosen], side=3.2, pixels=max(pixels.shape[1:]))
-    with files.atomic(out) as temporary:
-        figure.savefig(temporary, dpi=150)
+    dates = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # so that the same picture has the same bytes
+    with files.atomic(out, new=True) as temporary, rc_context({"svg.hashsalt": "ltcam"}):
+        figure.savefig(temporary, dpi=150, metadata=dates.get(out.suffix))
     typer.echo(f"{out}: {chosen}")
 
 
@@ -74,6 +76,9 @@ def train(
     data: Annotated[str, typer.Option(help="a data set of `ltcam data list`")],
     profile: Annotated[str, typer.Option(help="take its recipe; default: the profile that has DATA")] = "",
     seed: Annotated[int | None, typer.Option(help="train this seed only, not all of the profile's")] = None,
+    softmax: Annotated[
+        bool, typer.Option("--softmax", help="in the setting of the paper: a softmax, one class an image")
+    ] = False,
     setting: Annotated[list[str] | None, typer.Option("--set", help="set NAME=VALUE in the recipe, e.g. epochs=2")] = None,
     tune: Annotated[bool, typer.Option("--tune", help="train on 9/10 of the training part, score on the rest")] = False,
     out: Annotated[Path | None, typer.Option(help="folder of the run; default: in LTCAM_RUNS or the results")] = None,
@@ -91,28 +96,28 @@ def train(
     homes = [profile] if profile else [name for name in ("demo", "real", "paper") if data in recipe.profile(name)]
     if not homes:
         raise InputError(f"no profile has data set {data!r}: expected one of {', '.join(SETS)}")
-    study = Study(homes[0], data, seeds=[] if seed is None else [seed])
+    study = Study(homes[0], data, seeds=[] if seed is None else [seed], loss="softmax" if softmax else "sigmoid")
     study.settings["recipe"] |= recipe.settings(setting or [])
     chosen = [*study.planned.values()][: 1 if tune else None]
     if setting and not out and not tune:
-        raise InputError(
-            f"--set {setting[0]} is not the recipe of the profile, whose checkpoint stays: expected --out FOLDER too"
-        )
+        raise InputError(f"--set {setting[0]} is not the profile's recipe, whose checkpoint stays: expected --out FOLDER too")
     for each in chosen:
         own = out / each.name if out and len(chosen) > 1 else out
-        folder = own or study.runs / (f"tries/{', '.join(setting or ['profile'])}" if tune else each.name)
+        tried = [*(setting or []), *([] if seed is None else [f"seed={seed}"])]
+        folder = own or study.runs / (f"tries/{', '.join(tried or ['profile'])}" if tune else each.name)
         with parallel.alone(folder, ".run.lock"):
             path = training.train(recipe.tuning(each.recipe) if tune else each.recipe, folder)
         if parallel.processes().is_main_process:
             typer.echo(path)
     if tune and parallel.processes().is_main_process:
-        rows = []
-        for path in sorted((study.runs / "tries").rglob("run.json")):
-            run, labels = json.loads(path.read_text("utf-8")), pd.read_csv(path.with_name("labels.csv"))
+        path = study.out / "tries.csv"
+        rows = provenance.load(path).to_dict("records") if path.is_file() else []  # their trainings may be gone
+        for record in sorted((study.runs / "tries").rglob("run.json")):
+            run, labels = provenance.load(record), provenance.load(record.with_name("labels.csv"))
             about = {"mAP": labels["AP"].mean(), "loss": run["last"]["loss"], "minutes": run["seconds"] / 60}
-            rows.append({"try": path.parent.name, **run["recipe"], **about})
-        table = pd.DataFrame(rows)
-        provenance.save(table, study.out / "tries.csv")
+            rows.append({"try": record.parent.name, **run["recipe"], **about})
+        table = pd.DataFrame(rows).drop_duplicates("try", keep="last")
+        provenance.save(table, path)
         typer.echo(table[["try", "mAP", "loss"]].to_string(index=False))
 
 
@@ -148,10 +153,12 @@ def evaluate(
         ways = {Way(config): None for configs in wanted.values() for config in configs}
         if missing := [way for way in ways if way not in kept.done(number)]:
             counting.measure(kept, number, model, data, missing, protocol)
+        every = sorted((way.config for way in kept.done(number)), key=str)  # rows of earlier calls stay
         for name, configs in wanted.items() if parallel.processes().is_main_process else ():
-            table = scores.scores(kept.read(number, configs))
-            provenance.save(table, folder / f"{name}.{named}.csv")
-            typer.echo(f"{name} on {data.title}, part {part}\n{table.round(2).to_string(index=False)}\n")
+            file = kept.file(number).replace("counts", name, 1).removesuffix(".gz")
+            provenance.save(scores.scores(kept.read(number, every if config else configs)), folder / file)
+            shown = scores.scores(kept.read(number, configs)).round(2).to_string(index=False)
+            typer.echo(f"{name} on {data.title}, part {part}\n{shown}\n")
 
 
 @app.command()
@@ -201,10 +208,8 @@ def eval_seeds(
     from ltcam.data import load
     from ltcam.experiment import provenance, seeds, trained
 
-    protocol, asked = (
-        Protocol(batch_size, scales=tuple(scales or [1.0]), flip=flip),
-        {text: Config.parse(text) for text in config or [SEEDS]},
-    )
+    protocol = Protocol(batch_size, scales=tuple(scales or [1.0]), flip=flip)
+    asked = {text: Config.parse(text) for text in config or [SEEDS]}
     if (checkpoint is None) == (folder is None) or bool(folder) != bool(data) or (folder and (config or protocol.several)):
         raise InputError("expected --checkpoint PATH, or --folder PATH with --data NAME and without --config, --scale, --flip")
     model = trained.load_checkpoint(checkpoint) if checkpoint else None
@@ -216,11 +221,14 @@ def eval_seeds(
         found = seeds.of_checkpoint(model, name, list(asked.values()), protocol)
         return {text: found[config] for text, config in asked.items()}
 
+    if out:
+        made_by = [model.sha256 if model else str(folder), data, [*asked], part, choose_on, protocol.scales, flip]
+        provenance.only(out / "seeds.csv", made_by)
     scored = tally(part)
     table = seeds.table(scored, tally(choose_on) if choose_on else None)
     if out:
-        provenance.save(table, out / "seeds.csv")
         provenance.save(seeds.curves(scored), out / "curves.csv")
+        provenance.save(table, out / "seeds.csv")
     title = (model.load(part) if model else load(data, part)).title
     said = f"; t is the best on {choose_on}" if choose_on else ""
     typer.echo(f"{title}, part {part}: best_t is the best on {part} itself{said}\n{table.round(2).to_string(index=False)}")
@@ -244,14 +252,8 @@ def reproduce(
 def main() -> None:
     first = os.environ.get("RANK", "0") == "0"  # of several processes
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
-    try:
+    with one_line("ltcam"):
         app()
-    except LtcamError as error:  # a bug, or an error from torch, keeps its traceback
-        sys.exit(f"ltcam: {error}")
-    except RuntimeError as error:
-        if not of_loader(error):
-            raise
-        sys.exit(f"ltcam: {error}, as happens when memory runs out: run again; finished work is kept")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """What ltcam raises. All errors share one root, so a caller can tell them from a bug. Each is also the builtin of its kind."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 
@@ -25,6 +28,22 @@ class PackageError(LtcamError, ImportError):
 
 class DivergedError(LtcamError, FloatingPointError):
     """The loss of a training run is no longer finite."""
+
+
+@contextmanager
+def one_line(program: str) -> Iterator[None]:
+    """Ends `program` with one line where the block fails for a reason that is no bug. A bug keeps its traceback."""
+    try:
+        yield
+    except (LtcamError, PermissionError) as error:
+        if isinstance(closed := error.__cause__ if isinstance(error, InputError) else error, PermissionError):
+            do = "ask its owner, or set LTCAM_OUTPUT, LTCAM_RUNS or LTCAM_DATA to a folder of your own"
+            sys.exit(f"{program}: {closed.filename} is closed to you ({closed.strerror}): {do}")
+        sys.exit(f"{program}: {error}")
+    except RuntimeError as error:
+        if not of_loader(error):
+            raise
+        sys.exit(f"{program}: {error}, as happens when memory runs out: run again; finished work is kept")
 
 
 def of_loader(error: RuntimeError) -> bool:

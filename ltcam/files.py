@@ -56,10 +56,10 @@ def _place(variable: str, default: str = "") -> Path:
 
 
 @contextmanager
-def atomic(path: AnyPath) -> Iterator[Path]:
+def atomic(path: AnyPath, new: bool = False) -> Iterator[Path]:
     """A temporary file beside `path`. It is renamed to `path` if the block ends well, and removed if not.
 
-    Raises UnavailableError as `writing` does.
+    Raises UnavailableError as `writing` does. new: raises InputError, too, if `path` is there with other bytes.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
@@ -67,6 +67,8 @@ def atomic(path: AnyPath) -> Iterator[Path]:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
+            if new and path.is_file() and path.read_bytes() != temporary.read_bytes():
+                raise InputError(f"{path} is there and shows something else: name another file, or move it away")
             temporary.replace(path)
     finally:
         with suppress(OSError):  # where nothing could be written, there is nothing to remove

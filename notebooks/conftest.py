@@ -1,5 +1,6 @@
 """`pytest --nbval notebooks` says in its last lines how many cells it compared."""
 
+import matplotlib.font_manager  # noqa: F401 - looks for a place for its cache once, so that no kernel speaks of it on stderr
 import pytest
 
 

@@ -1,11 +1,17 @@
 """What the package raises is of one family, and of the builtin that callers caught before there was one."""
 
 import ast
+import builtins
+import errno
 import importlib
+import io
+import os
 import pickle
 import re
+import runpy
 import subprocess
 import sys
+from functools import partial
 from importlib.metadata import packages_distributions, requires
 
 import pytest
@@ -13,11 +19,13 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from torch import nn
+from typer.testing import CliRunner
 
 import ltcam
+from ltcam import __main__, errors
 from ltcam import data as datasets
-from ltcam import errors
 from ltcam.data import DataError
+from ltcam.experiment.store import Store
 from ltcam.files import ROOT
 
 FAMILY = {
@@ -33,6 +41,7 @@ ALLOWED = {
     "error.__context__ if isinstance(error.__context__, OSError) else error": "trained.py: why torch.save could not write",
     "TypeError": "targets.py: it becomes an InputError in the same file",
     "typer.Exit": "an exit code, no error",
+    "RuntimeError": "reproduce.py: it becomes an UnavailableError in the same file",
 }
 
 
@@ -59,7 +68,9 @@ def test_a_member_is_the_builtin_too(member, builtin):
 
 
 def test_the_family_is_complete():
-    members = {v for v in vars(errors).values() if isinstance(v, type) and v is not ltcam.LtcamError}
+    members = {
+        v for v in vars(errors).values() if isinstance(v, type) and issubclass(v, Exception) and v is not ltcam.LtcamError
+    }
     assert members | {DataError} == set(FAMILY)
 
 
@@ -146,3 +157,65 @@ def test_what_stops_a_forward_is_no_fault_of_the_images(error):
     with pytest.raises(type(error)) as caught:
         ltcam.trace(Stopped(error), torch.zeros(1, 3, 4, 4), 0, ["conv"])
     assert caught.value is error
+
+
+@pytest.fixture
+def closed(monkeypatch):
+    """Makes a file one of another user, who keeps it to himself. Root reads those too, so for root the open is refused."""
+
+    def close(path):
+        path.chmod(0)
+        if os.geteuid() == 0:
+            for module in (io, builtins):
+                monkeypatch.setattr(module, "open", partial(refused, path, module.open))
+
+    def refused(path, opened, file, *arguments, **options):
+        if str(file) == str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        return opened(file, *arguments, **options)
+
+    return close
+
+
+TABLES, EVALUATE = "ltcam.paper toy voc2012", "ltcam evaluate --config gradcam --out OUT --checkpoint "
+CLOSED = {  # a file, and the command that reads it
+    "trainings.csv": TABLES, "provenance.json": TABLES, "signs.csv.gz": TABLES, "seed0/counts.val.csv.gz": TABLES,
+    "seed0/checkpoint.pt": f"{EVALUATE}FILE", "seed0/evaluated/provenance.json": f"{EVALUATE}RUN/checkpoint.pt",
+    "seed0/run.json": "ltcam train --data voc2012 --profile toy",
+    "tries/profile/labels.csv": "ltcam train --data voc2012 --profile toy --tune",
+    "seeds/2007_000008.npy": "ltcam eval-seeds --folder SEEDS --data voc2012 --part val",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", CLOSED)
+def test_results_of_another_user_end_in_one_line(file, study, closed, monkeypatch):
+    path, run = study.out / file, study.out / "seed0"
+    words = {"OUT": run / "evaluated", "FILE": path, "SEEDS": path.parent}
+    name, *arguments = [str(words.get(word, word)) for word in CLOSED[file].replace("RUN/", f"{run}/").split()]
+    if file.startswith("seeds"):
+        exported = ["export-seeds", "--checkpoint", run / "checkpoint.pt", "--part", "val", "--out", path.parent]
+        CliRunner().invoke(__main__.app, [*map(str, exported)], catch_exceptions=False)
+    elif not path.is_file():
+        CliRunner().invoke(__main__.app, arguments, catch_exceptions=False)
+    if "counts" in file:
+        (study.out / "counts.sqlite").unlink()
+    closed(path)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    for module in ("ltcam.__main__", "ltcam.paper.__main__"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(name, run_name="__main__")
+    said = f"{name}: {path} is closed to you (Permission denied): ask its owner, or set LTCAM_OUTPUT, LTCAM_RUNS or LTCAM_DATA"
+    assert ended.value.code == f"{said} to a folder of your own"
+
+
+def test_a_store_that_is_closed(study, monkeypatch):
+    """It is read, and what would be written is told."""
+    number = Store(study.out).find(part="val")[0]
+    store = Store(study.out)
+    store.db.execute("PRAGMA query_only = on")
+    assert len(store.frame(number))
+    with pytest.raises(
+        errors.UnavailableError, match=r"counts\.sqlite: attempt to write a readonly database; name a folder of"
+    ):
+        store.note({"a": 1}, 0, 1)

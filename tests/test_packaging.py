@@ -83,7 +83,7 @@ def test_the_plan_of_the_house():
     lines = {path: len(path.read_text().splitlines()) for path in modules}
     assert len(modules) <= 54 and max(lines.values()) <= 260
     assert sum(n for path, n in lines.items() if path.parent.name == "engine") <= 2068
-    assert sum(lines.values()) <= 7528 and sum(map(statements, modules)) <= 5054
+    assert sum(lines.values()) <= 7604 and sum(map(statements, modules)) <= 5119
     assert sum(n for n in lines.values()) / sum(map(statements, modules)) > 1.2  # not by squeezing
 
 
@@ -91,3 +91,25 @@ def test_no_check_hangs_on_assert():
     """Under `python -O` there are none."""
     for path in (ROOT / "ltcam").rglob("*.py"):
         assert not [node.lineno for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assert)], path
+
+
+def test_the_tests_hold_under_python_o(tmp_path):
+    """pytest rewrites the asserts of tests and of conftest.py, so they hold there too; those of other modules do not."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        asserts = [node.lineno for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assert)]
+        assert not asserts or path.name.startswith("test_") or path.name == "conftest.py", (path, asserts)
+    (tmp_path / "test_it.py").write_text("def test_it():\n    assert 1 == 2\n")
+    command = [
+        sys.executable,
+        "-O",
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        str(ROOT / "pyproject.toml"),
+        "--rootdir",
+        ".",
+    ]
+    done = subprocess.run([*command, "test_it.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout + done.stderr

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -110,6 +110,12 @@ class Segmentation(Dataset[Sample], ABC):
     def __getitem__(self, index: int) -> Sample:
         image, mask = self.pair(index)
         return Sample(image, self.labels[index], torch.from_numpy(mask), self.entries[index].name)
+
+    def with_classes(self) -> Self:
+        """Itself. Raises DataError if no image has a class."""
+        if self.labels.any():
+            return self
+        raise DataError(f"{self.title} has no image with a class in part {self.part!r}: complete it, or name another part")
 
     def pair(self, index: int) -> tuple[Tensor, NDArray[np.uint8]]:
         """Image and mask. Raises DataError for files that cannot be read, and for different sizes."""

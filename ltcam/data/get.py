@@ -5,6 +5,7 @@ that is cut off starts again; an archive that was put under the data root by han
 """
 
 import logging
+import lzma
 import re
 import shutil
 import sys
@@ -31,6 +32,8 @@ from ltcam.files import AnyPath, data_root, held, sha256, writing
 
 log = logging.getLogger(__name__)
 CHUNK = 1 << 20
+# RuntimeError: an archive with a password, or packed in a way that Python does not know
+DAMAGED = (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 _ROWS = yaml.safe_load(Path(__file__).with_name("sources.yaml").read_text("utf-8"))  # it says what its columns mean
 SOURCES = {name: SimpleNamespace(**row) for name, row in _ROWS.items()}
 
@@ -96,14 +99,17 @@ def checksums(name: str) -> dict[str, str]:
 
 
 def state(name: str, root: AnyPath) -> str:
-    """present, subset, incomplete or absent, judged by the names of its files alone. Raises DataError for a wrong VOC list."""
+    """present, subset, incomplete, absent, or damaged (a wrong list of VOC), judged by the names of its files alone."""
     kind = known(name)
     folder = Path(root) / kind.folder
     if not kind.folder:
         return "present"
     if not folder.is_dir():
         return "absent"
-    parts = kind.listed(folder)
+    try:
+        parts = kind.listed(folder)
+    except DataError:  # `check` names it
+        return "damaged"
     whole = kind.whole(parts)
     files = {path for entries in parts.values() for entry in entries for path in (entry.image, entry.mask)}
     files |= {folder / path for path in checksums(name) if whole}
@@ -187,8 +193,9 @@ def _unpack(archive: Path, name: str, temporary: Path) -> Path:
     everything, wanted = place / "everything", place / "wanted"
     try:  # not by pooch: before Python 3.12 it unpacks a tar without a filter
         shutil.unpack_archive(archive, everything, filter="data" if archive.suffix == ".tar" else None)
-    except (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise DataError(f"{archive} cannot be unpacked ({error}): {again}") from error
+    except DAMAGED as error:
+        do = f"{again}, or unpack it by another program, as data/README.md says"
+        raise DataError(f"{archive} cannot be unpacked ({error}): {do}") from error
     for path in [path for path in everything.rglob("*") if path.is_file()]:
         match = re.fullmatch(source.keep, path.relative_to(everything).as_posix())
         if match and (match[1] in sums or not sums):

@@ -36,13 +36,14 @@ class VOC2012(Segmentation):
     @classmethod
     def listed(cls, folder: Path) -> dict[str, list[Entry]]:
         parts: dict[str, list[Entry]] = {}
-        for path in sorted(folder.glob("ImageSets/Segmentation/*.txt")):
+        for path in sorted(folder.glob("ImageSets/Segmentation/[!.]*.txt")):
             parts[path.stem] = []
-            for line in filter(str.strip, path.read_text("utf-8").splitlines()):  # x, or /JPEGImages/x.jpg /Masks/x.png
+            lines = path.read_text("utf-8-sig", "replace").splitlines()
+            for line in filter(str.strip, lines):  # x, or /JPEGImages/x.jpg /Masks/x.png
                 match = re.fullmatch(r"([^/\s]\S*)|/*([^/\s]\S*\.\w+)\s+/*([^/\s]\S*\.\w+)", line.strip())
-                if not match or ".." in re.split(r"[/\s]", line):
+                if not match or ".." in re.split(r"[/\s]", line) or {*line} & {"\0", "\ufffd"}:
                     expected = "expected a name, or an image and a mask in"
-                    raise DataError(f"{path} has the line {line!r}: {expected} {folder}; correct it")
+                    raise DataError(f"{path} has the line {line!r}: {expected} {folder}; correct it, in UTF-8")
                 name, image, mask = match.groups()
                 if name:
                     image, mask = f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png"

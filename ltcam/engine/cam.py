@@ -8,6 +8,7 @@ to its own.
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any, Self, get_args
 
 import torch
@@ -20,7 +21,7 @@ from ltcam.engine.shapes import Output, Reshape, wide
 from ltcam.engine.stages import Layers
 from ltcam.engine.targets import Score
 from ltcam.engine.trace import Trace, trace
-from ltcam.engine.tricks import Scope, layerize, normalized, thresholds, truncate
+from ltcam.engine.tricks import By, Scope, layerize, limits, normalized, truncate
 from ltcam.errors import InputError
 
 LayerMaps = dict[str, Tensor]  # a map (P, h, w) of each layer, at the layer's size
@@ -96,12 +97,12 @@ def _sources(trace: Trace, config: Config) -> dict[str, Source]:
 def _map(config: Config, name: str, value: Callable[[], Tensor], gradient: Tensor) -> Tensor:
     a, g = wide(value()), wide(gradient)
     of_image = config.method == "fullgrad" and name == "input"  # whose term is never truncated
-    if config.by != "percentile" and config.delta is not None:
+    if config.by in READINGS and config.delta is not None:
         g = torch.where(READINGS[config.by](a, g, config.delta), g, 0)
     elif config.compare == "gt" and not of_image and constant_in_space(g):
         raise InputError(f"compare='gt' at {name!r} would empty maps: its gradients are constant in space; use 'ge'")
     elif not of_image:
-        g = truncate(g, config.delta, config.per, config.compare)
+        g = truncate(g, config.delta, config.per, config.compare, config.by)  # type: ignore[arg-type]
     return (fullgrad(a, g, True) if config.per_channel else METHODS[config.method](a, g)).float()
 
 
@@ -110,34 +111,35 @@ def _of_layer(name: str, configs: Sequence[Config], value: Callable[..., Tensor]
     sums, made = {*WEIGHTS, *MAPS}, dict[Config, Tensor]()  # of terms that are zero where G is
     if configs[0].method == "fullgrad" and name != "input" and value().shape[2:] != gradient.shape[2:]:
         sums.add("fullgrad")  # with a bias a channel, whose extremes are where those of G are
-    for per in get_args(Scope):
-        usual = (per, "ge", "percentile", False)
+    for per, by in product(get_args(Scope), get_args(By)):
+        usual = (per, "ge", by, False)
         delta_of = {
             c: c.delta for c in configs
             if c.delta is not None and c.method in sums and (c.per, c.compare, c.by, c.per_channel) == usual
         }  # fmt: skip
         if delta_of:
             deltas, methods, parts = sorted({*delta_of.values()}), {c.method for c in delta_of}, chunks(gradient, 0)
-            pieces = [at_each(methods, wide(value(part)), wide(gradient[part]), deltas, per == "layer") for part in parts]
+            pieces = [at_each(methods, wide(value(part)), wide(gradient[part]), deltas, per == "layer", by) for part in parts]
             made |= {c: torch.cat([p[c.method][:, deltas.index(delta)] for p in pieces]) for c, delta in delta_of.items()}
     return made | {config: _map(config, name, value, gradient) for config in configs if config not in made}
 
 
 def at_each(
-    methods: Collection[str], value: Tensor, gradient: Tensor, deltas: Sequence[float], by_layer: bool
+    methods: Collection[str], value: Tensor, gradient: Tensor, deltas: Sequence[float], by_layer: bool, by: By = "percentile"
 ) -> dict[str, Tensor]:
     """The maps (P, D, h, w) float32 of each of `methods` at each of the `deltas`, ascending, from A (P, K, h, w) and G.
 
-    For "fullgrad" the value is the bias (P, K, 1, 1). by_layer  whether percentiles are over the layer, not each channel
+    For "fullgrad" the value is the bias (P, K, 1, 1). by_layer  whether thresholds are of the layer, not of each channel; by
+    as in `truncate`
     """
-    limits = thresholds(gradient.flatten(1 if by_layer else 2), deltas)
+    cuts = limits(gradient.flatten(1 if by_layer else 2), deltas, by)
     pairs, channels, *place = gradient.shape
     shape = {m: (channels, len(deltas) + 1) if m in WEIGHTS else (len(deltas) + 1, *place) for m in methods}
     sums = {m: gradient.new_zeros(pairs, *shape[m]) for m in methods}
     for part in chunks(gradient, 1):
         some = gradient[:, part]
         rows = some.flatten(1 if by_layer else 2)
-        index = places(rows, limits if by_layer else limits[:, part]).view_as(some)  # ties are in one bin
+        index = places(rows, cuts if by_layer else cuts[:, part]).view_as(some)  # ties are in one bin
         for m, total in sums.items():
             if m in WEIGHTS:
                 empty = some.new_zeros(*some.shape[:3], len(deltas) + 1)
@@ -151,7 +153,7 @@ def at_each(
         if m in WEIGHTS:
             kept = torch.einsum("pdk,pkhw->pdhw", kept, value)
         elif m == "fullgrad":  # Eq. 7. All that is kept is positive, so a channel's extremes of |G b| are where those of G are
-            bounds, size = limits.view(pairs, -1, len(deltas)).movedim(-1, 1), value[0].abs().flatten()  # (P, D, 1 or K), (K,)
+            bounds, size = cuts.view(pairs, -1, len(deltas)).movedim(-1, 1), value[0].abs().flatten()  # (P, D, 1 or K), (K,)
             least, most = gradient.amin(dim=(2, 3))[:, None], gradient.amax(dim=(2, 3))[:, None]
             high = torch.where(most >= bounds, most * size, 0).amax(dim=2)
             low = torch.where((least >= bounds).all(dim=2), (least * size).amin(dim=2), 0)  # what is dropped would be a zero

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from math import ceil
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from torch import Tensor
 
 from ltcam.engine.methods import METHODS
 from ltcam.engine.refine import Refine
-from ltcam.engine.tricks import Compare, Fuse, Normalize, Scope, check, is_number, one_of, thresholds
+from ltcam.engine.tricks import By, Compare, Fuse, Normalize, Scope, check, is_number, one_of, thresholds
 from ltcam.errors import InputError
 
 
@@ -24,7 +24,7 @@ class Config:
     fraction   the mask is what lies above this part of the heatmap's maximum, in [0, 1); None: above Otsu's threshold
     refine     spread the fused map along the trace's own features; None: not
     per_channel  the literal reading of FullGrad's Eq. 7
-    by         how Eq. 9 is read: "percentile", or a name in READINGS
+    by         how Eq. 9 is read: as in `truncate`, or a name in READINGS
 
     `str` gives its text, METHOD:LAYERS[:DELTA][,NAME=VALUE...], and `parse` reads it. Raises InputError for values that are
     out of range or do not go together.
@@ -51,22 +51,24 @@ class Config:
         one_of("normalize", self.normalize, Normalize)
         listed = isinstance(self.layers, list | tuple)
         layers = tuple(self.layers) if listed else ("all" if self.layers is None else self.layers,)
-        full, reading = self.method == "fullgrad", self.by != "percentile"
+        full, reading = self.method == "fullgrad", self.by not in get_args(By)
         wrong = {
             f"layers={self.layers!r}: expected a name, a label, a range such as 'S3-S5', several, or 'all'":
                 not layers or not all(isinstance(layer, str) and layer for layer in layers),
             f"fraction={self.fraction!r} is no part of the maximum: expected None (Otsu) or a number in [0, 1)":
                 self.fraction is not None and not (is_number(self.fraction) and 0 <= self.fraction < 1),
-            f"by={self.by!r} is unknown: expected 'percentile' or one of {', '.join(READINGS)}":
+            f"by={self.by!r} is unknown: expected one of {', '.join([*get_args(By), *READINGS])}":
                 reading and self.by not in READINGS,
+            f"by={self.by!r} without delta cuts nothing: pass delta, or leave by out":
+                self.by != "percentile" and self.delta is None,
             "compare='gt' without delta compares nothing: pass delta, or leave compare out":
                 self.delta is None and self.compare == "gt",
             f"per_channel=True is an option of fullgrad: {self.method} does not normalize":
                 self.per_channel and not full,
             f"normalize={self.normalize!r} with fullgrad, whose terms Eq. 7 normalizes: use 'none'":
                 full and self.normalize != "none",
-            f"by={self.by!r} needs a delta, a method other than fullgrad, per='layer' and compare='ge'":
-                reading and (self.delta is None or full or (self.per, self.compare) != ("layer", "ge")),
+            f"by={self.by!r} needs a method other than fullgrad, per='layer' and compare='ge'":
+                reading and (full or (self.per, self.compare) != ("layer", "ge")),
             f"refine={self.refine!r}: expected ltcam.Refine(...), or None":
                 not isinstance(self.refine, Refine | None),
         }  # fmt: skip
@@ -165,5 +167,4 @@ READINGS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "absolute values": lambda a, g, delta: _over(g, _of_all(g.abs(), delta)),
     "positive channel weights": _of_weights,
     "positive activation times gradient": lambda a, g, delta: _over(a * g, _of_positive(a * g, delta)),
-    "fraction of the maximum": lambda a, g, delta: (g > 0) & _over(g, g.amax(dim=(1, 2, 3)) * delta / 100),
 }

@@ -16,6 +16,7 @@ from ltcam.errors import InputError
 
 Scope = Literal["layer", "channel"]
 Compare = Literal["ge", "gt"]
+By = Literal["percentile", "fraction of the maximum"]
 Fuse = Literal["sum", "max", "mean", "prod"]
 Normalize = Literal["none", "max", "minmax", "tanh"]
 
@@ -24,7 +25,9 @@ LONG = 2 * BUCKETS  # values from which a row is worth a table of its counts
 CACHED = 2**18  # values counted at a time, for the caches
 
 
-def truncate(gradient: Tensor, delta: float | None, per: Scope = "layer", compare: Compare = "ge") -> Tensor:
+def truncate(
+    gradient: Tensor, delta: float | None, per: Scope = "layer", compare: Compare = "ge", by: By = "percentile"
+) -> Tensor:  # fmt: skip
     """Keep the gradients at or above the delta-th percentile of the positive ones, zero the rest (Eq. 9).
 
     gradient (P, K, h, w); delta None (no truncation) or in [0, 100). A delta of 0 keeps all positive values. The percentile is
@@ -32,8 +35,12 @@ def truncate(gradient: Tensor, delta: float | None, per: Scope = "layer", compar
     in ascending order. Values >= s[ceil((n - 1) delta / 100)] stay, the same as with numpy.percentile's threshold. Without a
     positive value everything is zeroed. compare "gt" is the > of Eqs. 10 and 11. It drops the threshold itself: the smallest
     positive value at 0, and everything in a constant map.
+
+    by "fraction of the maximum" is another reading of Eq. 9: the threshold is delta / 100 of the largest value of the layer or
+    channel. It drops far more, since most gradients are small beside the largest one.
     """
     check(delta, per, compare)
+    one_of("by", by, By)
     if gradient.ndim != 4 or not gradient.numel() or gradient.dtype not in (torch.float32, torch.float64):
         raise InputError(f"the gradient is {describe(gradient)}: expected float32 or float64 (P, K, h, w)")
     if delta is None:
@@ -41,8 +48,16 @@ def truncate(gradient: Tensor, delta: float | None, per: Scope = "layer", compar
     if delta == 0 and compare == "ge":
         return gradient.clamp(min=0)
     rows = gradient.flatten(1 if per == "layer" else 2)
-    threshold = thresholds(rows, [delta])
+    threshold = limits(rows, [delta], by)
     return torch.where(rows >= threshold if compare == "ge" else rows > threshold, rows, 0).view_as(gradient)
+
+
+def limits(rows: Tensor, deltas: Sequence[float], by: By = "percentile") -> Tensor:
+    """The thresholds of Eq. 9 in either reading: (..., n) -> (..., len(deltas)), infinite where nothing is positive."""
+    if by == "percentile":
+        return thresholds(rows, deltas)
+    most = rows.amax(dim=-1, keepdim=True)
+    return torch.where(most > 0, most * rows.new_tensor(deltas) / 100, torch.inf)
 
 
 def thresholds(rows: Tensor, deltas: Sequence[float]) -> Tensor:

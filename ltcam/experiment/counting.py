@@ -28,7 +28,7 @@ from ltcam.engine.views import Maps, over_views, scaled
 from ltcam.errors import UnavailableError
 from ltcam.experiment.otsu import CHUNK, above, argmax_counts, count, otsu_counts, regions
 from ltcam.experiment.parallel import alone, gather_object, loader, processes
-from ltcam.experiment.protocol import Protocol, Way
+from ltcam.experiment.protocol import Protocol, Way, explained
 from ltcam.experiment.store import Row, Store
 from ltcam.experiment.trained import Trained
 
@@ -47,7 +47,6 @@ def measure(
     """
     started, workers = time.time(), processes()
     with alone(store.folder):
-        done, begun = store.done(number), store.begun(number)
         done = store.done(number)
         missing, work = [way for way in ways if way not in done], []
         begun = store.begun(number) if missing else {}
@@ -119,13 +118,11 @@ def count_batch(trained: Trained, samples: list[Sample], ways: Sequence[Way], pr
 
 
 def _count(trained: Trained, samples: list[Sample], ways: Sequence[Way], protocol: Protocol) -> Batch:
-    truth = torch.stack([s.label for s in samples]).bool()
-    labels = truth if protocol.labels == "true" else _predicted(trained, samples, protocol)
+    labels = torch.stack([s.label for s in samples]).bool()
+    if protocol.labels == "every":
+        labels |= _named(trained, samples, protocol)
     maps = maps_of_batch(trained, samples, labels, list(dict.fromkeys(way.config for way in ways)), protocol)
-    rows = []
-    for image, c in (truth & ~labels).nonzero().tolist():  # what no map claims is missed
-        missed = int((samples[image].mask == c + 1).sum())
-        rows += [Row(samples[image].name, c, way, 0, 0, missed) for way in ways]
+    rows = list[Row]()
     argmax = [way for way in ways if way.cut == "argmax"]
     if cut := {way.config for way in ways if way.cut == "otsu"}:
         rows += _otsu(maps, samples, cut)
@@ -145,7 +142,8 @@ def maps_of_batch(
         torch.backends.cudnn.flags(allow_tf32=False),
         torch.autocast(images.device.type, torch.bfloat16, enabled=protocol.bfloat16),
     ):
-        return over_views(trained.model, images, labels.long(), configs, layers, size, protocol.scales, protocol.flip)
+        classes = [row.nonzero().flatten().tolist() for row in labels]  # of a model that may have a logit for "none"
+        return over_views(trained.model, images, classes, configs, layers, size, protocol.scales, protocol.flip)
 
 
 def each(maps: Maps, samples: Sequence[Sample], stride: int = 1) -> Iterator[tuple[Sample, Config, Tensor, Tensor]]:
@@ -205,14 +203,14 @@ def _argmax(sample: Sample, heats: Tensor, classes: Tensor, ways: Sequence[Way])
 
 
 @torch.no_grad()
-def _predicted(trained: Trained, samples: Sequence[Sample], protocol: Protocol) -> Tensor:
-    """(N, C) bool: every class with a logit above 0, and the class with the largest logit, at scale 1 whatever the views."""
+def _named(trained: Trained, samples: Sequence[Sample], protocol: Protocol) -> Tensor:
+    """(N, C) bool: the classes that the model predicts, at scale 1 whatever the views. "none" is not one."""
     images, size = _inputs(trained, samples), protocol.size or trained.size
     if images.shape[2:] != size:
         images = interpolate(images, size, mode="bilinear", antialias=True)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=protocol.bfloat16):
         logits: Tensor = trained.model(images).float().cpu()
-    return (logits > 0) | (logits == logits.amax(dim=1, keepdim=True))
+    return explained(logits, "predicted", trained.recipe.loss)[:, : len(trained.classes)]
 
 
 def _inputs(trained: Trained, samples: Sequence[Sample]) -> Tensor:

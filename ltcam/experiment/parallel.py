@@ -1,5 +1,6 @@
 """The processes that share a run, the loader processes that each of them starts, and one run at a time in a folder."""
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
+from ltcam.errors import UnavailableError
 from ltcam.files import AnyPath, held
 
 with warnings.catch_warnings():  # a warning in notebooks about progress bars that are not used here
@@ -16,11 +18,18 @@ with warnings.catch_warnings():  # a warning in notebooks about progress bars th
     from accelerate.utils import broadcast_object_list, gather_object, reduce
 
 __all__ = ["Shuffled", "alone", "gather_object", "loader", "processes", "reduce"]
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def processes() -> PartialState:
-    """This process among those of `accelerate launch` or torchrun, or alone: nccl between GPUs, gloo between CPUs."""
-    return PartialState(cpu=not torch.cuda.is_available())
+    """This process among those of `accelerate launch` or torchrun, or alone: nccl between GPUs, gloo between CPUs. Raises
+    UnavailableError if the environment names others that no launcher has started: it would wait for them."""
+    cpu, launched = not torch.cuda.is_available(), any(name.endswith("RANK") for name in os.environ)
+    left = [f"{n}={v}" for n, v in os.environ.items() if n == "LOCAL_RANK" or (cpu and n in _SIZES and v != "1")]
+    if left and not (launched and "MASTER_ADDR" in os.environ):
+        do = "unset them, or start all processes by `accelerate launch` or torchrun"
+        raise UnavailableError(f"{', '.join(left)} without MASTER_ADDR and a RANK, as a scheduler leaves behind: {do}")
+    return PartialState(cpu=cpu)
 
 
 def loader(data: Dataset[Any], device: torch.device, **settings: Any) -> DataLoader[Any]:

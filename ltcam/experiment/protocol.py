@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from math import log
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from ltcam.engine.config import Config
 from ltcam.engine.stages import Outputs
 from ltcam.engine.tricks import one_of, whole
 from ltcam.engine.views import check
 
-Labels = Literal["true", "predicted"]
+Loss = Literal["sigmoid", "softmax"]
+Labels = Literal["true", "predicted", "top", "every"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,9 @@ class Protocol:
     """Each field is kept with the counts.
 
     labels    "true": heatmaps of the classes that are present. "predicted": of the classes with a logit above 0, or else of
-              the largest logit. A predicted class that is absent has only false positives, a missed one only false negatives
+              the largest logit. "top": of the class of the largest logit alone, or of none if that is the logit of "none". An
+              explained class that is absent has only false positives, a missed one only false negatives. "every": a pass that
+              explains the classes of all three, so that each of them can be read from it
     outputs   where the stages S1 to S5 are read, as in `ltcam.engine.stages.stages`
     size      (height, width) of the input; None: the size that the model was trained at
     bfloat16  autocast of the forward and the backward; the maps are still summed in float32
@@ -43,6 +48,11 @@ class Protocol:
         for field in fields(self):
             object.__setattr__(self, field.name, plain(getattr(self, field.name)))
 
+    @property
+    def measured(self) -> Protocol:
+        """The protocol of a pass that these counts can be read from."""
+        return self if self.labels == "true" else replace(self, labels="every")
+
     def identity(self, size: tuple[int, int]) -> dict[str, Any]:
         """What counts depend on, as plain values. size: what the model was trained at."""
         found = asdict(self) | {"size": list(self.size or size), "scales": list(self.scales)}
@@ -59,6 +69,18 @@ class Protocol:
         changed = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "batch_size"}
         default = Protocol(self.batch_size)
         return ",".join(f"{name}={_text(value)}" for name, value in changed.items() if value != getattr(default, name))
+
+
+def explained(logits: Tensor, labels: Labels, loss: Loss) -> Tensor:
+    """The outputs that a model names by itself: bool like its logits (N, outputs), by the rule of `labels`.
+
+    What is more likely than not is predicted: with a sigmoid a logit above 0, with a softmax a probability above half of the
+    largest one. The largest logit always is.
+    """
+    top = logits.amax(dim=1, keepdim=True)
+    if labels == "top":
+        return logits == top
+    return (logits == top) | (logits > (0 if loss == "sigmoid" else top - log(2)))
 
 
 class Way(NamedTuple):

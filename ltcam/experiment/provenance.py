@@ -9,6 +9,8 @@ import os
 import platform
 import subprocess
 import time
+import zlib
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,15 +26,30 @@ NAME = "provenance.json"
 log = logging.getLogger(__name__)
 
 
+def load(path: AnyPath, **options: Any) -> Any:
+    """A table, read by pandas with `options`, or a record (.json). Raises InputError if it was cut off."""
+    try:
+        found = json.loads(Path(path).read_text("utf-8")) if Path(path).suffix == ".json" else pd.read_csv(path, **options)
+        if isinstance(found, pd.DataFrame) and found.empty:
+            raise InputError("it has no rows")
+        return found
+    except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        do = "restore it, or delete it; what it named is then made again"
+        raise InputError(f"{path} is damaged ({error}): {do}") from error
+
+
 def read(folder: AnyPath) -> dict[str, dict[str, Any]]:
     """{file: what made it} for the files of `folder`. Raises InputError if its record is damaged."""
     path = Path(folder) / NAME
-    try:
-        found: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        do = "restore it, or delete it; what it named is then measured again"
-        raise InputError(f"{path} is damaged ({error}): {do}") from error
-    return found
+    return dict(load(path)) if path.is_file() else {}
+
+
+def only(path: AnyPath, asked: Sequence[Any]) -> None:
+    """Note beside `path` by which options it is made. Raises InputError if it is there and was made by others."""
+    note, text = Path(f"{path}.json"), json.dumps(asked, indent=1) + "\n"
+    if Path(path).is_file() and not (note.is_file() and note.read_text("utf-8") == text):
+        raise InputError(f"{path} is there and was made by other options: name another folder, or move it away")
+    write(note, text)
 
 
 def record(folder: AnyPath, file: str, started: float, **about: Any) -> None:

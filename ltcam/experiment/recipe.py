@@ -10,7 +10,7 @@ import yaml
 from ltcam import files
 from ltcam.engine.tricks import is_whole, one_of, whole
 from ltcam.errors import InputError
-from ltcam.experiment.protocol import plain
+from ltcam.experiment.protocol import Loss, plain
 from ltcam.experiment.vgg16 import Head
 
 Augment = Literal["none", "flips", "light"]
@@ -23,6 +23,7 @@ class Recipe:
     data: str = "demo"
     train: str = "train"  # the part trained on
     test: str = "test"  # the held-out part
+    loss: Loss = "sigmoid"  # a sigmoid a class; or a softmax, whose probability the classes of an image share
     head: Head = "fc"
     hidden: int | None = None
     width: int = 1
@@ -57,6 +58,7 @@ class Recipe:
                 raise InputError(f"{name}={value!r}: expected true or false")
         one_of("augment", self.augment, Augment)
         one_of("head", self.head, Head)
+        one_of("loss", self.loss, Loss)
 
 
 def _number(name: str, value: Any) -> float:

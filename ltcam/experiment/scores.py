@@ -6,7 +6,7 @@ Class means (mIoU, mPrecision, mRecall, mF1) sum the counts of a class over its 
 
 An interval is a bootstrap over groups of images: an image on VOC, a tile or a commutator elsewhere. A draw takes as many groups
 as were scored, with replacement. All configurations of all trainings are scored on the same draws. The interval is that of the
-mean over trainings. Three trainings are too few to resample, so a verdict needs the same sign in each.
+mean over trainings, which are too few to resample. `judge` says what verdict the intervals give.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from ltcam.engine.config import Config, refine_of, refine_text
 from ltcam.errors import InputError, MissingError
+from ltcam.experiment.protocol import Labels, Loss, explained
 
 RATES = ["IoU", "Precision", "Recall", "F1"]
 SCORES = [*(f"m{rate}" for rate in RATES), *RATES]
@@ -29,7 +31,8 @@ ALWAYS = ["method", "layers", "delta", "per", "compare", "fuse", "normalize", "f
 LATER = ["refine", "align_corners"]  # a table has these columns only if a row has a value
 DRAWS = 1000
 ENDS = (2.5, 97.5)  # percentiles
-VERDICTS = {"holds": "better", "does not hold": "worse", "tie": "tie"}  # for a margin that is a change
+TAIL = ENDS[0] / 100  # the share of draws beyond each
+NEAR = 0.5  # points: a difference that lies closer to zero is negligible
 
 Floats = NDArray[np.float64]
 Draws = Mapping[Config, Floats]  # (1 + DRAWS, trainings): the score of all images, then of each draw
@@ -67,6 +70,22 @@ class Counts:
         """The counts of some pairs; chosen: (pairs,) bool, or their numbers in another order."""
         pairs = self.pairs.iloc[np.arange(len(self.pairs))[chosen]].reset_index(drop=True)
         return type(self)(pairs, self.configs, self.values[chosen])
+
+    def explained(self, logits: pd.DataFrame, labels: Labels, loss: Loss) -> Self:
+        """The counts if a map claimed only the classes that `labels` names; of other classes that are there all is missed.
+
+        logits: a row for each image by its name, a column for each output, as `Store.logits` gives them.
+        """
+        if labels == "every":
+            return self
+        area = (self.values[..., 0] + self.values[..., 2]).max(axis=1, initial=0)
+        named = explained(torch.tensor(logits.to_numpy()), labels, loss) if labels != "true" else None
+        rows = logits.index.get_indexer(pd.Index(self.pairs["name"]))
+        claims = area > 0 if named is None else named.numpy()[rows, self.pairs["class"]]
+        missed = np.zeros_like(self.values)
+        missed[..., 2] = area[:, None]
+        values = np.where(claims[:, None, None], self.values, missed)
+        return type(self)(self.pairs, self.configs, values).where(claims | (area > 0))
 
     def iou(self) -> Floats:
         """(pairs, configs) in percent; 0 where nothing is true or claimed."""
@@ -143,12 +162,16 @@ def draws(counts: Counts, metric: str, number: int = DRAWS) -> Draws:
     if metric not in METRICS:
         raise InputError(f"metric={metric!r} has no interval: expected one of {METRICS}")
     groups = counts.pairs.groupby("name", sort=False)["group"].first()
-    order = groups.unique()
-    drawn = np.random.default_rng(0).multinomial(len(order), np.full(len(order), 1 / len(order)), number)
-    drawn = np.vstack([np.ones(len(order), dtype=drawn.dtype), drawn]).astype(float)
-    weights = pd.DataFrame(drawn[:, pd.Index(order).get_indexer(groups)], columns=groups.index)
+    weights = pd.DataFrame(resampled(groups, number).astype(float), columns=groups.index)
     trainings = [np.mean([_drawn(f, metric, weights) for f in folds], axis=0) for folds in counts.trainings().values()]
     return dict(zip(counts.configs, np.moveaxis(np.stack(trainings), 2, 0).swapaxes(1, 2), strict=True))
+
+
+def resampled(groups: pd.Series[str], number: int = DRAWS) -> NDArray[np.int64]:
+    """(1 + number, rows): how often all rows have each row, which is once, and then each draw of their groups."""
+    codes, order = pd.factorize(groups)
+    drawn = np.random.default_rng(0).multinomial(len(order), np.full(len(order), 1 / max(len(order), 1)), number)
+    return np.vstack([np.ones(len(order), dtype=drawn.dtype), drawn])[:, codes]
 
 
 def _drawn(counts: Counts, metric: str, weights: pd.DataFrame) -> Floats:
@@ -183,17 +206,39 @@ def span(values: Floats) -> tuple[float, float]:
     return float(low.min()), float(high.max())
 
 
-def verdict(values: Floats) -> str:
-    """The verdict on a margin. It "holds" if its interval and its value in every training are above zero. It "does not hold" if
-    all are below. Otherwise it is a "tie"."""
-    (_, low, high), each = interval(values), _trainings(values)[0]
-    return "holds" if low > 0 and (each > 0).all() else "does not hold" if high < 0 and (each < 0).all() else "tie"
+def judge(margins: Sequence[Floats], near: float = NEAR) -> tuple[str, int, float]:
+    """The verdict that all margins, entries of `draws` or made of them, are above zero; the number of that which decides; a p.
+
+    "holds" if every interval lies above zero; "fails" if some interval, widened for the number of margins (Holm), lies below;
+    "equal" if every interval lies within `near` points of zero; else "open". The margin whose interval reaches lowest decides,
+    of those that fail if some do; ", negligible" follows if it lies within `near`. p: (1 + draws against it) / (1 + draws).
+    """
+    drawn = np.stack([_trainings(margin).mean(axis=1)[1:] for margin in margins])
+    low, high = np.percentile(drawn, ENDS, axis=1)
+    failing = np.percentile(drawn, 100 - 100 * TAIL / len(drawn), axis=1) < 0
+    within, decides = (-near < low) & (high < near), int(np.where(failing | ~failing.any(), low, np.inf).argmin())
+    word, against = "open", drawn.shape[1]
+    if (low > 0).all():
+        word, against = "holds", (drawn <= 0).sum(axis=1).max()
+    elif failing.any():
+        word, against = "fails", (drawn >= 0).sum(axis=1).min() * len(drawn)
+    elif within.all():
+        word, against = "equal", (abs(drawn) >= near).sum(axis=1).max()
+    suffix = ", negligible" if word in ("holds", "fails") and within[decides] else ""
+    return word + suffix, decides, float((1 + against) / (1 + drawn.shape[1]))
+
+
+def survive(p: Floats) -> NDArray[np.bool_]:
+    """Which verdicts Holm's procedure keeps, by the p of each (NaN: there is none). One is wrong with a chance of `TAIL`."""
+    order, left = np.argsort(p), np.arange(np.isfinite(p).sum(), 0, -1)
+    number = np.logical_and.accumulate(p[order][: len(left)] <= TAIL / left).sum()
+    return np.isin(np.arange(len(p)), order[:number])
 
 
 def agreement(values: Floats) -> str:
-    """The number of trainings in which a margin is above zero, e.g. "2 of 3"."""
+    """The number of trainings in which a margin is above zero, e.g. "2 of 3". One training agrees with itself alone."""
     each = _trainings(values)[0]
-    return f"{(each > 0).sum()} of {len(each)}"
+    return f"{(each > 0).sum()} of {len(each)}" if len(each) > 1 else "one training"
 
 
 def _trainings(values: Floats) -> Floats:

@@ -62,7 +62,7 @@ def export(trained: Trained, part: str, config: Config, out: AnyPath, protocol: 
     settings = {**identity(trained, data, protocol), "config": str(config)}
     del settings["batch_size"]  # where memory was short, a smaller one goes on
     record = out / "seeds.json"
-    known = json.loads(record.read_text("utf-8")) if record.is_file() else {}
+    known = provenance.load(record) if record.is_file() else {}
     others = [name for name, value in settings.items() if known.get(name) != json.loads(json.dumps(value))]
     if others and any(out.rglob("*.npy")):
         raise InputError(f"{out} has .npy files of another {', '.join(others)}: pass another --out, or delete them")

@@ -95,6 +95,14 @@ class Store:
             self.db.execute("INSERT OR IGNORE INTO passes (identity, file) VALUES (?, ?)", (text, file))
         return int(self._one("SELECT id FROM passes WHERE identity = ?", text))
 
+    def identity(self, number: int) -> dict[str, Any]:
+        """What the counts of a pass depend on."""
+        return dict(json.loads(self._one("SELECT identity FROM passes WHERE id = ?", number)))
+
+    def file(self, number: int) -> str:
+        """Of a pass's export, in the folder."""
+        return str(self._one("SELECT file FROM passes WHERE id = ?", number))
+
     def done(self, number: int) -> set[Way]:
         """The ways that were counted on every image of a pass."""
         return {Way(Config.parse(text), cut, t) for text, cut, t in self.db.execute(DONE, (number,))}
@@ -181,7 +189,7 @@ class Store:
         if "t" not in table:  # an older export has the background of each configuration in its record
             table["t"] = table["config"].map(record.get("at", {})).where(table["cut"] == "argmax", 0.0).fillna(0.0)
         beside = self.folder / file.replace("counts", "logits", 1)
-        logits = pd.read_csv(beside, dtype={"name": str}).itertuples(index=False) if beside.is_file() else ()
+        logits = provenance.load(beside, dtype={"name": str}).itertuples(index=False) if beside.is_file() else ()
         number = self.open(record["identity"], file)
         with self._writing():
             self._insert(number, list(table[FIELDS].itertuples(index=False, name=None)), {name: own for name, *own in logits})
@@ -225,7 +233,8 @@ class Store:
             with self.db:
                 yield
         except sqlite3.OperationalError as error:
-            raise UnavailableError(f"{self.folder / 'counts.sqlite'}: {error}; make room or wait, and run again") from error
+            do = "name a folder of your own" if "readonly" in str(error) else "make room or wait, and run again"
+            raise UnavailableError(f"{self.folder / 'counts.sqlite'}: {error}; {do}") from error
 
 
 def _texts(table: pd.DataFrame) -> pd.Series[str]:

@@ -4,16 +4,20 @@ A profile names `seeds` and, for cross-validation, a number of `folds`. The resu
 `results/<profile>/<data>/seed<k>[/fold<f>]`. Its checkpoint is in the same place below `ltcam.files.runs`. A profile without
 seeds has one training, whose files are in `results/<profile>/<data>` itself.
 
+There are two settings. "sigmoid" is what the field does: a sigmoid a class, and every labelled class is explained. "softmax" is
+how we read the paper: a softmax, and the class of the largest logit alone is explained. Its files are in a folder `softmax`.
+
 The counts on the held-out parts of a seed's folds are pooled, since together these parts hold every image once. Scores on the
 training parts are computed fold by fold and averaged.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Literal
 
 import pandas as pd
@@ -26,7 +30,7 @@ from ltcam.engine.config import Config
 from ltcam.errors import InputError, MissingError
 from ltcam.experiment import provenance
 from ltcam.experiment.counting import identity, measure
-from ltcam.experiment.protocol import Protocol, Way
+from ltcam.experiment.protocol import Loss, Protocol, Way
 from ltcam.experiment.recipe import Recipe, Training, planned, profile
 from ltcam.experiment.scores import Counts
 from ltcam.experiment.store import Store
@@ -37,6 +41,7 @@ from ltcam.files import sha256
 Role = Literal["test", "train"]
 DEFAULTS: dict[str, Any] = {
     "seeds": [], "folds": 0, "batch_size": 8,
+    "softmax": None,  # what the setting "softmax" changes here, e.g. {seeds: [0]}; None: it is not trained
     "deltas": [float(delta) for delta in range(0, 100, 10)],  # of the cross of percentile scope, scale and delta
     "varied": ["Grad-CAM", "Grad-CAM, fused", "LTGrad-CAM", "Layer-CAM", "LTLayer-CAM", "FullGrad"],  # rows of the ablations
     "protocols": ["labels", "outputs", "size"],  # of the ablations
@@ -51,23 +56,37 @@ class Study:
     """The trainings of data set `data` in `profile`. Raises InputError for an unknown profile or data set of it.
 
     kept: read only what is kept, and open no data and no checkpoint, as for tables of committed counts. Then what is missing is
-    an error. Without it, what is missing is measured. seeds: to train instead of the profile's.
+    an error. Without it, what is missing is measured. seeds: to train instead of the profile's. loss: the setting.
     """
 
-    def __init__(self, name: str, data: str, kept: bool = False, seeds: Sequence[int] = ()) -> None:
+    def __init__(
+        self, name: str, data: str, kept: bool = False, seeds: Sequence[int] = (), loss: Loss = "sigmoid"
+    ) -> None:  # fmt: skip
         if data not in (sets := profile(name)):
             raise InputError(f"profile {name!r} has no data set {data!r}: expected one of {list(sets)}")
-        self.profile, self.data, self.kept = name, data, kept
-        own = DEFAULTS | sets[data]
+        self.profile, self.data, self.kept, self.given, self.loss = name, data, kept, seeds, loss
+        own, softmax = DEFAULTS | sets[data], loss == "softmax"
+        if softmax:
+            if own["softmax"] is None:
+                raise InputError(f"profile {name!r} has no softmax of {data!r}: expected `softmax: {{}}` in its file")
+            own |= own["softmax"] | {"recipe": {**own["recipe"], "loss": loss}, "others": []}
         self.settings = own | ({"seeds": list(seeds)} if seeds else {})
-        self.reference = (
-            name if self.settings == own else f"{name} with seeds {list(seeds)}"
-        )  # whose golden values are compared
-        self.out, self.runs, self.figures = (f(name, data) for f in (files.results, files.runs, files.figures))
+        # whose golden values are compared
+        self.reference = f"{name}{'/softmax' * softmax}" + ("" if self.settings == own else f" with seeds {list(seeds)}")
+        own_place = f"{data}{'/softmax' * softmax}"
+        self.out, self.runs, self.figures = (f(name, own_place) for f in (files.results, files.runs, files.figures))
         self.dataset = known(data)
         self.metric, self.compared = self.dataset.headline, self.dataset.compared
-        self.protocol = Protocol(self.settings["batch_size"])
+        self.protocol = Protocol(self.settings["batch_size"], "top" if softmax else "true")
         self.made: dict[str, bytes] = {}  # tables, by `ltcam.paper.registry`
+
+    @cached_property
+    def both(self) -> list[Study]:
+        """The settings: this study, and beside that of the sigmoid the softmax's. A kept one was trained."""
+        if self.loss == "softmax" or self.settings["softmax"] is None:
+            return [self]
+        other = Study(self.profile, self.data, self.kept, self.given, "softmax")
+        return [self, other] if not self.kept or (other.out / "trainings.csv").is_file() else [self]
 
     @cached_property
     def planned(self) -> dict[str, Training]:
@@ -81,7 +100,7 @@ class Study:
         path = self.out / "trainings.csv"
         if not path.is_file():
             raise MissingError(f"{path} is missing: run notebook 01 first, or ltcam reproduce --profile {self.profile}")
-        return pd.read_csv(path, keep_default_na=False, dtype={"name": str, "seed": str, "fold": str})
+        return pd.DataFrame(provenance.load(path, keep_default_na=False, dtype={"name": str, "seed": str, "fold": str}))
 
     @cached_property
     def store(self) -> Store:
@@ -89,6 +108,7 @@ class Study:
 
     def train(self) -> None:
         """Train what is not trained yet, one by one. Writes `trainings.csv`, and losses and label scores of each training."""
+        self.complete()
         rows = []
         for training in self.planned.values():
             checkpoint = train(training.recipe, self.runs / training.name)
@@ -96,10 +116,17 @@ class Study:
                 if self.runs != self.out:
                     with files.atomic(self.out / training.name / name) as temporary:
                         shutil.copyfile(checkpoint.with_name(name), temporary)
-            score = pd.read_csv(checkpoint.with_name("labels.csv"))["AP"].mean()
+            score = provenance.load(checkpoint.with_name("labels.csv"))["AP"].mean()
             rows.append([*training[:3], score, sha256(checkpoint)])
         provenance.save(pd.DataFrame(rows, columns=["name", "seed", "fold", "mAP", "checkpoint"]), self.out / "trainings.csv")
         self.__dict__.pop("trainings", None)
+
+    def complete(self) -> None:
+        """Raises InputError if the tables here are of trainings that this study would leave out of them."""
+        there = self.names if (self.out / "trainings.csv").is_file() else []
+        if lost := [name or "its one training" for name in there if name not in self.planned]:
+            do = "set LTCAM_OUTPUT to another folder, or move them away"
+            raise InputError(f"{self.out} has tables of {', '.join(lost)}, which would be lost: {do}")
 
     @property
     def names(self) -> list[str]:
@@ -158,7 +185,7 @@ class Study:
 
     def read(self, file: str) -> pd.DataFrame:
         """The table `file` of every training, one below the other. Column `name` has the training."""
-        tables = {name: pd.read_csv(self.out / name / file) for name in self.names}
+        tables: dict[str, pd.DataFrame] = {name: provenance.load(self.out / name / file) for name in self.names}
         return pd.concat(tables, names=["name", None]).reset_index("name").reset_index(drop=True)
 
     def counts(
@@ -176,11 +203,21 @@ class Study:
         configs, parts = tuple(dict.fromkeys(configs)), []
         chosen = self.trainings[self.trainings["seed"].isin(self.seeds[:seeds])]
         for name, seed, fold in chosen[["name", "seed", "fold"]].itertuples(index=False):
-            ways = [Way(config, cut, (t or {}).get(name, {}).get(config, 0.0)) for config in configs]
-            found = self.store.read(self.measured(name, ways, role, protocol, first), configs, cut)
+            found = self.of_training(name, configs, role, protocol, cut, (t or {}).get(name, {}), first)
             pairs = found.pairs.assign(training=seed, fold=fold if role == "train" else "")
             parts.append(Counts(pairs, configs, found.values))
         return Counts.join(parts)
+
+    def of_training(
+        self, name: str, configs: Sequence[Config], role: Role = "test", protocol: Protocol | None = None, cut: str = "otsu",
+        t: Mapping[Config, float] = MappingProxyType({}), first: int | None = None,
+    ) -> Counts:  # fmt: skip
+        """`counts` of one training, which may be one that the profile does not name."""
+        number = self.measured(name, [Way(c, cut, t.get(c, 0.0)) for c in configs], role, protocol, first)
+        found = self.store.read(number, configs, cut)
+        if self.store.identity(number)["labels"] != "every":
+            return found
+        return found.explained(self.store.logits(number), (protocol or self.protocol).labels, self.recipe(name).loss)
 
     def measured(
         self, name: str, ways: Sequence[Way], role: Role = "test", protocol: Protocol | None = None, first: int | None = None
@@ -190,12 +227,13 @@ class Study:
         first = self.settings["first"] if role == "train" and first is None else first
         part = getattr(recipe, role) + (f"/{first}" if first else "")
         checkpoint = dict(self.trainings[["name", "checkpoint"]].to_numpy()).get(name) or self._run(name)["checkpoint"]
-        wanted = {"checkpoint": checkpoint, "part": part, **protocol.identity(recipe.size or self.dataset.size)}
+        wanted = {"checkpoint": checkpoint, "part": part}
+        about = [own.identity(recipe.size or self.dataset.size) for own in (protocol, replace(protocol, labels="every"))]
         if not self.kept:
             trained = self.load(name)
             data = trained.load(part)
             wanted |= identity(trained, data, protocol)
-        for number in self.store.find(**wanted):
+        for number in (number for own in about for number in self.store.find(**{**wanted, **own})):
             done = self.store.done(number)
             if self.kept:  # there any background serves, since each was counted at one
                 done |= {way._replace(t=0.0) for way in done}
@@ -203,8 +241,10 @@ class Study:
                 return number
         if self.kept:
             raise MissingError(f"{self.out / name} has no counts of {ways[0].config} on part {part}: run ltcam reproduce first")
+        protocol = protocol.measured
         named = ",".join(filter(None, [f"counts.{part.replace('/', '-')}", protocol.name]))
-        number = self.store.open({**wanted, "pass": ""}, f"{name}/{named}.csv.gz".lstrip("/"))
+        own = {**identity(trained, data, protocol), "pass": ""}
+        number = self.store.open(own, f"{name}/{named}.csv.gz".lstrip("/"))
         measure(self.store, number, trained, data, ways, protocol)
         return number
 
@@ -215,5 +255,5 @@ class Study:
     def _run(self, name: str) -> dict[str, Any]:
         paths = [folder / name / "run.json" for folder in (self.out, self.runs)]
         if there := [path for path in paths if path.is_file()]:
-            return dict(json.loads(there[0].read_text("utf-8")))
+            return dict(provenance.load(there[0]))
         raise MissingError(f"no training {name!r} of {self.data}: expected {paths[1]}, see ltcam train --out")

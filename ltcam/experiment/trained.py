@@ -33,7 +33,7 @@ class Trained:
                 f"{data.title}, part {part}: its files have changed since the training (fingerprint {before[:12]}... then, "
                 f"{data.fingerprint[:12]}... now): restore them, or train again; `ltcam data check` finds damage"
             )
-        return data
+        return data.with_classes()
 
 
 def load_checkpoint(path: AnyPath, device: str | torch.device | None = None) -> Trained:
@@ -43,7 +43,8 @@ def load_checkpoint(path: AnyPath, device: str | torch.device | None = None) -> 
         record, weights = state["record"], state["model"]
         recipe, classes, size = Recipe(**record["recipe"]), tuple(record["classes"]), (record["size"][0], record["size"][1])
         hidden = None if recipe.head == "gap" else weights["classifier.0.bias"].numel()
-        model = vgg16(len(classes), recipe.head, None, hidden, recipe.width)
+        outputs = [value.numel() for name, value in weights.items() if name.startswith("classifier.")][-1]  # of the last bias
+        model = vgg16(outputs, recipe.head, None, hidden, recipe.width)
         model.load_state_dict(weights)
     except (AttributeError, KeyError, IndexError, TypeError, RuntimeError) as error:
         raise InputError(f"{path} is not a checkpoint of ltcam train ({error}): expected its checkpoint.pt") from error

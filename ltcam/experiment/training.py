@@ -33,6 +33,7 @@ from ltcam.data import Segmentation
 from ltcam.engine.stages import stages
 from ltcam.errors import DivergedError, InputError
 from ltcam.experiment import provenance
+from ltcam.experiment.losses import LOSSES, outputs, rarity
 from ltcam.experiment.parallel import Shuffled, alone, gather_object, loader, processes, reduce
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.vgg16 import load, vgg16
@@ -65,19 +66,22 @@ def train(recipe: Recipe, out: AnyPath) -> Path:
     """Train by `recipe`, or go on where an interrupted run of the same recipe stopped. Returns the path of the checkpoint.
 
     Writes `checkpoint.pt` (the last epoch), `train.csv` (loss per epoch), `labels.csv` (AP per class on the held-out part) and
-    `run.json` (what made them) into `out`. A finished run of the same recipe on the same data is returned as it is. The
-    files of another recipe stay until those of this one replace them. With several processes, all read `out` and only the main
-    one writes there. Their number may change between calls. Raises UnavailableError if another run writes into `out`, or
-    nothing can be written there.
+    `run.json` (what made them) into `out`. A finished run of the same recipe on the same data is returned as it is. With
+    several processes, all read `out` and only the main one writes there. Their number may change between calls. Raises
+    InputError if `out` has another or a damaged training, UnavailableError if another run writes there or nothing can be.
     """
     data, last, kept = datasets.load(recipe.data, recipe.train), Path(out, "last.pt"), Path(out, "checkpoint.pt")
     identity = {"recipe": asdict(recipe), "fingerprint": data.fingerprint}
     state = load(last) if last.is_file() else {}
     before = state.get("identity", {})
-    if state and before | {"recipe": asdict(Recipe()) | before.get("recipe", {})} != identity:  # it may be older than a field
-        log.warning("%s: the run in %s used another recipe or other data: training from the start", recipe.data, out)
-        state = {}
+    same = before | {"recipe": asdict(Recipe()) | before.get("recipe", {})} == identity  # it may be older than a field
+    if (state or kept.is_file()) and not same:
+        raise InputError(
+            f"{out} has a training of another recipe or of other data, or no last.pt: name another folder, or move it away"
+        )
     if state and "model" not in state and kept.is_file():
+        if sha256(kept) != provenance.load(kept.with_name("run.json")).get("checkpoint"):
+            raise InputError(f"{kept} is damaged (run.json has another SHA-256): restore it, or delete it to train again")
         log.info("%s: trained already", recipe.data)
         return kept
     held_out = {*datasets.load(recipe.data, recipe.test).groups}  # by its list, which opens none of them
@@ -85,7 +89,7 @@ def train(recipe: Recipe, out: AnyPath) -> Path:
         said = "%s: %d of the %d images of part %r are in part %r too, which is held out: take them off the list"
         log.warning(said, recipe.data, shared, len(data), recipe.train, recipe.test)
     with alone(out):
-        _train(recipe, data, identity, state, Path(out))
+        _train(recipe, data.with_classes(), identity, state, Path(out))
     return kept
 
 
@@ -96,7 +100,7 @@ def _train(recipe: Recipe, data: Segmentation, identity: dict[str, Any], state: 
         log.warning("this CPU has no bfloat16 and emulates it many times slower than float32: use --set bfloat16=false")
     torch.manual_seed(recipe.seed)
     with workers.local_main_process_first():  # it may download the weights
-        model = vgg16(len(data.classes), recipe.head, recipe.weights, recipe.hidden, recipe.width)
+        model = vgg16(outputs(data.labels, recipe.loss), recipe.head, recipe.weights, recipe.hidden, recipe.width)
     model.to(device, memory_format=torch.channels_last)
     inputs, trainable = prepare(model, data, recipe, device)
     optimizer, schedule = _optimizer(model, recipe, steps=-(-len(inputs) // recipe.batch_size))
@@ -122,8 +126,9 @@ def _train(recipe: Recipe, data: Segmentation, identity: dict[str, Any], state: 
         _save(begun | {name: part.state_dict() for name, part in parts.items()}, out / "last.pt")
     about = {"classes": list(data.classes), "size": list(inputs.size), "source": model.source, "last": history[-1]}
     _save({"model": model.state_dict(), "record": identity | about}, out / "checkpoint.pt")
-    held_out = datasets.load(recipe.data, recipe.test)  # only now is it opened
-    labels = label_scores(predict(model.eval(), Inputs(held_out, inputs.size), recipe.batch_size, device), held_out)
+    held_out = datasets.load(recipe.data, recipe.test).with_classes()  # only now is it opened
+    logits = predict(model.eval(), Inputs(held_out, inputs.size), recipe.batch_size, device)
+    labels = label_scores(logits.double().log_softmax(dim=1) if recipe.loss == "softmax" else logits, held_out)
     log.info("%s: mAP %.4f on part %s", recipe.data, labels["AP"].mean(), recipe.test)
     if workers.is_main_process:
         provenance.save(pd.DataFrame(history), out / "train.csv")
@@ -153,12 +158,12 @@ def _fit_epoch(
     """The mean loss. Raises DivergedError, naming the images of the batch, before a step with a loss that is not finite."""
     model.train()
     workers, batches, total, count = processes(), Shuffled(RandomSampler(data), recipe.batch_size, drop_last=False), 0.0, 0.0
-    weights, loaded = _rarity(data.labels).to(device) if recipe.balance else None, loader(data, device, batch_sampler=batches)
+    weights, loaded = rarity(data.labels).to(device) if recipe.balance else None, loader(data, device, batch_sampler=batches)
     shown = tqdm(loaded, recipe.data, disable=None if workers.is_main_process else True, leave=False)
     for number, (inputs, labels) in enumerate(shown):
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
             logits = model(inputs.to(device))
-            loss = nn.functional.binary_cross_entropy_with_logits(logits, labels.to(device), pos_weight=weights)
+            loss = LOSSES[recipe.loss](logits, labels.to(device), weights)
         mine = loss.detach().double() * len(labels)
         summed, images = reduce(torch.stack([mine, torch.full_like(mine, len(labels))]), "sum").tolist()
         if not math.isfinite(summed):  # true in all processes at once
@@ -173,12 +178,6 @@ def _fit_epoch(
         schedule.step()
         total, count = total + summed, count + images
     return total / count
-
-
-def _rarity(labels: Tensor) -> Tensor:
-    """(C,): how many images lack a class for each image that has it, so that both weigh alike. 1 if no image has it."""
-    present = labels.sum(dim=0)
-    return torch.where(present > 0, (len(labels) - present) / present.clamp(min=1), 1.0)
 
 
 def _optimizer(model: VGG, recipe: Recipe, steps: int) -> tuple[torch.optim.Optimizer, Any]:
@@ -209,7 +208,7 @@ def label_scores(scores: Tensor, data: Segmentation) -> pd.DataFrame:
 
     rows = [
         (name, int(own.sum()), average_precision_score(own, score))
-        for name, own, score in zip(data.classes, data.labels.T.numpy(), scores.T.numpy(), strict=True)
+        for name, own, score in zip(data.classes, data.labels.T.numpy(), scores.T.numpy(), strict=False)  # "none" is no class
         if own.any()
     ]
     return pd.DataFrame(rows, columns=["class", "images", "AP"])

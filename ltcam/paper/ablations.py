@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 
 from ltcam.engine.config import READINGS, Config
-from ltcam.engine.tricks import Normalize, Scope
+from ltcam.engine.tricks import By, Normalize, Scope
 from ltcam.errors import InputError
-from ltcam.experiment.protocol import Protocol, Way
+from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.scores import LATER, Counts, Draws, Floats, draws, ends, row
 from ltcam.experiment.study import Study
 from ltcam.paper.registry import Need, result
-from ltcam.paper.tables import SEVEN, SWEEP, margin, published
+from ltcam.paper.tables import BOTH, SEVEN, SWEEP, margin, published
 
 Run = tuple[str, str]  # a factor and its level
 DEFAULTS: Run = ("defaults", "as they are")
@@ -54,7 +54,7 @@ TRICKS = {  # the row with the trick, and the row without
 MEANS = {"mIoU": {"IoU": "over all pixels", "iIoU": "over objects"}, "IoU": {"iIoU": "over objects"}}  # beside the metric
 COMPARED = list(dict.fromkeys([*ROWS.values(), *SEVEN.values()]))  # under every protocol
 LT0, LT20 = SEVEN["LTGrad-CAM(l=5, δ=0)"], ROWS["LTGrad-CAM"]
-EQ9 = {"δ = 0": LT0, "positive values (Eq. 9)": LT20} | {name: replace(LT20, by=name) for name in READINGS}
+EQ9 = {"δ = 0": LT0, "positive values (Eq. 9)": LT20} | {name: replace(LT20, by=name) for name in (*READINGS, get_args(By)[1])}
 
 
 def variants(config: Config) -> Iterator[tuple[Run, Config]]:
@@ -104,7 +104,7 @@ def measured(study: Study, configs: Sequence[Config]) -> tuple[dict[Run, Counts]
     for name in study.settings["others"]:
         changed = {field: value for field, value in asdict(study.recipe(name)).items() if value != base[field]}
         run = ", ".join(changed) or "training", ", ".join(map(str, changed.values())) or "again"
-        found[run] = study.store.read(study.measured(name, [*map(Way, configs)]), configs)
+        found[run] = study.of_training(name, configs)
     return found, levels
 
 
@@ -146,9 +146,9 @@ def readings(study: Study) -> pd.DataFrame:
         seven[run] = [scores[DEFAULTS][own.get(run, config)] for config, own in levels.items()]
     rows = []
     for (factor, level), ours in seven.items():
-        means, tau = [values[0].mean() for values in ours], ends(_tau(printed, np.array(ours)), "tau")
+        means, agreed = [values[0].mean() for values in ours], ends(tau(printed, np.array(ours)), "tau")
         farthest = {"farthest": np.abs(printed - means).max()}
-        rows.append({"factor": factor, "level": level, **tau, **farthest, **dict(zip(SEVEN, means, strict=True))})
+        rows.append({"factor": factor, "level": level, **agreed, **farthest, **dict(zip(SEVEN, means, strict=True))})
     ordered = sorted(rows, key=lambda row: -row["tau"])
     return pd.DataFrame(ordered).assign(data=study.title, metric=study.metric)
 
@@ -163,7 +163,7 @@ def cross(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(data=study.title, metric=study.metric)
 
 
-@result("Other readings of Eq. 9", lambda study: [Need(list(EQ9.values()), seeds=1)])
+@result("Other readings of Eq. 9", lambda study: [Need(list(EQ9.values()), seeds=1)], losses=BOTH)
 def eq9(study: Study) -> pd.DataFrame:
     """The score of each reading of Eq. 9 at delta = 20 in percent, and its difference from delta = 0, in the first seed."""
     counts = study.counts(EQ9.values(), seeds=1)
@@ -188,7 +188,7 @@ def beyond(study: Study) -> pd.DataFrame:
     return pd.DataFrame(found).assign(chosen_on=on_train[chosen], data=study.title, metric=study.metric)
 
 
-def _tau(printed: Floats, ours: Floats) -> Floats:
+def tau(printed: Floats, ours: Floats) -> Floats:
     """Kendall's tau of (methods,) with each column of (methods, draws, trainings)."""
     first, second = np.triu_indices(len(printed), 1)
     agreed = np.sign(printed[first] - printed[second])[:, None, None] * np.sign(ours[first] - ours[second])

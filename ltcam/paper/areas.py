@@ -20,15 +20,12 @@ def parts(study: Study) -> dict[str, Segmentation]:
     return {part: datasets.load(study.data, part) for part in (recipe.train, recipe.test)}
 
 
-def areas(data: Segmentation, known: bool = True) -> pd.DataFrame:
-    """One row per scored image and class in its label: name, class, kind, area in percent of the image's pixels.
-
-    known: of those alone that are not void.
-    """
+def areas(data: Segmentation) -> pd.DataFrame:
+    """One row per scored image and class in its label: name, class, kind, area in percent of the pixels that are not void."""
     rows = []
     for i in data.scored:
         pixels, entry = np.bincount(data.mask(i).ravel(), minlength=VOID + 1), data.entries[i]
-        shares = pixels / max(pixels[: VOID if known else None].sum(), 1)
+        shares = pixels / max(pixels[:VOID].sum(), 1)
         rows += [
             (entry.name, data.classes[c], entry.kind, 100 * shares[c + 1]) for c in data.labels[i].nonzero().flatten().tolist()
         ]

@@ -17,14 +17,12 @@ from ltcam.engine.config import Config
 from ltcam.engine.refine import Refine
 from ltcam.experiment.counting import identity
 from ltcam.experiment.protocol import Protocol, Way
-from ltcam.experiment.scores import LATER, VERDICTS, Floats, draws, ends, row
+from ltcam.experiment.scores import LATER, Floats, draws, ends, row
 from ltcam.experiment.seeds import THRESHOLDS, of_checkpoint
 from ltcam.experiment.study import Study
 from ltcam.files import ROOT
 from ltcam.paper.registry import result
 from ltcam.paper.tables import SEVEN, margin
-
-SAME = {word: word for word in VERDICTS}
 
 
 class Best(NamedTuple):
@@ -125,7 +123,7 @@ def best(study: Study) -> pd.DataFrame:
         about = {"cut": cut, "kind": kind, "name": name, "views": label(way.views), **row(way.config), **ends(scored[cut, way])}
         if other:
             change = scored[cut, way] - scored[cut, other]
-            about |= margin(change if kind == "step" else -change, words=SAME)
+            about |= margin(change if kind == "step" else -change, words=("holds", "fails"))
         found.append(about)
     table = pd.DataFrame(found)
     return table.drop(columns=[name for name in LATER if table[name].isna().all()])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from ltcam.experiment.scores import DRAWS, draws, ends
+from ltcam.experiment.scores import DRAWS, draws, ends, resampled
 from ltcam.experiment.study import Study
 from ltcam.paper.ablations import ROWS, TRICKS, needs
 from ltcam.paper.areas import areas
@@ -25,10 +25,10 @@ PAIR = ["name", "class"]
 @result("How much of an image each object covers", needs, packed=True, measured=True)
 def pairs(study: Study) -> pd.DataFrame:
     """One row per scored (image, class) pair of the first seed: name, class (its number), kind (the class's name or the type of
-    defect), area (the percentage of the image that it covers), classes (how many the image has), overlap."""
+    defect), area (as in `areas`), classes (how many the image has), overlap."""
     tables = []
     for data in (trained.load(trained.recipe.test) for trained in study.folds()):
-        table = areas(data, known=False)
+        table = areas(data)
         kinds, numbers = table["kind"].where(table["kind"] != "", table["class"]), table["class"].map(data.classes.index)
         tables.append(table.assign(kind=kinds, classes=table.groupby("name")["name"].transform("size"), **{"class": numbers}))
     return pd.concat(tables, ignore_index=True).merge(overlap(make("signs", study)), how="left").assign(data=study.title)
@@ -46,7 +46,7 @@ def breakdown(study: Study) -> pd.DataFrame:
     """The pooled IoU of every row of `ablations` and the points of every gain, group by group, with intervals over images.
 
     Columns by, group, images, area (the median of the group's pairs, in percent), row, value, ci_low, ci_high, and for gains
-    verdict ("better", "worse", "tie"). Kinds are ordered by median area, fifths from low to high.
+    verdict ("better", "worse", "equal", "open" by `judge`). Kinds are ordered by median area, fifths from low to high.
     """
     counts, amounts, rows = study.counts(ROWS.values(), seeds=study.settings["ablated"]), make("pairs", study), []
     of_pair = pd.MultiIndex.from_frame(counts.pairs[PAIR])
@@ -67,11 +67,12 @@ def breakdown(study: Study) -> pd.DataFrame:
 
 
 def each(study: Study) -> pd.DataFrame:
-    """`pairs` with a column for each gain: its value on the pair, in points of IoU, averaged over trainings."""
+    """`pairs` with the image's group and a column for each gain: its value on the pair, in points, averaged over trainings."""
     counts, amounts = study.counts(ROWS.values(), seeds=study.settings["ablated"]), make("pairs", study)
     iou = pd.DataFrame(counts.iou(), pd.MultiIndex.from_frame(counts.pairs[PAIR]), list(ROWS))
     means = iou.groupby(level=PAIR).mean().loc[pd.MultiIndex.from_frame(amounts[PAIR])].reset_index(drop=True)
-    return amounts.assign(**{trick: means[made] - means[before] for trick, (made, before) in TRICKS.items()})
+    group = amounts["name"].map(counts.pairs.groupby("name")["group"].first())
+    return amounts.assign(group=group, **{trick: means[made] - means[before] for trick, (made, before) in TRICKS.items()})
 
 
 @result("What the gains correlate with", needs)
@@ -79,8 +80,8 @@ def correlations(study: Study) -> pd.DataFrame:
     """Spearman's rank correlation of the gains on single pairs with every amount that varies.
 
     Columns gain, amount ("area", "overlap", "classes"; "overlap, area fixed" is the partial correlation, "overlap, class by
-    class" that of a class's mean gain with its median overlap), images, value in [-1, 1], ci_low, ci_high (bootstrap over
-    images), and verdict: the gain "rises" or "falls" with the amount, or "tie".
+    class" that of a class's mean gain with its median overlap), images, value in [-1, 1], ci_low, ci_high (the bootstrap of
+    scores, over groups of images), and verdict: the gain "rises" or "falls" with the amount, or it is "open".
     """
     return correlated(each(study)).assign(data=study.title, metric="IoU")
 
@@ -89,13 +90,11 @@ def correlated(each: pd.DataFrame, number: int = DRAWS) -> pd.DataFrame:
     """The table of `correlations` from the function `each`."""
     amounts = [name for name in (*AMOUNTS, "classes") if name in each and each[name].nunique() > 1]
     known = each.dropna(subset=amounts).reset_index(drop=True)
-    rows = [np.asarray(index) for index in known.groupby("name", sort=False).groups.values()]
-    drawn = np.random.default_rng(0).integers(max(len(rows), 1), size=(number, len(rows)))
-    picks = [np.arange(len(known)), *(np.concatenate([[], *(rows[i] for i in draw)]).astype(int) for draw in drawn)]
+    picks = [np.repeat(np.arange(len(known)), often) for often in resampled(known["group"], number)]
     ranked = pd.concat([known.loc[pick, [*SHOWN, *amounts]].rank().corr() for pick in picks], keys=range(len(picks)))
     wide = "overlap" in amounts and known["kind"].nunique() >= CLASSES
     by_class = pd.DataFrame([_by_class(known.loc[pick]) for pick in picks] if wide else [])
-    words, found = {"holds": "rises", "does not hold": "falls", "tie": "tie"}, []
+    found, about = [], {"images": known["name"].nunique()}
     for gain in SHOWN:
         values = ranked.xs(gain, level=1)[amounts]
         if {"area", "overlap"} <= {*amounts}:  # the partial correlation; NaN where the area tells all of either
@@ -104,7 +103,7 @@ def correlated(each: pd.DataFrame, number: int = DRAWS) -> pd.DataFrame:
             values = values.assign(**{FIXED: (values["overlap"] - area * other) / left.where(left > 1e-9)})
         values = values.assign(**{BY_CLASS: by_class[gain].to_numpy()}) if wide else values
         for amount, own in values.items():
-            found.append({"gain": gain, "amount": amount, "images": len(rows)} | margin(own.to_numpy(), VALUE, words))
+            found.append({"gain": gain, "amount": amount, **about, **margin(own.to_numpy(), VALUE, ("rises", "falls"), near=0)})
     return pd.DataFrame(found)
 
 

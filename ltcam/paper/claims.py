@@ -1,8 +1,8 @@
 """The paper's claims (`claims.yaml`), and the verdict on each: `make("claims", study)`.
 
-The smallest margin of a claim has an interval (`ltcam.experiment.scores`). If it spans zero, or the trainings do not agree in
-the sign, the verdict is a tie. Tables 1 and 2 and Figs. 4 and 5 are about the method, so claims on them are judged on every
-data set. Claims on Table 3 are judged on objects only, claims on Table 4 on defects only.
+`ltcam.experiment.scores.judge` gives the verdicts, from the intervals of a claim's margins. Tables 1 and 2 and Figs. 4 and 5
+are about the method, so claims on them are judged on every data set. Claims on Table 3 are judged on objects only, claims on
+Table 4 on defects only.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import yaml
 from scipy.stats import rankdata
 
 from ltcam.engine.config import Config
-from ltcam.experiment.scores import Draws, Floats, agreement, draws, ends, verdict
+from ltcam.experiment.scores import NEAR, Draws, Floats, agreement, draws, ends, judge, survive
 from ltcam.experiment.study import Study
 from ltcam.paper.registry import Need, make, result
-from ltcam.paper.tables import COLUMNS, DELTAS, ROWS, SWEEP, SWEPT, published
+from ltcam.paper.tables import BOTH, COLUMNS, DELTAS, ROWS, SWEEP, SWEPT, published
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
@@ -31,10 +31,11 @@ Scores = Mapping[str, Mapping[Config, Any]]  # part, "test" or "train" -> config
 Margin = tuple[Any, str, tuple[Any, ...]]  # positive if the claim holds; a template, and the numbers behind it that fill it
 NOT_MEASURED = "not measured"
 TITLES = {
-    "claim": "claim", "quote": "in the paper's words (Sec.)", "verdict": "ours", "interval": "least difference (95%)",
-    "trainings": "in trainings", "numbers": "numbers", "paper": "paper", "paper_on": "on",
+    "claim": "claim", "quote": "in the paper's words (Sec.)", "verdict": "ours", "holm": "with Holm",
+    "interval": "what decides (95%)", "trainings": "in trainings", "numbers": "numbers", "paper": "paper", "paper_on": "on",
 }  # fmt: skip
-COLORS = {"holds": "#b7e1c0", "does not hold": "#f2c6b4", "tie": "#f4e7b0"}
+COLORS = {"holds": "b7e1c0", "fails": "f2c6b4", "equal": "bcd4f0", "open": "f4e7b0"}
+STYLES = {word: f"background-color: #{color}; color: black" for word, color in COLORS.items()}
 
 
 class Claim(NamedTuple):
@@ -61,8 +62,10 @@ class Claim(NamedTuple):
             return
         for name, sides in self.margins.items():
             left, right = (_sum({side: 1} if isinstance(side, str) else side, scores["test"]) for side in sides)
-            margin = np.minimum(left - right - self.low, self.high - (left - right))
-            yield margin, f"{name}{{:.2f}} against {{:.2f}}", (left, right)
+            text, numbers = f"{name}{{:.2f}} against {{:.2f}}", (left, right)
+            yield left - right - self.low, text, numbers
+            if self.high < inf:
+                yield self.high - (left - right), text, numbers
 
 
 def _sum(weights: Mapping[str, float], scores: Mapping[Config, Any]) -> Any:
@@ -102,14 +105,14 @@ def _needs(study: Study) -> list[Need]:
     return [Need([*SWEEP, *map(Config.parse, texts)]), Need(SWEEP, "train")]
 
 
-@result("The paper's claims", _needs)
+@result("The paper's claims", _needs, losses=BOTH)
 def claims(study: Study) -> pd.DataFrame:
     """Every claim, one row each.
 
-    Columns: claim, section, quote, verdict ("holds", "does not hold", "tie" or "not measured"), numbers (ours and the paper's
-    that decide it, in percent), paper (the verdict on the paper's own numbers, or "no numbers"), paper_on (the paper's data
-    set), margin, ci_low, ci_high (the smallest margin and its interval, in points), and trainings (in how many the margin is
-    above zero, "2 of 3").
+    Columns: claim, section, quote, verdict (of `judge`, or "not measured"), holm (the verdict if it survives Holm's procedure
+    over all claims of the data set, else "open"), numbers (ours that decide it and the paper's, in percent), paper ("holds" or
+    "fails" by the paper's own numbers, or "no numbers"), paper_on (the paper's data set), margin, ci_low, ci_high (the margin
+    that decides and its interval, in points), trainings (in how many it is above zero, "2 of 3"), and p (of `judge`).
     """
     counts = {need.role: study.counts(need.configs, need.role) for need in _needs(study)}
 
@@ -119,31 +122,36 @@ def claims(study: Study) -> pd.DataFrame:
 
     rows = []
     for claim in CLAIMS:
-        said, numbers, sure = NOT_MEASURED, NOT_MEASURED, {}
+        said, decides, p, numbers, sure = NOT_MEASURED, None, np.nan, NOT_MEASURED, {}
         if claim.source not in ("Table 3", "Table 4") or claim.table in study.compared:
             home = claim.table if claim.table in study.compared else study.compared[0]
             scores = drawn(COLUMNS[home][claim.metric])
             means = {part: {config: values[0].mean() for config, values in own.items()} for part, own in scores.items()}
-            least = np.min([margin for margin, *_ in claim.over(scores)], axis=0)
-            said, numbers = verdict(least), _decide(claim, means)[1]
-            sure = {**ends(least, "margin"), "trainings": agreement(least)}
+            margins = [margin for margin, *_ in claim.over(scores)]
+            own = claim.low or claim.margins == "agreement"  # a bound of its own, or ranks: nothing is negligible
+            said, decides, p = judge(margins, 0 if own else NEAR)
+            numbers = _decide(claim, means, decides)[1]
+            sure = {**ends(margins[decides], "margin"), "trainings": agreement(margins[decides])}
         try:
-            in_paper, printed = _decide(claim, _printed(claim))
+            in_paper, printed = _decide(claim, _printed(claim), decides)
         except KeyError:  # the paper draws a curve
             in_paper, printed = "no numbers", "prints none"
         rows.append({
             "claim": claim.claim, "section": claim.section, "quote": claim.quote, "verdict": said,
             "numbers": f"{numbers} (paper {printed})", "paper": in_paper,
-            "paper_on": "KSDD2" if claim.table == 4 else "VOC 2012", **sure,
+            "paper_on": "KSDD2" if claim.table == 4 else "VOC 2012", **sure, "p": p,
         })  # fmt: skip
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    kept = survive(table["p"].to_numpy()) | table["p"].isna()
+    return table.assign(holm=table["verdict"].where(kept, "open"))
 
 
-def _decide(claim: Claim, scores: Scores) -> tuple[str, str]:
-    """The verdict and the numbers of the smallest margin. If there are several margins, also how many are above zero."""
+def _decide(claim: Claim, scores: Scores, decides: int | None = None) -> tuple[str, str]:
+    """The verdict of numbers alone, and those of one margin, or of the smallest; of several also how many are above zero."""
     margins = [(margin, text.format(*numbers)) for margin, text, numbers in claim.over(scores)]
-    held, (smallest, text) = sum(margin > 0 for margin, _ in margins), min(margins)
-    return "holds" if smallest > 0 else "does not hold", f"{held} of {len(margins)}, least {text}" if len(margins) > 1 else text
+    held, text = sum(margin > 0 for margin, _ in margins), (min(margins) if decides is None else margins[decides])[1]
+    said = "holds" if held == len(margins) else "fails"
+    return said, f"{held} of {len(margins)}, {text}" if len(margins) > 1 else text
 
 
 def _printed(claim: Claim) -> Scores:
@@ -162,7 +170,7 @@ def judged(study: Study, *sections: str) -> Styler:
     shown = table.assign(quote=quote, interval=spans)[list(TITLES)].rename(columns=TITLES)
     return (
         shown.style.hide()
-        .map(lambda said: f"background-color: {COLORS[said]}; color: black" if said in COLORS else "", subset=["ours", "paper"])
+        .map(lambda said: STYLES.get(said.split(",")[0], ""), subset=["ours", "with Holm", "paper"])
         .set_table_styles([{"selector": "th, td", "props": "text-align: left; vertical-align: top"}])
         .set_caption(caption)
     )

@@ -18,7 +18,7 @@ from ltcam import files
 from ltcam.engine.config import Config
 from ltcam.errors import InputError, MissingError
 from ltcam.experiment import provenance
-from ltcam.experiment.protocol import Protocol, Way
+from ltcam.experiment.protocol import Loss, Protocol, Way
 from ltcam.experiment.study import Role, Study
 
 TOLERANCE = 0.5  # points: trained numbers differ a little between machines
@@ -26,16 +26,22 @@ TEXTS = {"section": str, "level": str, "group": str, "verdict": str, "name": str
 
 
 class Need(NamedTuple):
-    """Configurations to count on a part, in the first `seeds` seeds (None: all), under a protocol (None: the default)."""
+    """Configurations to count on a part, in the first `seeds` seeds (None: all), under a protocol (None: the default).
+
+    first: on the first images of the part alone, as in `Study.counts`; own: more configurations of each training, by its name
+    """
 
     configs: Sequence[Config]
     role: Role = "test"
     protocol: Protocol | None = None
     seeds: int | None = None
+    first: int | None = None
+    own: Callable[[str], Sequence[Config]] = lambda name: ()
 
 
 class Result(NamedTuple):
-    """A table. tables: of the paper, that it is compared with; without them it belongs to every data set."""
+    """A table. tables: of the paper, that it is compared with; without them it belongs to every data set. losses: the settings
+    that have it."""
 
     name: str
     caption: str
@@ -45,6 +51,7 @@ class Result(NamedTuple):
     tolerance: float = TOLERANCE
     tables: tuple[int, ...] = ()
     packed: bool = False  # with every digit, since other tables are computed from it
+    losses: Sequence[Loss] = ("sigmoid",)
     measured: bool = False  # made of images or models, so never made again from counts
 
     @property
@@ -69,7 +76,8 @@ def result(
 
 def names(study: Study) -> list[str]:
     """The tables of a study, each after those that it is made from."""
-    return [name for name, own in RESULTS.items() if not own.tables or set(own.tables) & set(study.compared)]
+    mine = {name: own for name, own in RESULTS.items() if study.loss in own.losses}
+    return [name for name, own in mine.items() if not own.tables or set(own.tables) & set(study.compared)]
 
 
 def make(name: str, study: Study) -> pd.DataFrame:
@@ -90,9 +98,10 @@ def _made(own: Result, study: Study) -> bytes:
     if study.kept and own.measured:
         if not path.is_file():
             raise MissingError(f"{path} is missing: run ltcam reproduce first")
+        provenance.load(path)  # raises if it was cut off
         return path.read_bytes()
     if not study.kept:
-        _measure(study, own.needs(study))
+        measure(study, own.needs(study))
     digits = None if own.packed else "%.6g"
     content = own.make(study).to_csv(index=False, float_format=digits, lineterminator="\n").encode()
     content = gzip.compress(content, 6, mtime=0) if own.packed else content
@@ -106,14 +115,15 @@ def _write(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def _measure(study: Study, needs: Iterable[Need]) -> None:
+def measure(study: Study, needs: Iterable[Need]) -> None:
     """Measure all that any table reads on the same part under the same protocol, in one pass for each training."""
     every = [need for name in names(study) for need in RESULTS[name].needs(study)]
-    for role, protocol in dict.fromkeys((need.role, need.protocol) for need in needs):
+    for role, protocol, first in dict.fromkeys((need.role, need.protocol, need.first) for need in needs):
+        same = [n for n in every if (n.role, n.protocol, n.first) == (role, protocol, first)]
         for name, seed in zip(study.names, study.trainings["seed"], strict=True):
-            same = [n for n in every if (n.role, n.protocol) == (role, protocol) and seed in study.seeds[: n.seeds]]
-            if ways := [*map(Way, dict.fromkeys(config for need in same for config in need.configs))]:
-                study.measured(name, ways, role, protocol)
+            mine = [n for n in same if seed in study.seeds[: n.seeds]]
+            if ways := [*map(Way, dict.fromkeys(config for n in mine for config in (*n.configs, *n.own(name))))]:
+                study.measured(name, ways, role, protocol, first)
 
 
 def check(name: str, study: Study) -> str:
@@ -130,7 +140,7 @@ def golden(name: str, table: pd.DataFrame, profile: str, tolerance: float = TOLE
     path = files.ROOT / "data" / "golden" / profile / f"{name}.csv"
     if not path.is_file():
         return f"{name}: profile {profile} has no golden values"
-    expected = pd.read_csv(path, dtype=TEXTS).reindex(columns=table.columns)
+    expected = provenance.load(path, dtype=TEXTS).reindex(columns=table.columns)
     ours, theirs = table.reset_index(drop=True).align(expected)  # a row that is missing is not equal
     near = (ours.select_dtypes("number") - theirs.select_dtypes("number")).abs().le(tolerance)
     off = ~(near.reindex(columns=ours.columns, fill_value=False) | ours.eq(theirs) | (ours.isna() & theirs.isna()))

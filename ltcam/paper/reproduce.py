@@ -22,7 +22,7 @@ from weakref import finalize
 
 import nbformat
 import papermill
-from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
@@ -70,6 +70,8 @@ def reproduce(
     reasons = [_missing(study) for study in studies]
     if any(reasons) and (data or all(reasons)):
         raise DataError("\n".join(reasons))
+    for study in studies:
+        study.complete()
     done: list[Path] = []
     for study, reason in zip(studies, reasons, strict=True):
         if reason:
@@ -172,8 +174,10 @@ def _execute(notebook: Path, parameters: Mapping[str, Any], target: Path, digest
                 _literal(notebook), _literal(running), parameters, kernel_name="python3", stderr_file=sys.stderr,
                 progress_bar=False, extra_arguments=["--log-level=ERROR"], kernel_manager_class=_OwnKernel,
             )  # fmt: skip
-        except (DeadKernelError, PapermillExecutionError) as error:
-            said = ": its kernel died, as happens when memory runs out"
+        except (RuntimeError, PapermillExecutionError) as error:
+            said = f": its kernel cannot start ({error}): make sure that ipykernel is installed and TMPDIR can be written"
+            if isinstance(error, DeadKernelError):
+                said = ": its kernel died, as happens when memory runs out"
             if isinstance(error, PapermillExecutionError):
                 said = f" failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
             raise UnavailableError(f"{notebook.name}{said}. See {running}") from error
@@ -205,10 +209,13 @@ class _OwnKernel(AsyncKernelManager):
         return KernelSpecManager(parent=self, kernel_dirs=[])
 
     async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
-        home = mkdtemp()
-        finalize(self, rmtree, home, ignore_errors=True)
-        pinned = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "IPYTHONDIR": home}
-        await self._async_start_kernel(**options | {"env": {**os.environ, **pinned}})
+        try:
+            home = mkdtemp()
+            finalize(self, rmtree, home, ignore_errors=True)
+            pinned = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "IPYTHONDIR": home}
+            await self._async_start_kernel(**options | {"env": {**os.environ, **pinned}})
+        except (OSError, NoSuchKernel) as error:  # or its folder would be told as closed
+            raise RuntimeError(str(error)) from error
 
 
 def _literal(path: Path) -> str:

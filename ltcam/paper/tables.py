@@ -7,16 +7,18 @@ the held-out part and on the training part.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
-from itertools import product
+from itertools import combinations, product
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pandas as pd
 
 from ltcam.engine.config import Config
-from ltcam.experiment.scores import VERDICTS, Floats, draws, ends, scores, span, verdict
+from ltcam.experiment.protocol import Loss
+from ltcam.experiment.scores import NEAR, Floats, draws, ends, judge, scores, span
 from ltcam.experiment.study import Role, Study
 from ltcam.files import ROOT
 from ltcam.paper.registry import Need, make, result
@@ -51,16 +53,24 @@ PRINTED_ON = {1: "PASCAL VOC 2012", 2: "PASCAL VOC 2012", 3: "PASCAL VOC 2012", 
 SWEPT = {"gradcam": "S1-S5", "layercam": "S1-S5", "fullgrad": "all"}  # the methods of Figs. 4 and 5, and their layers
 DELTAS = [float(delta) for delta in range(0, 100, 10)]
 SWEEP = [Config(method, layers, delta) for method, layers in SWEPT.items() for delta in (None, *DELTAS)]
+# Beyond the figures: percentiles close to 100, and delta as a fraction of the largest gradient.
+READ = {"percentile": [*DELTAS, 95.0, 99.0], "fraction of the maximum": DELTAS[1:]}
+FURTHER = [
+    config for method, layers in SWEPT.items() for by, deltas in READ.items() for delta in deltas
+    if (config := Config(method, layers, delta, by=by)) not in SWEEP
+]  # fmt: skip
+BOTH = get_args(Loss)  # settings
 CLASS_MEANS = {"mIoU": "mIoU", "Precision": "mPrecision", "Recall": "mRecall", "Micro-F1": "mF1"}
 POOLED = {"mIoU": "IoU", "Precision": "Precision", "Recall": "Recall", "Micro-F1": "F1"}
 COLUMNS = {1: CLASS_MEANS, 2: CLASS_MEANS, 3: CLASS_MEANS, 4: POOLED}  # ours, by the paper's name of a metric
 STYLES = ("", "background-color: #b7e1c0; color: black", "background-color: #bcd4f0; color: black")  # by `ranks`
 CHANGE = ("change", "change_low", "change_high")
+WORDS = ("better", "worse")  # a margin that is a change holds, or fails
 
 
-def margin(values: Floats, names: tuple[str, str, str] = CHANGE, words: Mapping[str, str] = VERDICTS) -> dict[str, Any]:
+def margin(values: Floats, names: Sequence[str] = CHANGE, words: Sequence[str] = WORDS, near: float = NEAR) -> dict[str, Any]:
     """The columns that say what a margin is: its value and its ends, under `names`, and its verdict, in `words`."""
-    return {**ends(values, *names), "verdict": words[verdict(values)]}
+    return {**ends(values, *names), "verdict": judge([values], near)[0].replace("holds", words[0]).replace("fails", words[1])}
 
 
 def _register(number: int) -> None:
@@ -73,14 +83,14 @@ def _register(number: int) -> None:
 
     table.__name__ = f"table{number}"
     own = (number,) if ROWS[number] is SEVEN else ()  # the others are about the method, and belong to every data set
-    result(CAPTIONS[number], lambda study: [Need(list(ROWS[number].values()))], tables=own)(table)
+    result(CAPTIONS[number], lambda study: [Need(list(ROWS[number].values()))], tables=own, losses=BOTH)(table)
 
 
 for _number in ROWS:
     _register(_number)
 
 
-@result("Every score over δ", lambda study: [Need(SWEEP, role) for role in get_args(Role)])
+@result("Every score over δ", lambda study: [Need(SWEEP, role) for role in get_args(Role)], losses=BOTH)
 def sweep(study: Study) -> pd.DataFrame:
     """Figs. 4 and 5. Column `part` has the role: "test" or "train"."""
     found = {role: scores(study.counts(SWEEP, role)) for role in get_args(Role)}
@@ -88,7 +98,24 @@ def sweep(study: Study) -> pd.DataFrame:
     return both.reset_index(drop=True)
 
 
-@result("What choosing δ on the training part is worth")
+@result("Both readings of δ", lambda study: [Need([*SWEEP, *FURTHER], role) for role in get_args(Role)], losses=("softmax",))
+def deltas(study: Study) -> pd.DataFrame:
+    """The headline score over delta in both readings of Eq. 9, on both parts, as a percentile up to 99.
+
+    Columns part, by, method, delta, value with its interval, and its change from no truncation, which is a row of the
+    percentile's without delta. A delta of 0 is the same in both.
+    """
+    rows = []
+    for role in get_args(Role):
+        scores = draws(study.counts([*SWEEP, *FURTHER], role), study.metric)
+        for config, own in scores.items():
+            plain = scores[replace(config, delta=None, by="percentile")]
+            about = {"part": role, "by": config.by, "method": config.method, "delta": config.delta}
+            rows.append(about | ends(own) | margin(own - plain))
+    return pd.DataFrame(rows).sort_values(["part", "by", "method", "delta"], kind="stable", na_position="first")
+
+
+@result("What choosing δ on the training part is worth", losses=BOTH)
 def delta_choice(study: Study) -> pd.DataFrame:
     """One row per method of the sweep, by the headline score.
 
@@ -109,7 +136,7 @@ def delta_choice(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "delta", "none", "test", "best_delta", "best", "regret", "rank_correlation"])
 
 
-@result("Every number of the paper, and ours", golden=("table", "row", "metric", "paper", "ours", "difference"))
+@result("Every number of the paper, and ours", golden=("table", "row", "metric", "paper", "ours", "difference"), losses=BOTH)
 def comparison(study: Study) -> pd.DataFrame:
     """A row for each printed number, in percent and points. low, high: our interval over images and trainings, which precision
     and recall have not; inside: whether the paper's number lies in it."""
@@ -124,6 +151,17 @@ def comparison(study: Study) -> pd.DataFrame:
             rows.append([number, row, metric, *wide.loc[row, metric], *np.round(interval, 2)])
     table = pd.DataFrame(rows, columns=["table", "row", "metric", "paper", "ours", "difference", "low", "high"])
     return table.assign(inside=table["paper"].between(table["low"], table["high"]).where(table["low"].notna()))
+
+
+@result("How many pairs of rows stand in the order that the paper prints", losses=BOTH)
+def orders(study: Study) -> pd.DataFrame:
+    """By table, of all `pairs` of its rows those whose difference in mIoU has the sign that it has in the paper: `agree`."""
+    rows = []
+    for number in (1, 2, *study.compared):
+        printed, ours = published(number)["mIoU"], make(f"table{number}", study).set_index("row")[COLUMNS[number]["mIoU"]]
+        same = [(printed[a] - printed[b]) * (ours[a] - ours[b]) > 0 for a, b in combinations(ROWS[number], 2)]
+        rows.append([number, PRINTED_ON[number], len(same), sum(same)])
+    return pd.DataFrame(rows, columns=["table", "paper_on", "pairs", "agree"]).assign(data=study.title)
 
 
 def compared(number: int, ours: pd.DataFrame) -> pd.DataFrame:

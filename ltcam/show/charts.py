@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from numpy.typing import NDArray
 
-COLORS = {"better": "tab:green", "worse": "tab:red", "tie": "tab:gray"}
+COLORS = {"better": "tab:green", "worse": "tab:red"}  # what is equal or open is gray
 LABELS = {"area": "object, % of the image", "overlap": "negative map on the object\nover positive map on it"}
 CUTS = {"otsu": "Otsu's threshold", "argmax": "largest class or background"}
 PARTS = {"energy": "energy in the sum (%)", "half": "pixels that hold half of a map (%)", "kept": "gradients left (%)"}
@@ -38,7 +38,8 @@ def lines(wide: pd.DataFrame, x: str, y: str, title: str = "", marker: str = "o"
 def changes(table: pd.DataFrame, rows: Sequence[str], title: str) -> Figure:
     """A forest plot: what each change is worth, with its interval, a panel for each of `rows`. table: ablations.csv."""
     table = table[table["change"].notna() & (table["factor"] != "trick")]
-    table = table.assign(label=table["factor"] + " = " + table["level"], color=table["verdict"].map(COLORS))
+    colors = table["verdict"].str.split(",").str[0].map(COLORS).fillna("tab:gray")
+    table = table.assign(label=table["factor"] + " = " + table["level"], color=colors)
     figure, axes = _panels(rows, (2.3 + 2.1 * len(rows), 1 + 0.25 * table["label"].nunique()), title)
     for panel, row in zip(axes, rows, strict=True):
         chosen = table[table["row"] == row]

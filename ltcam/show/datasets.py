@@ -49,5 +49,5 @@ def data_show(
 
     data = load(name, part)
     typer.echo(f"{data.title}, part {part}\n{areas.summary(data).round(2).to_string(index=False)}")
-    heatmaps.save(figures.samples(data), out)
+    heatmaps.save(figures.samples(data), out, new=True)
     typer.echo(f"{out}.png")

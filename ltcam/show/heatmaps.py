@@ -134,15 +134,16 @@ def _show(
 
 
 @own_style
-def save(figure: Figure, path: AnyPath) -> None:
-    """`path` + .png (150 dpi, 32 steps a color), and .pdf if that is small. The same bytes on every run of one machine."""
+def save(figure: Figure, path: AnyPath, new: bool = False) -> None:
+    """`path` + .png (150 dpi, 32 steps a color), and .pdf if that is small. The same bytes on every run of one machine. new: as
+    in `ltcam.files.atomic`."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once, since each drawing moves things a little
     ways: dict[str, Any] = {"png": {"dpi": 150}, "pdf": {"metadata": dict.fromkeys(["CreationDate", "Producer", "Creator"])}}
     for suffix, how in ways.items():
         drawn = BytesIO()
         figure.savefig(drawn, format=suffix, **how)
-        with atomic(f"{path}.{suffix}") as temporary:
+        with atomic(f"{path}.{suffix}", new) as temporary:
             temporary.write_bytes(coarse(drawn.getvalue(), dpi=(150, 150)) if suffix == "png" else drawn.getvalue())
     if len(drawn.getvalue()) > PDF:
         Path(f"{path}.pdf").unlink()

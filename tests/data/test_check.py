@@ -241,8 +241,42 @@ def test_state(voc, ksdd, ksdd2, tiles, listed, tmp_path, monkeypatch):
         (root / path).unlink()
         assert state(name, root) == "incomplete"
     (voc / "ImageSets" / "Segmentation" / "mine.txt").write_text("../a\n")
-    with pytest.raises(DataError, match=r"mine.txt has the line '../a'"):
-        state("voc2012", tmp_path)
+    assert state("voc2012", tmp_path) == "damaged"
+
+
+LISTS = {  # what a list may hold, and its state in `ltcam data list`
+    "another user's lines": (b"../a\n", "damaged"), "UTF-16": ("2007_000001\n".encode("utf-16"), "damaged"),
+    "a picture": (b"\x89PNG\r\n\x1a\n\x00", "damaged"), "UTF-8 with a mark": ("\ufeff2007_000001\n".encode(), "subset"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_one_stray_file_does_not_hide_the_other_sets(kind, voc, ksdd2, tmp_path):
+    content, expected = LISTS[kind]
+    path = voc / "ImageSets" / "Segmentation" / "mine.txt"
+    path.write_bytes(content)
+    states = checks.listing(tmp_path).set_index("name")["state"]
+    assert states["voc2012"] == expected and states["ksdd2"] == "present" and states["demo"] == "present"
+    if expected == "damaged":
+        with pytest.raises(
+            DataError, match=rf"^{path} has the line '[^\n]+': expected a name, or an image and a mask in .*, in UTF-8$"
+        ):
+            check("voc2012", tmp_path)
+    else:
+        assert [e.name for e in VOC2012("mine", tmp_path).entries] == ["2007_000001"]
+
+
+def test_what_macos_leaves_beside_a_file_is_no_file_of_a_set(voc, tiles, ksdd, ksdd2, tmp_path):
+    """`._x` has the attributes of x."""
+    roots = {"voc2012": tmp_path, "magnetic_tile": tiles, "ksdd": ksdd.parent, "ksdd2": tmp_path}
+    before = {name: (check(name, root), state(name, root)) for name, root in roots.items()}
+    for path in [
+        path for root in (*roots.values(), voc) for path in root.rglob("*.*") if path.suffix in (".txt", ".jpg", ".png")
+    ]:
+        path.with_name(f"._{path.name}").write_bytes(b"\x00\x05\x16\x07\xff")
+    for name, (report, found) in before.items():
+        again = check(name, roots[name])
+        assert again.table.equals(report.table) and again.findings == report.findings and state(name, roots[name]) == found
 
 
 def test_what_is_not_there_is_said(tmp_path):

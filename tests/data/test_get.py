@@ -371,3 +371,37 @@ def test_the_sources_are_pinned():
         assert len(source.sha256) == 64 or len(get.checksums(name)) == {"magnetic_tile": 2688, "ksdd": 798}[name]
         assert all(url.startswith("https://") or source.sha256 for url in source.mirrors)
         assert source.file.endswith((".tar", ".zip")) and len(source.mirrors) >= 2
+
+
+def repacked(path, kind):
+    """A zip as another program packs it: a method that this Python lacks, a password, or bytes that are no longer LZMA."""
+    with zipfile.ZipFile(path) as archive:
+        members = [(name, archive.read(name)) for name in archive.namelist()]
+    packed = zipfile.ZIP_LZMA if kind == "lzma" else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, "w", packed) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    content = bytearray(path.read_bytes())
+    if kind == "lzma":
+        content[content.index(b".jpg") + 8] = 255  # its settings, behind the head and four bytes more
+    for mark, method, flags in ((b"PK\x03\x04", 8, 6), (b"PK\x01\x02", 10, 8)):  # the heads of each member
+        at = content.find(mark)
+        while at >= 0 and kind != "lzma":
+            if kind == "password":
+                content[at + flags] |= 1
+            else:
+                content[at + method : at + method + 2] = {"deflate64": 9, "zstd": 93}[kind].to_bytes(2, "little")
+            at = content.find(mark, at + 4)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["deflate64", "zstd", "password", "lzma"])
+def test_a_zip_that_cannot_be_unpacked_here_is_one_clear_error(kind, tiles, root):
+    """Put there by hand; it stays, and nothing else is left."""
+    repacked(tiles, kind)
+    root.mkdir()
+    there = shutil.copy(tiles, root / get.SOURCES["magnetic_tile"].file)
+    do = "it is damaged or another file; remove it and fetch it again, or unpack it by another program, as data/README.md says"
+    with pytest.raises(DataError, match=rf"zip cannot be unpacked \([^\n]+\): {do}"):
+        get.get("magnetic_tile", root)
+    assert left(root) == [there.name]

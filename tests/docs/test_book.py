@@ -28,6 +28,8 @@ from ltcam.files import ROOT
 from ltcam.show import heatmaps
 
 SECRET = "s3cret-of-the-environment"
+OWN = {".git/objects/ab": "a commit", "CNAME": "example.org", "_static/own.css": "a", "own/page.html": "b", "own/c.png": "c"}
+BEFORE = "# Sphinx build info version 1\n# of another configuration\nconfig: 0\ntags: 0\n"
 NOTEBOOKS = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("results/[pr]*/notebooks/*.ipynb")]
 
 
@@ -54,6 +56,8 @@ def pictures(trained):
 def book(tmp_path_factory, pictures):
     """The book of this checkout, as `make book` builds it. The pictures with sliders are those of the tiny network."""
     root = tmp_path_factory.mktemp("book")
+    for name, text in {**OWN, ".buildinfo": BEFORE, "index.html": "of an earlier build"}.items():
+        files.write(root / "book" / name, text)
     files.write(root / "figures" / "demo" / "demo" / "explorer.json", json.dumps(pictures))
     command = [
         sys.executable,
@@ -73,6 +77,12 @@ def book(tmp_path_factory, pictures):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return root / "book"
+
+
+def test_a_build_leaves_what_it_did_not_write(book):
+    """In a folder that is a user's own repository, with an earlier build of other pages in it."""
+    assert {name: (book / name).read_text() for name in OWN} == OWN
+    assert (book / ".buildinfo").read_text() != BEFORE and "</html>" in (book / "index.html").read_text()
 
 
 def parsed(page):

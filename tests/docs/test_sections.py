@@ -81,16 +81,18 @@ def test_a_table_stands_beside_the_papers():
 def test_a_claim_says_what_decides_it(monkeypatch):
     about = {"section": "3.4", "claim": "A | B", "paper": "holds", "numbers": "2 of 2"}
     table = pd.DataFrame([
-        about | {"verdict": "does not hold", "margin": -0.5, "ci_low": -1, "ci_high": -0.254, "trainings": "0 of 3"},
-        about | {"verdict": "not measured"},
+        about | {"verdict": "fails", "holm": "fails", "margin": -0.5, "ci_low": -1, "ci_high": -0.254, "trainings": "0 of 3"},
+        about | {"verdict": "holds", "holm": "open", "margin": 1, "ci_low": 0.5, "ci_high": 2, "trainings": "one training"},
+        about | {"verdict": "not measured", "holm": "not measured"},
     ])  # fmt: skip
-    monkeypatch.setattr(sections, "kept", lambda name: {"Photographs": table})
+    monkeypatch.setattr(sections, "kept", lambda name: {"Photographs": table.copy()})
     header, rule, *rows = sections.claims().splitlines()
     assert header == "| Sec. | claim | the paper's own numbers | Photographs |" and rule == "|:---|:---|:---|:---|"
-    decided = "**does not hold**, margin -0.50 (-1.00 to -0.25), above zero in 0 of 3 trainings: 2 of 2"
-    assert rows == [rf"| 3.4 | A \| B | holds | {said} |" for said in (decided, "not measured")]
-    assert sections.claims(numbers=False).splitlines()[2] == r"| 3.4 | A \| B | holds | does not hold |"
-    assert sections.verdicts().splitlines()[2] == "| Photographs | 0 | 0 | 1 | 1 |"
+    decided = "**fails**, margin -0.50 (-1.00 to -0.25), above zero in 0 of 3 trainings: 2 of 2"
+    alone = "**holds (with Holm open)**, margin +1.00 (+0.50 to +2.00), one training: 2 of 2"
+    assert rows == [rf"| 3.4 | A \| B | holds | {said} |" for said in (decided, alone, "not measured")]
+    assert sections.claims(numbers=False).splitlines()[3] == r"| 3.4 | A \| B | holds | holds (with Holm open) |"
+    assert sections.verdicts().splitlines()[2] == "| Photographs | 1 | 0 | 0 | 0 | 0 | 1 | 1 |"
 
 
 def test_steps_end_with_the_best_row_of_each_view():

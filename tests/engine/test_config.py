@@ -3,15 +3,18 @@
 import dataclasses
 import re
 from itertools import product
+from typing import get_args
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltcam import METHODS, Config, Refine, explain, trace
+from ltcam import METHODS, Config, Refine, explain, trace, truncate
+from ltcam.engine.cam import layer_maps, maps_of
 from ltcam.engine.config import READINGS, refine_of, refine_text
 from ltcam.engine.methods import gradcam
+from ltcam.engine.tricks import By, Scope
 from ltcam.errors import InputError
 
 REFINES = [None, Refine(), Refine("S5", 14, 0.5, 2, "times"), Refine("a.b", 56, 4.0, 3, "floor")]
@@ -105,11 +108,12 @@ def test_a_refine_comes_back_from_its_text(how):
         ({"fraction": 1.0}, "fraction=1.0 is no part of the maximum: expected None (Otsu) or a number in [0, 1)"),
         ({"fraction": "0.5"}, "fraction='0.5' is no part"),
         ({"refine": "S3-S5"}, "refine='S3-S5': expected ltcam.Refine(...), or None"),
-        ({"by": "eye", "delta": 20}, "by='eye' is unknown: expected 'percentile' or one of all values,"),
-        ({"by": "all values"}, "by='all values' needs a delta"),
+        ({"by": "eye", "delta": 20}, "by='eye' is unknown: expected one of percentile, fraction of the maximum, all values,"),
+        ({"by": "all values"}, "by='all values' without delta cuts nothing"),
+        ({"by": "fraction of the maximum"}, "by='fraction of the maximum' without delta cuts nothing"),
         (
             {"by": "all values", "delta": 20, "per": "channel"},
-            "by='all values' needs a delta, a method other than fullgrad, per=",
+            "by='all values' needs a method other than fullgrad, per=",
         ),
         ({"by": "all values", "delta": 20, "compare": "gt"}, "by='all values' needs"),
         ({"by": "all values", "delta": 20, "method": "fullgrad"}, "by='all values' needs"),
@@ -135,9 +139,6 @@ KEPT = {
     ("positive channel weights", 0): [[[1, 1], [0, 0]], [[1, 0], [1, 1]]],
     # A G = 1 -2 -6 0, 4 -5 -6 1.5: of the positive 1 1.5 4 ceil(2 * 50 / 100) = 1, so at or above 1.5
     ("positive activation times gradient", 50): [[[0, 0], [0, 0]], [[1, 0], [0, 1]]],
-    # above half of 6
-    ("fraction of the maximum", 50): [[[0, 0], [0, 0]], [[1, 0], [1, 0]]],
-    ("fraction of the maximum", 0): [[[1, 1], [0, 0]], [[1, 0], [1, 1]]],
 }  # fmt: skip
 
 
@@ -147,6 +148,31 @@ def test_readings_by_hand(reading, delta):
     assert both.dtype == torch.bool
     for kept in both:
         assert kept.int().tolist() == KEPT[reading, delta]
+
+
+def test_a_fraction_of_the_maximum_by_hand():
+    """Of the layer: half of 6. Of each channel: half of 2 and of 6. Without a positive value nothing is kept."""
+    cut = lambda g, delta, *rest: truncate(g, delta, *rest, by="fraction of the maximum").tolist()  # noqa: E731
+    assert cut(G, 50) == [[[[0, 0], [0, 0]], [[4, 0], [6, 0]]]]
+    assert cut(10 * G, 50) == [[[[0, 0], [0, 0]], [[40, 0], [60, 0]]]]  # each pair has its own maximum
+    assert cut(G, 50, "channel") == [[[[1, 2], [0, 0]], [[4, 0], [6, 0]]]]
+    assert cut(G, 50, "channel", "gt") == [[[[0, 2], [0, 0]], [[4, 0], [6, 0]]]]
+    assert cut(G, 0) == truncate(G, 0).tolist() and cut(G, 99) == [[[[0, 0], [0, 0]], [[0, 0], [6, 0]]]]
+    assert cut(-G.abs() - 1, 0) == cut(-G.abs() - 1, 50) == torch.zeros_like(G).tolist()
+
+
+@pytest.mark.parametrize("method", ["gradcam", "layercam", "gradcam++", "fullgrad"])
+def test_one_count_serves_both_readings(tiny, images, method):
+    """What many configurations share gives what each of them gives alone."""
+    traced = trace(tiny, images, [[0, 2], [1], [3]], fullgrad=True)
+    configs = [
+        Config(method, "all", delta, per, by=by)
+        for by, per, delta in product(get_args(By), get_args(Scope), (0.0, 20.0, 60.0, 99.0))
+    ]
+    together = maps_of(traced, configs)
+    for config in configs:
+        for layer, own in layer_maps(traced, config).items():
+            torch.testing.assert_close(together[config][layer], own, rtol=1e-4, atol=1e-5 * float(own.max()))
 
 
 def test_readings_are_all_worked_out_and_what_explain_does(tiny, images):

@@ -6,6 +6,7 @@ import hashlib
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from skimage.filters import threshold_otsu
@@ -18,8 +19,9 @@ from ltcam.engine.views import Maps
 from ltcam.errors import InputError, UnavailableError
 from ltcam.experiment import counting, provenance
 from ltcam.experiment.counting import COUNTS, count_batch, identity, measure
-from ltcam.experiment.protocol import Protocol, Way
+from ltcam.experiment.protocol import Protocol, Way, explained
 from ltcam.experiment.recipe import Recipe
+from ltcam.experiment.scores import Counts
 from ltcam.experiment.store import Store
 from ltcam.experiment.trained import Trained
 from ltcam.experiment.vgg16 import vgg16
@@ -168,25 +170,38 @@ def test_views_are_averaged(trained):
     assert not found and differ <= 1e-3 * pixels
 
 
-def test_predicted_classes_are_scored_and_missed_ones_counted(trained, tmp_path):
-    """A class that is not there has only false positives; one that is not predicted only false negatives."""
-    data, ways = trained.load("val"), [Way(config) for config in CONFIGS[:2]] + [Way(CONFIGS[0], "argmax", 0.3)]
+def test_a_pass_of_every_label_explains_what_is_there_and_what_is_named(trained, tmp_path):
+    data, ways = trained.load("val"), [Way(config) for config in CONFIGS[:2]]
     logits = torch.cat([trained.model(s.image[None]).detach() for s in samples_of(data, trained.size)])
     expected = (logits > 0) | (logits == logits.amax(dim=1, keepdim=True))
     names = [entry.name for entry in data.entries]
     claimed, there = ({(names[i], c) for i, c in which.nonzero().tolist()} for which in (expected, data.labels))
     assert claimed - there and there - claimed and claimed & there  # the tiny model errs both ways
     true = rows_of(tmp_path / "true", trained, "val", ways)
-    predicted = rows_of(tmp_path / "predicted", trained, "val", ways, Protocol(4, labels="predicted"))
-    assert {key[:2] for key in predicted if key[3] == "otsu"} == claimed | there
-    for (name, c, config, cut), (tp, fp, fn) in predicted.items():
-        if cut == "otsu" and (name, c) in claimed & there:
-            assert (tp, fp, fn) == true[name, c, config, cut]
-        elif c >= 0 and (name, c) not in claimed & there:
-            assert tp == 0 and (fn == 0 if (name, c) in claimed else fp == 0 < fn)
+    every = rows_of(tmp_path / "every", trained, "val", ways, Protocol(4, labels="every"))
+    assert {key[:2] for key in every} == claimed | there
+    assert all(every[key] == own for key, own in true.items())
+    assert all(tp == fn == 0 for (name, c, *_), (tp, _, fn) in every.items() if (name, c) not in there)
 
 
-def test_predicted_classes_are_those_of_scale_1(trained):
+def test_a_model_with_a_logit_for_none_explains_its_classes(tiles):
+    """None of the labels asks for the last logit, and an image of which nothing is named has no map."""
+    torch.manual_seed(0)
+    model = dataclasses.replace(tiles, model=vgg16(2, weights=None, width=16, hidden=16).eval())
+    model = dataclasses.replace(model, recipe=dataclasses.replace(model.recipe, loss="softmax"))
+    data = model.load("test")
+    samples = [s for s in samples_of(data, model.size) if s.label.any()][:2]
+    for best, named in ((0, 2), (1, 0)):
+        with torch.no_grad():
+            model.model.classifier[-1].bias.copy_(torch.eye(2)[best] * 1e3)
+        rows, logits = count_batch(model, samples, [Way(CONFIGS[0])], Protocol(labels="every"))
+        assert len(rows) == 2 and all(len(row) == 2 for row in logits.values())
+        kept = pd.DataFrame(logits).T
+        top = explained(torch.tensor(kept.to_numpy()), "top", "softmax")
+        assert int(top[:, 0].sum()) == named
+
+
+def test_named_classes_are_those_of_scale_1(trained):
     """So other scales never change what is claimed. The model's biases lie between its logits at the two sizes."""
     model, sample = copy.deepcopy(trained.model), samples_of(trained.load("val"), (128, 128))[0]
     small = interpolate(sample.image[None], trained.size, mode="bilinear", antialias=True)
@@ -195,9 +210,8 @@ def test_predicted_classes_are_those_of_scale_1(trained):
         model.classifier[-1].bias -= logits.mean(dim=0)
     expected = set((logits[0] > logits[1]).nonzero().flatten().tolist())
     assert 0 < len(expected) < len(logits[0])
-    protocol = Protocol(labels="predicted", scales=(1.0, 2.0))
+    protocol = Protocol(labels="every", scales=(1.0, 2.0))
     rows, _ = count_batch(dataclasses.replace(trained, model=model), [sample], [Way(CONFIGS[0])], protocol)
-    assert {row.label for row in rows if row.tp + row.fp} <= expected
     assert {row.label for row in rows} == expected | {*sample.label.nonzero().flatten().tolist()}
 
 
@@ -366,13 +380,19 @@ def probe():
     samples, found = samples_of(data, (64, 64), data.scored[:2]), []
     for head, ways, protocol in (
         ("fc", [Way(config) for config in PROBE], Protocol()), ("gap", [Way(Config("cam"))], Protocol()),
-        ("fc", [Way(LT)], Protocol(labels="predicted")), ("fc", [Way(LT)], Protocol(outputs="relu")),
+        ("fc", [Way(LT)], Protocol(labels="every")), ("fc", [Way(LT)], Protocol(outputs="relu")),
         ("fc", [Way(LT, "argmax", 0.3)], Protocol(scales=(0.5, 1.0), flip=True)),
     ):  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = vgg16(len(data.classes), head, weights=None, hidden=16, width=16).double().eval()
-        rows, _ = count_batch(Trained(model, Recipe(), data.classes, (64, 64), {}), samples, ways, protocol)
+        rows, logits = count_batch(Trained(model, Recipe(), data.classes, (64, 64), {}), samples, ways, protocol)
+        if protocol.labels == "every":  # read the predicted classes
+            pairs = pd.DataFrame([row[:2] for row in rows], columns=["name", "class"])
+            every = Counts(pairs, (LT,), np.array([row[3:] for row in rows])[:, None])
+            own = every.explained(pd.DataFrame(logits).T, "predicted", "sigmoid")
+            keys = zip(own.pairs["name"], own.pairs["class"], own.values[:, 0].tolist(), strict=True)
+            rows = [(name, c, Way(LT), *row) for name, c, row in keys]
         found.append(sorted((name, c, str(way.config), way.cut, *counts) for name, c, way, *counts in rows))
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 

@@ -1,5 +1,6 @@
 """Two processes by torchrun, gloo on a CPU: they train and count what one does."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from ltcam import files
+from ltcam.errors import UnavailableError
 from ltcam.experiment import counting, parallel, provenance, training
 from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.trained import load_checkpoint
@@ -66,3 +68,39 @@ def test_an_error_of_a_loader_process_is_raised_as_it_was_there():
 
     with pytest.raises(ValueError, match=r"^a: b$"):
         list(parallel.loader(Bad(), torch.device("cpu")))
+
+
+LEFT = [
+    {"WORLD_SIZE": "4"}, {"WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1"}, {"WORLD_SIZE": "many"}, {"PMI_SIZE": "8"},
+    {"OMPI_COMM_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, {"WORLD_SIZE": "2", "RANK": "0"}, {"LOCAL_RANK": "0"},
+]  # fmt: skip
+
+
+@pytest.fixture
+def afresh(monkeypatch):
+    """As in a new process. What accelerate sets itself is gone afterwards."""
+    monkeypatch.setattr(parallel.PartialState, "_shared_state", {})
+    for name in {*itertools.chain(*LEFT), "MASTER_PORT", "LOCAL_WORLD_SIZE"}:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("left", LEFT, ids=str)
+def test_what_a_scheduler_left_is_named(left, afresh, monkeypatch):
+    """One that waited for the others would wait for ever."""
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    named = ", ".join(f"{name}={value}" for name, value in left.items() if name not in ("MASTER_ADDR", "RANK"))
+    with pytest.raises(
+        UnavailableError,
+        match=rf"^{named} without MASTER_ADDR and a RANK, [^\n]+: unset them, or start all .* `accelerate launch`",
+    ):
+        parallel.processes()
+    assert not parallel.PartialState._shared_state
+
+
+@pytest.mark.parametrize("left", [{}, {"WORLD_SIZE": "1"}, {"PMI_SIZE": "1"}], ids=str)
+def test_one_process_is_alone(left, afresh, monkeypatch):
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    assert parallel.processes().num_processes == 1

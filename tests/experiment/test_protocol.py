@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+import torch
 
 from ltcam.errors import InputError
-from ltcam.experiment.protocol import Protocol
+from ltcam.experiment.protocol import Protocol, explained
 
 
 @pytest.mark.parametrize(
@@ -31,3 +32,12 @@ def test_values_are_plain_and_a_name_says_what_differs():
     assert numpy == Protocol(4, size=(96, 64), scales=(1.0, 1.5)) and type(numpy.size[0]) is int
     assert numpy.name == "size=96x64,scales=1x1.5" and Protocol(3).name == "" and Protocol(flip=True).name == "flip=True"
     assert Protocol(labels="predicted", outputs="relu").name == "labels=predicted,outputs=relu"
+
+
+def test_what_a_model_names_by_hand():
+    logits = torch.tensor([[1.0, -1.0, 2.0], [-3.0, -1.0, -1.2], [0.5, 0.5, -4.0]])
+    assert explained(logits, "top", "sigmoid").int().tolist() == [[0, 0, 1], [0, 1, 0], [1, 1, 0]]  # of equals all
+    assert explained(logits, "predicted", "sigmoid").int().tolist() == [[1, 0, 1], [0, 1, 0], [1, 1, 0]]
+    # exp(-1) = 0.37 is below half of the largest probability, exp(-0.2) = 0.82 is above
+    assert explained(logits, "predicted", "softmax").int().tolist() == [[0, 0, 1], [0, 1, 1], [1, 1, 0]]
+    assert Protocol(labels="top").measured == Protocol(labels="every") and Protocol().measured == Protocol()

@@ -4,8 +4,16 @@ import logging
 import subprocess
 
 import pytest
+from typer.testing import CliRunner
 
-from ltcam.experiment import provenance
+from docs import explorer, sections
+from ltcam.__main__ import app
+from ltcam.engine.config import Config
+from ltcam.errors import InputError
+from ltcam.experiment import provenance, seeds
+from ltcam.experiment.store import Store
+from ltcam.experiment.study import Study
+from ltcam.paper import make
 
 STATUS = ("status", "--porcelain", "--", "ltcam", "notebooks", "data", "requirements.lock")
 
@@ -54,3 +62,56 @@ def test_a_repository_that_git_refuses_is_named(checkout, caplog):
     (checkout / ".git" / "HEAD").write_text("damaged")
     assert provenance._git("rev-parse", "HEAD") is None
     assert f"results will not name the commit of {checkout}: fatal: " in caplog.text
+
+
+CUT = {"empty": b"", "head": b"na", "packed": b"\x1f\x8b\x08\x00cut o", "binary": b"\xff\xfe\x00", "quote": b'name,seed\n"1'}
+
+
+@pytest.mark.parametrize("kind", CUT)
+def test_results_that_were_cut_off_are_one_clear_error(kind, study, trained, tmp_path, monkeypatch):
+    """Whoever reads them: the study, its tables, the golden check, the store, seeds, tries, the docs, the book."""
+    monkeypatch.setattr(sections, "STUDIES", [study])
+    tune = ["train", "--data", "voc2012", "--profile", "toy", "--tune", "--set", "epochs=1"]
+    seed, exported = study.out / "seed0", tmp_path / "seeds"
+    seeds.export(trained, "val", Config(), exported)
+
+    def imported():
+        (study.out / "counts.sqlite").unlink()
+        return Store(study.out)
+
+    readers = {
+        study.out / "trainings.csv": lambda: Study("toy", "voc2012").trainings,
+        seed / "labels.csv": lambda: study.read("labels.csv"),
+        seed / "run.json": lambda: study._run("seed0"),
+        study.out / "provenance.json": lambda: Store(study.out),
+        study.out / "signs.csv.gz": lambda: make("signs", Study("toy", "voc2012", kept=True)),
+        seed / "logits.val.csv.gz": imported,
+        exported / "seeds.json": lambda: seeds.export(trained, "val", Config(), exported),
+        study.out / "table3.csv": lambda: sections.kept("table3"),
+        study.out / "tries.csv": lambda: CliRunner().invoke(app, tune, catch_exceptions=False),
+        study.figures / "explorer.json": explorer.page,
+    }
+    provenance.write(study.out / "tries.csv", "try,mAP\nlr=1,0.5\n")
+    provenance.write(study.figures / "explorer.json", "[]")
+    for path, read in readers.items():
+        before = path.read_bytes()
+        path.write_bytes(CUT[kind])
+        with pytest.raises(
+            InputError, match=r"^[^\n]+ is damaged \([^\n]*\): restore it, or delete it; what it named is then made"
+        ):
+            read()
+        path.write_bytes(before)
+        read()
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
+def test_a_store_that_was_cut_off(share, study):
+    """One of zero bytes is made again from the exports."""
+    path = study.out / "counts.sqlite"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    if share:
+        with pytest.raises(InputError, match=r"counts\.sqlite is damaged \(.*\): delete it; it is made again from the exports"):
+            Store(study.out)
+        path.unlink()
+    assert len(Store(study.out).find(part="val")) >= 2

@@ -61,12 +61,12 @@ def test_counts_are_those_of_every_training_and_measured_once(two, monkeypatch):
     assert (both["mIoU_std"] > 0).any()
     train = two.counts(CONFIGS[:1], "train", first=5)
     assert set(train.pairs["name"]) == {f"2007_00000{i}" for i in range(5)}
-    predicted = two.counts(CONFIGS[:1], protocol=Protocol(4, labels="predicted"))
+    predicted, top = (two.counts(CONFIGS[:1], protocol=Protocol(4, labels=labels)) for labels in ("predicted", "top"))
     assert predicted.values.tolist() != counts.pick(CONFIGS[:1]).values.tolist()
+    claimed = top.pairs[top.values[:, 0, :2].any(axis=1)]
+    assert len(claimed) == claimed.groupby("training")["name"].nunique().sum()  # one class an image
     exports = {path.relative_to(two.out).as_posix() for path in two.out.rglob("counts*.gz")}
-    assert exports == {
-        f"{name}/counts.{rest}.csv.gz" for name in two.names for rest in ("train-5", "val", "val,labels=predicted")
-    }
+    assert exports == {f"{name}/counts.{rest}.csv.gz" for name in two.names for rest in ("train-5", "val", "val,labels=every")}
     at = {"seed0": {CONFIGS[0]: 0.3}, "seed1": {CONFIGS[0]: 0.4}}
     assert -1 in set(two.counts(CONFIGS[:1], cut="argmax", t=at).pairs["class"])
     monkeypatch.setattr("ltcam.experiment.study.measure", lambda *_: pytest.fail("measured again"))

@@ -14,9 +14,10 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from ltcam import data as datasets
-from ltcam.data import base
-from ltcam.errors import UnavailableError
+from ltcam.data import DataError, base
+from ltcam.errors import InputError, UnavailableError
 from ltcam.experiment import training, vgg16
+from ltcam.experiment.losses import LOSSES, sigmoid
 from ltcam.experiment.recipe import Recipe, tuning
 from ltcam.experiment.trained import load_checkpoint
 from ltcam.experiment.training import train
@@ -121,7 +122,8 @@ def test_features_are_computed_once_for_seeds_and_hold_outs(tmp_path, monkeypatc
     data, recipe = datasets.load("magnetic_tile", "train"), replace(recipe, weights=str(tmp_path / "vgg.pt"))
     for shade, entry in enumerate(data.entries):
         Image.new("L", (20, 30), 7 * shade).save(entry.image)
-    train(tuning(recipe), tmp_path / "try")
+    with pytest.raises(DataError, match="no image with a class in part 'train/tune'"):  # it is one free tile
+        train(tuning(recipe), tmp_path / "try")
     for seed in (0, 1):
         train(replace(recipe, seed=seed), tmp_path / f"seed{seed}")
     said = [record.getMessage() for record in caplog.records if "computed once" in record.getMessage()]
@@ -144,18 +146,6 @@ def test_training_on_features_is_training_with_frozen_stages(voc, tmp_path, monk
     torch.testing.assert_close(whole.model.state_dict(), behind.model.state_dict(), rtol=0, atol=1e-5)
 
 
-def test_rare_classes_weigh_as_much_as_common_ones(voc, tmp_path, monkeypatch):
-    labels = torch.tensor([[1.0, 1, 0], [0, 1, 0], [0, 1, 0], [0, 0, 0]])
-    assert training._rarity(labels).tolist() == [3, pytest.approx(1 / 3), 1]
-    seen, loss = [], torch.nn.functional.binary_cross_entropy_with_logits
-    noted = lambda *a, pos_weight: seen.append(pos_weight) or loss(*a, pos_weight=pos_weight)  # noqa: E731
-    monkeypatch.setattr(torch.nn.functional, "binary_cross_entropy_with_logits", noted)
-    for balance in (False, True):
-        train(replace(voc, epochs=1, balance=balance), tmp_path / str(balance))
-    expected = training._rarity(datasets.load("voc2012", "train").labels)
-    assert seen[0] is None and torch.equal(seen[-1], expected) and expected.min() < 1
-
-
 def test_an_interrupted_run_ends_as_an_undisturbed_one(voc, checkpoint, trained, tmp_path, monkeypatch):
     calls, third = at_call(3, training._fit_epoch)
     monkeypatch.setattr(training, "_fit_epoch", third)
@@ -169,7 +159,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(voc, checkpoint, trained,
         assert torch.equal(one, other)
 
 
-def test_a_finished_run_is_returned_and_another_recipe_trains_anew(voc, checkpoint, tmp_path, caplog, monkeypatch):
+def test_a_finished_run_is_returned_and_another_recipe_is_refused(voc, checkpoint, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     path = shutil.copytree(checkpoint.parent, tmp_path / "run") / "checkpoint.pt"
     written = path.stat().st_mtime_ns
@@ -178,17 +168,35 @@ def test_a_finished_run_is_returned_and_another_recipe_trains_anew(voc, checkpoi
     state = torch.load(last, weights_only=True)
     del state["identity"]["recipe"]["balance"]  # of a version that did not know this field: it has its default
     torch.save(state, last)
-    assert train(voc, path.parent) == path and path.stat().st_mtime_ns == written and "another recipe" not in caplog.text
-    other = replace(voc, seed=1, epochs=1)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "_fit_epoch", at_call(1, training._fit_epoch)[1])
-        train(other, path.parent)
-    caplog.clear()
-    assert train(voc, path.parent) == path and path.stat().st_mtime_ns == written and "another recipe" not in caplog.text
-    assert load_checkpoint(train(other, path.parent)).recipe.seed == 1 and "another recipe or other data" in caplog.text
-    torch.save({**state, "identity": {}}, last)  # it does not say what began it
-    caplog.clear()
-    assert load_checkpoint(train(other, path.parent)).recipe.seed == 1 and "another recipe or other data" in caplog.text
+    assert train(voc, path.parent) == path and path.stat().st_mtime_ns == written
+    begun = {**state, "identity": {**state["identity"], "fingerprint": "f"}, "model": {}}  # of other data, and not finished
+    for left, recipe in ((state, replace(voc, seed=1)), ({**state, "identity": {}}, voc), (begun, voc), (None, voc)):
+        torch.save(left, last) if left else last.unlink()
+        with pytest.raises(
+            InputError, match=rf"^{path.parent} has a training of another recipe or of other data, or no last\.pt: name another"
+        ):
+            train(recipe, path.parent)
+    assert path.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("record", ["kept", "zero bytes", "of another"])
+def test_a_checkpoint_that_was_cut_off_is_not_passed_over(voc, checkpoint, tmp_path, record):
+    """Without it the run is done again, to the same end."""
+    path = shutil.copytree(checkpoint.parent, tmp_path / "run") / "checkpoint.pt"
+    about, content = path.with_name("run.json"), path.read_bytes()
+    if record == "kept":
+        path.write_bytes(content[: len(content) // 2])
+        with pytest.raises(InputError, match=r"checkpoint\.pt is damaged or holds more than tensors"):
+            load_checkpoint(path)
+    else:
+        about.write_text("" if record == "zero bytes" else json.dumps({"checkpoint": "f" * 64}))
+    said = (
+        "run.json is damaged" if record == "zero bytes" else "checkpoint.pt is damaged .run.json has another SHA-256.: restore"
+    )
+    with pytest.raises(InputError, match=said):
+        train(voc, path.parent)
+    path.unlink()
+    assert train(voc, path.parent) == path and same(load_checkpoint(path), load_checkpoint(checkpoint))
 
 
 def test_frozen_stages_stay(voc, tmp_path):
@@ -244,9 +252,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(voc, tmp_path):
 
 def test_bfloat16_is_computed_in_but_kept_is_float32(voc, tmp_path, monkeypatch):
     seen = []
-    loss = torch.nn.functional.binary_cross_entropy_with_logits
-    noted = lambda logits, *rest, **named: seen.append(logits.dtype) or loss(logits, *rest, **named)  # noqa: E731
-    monkeypatch.setattr(torch.nn.functional, "binary_cross_entropy_with_logits", noted)
+    monkeypatch.setitem(LOSSES, "sigmoid", lambda *given: seen.append(given[0].dtype) or sigmoid(*given))
     paths = [
         train(Recipe(data="voc2012", test="val", bfloat16=b, **TINY | {"epochs": 1}), tmp_path / str(b)) for b in (False, True)
     ]

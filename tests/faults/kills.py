@@ -72,7 +72,8 @@ def _start(work, arguments, folder, fatal=0):
     process = CONTEXT.Process(target=_run, args=(work, arguments, str(folder), fatal, environment, sender))
     process.start()
     sender.close()
-    assert receiver.recv() == "begun"
+    if receiver.recv() != "begun":
+        raise AssertionError("it did not begin")
     return process, receiver
 
 

@@ -27,7 +27,7 @@ def study(test=None, train=None, others=None, data="ksdd", metric="IoU", **setti
     kind = type(datasets.load("demo", "test"))
     made = SimpleNamespace(
         data=data, dataset=kind, metric=metric, title="toy", settings={**DEFAULTS, "protocols": [], **settings}, kept=True,
-        compared={"voc2012": (3,), "demo": (3, 4)}.get(data, (4,)), protocol=Protocol(), names=[""],
+        compared={"voc2012": (3,), "demo": (3, 4)}.get(data, (4,)), protocol=Protocol(), names=[""], loss="sigmoid",
         recipe=lambda name: Recipe(),
     )  # fmt: skip
     made.counts = lambda configs, role="test", protocol=None, **_: known[protocol or role].pick(configs)

@@ -5,9 +5,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from ltcam.data.base import VOID
 from ltcam.experiment.scores import Counts
 from ltcam.paper import breakdown
 from ltcam.paper.ablations import ROWS, TRICKS
+from ltcam.paper.areas import areas
 from ltcam.paper.breakdown import BY_CLASS, FIXED, SHOWN
 from ltcam.paper.registry import make
 from tests.paper import made
@@ -63,6 +65,7 @@ def test_each_pair_has_its_gains_whatever_the_order(grouped):
 
 def pairs(gain, **columns):
     """Gains on pairs: `gain` for the first of `SHOWN`, its negative for the second, and some order for the third."""
+    columns = {"group": columns["name"], **columns}
     named = dict(zip(SHOWN, (gain, -np.asarray(gain), np.any(gain) * np.sin(range(len(gain)))), strict=True))
     return pd.DataFrame(columns).assign(**named)
 
@@ -86,8 +89,21 @@ def test_correlations_are_scipys_over_images():
         assert row["value"] == pytest.approx(stats.spearmanr(known[name], known[amount]).statistic)
         assert row["ci_low"] <= row["value"] <= row["ci_high"]
     assert found.loc[(SHOWN[1], "area"), ["value", "ci_low", "ci_high"]].tolist() == pytest.approx([-1, -1, -1])
-    assert found["verdict"].unstack().loc[SHOWN, "area"].tolist() == ["rises", "falls", "tie"]
-    assert found.loc[(SHOWN[0], "overlap"), "verdict"] == "tie"
+    assert found["verdict"].unstack().loc[SHOWN, "area"].tolist() == ["rises", "falls", "open"]
+    assert found.loc[(SHOWN[0], "overlap"), "verdict"] == "open"
+
+
+def test_the_interval_of_a_correlation_is_that_of_groups():
+    """Ten tiles of eight images that are all alike: as if there were ten. Other draws, by plain numpy."""
+    rng = np.random.default_rng(0)
+    tile, area = np.repeat(np.arange(10), 8), rng.random(10)
+    gain = area + 0.5 * rng.random(10)
+    name = [f"i{n}" for n in range(80)]
+    each = pairs(gain[tile], name=name, group=tile.astype(str), kind="cat", area=area[tile], classes=1)
+    found = breakdown.correlated(each, 1000).set_index(["gain", "amount"]).loc[(SHOWN[0], "area")]
+    picks = np.random.default_rng(5).integers(10, size=(4000, 10))
+    expected = np.percentile([stats.spearmanr(gain[p], area[p]).statistic for p in picks], [2.5, 97.5])
+    assert found[["ci_low", "ci_high"]].tolist() == pytest.approx(expected, abs=0.05) and found["images"] == 80
 
 
 def test_class_by_class_a_mean_gain_goes_with_a_median_overlap():
@@ -109,14 +125,16 @@ def test_class_by_class_a_mean_gain_goes_with_a_median_overlap():
 def test_too_few_pairs_correlate_with_nothing(overlap):
     each = pairs([0.0, 0.0], name=["a", "b"], kind="cat", area=[1.0, 2.0], classes=1, overlap=overlap)
     found = breakdown.correlated(each, 5)
-    assert found["value"].isna().all() and set(found["verdict"]) == {"tie"}
+    assert found["value"].isna().all() and set(found["verdict"]) == {"open"}
 
 
 def test_pairs_hold_all_that_was_counted(study):
-    """Their areas are those of the pixels that were counted."""
+    """Their areas are those of the pixels that were counted, among those that are not void, and there is one definition."""
     table, counts = make("pairs", study), study.counts(ROWS.values(), seeds=1)
     assert {*table["kind"]} <= {*study.test.classes} and len(table) == len(counts.pairs)
-    pixels = {study.test.entries[i].name: study.test.sizes[i][0] * study.test.sizes[i][1] for i in study.test.scored}
+    pixels = {study.test.entries[i].name: (study.test.mask(i) != VOID).sum() for i in study.test.scored}
+    assert any((study.test.mask(i) == VOID).any() for i in study.test.scored)
+    assert table["area"].to_numpy() == pytest.approx(areas(study.test)["area"].to_numpy(), rel=1e-12)
     there = counts.pairs.assign(object=counts.values[:, 0, 0] + counts.values[:, 0, 2]).merge(table, on=["name", "class"])
     assert there["area"].to_numpy() == pytest.approx(100 * there["object"] / there["name"].map(pixels), rel=1e-9)
     grouped = make("breakdown", study)

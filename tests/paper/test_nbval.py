@@ -22,6 +22,7 @@ CELLS = {  # the source of each, and the output that is committed
     "changed": (CELL % "near", "table1: within reach\n"),
     "measured": ("# NBVAL_IGNORE_OUTPUT\nprint(id(table))", "of another machine\n"),
     "silent": ("table = None", ""),
+    "drawn": ("import matplotlib.pyplot\nprint(1)", "1\n"),
 }
 
 
@@ -39,7 +40,7 @@ def toy(tmp_path):
 
 
 def test_a_changed_output_and_a_golden_value_beyond_its_tolerance_fail(toy, foreign):
-    """Beside another kernel of the same name."""
+    """Beside another kernel of the same name, and where matplotlib has no place for its cache."""
     cells = []
     for count, (name, (source, said)) in enumerate(CELLS.items(), 1):
         cells.append(nbformat.v4.new_code_cell(source, execution_count=count, id=name))
@@ -49,9 +50,9 @@ def test_a_changed_output_and_a_golden_value_beyond_its_tolerance_fail(toy, fore
     options = ["--nbval", "--nbval-current-env", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(toy)]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "-rf", str(toy)], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(toy)},
+        env={**os.environ, "PYTHONPATH": str(toy), "MPLCONFIGDIR": str(toy / "toy.ipynb" / "below")},
     )  # fmt: skip
     failed = [int(line.split("::Cell ")[1].split()[0]) for line in done.stdout.splitlines() if line.startswith("FAILED")]
     assert done.returncode == 1 and [[*CELLS][number] for number in failed] == ["moved", "changed"], done.stdout
-    assert "mIoU is 10.3 in row 0, expected 9.7" in done.stdout and "2 failed, 3 passed" in done.stdout
-    assert "nbval: 5 of 5 cells ran, 3 have outputs that are compared" in done.stdout
+    assert "mIoU is 10.3 in row 0, expected 9.7" in done.stdout and "2 failed, 4 passed" in done.stdout
+    assert "nbval: 6 of 6 cells ran, 4 have outputs that are compared" in done.stdout

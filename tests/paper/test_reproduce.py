@@ -115,8 +115,8 @@ def test_what_changed_runs_again_and_what_follows_too(toys, caplog):
     profile.write_text(profile.read_text() + "pictures: 4\n")
     assert toys() == ["01_a", "02_b"] and toys() == []
     caplog.clear()
-    assert toys(seeds=[0]) == ["01_a", "02_b"]
-    toys(seeds=[0], only="02")
+    assert toys(seeds=[1, 0]) == ["01_a", "02_b"]
+    toys(seeds=[1, 0], only="02")
     assert caplog.messages[-1].startswith("[1/1] 02_b voc2012: ")
 
 
@@ -266,6 +266,35 @@ def test_this_interpreter_runs_and_braces_are_part_of_a_path(foreign, tmp_path, 
     (done,) = run("demo")
     assert done == output / "results" / "demo" / "notebooks" / "00_a.demo.ipynb"
     assert nbformat.read(done, 4).cells[-1].outputs[0].text == f"{sys.executable} demo\n"
+
+
+KERNELS = {  # what hinders a kernel, and what is said of it
+    "a folder for its files": ("tempfile.tempdir", r"cannot start \(.*Not a directory.*\): make sure that ipykernel is"),
+    "a program": (["/nowhere/python"], r"cannot start \(.*No such file.*\): make sure that ipykernel is installed"),
+    "the right to run it": (["/"], r"cannot start \(.*Permission denied.*\): make sure that ipykernel is installed"),
+    "ipykernel": (None, r"cannot start \(.*No such kernel.*\): make sure that ipykernel is installed and TMPDIR"),
+    "a life": (["/bin/false"], r"cannot start \(Kernel died before replying to kernel_info\): make sure"),
+}
+
+
+@pytest.mark.parametrize("lacking", KERNELS)
+def test_a_kernel_that_cannot_start_is_told_as_such(lacking, tmp_path, monkeypatch):
+    what, said = KERNELS[lacking]
+    (tmp_path / "notebooks" / "profiles").mkdir(parents=True)
+    (tmp_path / "notebooks" / "profiles" / "demo.demo.yaml").write_text("{profile: demo, data: demo, recipe: {}}")
+    write(tmp_path / "notebooks" / "00_a.ipynb", "profile = 'demo'")
+    monkeypatch.setattr(files, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setenv("LTCAM_OUTPUT", str(tmp_path / "out"))
+    if isinstance(what, str):
+        (tmp_path / "file").touch()
+        monkeypatch.setattr(what, str(tmp_path / "file" / "below"))
+    elif what:
+        monkeypatch.setattr("ipykernel.kernelspec.get_kernel_dict", lambda *_: {"argv": what, "language": "python"})
+    else:
+        monkeypatch.setitem(sys.modules, "ipykernel.kernelspec", None)
+    with pytest.raises(UnavailableError, match=rf"^00_a\.ipynb: its kernel {said}") as caught:
+        run("demo")
+    assert "\n" not in str(caught.value) and "cannot be written" not in str(caught.value)
 
 
 def test_a_file_behind_a_link_is_looked_at(toys, tmp_path):

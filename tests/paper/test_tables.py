@@ -138,6 +138,29 @@ def test_every_printed_number_has_a_row_and_the_interval_of_ours(ours, few):
     assert (four.loc[four["metric"] == "Micro-F1", ["low", "high"]] == 40).all(axis=None)  # 2 * 25 / 125
 
 
+def test_the_orders_of_rows_are_counted_by_table(ours, monkeypatch):
+    """All as printed; then with S1 in the place of S5 and S2 beside S3; a tie is not the paper's order."""
+    study = made.study(data="ksdd2")
+    whole = paper.orders(study).set_index("table")
+    assert whole["pairs"].to_dict() == whole["agree"].to_dict() == {1: 21, 2: 10, 4: 21}
+    turned = ours("table1").set_index("row")
+    turned.loc[["S1", "S5", "S2"], "mIoU"] = turned.loc[["S5", "S1", "S3"], "mIoU"].to_numpy()
+    monkeypatch.setattr(paper, "make", lambda name, study: turned.reset_index() if name == "table1" else ours(name))
+    # S1 is above the six others in place of S5, S5 below the five others in place of S1: 11 signs; and a tie
+    assert paper.orders(study)["agree"].tolist() == [21 - 11 - 1, 10, 21]
+
+
+def test_the_published_orders_are_those_of_kendalls_tau():
+    """Without ties, tau is the agreeing share of all pairs less the others. Table 1 has 19 of 21, Table 2 one of 10."""
+    folder = files.ROOT / "results" / "paper" / "voc2012"
+    orders = pd.read_csv(folder / "orders.csv").set_index("table")
+    assert orders["agree"].to_dict() == {1: 19, 2: 1, 3: 13}
+    for number, (pairs, agree) in orders[["pairs", "agree"]].iterrows():
+        ours = pd.read_csv(folder / f"table{number}.csv").set_index("row")["mIoU"]
+        tau = stats.kendalltau(ours, paper.published(number)["mIoU"][ours.index]).statistic
+        assert agree == pytest.approx(pairs * (1 + tau) / 2) and pairs == len(ours) * (len(ours) - 1) / 2
+
+
 def test_the_best_and_the_second_best_of_each_column_are_marked(ours):
     shown = paper.beside(4, made.study(data="ksdd2"))
     assert shown.caption == "Table 4: the paper's on KSDD2, ours on toy" and "difference" not in shown.to_html()

@@ -23,7 +23,7 @@ def test_a_change_is_a_dot_in_its_rows_panel():
     table = pd.DataFrame([
         ["defaults", "as they are", "A", np.nan, np.nan, np.nan, np.nan], ["trick", "both", "A", 9.0, 8.0, 10.0, "better"],
         ["per", "channel", "A", 1.0, 0.5, 2.0, "better"], ["per", "channel", "B", -2.0, -3.0, -1.0, "worse"],
-        ["fuse", "max", "B", 0.1, -1.0, 1.0, "tie"],
+        ["fuse", "max", "B", 0.1, -1.0, 1.0, "open"],
     ], columns=columns)  # fmt: skip
     figure = charts.changes(table, ["A", "B"], "title")
     first, second = figure.axes

@@ -1,0 +1,134 @@
+"""The setting of the paper, a softmax and one class an image, beside that of the field: its tables, and how they are read."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy.stats import kendalltau
+
+from ltcam import files
+from ltcam.errors import InputError
+from ltcam.experiment.scores import scores
+from ltcam.experiment.study import Study
+from ltcam.experiment.training import train
+from ltcam.paper import RESULTS, joint, make, shares
+from ltcam.paper.__main__ import main
+from ltcam.paper.registry import names, stale
+from ltcam.paper.tables import ROWS, published
+from tests import lookalikes
+from tests.conftest import TOY, toy
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The setting of the paper with all its tables, and a training of the other beside."""
+    root = tmp_path_factory.mktemp("settings")
+    lookalikes.voc(root / "data")
+    (root / "notebooks" / "profiles").mkdir(parents=True)
+    settings = TOY | {"softmax": {"seeds": [0]}}
+    (root / "notebooks" / "profiles" / "toy.voc2012.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.MonkeyPatch.context() as patch:
+        toy(patch, root, root)
+        patch.setattr(shares, "SHARES", (0.2, 0.5))
+        patch.setattr(joint, "PERMUTED", 100)
+        field, paper = Study("toy", "voc2012").both
+        field.train()
+        train(field.planned["seed0"].recipe, field.runs / joint.SIGMOID)
+        paper.train()
+        for name in names(paper):
+            make(name, paper)
+        yield paper
+
+
+def test_a_setting_has_a_place_and_a_recipe_of_its_own(both):
+    assert both.out.name == "softmax" and both.out.parent.name == "voc2012" and both.loss == "softmax"
+    assert both.trained.recipe.loss == "softmax" and both.protocol.labels == "top" and both.reference == "toy/softmax"
+    assert both.trained.model.classifier[-1].out_features == len(both.trained.classes)  # every image has a class
+    assert [s.loss for s in Study("toy", "voc2012").both] == ["sigmoid", "softmax"] and both.both == [both]
+    assert {path.name for path in both.out.glob("*.csv")} == {RESULTS[n].file for n in names(both)} | {"trainings.csv"}
+
+
+def test_one_class_an_image_is_explained(both):
+    counts = both.counts(ROWS[1].values())
+    explained = counts.pairs[counts.values[..., :2].any(axis=(1, 2))]
+    assert not explained["name"].duplicated().any() and len(counts.pairs) > len(explained)
+    logits = both.store.logits(both.measured("seed0", []))
+    assert (logits.loc[explained["name"]].to_numpy().argmax(axis=1) == explained["class"]).all()
+
+
+def test_the_tables_are_made_again_from_kept_counts(both):
+    kept = Study("toy", "voc2012", kept=True, loss="softmax")
+    assert stale(kept) == {}
+    (both.out / "counts.sqlite").rename(both.out / "gone")
+    assert stale(Study("toy", "voc2012", kept=True, loss="softmax")) == {}
+    (both.out / "gone").rename(both.out / "counts.sqlite")
+
+
+def test_one_command_trains_and_measures_it(both, capsys, monkeypatch):
+    monkeypatch.setattr("ltcam.experiment.counting.count_batch", lambda *_: pytest.fail("measured again"))
+    assert main(["--softmax", "toy", "voc2012"]) == 0
+    assert capsys.readouterr().out == f"toy voc2012, softmax: {len(names(both))} tables\n"
+
+
+def test_the_nearest_reading_by_hand(both):
+    table = make("joint", both)
+    assert len(table) == len(joint.EVERY) == 36 and table["distance"].is_monotonic_increasing
+    numbers = [published(number).loc[row, "mIoU"] for row, (number, _) in joint.PRINTED.items()]
+    assert numbers[:7] == published(1)["mIoU"].tolist()
+    for _, row in table.iloc[[0, 17, 35]].iterrows():
+        ours = row[list(joint.PRINTED)].astype(float).to_numpy()
+        off = np.abs(ours - numbers)
+        assert row["distance"] == pytest.approx(off.mean(), abs=1e-3)
+        assert row["distance12"] == pytest.approx(off[:10].mean(), abs=1e-3)
+        assert row["distance3"] == pytest.approx(off[10:].mean(), abs=1e-3)
+        if len(np.unique(ours)) == len(ours):
+            assert row["tau"] == pytest.approx(kendalltau(ours, numbers).statistic, abs=1e-3)
+    usual = table[(table[["loss", "labels", "scale", "outputs"]] == ["softmax", "top", "none", "pool"]).all(axis=1)]
+    assert usual["S3+S4+S5"].item() == pytest.approx(make("table1", both).set_index("row").loc["S3+S4+S5", "mIoU"], abs=1e-3)
+
+
+def test_a_shuffled_paper_is_as_near_by_chance(monkeypatch):
+    """Scores that are the printed numbers are nearer than any shuffle; scores that know nothing are not."""
+    numbers = joint.printed()
+    monkeypatch.setattr(joint, "PERMUTED", 200)
+    for ours, sure in ((numbers, True), (np.full(14, numbers.mean()), False)):
+        rows = [["softmax", "top", "none", "pool", 0.0, 0.0, 0.0, 1.0, *ours]] * 2
+        columns = ["loss", "labels", "scale", "outputs", "distance", "distance12", "distance3", "tau", *joint.PRINTED]
+        table = pd.DataFrame(rows, columns=columns)
+        monkeypatch.setattr(joint, "make", lambda *_, table=table: table)
+        found = joint.guards(None).set_index("what")
+        assert (found.loc[["tau", "distance"], "beside"] < 0.01).all() == sure and set(found["tried"]) == {2}
+
+
+def test_a_share_is_chosen_on_images_that_the_training_has_seen(both):
+    rows = list(ROWS[3].values())
+    chosen = shares.chosen(both, "seed0")
+    for config in rows[:3]:
+        tried = [replace(config, fraction=share) for share in shares.SHARES]
+        own = scores(both.of_training("seed0", tried, "train", first=4))[both.metric]
+        assert own[shares.SHARES.index(chosen[config])] == own.max()
+    table = make("shares", both).set_index("row")
+    for row, config in ROWS[3].items():
+        cut = scores(both.of_training("seed0", [replace(config, fraction=chosen[config])]))[both.metric].item()
+        assert table.loc[row, "value"] == pytest.approx(cut, abs=1e-3) and table.loc[row, "best"] >= cut - 1e-3
+        assert table.loc[row, "otsu"] == pytest.approx(make("table3", both).set_index("row").loc[row, both.metric], abs=1e-3)
+
+
+def test_both_readings_of_delta_meet_at_zero(both):
+    table = make("deltas", both)
+    assert set(table["by"]) == {"percentile", "fraction of the maximum"} and table["delta"].max() == 99
+    test = make("sweep", both).query("part == 'test'").set_index(["method", "delta"])["mIoU"]
+    own = table[(table["part"] == "test") & (table["by"] == "percentile") & (table["delta"] <= 90)]
+    assert own["value"].tolist() == pytest.approx([test[m, d] for m, d in own[["method", "delta"]].to_numpy()], abs=1e-3)
+    assert (table[table["delta"].isna()]["change"] == 0).all()
+
+
+def test_a_setting_that_a_profile_has_not(tmp_path, monkeypatch):
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "toy.voc2012.yaml").write_text(yaml.safe_dump(TOY))
+    monkeypatch.setattr(files, "NOTEBOOKS", tmp_path)
+    with pytest.raises(InputError, match="profile 'toy' has no softmax of 'voc2012'"):
+        Study("toy", "voc2012", loss="softmax")
+    assert len(Study("toy", "voc2012").both) == 1
