@@ -85,7 +85,9 @@ def figures():
 @pytest.fixture
 def place(tmp_path, looks, monkeypatch):
     """A folder for all that is written, and the profile `tiny` of two seeds."""
-    monkeypatch.setattr(files, "NOTEBOOKS", tiny.profile(tmp_path / "notebooks", "voc2012", {"epochs": 1}, seeds=[0, 1]))
+    monkeypatch.setattr(
+        files, "NOTEBOOKS", tiny.profile(tmp_path / "notebooks", "voc2012", {"epochs": 1}, seeds=[0, 1], softmax={})
+    )
     monkeypatch.setenv("LTCAM_OUTPUT", str(tmp_path / "output"))
     return tmp_path / "output"
 
@@ -134,7 +136,7 @@ WALKS = [  # a command, its options, and what each change of them is told: "" wh
     ("train", f"{TRAIN} --seed 0 --out PLACE", {"--seed 1": RECIPE, "--set lr=0.01": RECIPE, "--set epochs=2": RECIPE}),
     (
         "train", f"{TRAIN} --seed 0",
-        {"--seed 1": "", "--set lr=0.01": "is not the profile's recipe", "--out PLACE/one": "", "--tune": ""},
+        {"--seed 1": "", "--set lr=0.01": "is not the profile's recipe", "--out PLACE/one": "", "--tune": "", "--softmax": ""},
     ),
     ("train", f"{TRAIN} --tune", {"--seed 0": "", "--seed 1": "", "--set lr=0.01": "", "--set lr=0.01 --set epochs=2": ""}),
     (

@@ -55,7 +55,7 @@ def test_a_reading_of_eq9(study, monkeypatch):
     assert Config.parse(str(config)) == config
     monkeypatch.setitem(ablations.EQ9, "the largest half", config)
     table = make("eq9", study).set_index("reading")
-    assert 0 <= table.loc["the largest half", "value"] <= 100 and len(table) == 2 + len(of_config.READINGS)
+    assert 0 <= table.loc["the largest half", "value"] <= 100 and len(table) == 3 + len(of_config.READINGS)
 
 
 def test_a_table(study, results):

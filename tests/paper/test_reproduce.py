@@ -216,7 +216,7 @@ def test_without_checkpoints_the_tables_are_made_of_counts(toys, monkeypatch, ca
     assert toys() == [] and (toys.study.out / "table3.csv").read_bytes() == expected
     *reasons, said = [record.getMessage() for record in caplog.records if record.name == "ltcam.paper.reproduce"]
     assert reasons == [f"signs.csv.gz: {toys.study.out / 'signs.csv.gz'} is missing: run ltcam reproduce first"]
-    assert f"no checkpoint is in {toys.study.runs}, so 20 tables were made from kept counts" in said
+    assert f"no checkpoint is in {toys.study.runs}, so 21 tables were made from kept counts" in said
     assert "figures and notebooks stay as they are" in said and "reproduce --profile toy --data voc2012 --force" in said
     assert not (toys.study.out / "signs.csv.gz").exists()
 

@@ -54,7 +54,15 @@ def study(demo, tmp_path):
         [("seed0", demo.entries[i].name, int(demo.labels[i].argmax()), n % 3, 1, 1) for n, i in enumerate(demo.scored[:6])]
     )
     settings = {"varied": ["Grad-CAM", "LTGrad-CAM"]}
-    about = {"data": "demo", "dataset": demo, "title": "demo", "metric": "IoU", "compared": (3, 4), "made": {}}
+    about = {
+        "data": "demo",
+        "dataset": demo,
+        "title": "demo",
+        "metric": "IoU",
+        "compared": (3, 4),
+        "made": {},
+        "loss": "sigmoid",
+    }
     about |= {"names": ["seed0"], "recipe": lambda name: trained.recipe, "protocol": Protocol()}
     return SimpleNamespace(trained=trained, test=demo, settings=settings, counts=lambda configs: counts, **about, **folders)
 
