@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import finalize
 
 import numpy as np
 import pandas as pd
@@ -63,18 +64,21 @@ class Store:
         self.folder = Path(folder)
         path = self.folder / "counts.sqlite"
         try:
-            self.db = sqlite3.connect(path, timeout=60)
-            self.db.executescript(SCHEMA)
+            self._connect(path)
         except sqlite3.OperationalError as error:  # a folder that cannot be written can still be read
             if "locked" in str(error):
                 raise UnavailableError(f"{path} is in use: wait for the other run, and try again") from error
-            self.db = sqlite3.connect(":memory:")
-            self.db.executescript(SCHEMA)
+            self._connect(":memory:")
         except sqlite3.DatabaseError as error:
             raise InputError(f"{path} is damaged ({error}): delete it; it is made again from the exports") from error
         for file, record in provenance.read(self.folder).items():
             if "identity" in record and not self._one("SELECT 1 FROM imported WHERE sha256 = ?", record["sha256"]):
                 self._import(file, record)
+
+    def _connect(self, path: AnyPath) -> None:
+        self.db = sqlite3.connect(path, timeout=60)
+        finalize(self, self.db.close)  # Python 3.13 warns of what is not
+        self.db.executescript(SCHEMA)
 
     def find(self, **identity: Any) -> list[int]:
         """The passes whose identity has these values. A training's own pass comes before others under the same protocol."""

@@ -1,5 +1,6 @@
 """The store: committed files to the byte, batches that are whole or not there, counts that agree, and what is made again."""
 
+import gc
 import gzip
 import json
 import shutil
@@ -224,6 +225,23 @@ def test_an_export_that_is_damaged_is_named(kept, tmp_path, damage):
     said = r"seed0/counts.test.csv.gz is missing or not the file that provenance.json names: restore it, or remove its entry"
     with pytest.raises(InputError, match=said):
         Store(tmp_path)
+
+
+def test_a_store_that_is_gone_has_closed_its_file(tmp_path):
+    """Also one that could not be made. Python 3.13 warns of open ones."""
+    opened, connect = [], sqlite3.connect
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite3, "connect", lambda *a, **b: opened.append(connect(*a, **b)) or opened[-1])
+        Store(tmp_path)
+        (tmp_path / "counts.sqlite").write_bytes(b"no database, but as long as one has to be" * 99)
+        with pytest.raises(InputError, match="is damaged"):
+            Store(tmp_path)
+        Store(tmp_path / "nowhere")
+    gc.collect()
+    assert len(opened) == 3  # a file, a damaged one, and memory
+    for db in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed database"):
+            db.execute("SELECT 1")
 
 
 def test_a_store_that_is_damaged_is_named(kept, tmp_path):
