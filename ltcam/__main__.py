@@ -86,7 +86,8 @@ def train(
     """Train classifiers on image labels, several in a folder each. An interrupted run goes on where it stopped."""
     import pandas as pd
 
-    from ltcam.data import SETS, load
+    from ltcam.data import load
+    from ltcam.data.sets import SETS
     from ltcam.experiment import parallel, provenance, recipe, training
     from ltcam.experiment.study import Study
 
