@@ -154,7 +154,7 @@ def evaluate(
             counting.measure(kept, number, model, data, missing, protocol)
         every = sorted((way.config for way in kept.done(number)), key=str)  # rows of earlier calls stay
         for name, configs in wanted.items() if parallel.processes().is_main_process else ():
-            file = kept.file(number).replace("counts", name, 1).removesuffix(".gz")
+            file = kept.about(number)[1].replace("counts", name, 1).removesuffix(".gz")
             provenance.save(scores.scores(kept.read(number, every if config else configs)), folder / file)
             shown = scores.scores(kept.read(number, configs)).round(2).to_string(index=False)
             typer.echo(f"{name} on {data.title}, part {part}\n{shown}\n")

@@ -128,7 +128,7 @@ def walk(folder, command, first, changed):
 
 TRAIN = "--data voc2012 --profile tiny"
 RECIPE, SCORES = (
-    "has a training of another recipe or of other data, or no last.pt: name another",
+    "has a training of another recipe or data, or no last.pt: name another",
     "seeds.csv is there and was made by other options: name",
 )
 PICTURE, NPY, TABLES = "is there and shows something else: name another file", ".npy files of another", "set LTCAM_OUTPUT to"

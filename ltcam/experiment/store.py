@@ -95,13 +95,10 @@ class Store:
             self.db.execute("INSERT OR IGNORE INTO passes (identity, file) VALUES (?, ?)", (text, file))
         return int(self._one("SELECT id FROM passes WHERE identity = ?", text))
 
-    def identity(self, number: int) -> dict[str, Any]:
-        """What the counts of a pass depend on."""
-        return dict(json.loads(self._one("SELECT identity FROM passes WHERE id = ?", number)))
-
-    def file(self, number: int) -> str:
-        """Of a pass's export, in the folder."""
-        return str(self._one("SELECT file FROM passes WHERE id = ?", number))
+    def about(self, number: int) -> tuple[dict[str, Any], str]:
+        """What the counts of a pass depend on, and the file of its export, in the folder."""
+        ((identity, file),) = self.db.execute("SELECT identity, file FROM passes WHERE id = ?", (number,))
+        return json.loads(identity), file
 
     def done(self, number: int) -> set[Way]:
         """The ways that were counted on every image of a pass."""
@@ -123,12 +120,12 @@ class Store:
 
     def finish(self, number: int, ways: Iterable[Way], started: float, **record: Any) -> None:
         """Mark `ways` as counted on every image, and export the pass. started, record: as `provenance.record` takes them."""
-        ((identity, file),) = self.db.execute("SELECT identity, file FROM passes WHERE id = ?", (number,))
+        identity, file = self.about(number)
         clear((self.folder / file).parent)
         with self._writing():  # a run that is killed in here finishes again
             self._mark(number, ((str(way.config), way.cut, way.t) for way in ways))
             self._export(number, file)
-            provenance.record(self.folder, file, started, identity=json.loads(identity), **record)
+            provenance.record(self.folder, file, started, identity=identity, **record)
             self.db.execute("INSERT OR IGNORE INTO imported VALUES (?)", (sha256(self.folder / file),))
 
     def read(self, number: int, configs: Sequence[Config], cut: str = "otsu") -> Counts:

@@ -215,7 +215,7 @@ class Study:
         """`counts` of one training, which may be one that the profile does not name."""
         number = self.measured(name, [Way(c, cut, t.get(c, 0.0)) for c in configs], role, protocol, first)
         found = self.store.read(number, configs, cut)
-        if self.store.identity(number)["labels"] != "every":
+        if self.store.about(number)[0]["labels"] != "every":
             return found
         return found.explained(self.store.logits(number), (protocol or self.protocol).labels, self.recipe(name).loss)
 

@@ -76,9 +76,7 @@ def train(recipe: Recipe, out: AnyPath) -> Path:
     before = state.get("identity", {})
     same = before | {"recipe": asdict(Recipe()) | before.get("recipe", {})} == identity  # it may be older than a field
     if (state or kept.is_file()) and not same:
-        raise InputError(
-            f"{out} has a training of another recipe or of other data, or no last.pt: name another folder, or move it away"
-        )
+        raise InputError(f"{out} has a training of another recipe or data, or no last.pt: name another folder, or move it away")
     if state and "model" not in state and kept.is_file():
         if sha256(kept) != provenance.load(kept.with_name("run.json")).get("checkpoint"):
             raise InputError(f"{kept} is damaged (run.json has another SHA-256): restore it, or delete it to train again")

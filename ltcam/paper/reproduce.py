@@ -42,14 +42,9 @@ log = logging.getLogger(__name__)
 
 
 def reproduce(
-    name: str,
-    only: str = "",
-    data: str = "",
-    start: str = "",
-    force: bool = False,
-    seeds: Sequence[int] = (),
+    name: str, only: str = "", data: str = "", start: str = "", force: bool = False, seeds: Sequence[int] = (),
     subset: bool = False,
-) -> list[Path]:
+) -> list[Path]:  # fmt: skip
     """Execute the series for every data set of profile `name`; returns the executed notebooks.
 
     only    run only the notebooks whose names start with this ("04")

@@ -173,7 +173,7 @@ def test_a_finished_run_is_returned_and_another_recipe_is_refused(voc, checkpoin
     for left, recipe in ((state, replace(voc, seed=1)), ({**state, "identity": {}}, voc), (begun, voc), (None, voc)):
         torch.save(left, last) if left else last.unlink()
         with pytest.raises(
-            InputError, match=rf"^{path.parent} has a training of another recipe or of other data, or no last\.pt: name another"
+            InputError, match=rf"^{path.parent} has a training of another recipe or data, or no last\.pt: name another"
         ):
             train(recipe, path.parent)
     assert path.stat().st_mtime_ns == written
