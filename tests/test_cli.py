@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from ltcam import files
 from ltcam.__main__ import app, main
+from ltcam.data import load
 from ltcam.engine.config import Config
 from ltcam.errors import InputError, UnavailableError
 from ltcam.experiment.scores import scores
@@ -85,6 +86,7 @@ def test_seeds_of_nothing_are_refused(given):
 
 def test_train_names_its_folders_by_seed_and_fold(study, monkeypatch, tmp_path):
     monkeypatch.setattr("ltcam.experiment.training.train", lambda recipe, folder: asked.append((folder, recipe)) or folder)
+    monkeypatch.setattr("ltcam.data.load", lambda name, part: load(name, "train"))  # no folds of it are made here
     path = files.NOTEBOOKS / "profiles" / "toy.voc2012.yaml"
 
     def folders(*options):
