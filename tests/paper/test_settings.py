@@ -1,6 +1,7 @@
 """The setting of the paper, a softmax and one class an image, beside that of the field: its tables, and how they are read."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,16 +10,18 @@ import yaml
 from scipy.stats import kendalltau
 
 from ltcam import files
+from ltcam.engine.config import Config
 from ltcam.errors import InputError
 from ltcam.experiment.scores import scores
 from ltcam.experiment.study import Study
 from ltcam.experiment.training import train
-from ltcam.paper import RESULTS, joint, make, shares
+from ltcam.paper import RESULTS, joint, make, shares, tables
 from ltcam.paper.__main__ import main
 from ltcam.paper.registry import names, stale
 from ltcam.paper.tables import ROWS, published
 from tests import lookalikes
 from tests.conftest import TOY, toy
+from tests.paper import made
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +119,15 @@ def test_a_share_is_chosen_on_images_that_the_training_has_seen(both):
         assert table.loc[row, "otsu"] == pytest.approx(make("table3", both).set_index("row").loc[row, both.metric], abs=1e-3)
 
 
+def test_the_best_share_is_the_chosen_one_and_of_equals_the_smallest():
+    best = {config: shares.SHARES[number % len(shares.SHARES)] for number, config in enumerate(shares.CUT)}
+    known = {own: 60 if own.fraction == best[replace(own, fraction=None)] else 30 for own in shares.every(shares.CUT)}
+    known |= {replace(shares.CUT[5], fraction=share): 40 for share in shares.SHARES}
+    study = SimpleNamespace(kept=True, settings={"chosen_on": 7}, metric="IoU")
+    study.of_training = lambda name, configs, role, first: made.counts(known).pick(configs)
+    assert shares.chosen(study, "seed0") == best | {shares.CUT[5]: shares.SHARES[0]}
+
+
 def test_both_readings_of_delta_meet_at_zero(both):
     table = make("deltas", both)
     assert set(table["by"]) == {"percentile", "fraction of the maximum"} and table["delta"].max() == 99
@@ -123,6 +135,19 @@ def test_both_readings_of_delta_meet_at_zero(both):
     own = table[(table["part"] == "test") & (table["by"] == "percentile") & (table["delta"] <= 90)]
     assert own["value"].tolist() == pytest.approx([test[m, d] for m, d in own[["method", "delta"]].to_numpy()], abs=1e-3)
     assert (table[table["delta"].isna()]["change"] == 0).all()
+
+
+def test_a_change_is_from_no_truncation():
+    configs = [*tables.SWEEP, *tables.FURTHER]
+    known = {role: {config: start + n for n, config in enumerate(configs)} for role, start in (("test", 5), ("train", 20))}
+    table = tables.deltas(made.study(**known))
+    assert len(table) == 2 * len(configs) == 2 * 66
+    for _, row in table.iterrows():
+        delta = None if np.isnan(row["delta"]) else row["delta"]
+        own = Config(row["method"], tables.SWEPT[row["method"]], delta, by=row["by"])
+        plain = Config(row["method"], tables.SWEPT[row["method"]])
+        assert row["value"] == pytest.approx(known[row["part"]][own])
+        assert row["change"] == pytest.approx(known[row["part"]][own] - known[row["part"]][plain])
 
 
 def test_a_setting_that_a_profile_has_not(tmp_path, monkeypatch):
