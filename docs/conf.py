@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 from docs import explorer
@@ -10,20 +11,25 @@ project, author, copyright = "ltcam", "The ltcam authors", "the ltcam authors, M
 root_doc = "README"
 include_patterns = ["*.md", "docs/*.md", "data/README.md", "notebooks/*.ipynb", "results/*/notebooks/*.ipynb"]
 exclude_patterns = [".*", "book", "build", "mutants", "results/demo", "**/*.failed.ipynb"]
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx-mathjax-offline"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx-mathjax-offline", "sphinxcontrib.bibtex"]
+bibtex_bibfiles = ["references.bib"]
+numfig = True
 myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"
 nb_merge_streams = True
 autodoc_member_order = "groupwise"
 html_theme, html_title = "furo", "ltcam"
+html_static_path = html_css_files = ["print.css"]
 html_copy_source = html_show_sourcelink = False
 html_show_search_summary = False  # it would fetch pages, which a browser refuses from file://
 
 SETS = {"voc2012": "/results/*/notebooks/*.voc2012", "ksdd": "/results/*/notebooks/*.ksdd",
         "magnetic_tile": "/results/*/notebooks/*.magnetic_tile", "demo": "/notebooks/*"}  # fmt: skip
+CHROMIUM = shutil.which("chromium")  # prints the article
+PRINT = ["--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer", "--virtual-time-budget=10000"]
 PAGES = {
-    "What came of it": ["docs/results", "docs/replication"],
+    "What came of it": ["docs/article", "docs/results", "docs/replication"],
     "Notebooks and figures": [*(f"docs/{name}" for name in SETS), "docs/explore"],
     "Reference": ["docs/api", "docs/settings", "docs/models", "docs/wrong_maps", "docs/running", "docs/speed", "data/README",
                   "CONTRIBUTING", "CHANGELOG"],
@@ -46,6 +52,9 @@ def extended(app, page, source):
         source[0] += toctree([SETS[name]])
     elif name == "explore":
         source[0] += f"\n`````{{raw}} html\n{explorer.page()}\n`````\n"
+    elif name == "article":
+        source[0] += "\n\n## References\n\n```{bibliography}\n```\n"
+        source[0] += '\n<a href="article.pdf">This page as a PDF</a>\n' if CHROMIUM else ""
 
 
 def toctree(entries, options=""):
@@ -69,3 +78,7 @@ def completed(app, error):
         shutil.copyfile(path, target)
     if not error:
         shutil.copyfile(Path(app.outdir, "README.html"), Path(app.outdir, "index.html"))
+    if not error and CHROMIUM:
+        article = Path(app.outdir, "docs", "article.html")
+        command = [CHROMIUM, *PRINT, f"--print-to-pdf={article.with_suffix('.pdf')}", article.as_uri()]
+        subprocess.run(command, check=True, capture_output=True)

@@ -16,7 +16,8 @@ from ltcam.files import NOTEBOOKS, ROOT, write
 from ltcam.paper import RESULTS, registry, tables
 from ltcam.show.figures import FIGURES
 
-STUDIES = [Study(path.parts[-3], path.parts[-2], kept=True) for path in sorted(ROOT.glob("results/[!d]*/*/trainings.csv"))]
+FOUND = sorted(ROOT.glob("results/[!d]*/*/trainings.csv"))
+STUDIES = [own for path in FOUND for own in Study(path.parts[-3], path.parts[-2], kept=True).both]
 VERDICTS = {
     "holds": "hold", "holds, negligible": "hold, negligibly", "equal": "are equal", "open": "are open",
     "fails, negligible": "fail, negligibly", "fails": "fail", "not measured": "are not measured",
@@ -30,7 +31,7 @@ def pages() -> dict[str, dict[str, str]]:
     """{page: {section: what it says}}, the sections in the page's order."""
     beside = [compared(number, title, ours) for number in tables.PRINTED_ON for title, ours in kept(f"table{number}").items()]
     beyond = [f"**{title}**\n\n{markdown(steps(table))}" for title, table in kept("best").items()]
-    return {f"docs/{study.data}.md": {"gallery": gallery(study)} for study in STUDIES} | {
+    return {f"docs/{study.data}.md": {"gallery": gallery(study)} for study in STUDIES if study.loss == "sigmoid"} | {
         "README.md": {"summary": f"{summary('Grad-CAM of', 1)}\n\n{summary('method', 3, 4)}", "verdicts": verdicts()},
         "docs/results.md": {"tables": "\n\n".join(beside), "claims": claims(), "beyond": "\n\n".join(beyond)},
         "docs/settings.md": {"settings": settings()},
@@ -39,9 +40,15 @@ def pages() -> dict[str, dict[str, str]]:
 
 
 def kept(name: str) -> dict[str, pd.DataFrame]:
-    """A committed table of every data set by title; of the paper's tables, the data sets that stand beside it."""
-    shown = [own for own in STUDIES if not name.startswith("table") or (name == "table4") == (own.metric == "IoU")]
-    return {own.title: provenance.load(own.out / f"{name}.csv", dtype=registry.TEXTS) for own in shown}
+    """A committed table of every data set and setting that has it; of the paper's tables, of those that stand beside it."""
+    shown = [own for own in STUDIES if name in registry.names(own)]
+    shown = [own for own in shown if not name.startswith("table") or (name == "table4") == (own.metric == "IoU")]
+    return {titled(own): provenance.load(own.out / f"{name}.csv", dtype=registry.TEXTS) for own in shown}
+
+
+def titled(study: Study) -> str:
+    """The data set, and the setting if it is that of the paper's text."""
+    return f"{study.title}, softmax" if study.loss == "softmax" else study.title
 
 
 def beside(number: int, ours: pd.DataFrame) -> pd.DataFrame:
@@ -78,14 +85,18 @@ def summary(rows: str, *numbers: int) -> str:
 
 
 def claims(numbers: bool = True) -> str:
-    """Every claim of the paper, with the verdicts of its own numbers and of ours, and what decides ours if `numbers`."""
-    columns: dict[str, pd.Series[str]] = {}
+    """Every claim of the paper, with the verdicts of its own numbers and of ours, and what decides ours if `numbers`.
+
+    One table for each setting.
+    """
+    settings: dict[bool, dict[str, pd.Series[str]]] = {}
     for title, own in kept("claims").items():
+        columns = settings.setdefault(title.endswith("softmax"), {})
         columns |= {"Sec.": own["section"], "claim": own["claim"], "the paper's own numbers": own["paper"]}
         own["verdict"] += (own["holm"] != own["verdict"]).map({True: " (with Holm open)", False: ""})
         own["trainings"] = own["trainings"].str.replace(r"(\d of \d)", r"above zero in \1 trainings", regex=True)
         columns[title] = own.apply(CLAIM.format_map, axis=1).where(own["margin"].notna() & numbers, own["verdict"])
-    return markdown(pd.DataFrame(columns))
+    return "\n\n".join(markdown(pd.DataFrame(columns)) for columns in settings.values())
 
 
 def verdicts() -> str:
@@ -109,10 +120,16 @@ def steps(table: pd.DataFrame) -> pd.DataFrame:
 def gallery(study: Study) -> str:
     """Every figure of a study with its caption, and a link to every table."""
     drawn = {name: entry for name, entry in FIGURES.items() if (study.figures / f"{name}.png").is_file()}
-    made, place = [own for own in RESULTS.values() if (study.out / own.file).is_file()], f"{study.profile}/{study.data}"
+    place = f"{study.profile}/{study.data}"
     pictures = [f"![{entry.alt}](figures/{place}/{name}.png)\n\n*{entry.caption}*" for name, entry in drawn.items()]
-    linked = "\n".join(f"- {own.caption}: [{own.file}](results/{place}/{own.file})" for own in made)
-    return "\n\n".join(["## Figures", *pictures, "## Tables", linked])
+    return "\n\n".join(["## Figures", *pictures, *(f"## Tables: {titled(own)}\n\n{linked(own)}" for own in study.both)])
+
+
+def linked(study: Study) -> str:
+    """A point for each table of a study, with a link to its file."""
+    place = f"results/{study.profile}/{study.data}{'/softmax' * (study.loss == 'softmax')}"
+    made = [own for own in RESULTS.values() if (study.out / own.file).is_file()]
+    return "\n".join(f"- {own.caption}: [{own.file}]({place}/{own.file})" for own in made)
 
 
 def settings() -> str:

@@ -132,7 +132,7 @@ def test_the_front_page_is_short():
     assert len(text("README.md").splitlines()) <= 180 and len(text("README.md").split()) <= 2000
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/replication.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/replication.md", "docs/article.md"])
 def test_every_number_written_by_hand_is_in_a_table_that_its_paragraph_links(page):
     """Of each paragraph and point: what it says with decimals, as rounded there."""
     by_hand = re.sub(r"(?s)<!-- begin (\S+) -->.*?<!-- end \1 -->|```.*?```", "", text(page))
