@@ -201,12 +201,12 @@ def _of_crops(view: Tensor, side: int, pairs: Tensor, traced: Callable[..., Any]
     sums, often = dict[Config, Tensor](), torch.zeros(size, device=view.device)
     for place in places:
         often[place] += 1
-    for image in pairs[:, 0].unique().tolist():
+    for image in sorted({*pairs[:, 0].tolist()}):
         own = torch.nonzero(pairs[:, 0] == image).flatten()
         for some in (places[start : start + CROPS] for start in range(0, len(places), CROPS)):
             crops = torch.stack([view[image][place] for place in some])
             for config, maps in traced(crops, [pairs[own, 1].tolist()] * len(some))[2].items():
                 total = sums.setdefault(config, torch.zeros(len(pairs), *size, device=view.device))
-                for place, heat in zip(some, fused(maps, config, (height, width)).split(len(own)), strict=True):
+                for place, heat in zip(some, torch.split(fused(maps, config, (height, width)), len(own)), strict=True):
                     total[own[0] : own[-1] + 1][place] += heat
     return {config: {"crops": total / often} for config, total in sums.items()}

@@ -292,9 +292,8 @@ def test_crops_of_several_views(tiny, images):
 def test_a_border_is_cut_off_or_set_to_zero():
     """A quarter of 8 rows and an eighth of 8 columns at each edge. A wider map is resized with its border, and then cut."""
     config, heat = Config("gradcam"), torch.arange(1.0, 65).view(1, 8, 8)
-    masked, wider = (
-        Maps(torch.zeros(1, 2), heat, {config: {"S5": heat}}, False, (0.25, 0.125), wide) for wide in (False, True)
-    )
+    of = {config: {"S5": heat}}
+    masked, wider = (Maps(torch.zeros(1, 2), heat, of, False, (0.25, 0.125), wide) for wide in (False, True))
     expected = torch.zeros(1, 8, 8)
     expected[:, 2:6, 1:7] = heat[:, 2:6, 1:7]
     assert torch.equal(heats_of(masked, [0], (8, 8))[0][config], expected)
