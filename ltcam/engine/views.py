@@ -157,13 +157,13 @@ def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def corners(size: tuple[int, int], side: int) -> list[tuple[int, int]]:
+def corners(size: Sequence[int], side: int) -> list[tuple[int, int]]:
     """(top, left) of each crop of an image (H, W): half a `side` apart, the last ones flush with its edges."""
     ends = [max(0, n - side) for n in size]
     return [*product(*([*range(0, end, max(1, side // 2)), end] for end in ends))]
 
 
-def cost(size: tuple[int, int], side: int, view: tuple[int, int]) -> tuple[int, float]:
+def cost(size: Sequence[int], side: int, view: tuple[int, int]) -> tuple[int, float]:
     """How many crops an image (H, W) has, and their pixels over those of one view (H, W): 0 and 1 if it is explained whole."""
     number = len(corners(size, side)) if max(size) > side else 0
     return number, number * min(size[0], side) * min(size[1], side) / (view[0] * view[1]) if number else 1.0
