@@ -80,19 +80,18 @@ def over_views(
             layers that the configs ask for, or all stages where one of them asks for all
     size    (H, W) of the images at scale 1; None: their own
     scales, flip  each scale is one trace more, of the images resized by it (1.5 costs 2.25 traces), and with flip two
-    tiles   pixels: images with a longer side are not resized to `size`. They are explained in square crops of this side, half a
-            side apart, the last ones flush with the edges (`corners`). Others are explained whole. `cost` says what crops cost
+    tiles   pixels: an image with a longer side is explained in square crops of this side at its own resolution, half a side
+            apart, the last ones flush with its edges (`corners`). `cost` says what they cost. In one scale, without flip
     one_by_one  make maps as `explain` does, to the bit; they cost more than those of `maps_of`
 
     Maps of several views are each fused, over their maximum, turned back and averaged.
 
-    The maps of crops are fused and averaged where they overlap, as they are. A map's values are the evidence that a crop has
-    for the class. Over its own maximum, a crop without any evidence would glow like one with an object. What a config scales
-    itself is still scaled in each crop: FullGrad's layers, and maps with `normalize`. Thresholds of `delta` are a crop's own.
-    All crops explain the same classes, those of the targets. With None it is the largest logit of the whole images, resized to
-    `size` (None: to one crop). They are one trace more, which gives the logits. Scaled images are cut into crops of one side.
+    The maps of crops are fused and averaged where they overlap, as they are: their values are the evidence for the class. Over
+    its own maximum, a crop without evidence would glow like one with an object. What a config scales by itself it scales in
+    each crop: FullGrad's layers, maps with `normalize`, and the thresholds of `delta`. All crops explain the classes of the
+    whole images, which are traced too, at `size` (None: that of a crop), and give the logits.
 
-    Raises InputError as `trace` does, and for target functions where crops are cut, or that look at places of several views.
+    Raises InputError as `trace` does, and for a target function with crops, or one that looks at places with several views.
     """
     check(scales, flip, tiles)
     check_images(unwrap(model), images)
@@ -109,23 +108,23 @@ def over_views(
         return run.pairs, run.logits, {c: layer_maps(run, c) for c in configs} if one_by_one else maps_of(run, configs)
 
     found: list[tuple[dict[Config, LayerMaps], bool]] = []
-    for view, mirrored in _views(images, native if side else size, scales, flip):
-        if not (found and side):
-            run = traced(_resized(images, size) if side else view, targets)
+    for view, mirrored in _views(images, size, scales, flip):
+        own, values, maps = traced(view, targets)
         if not found:
-            pairs, logits, _ = run
+            pairs, logits = own, values
             if int(pairs[0, 1]) < 0 and (side or (logits.ndim > 2 and (flip or len(scales) > 1))):
                 raise InputError(
                     "a target that looks at places is not turned or cut with the views: pass a class, or explain one view"
                 )
             targets = logits.argmax(dim=1) if targets is None else targets
-        found.append((_of_crops(view, side, pairs, traced) if side else run[2], mirrored))
+        found.append((maps, mirrored))
+    if side:
+        return Maps(pairs, logits, _of_crops(images, side, pairs, traced), averaged=True)
     if not found[1:]:
-        return Maps(pairs, logits, found[0][0], averaged=bool(side))
+        return Maps(pairs, logits, found[0][0])
     means = {}
     for config in configs:
-        how: tuple[Config, tuple[int, int]] = (Config(), native) if side else (config, size)
-        heats = [normalized([fused(maps[config], *how)], "max")[0] for maps, _ in found]
+        heats = [normalized([fused(maps[config], config, size)], "max")[0] for maps, _ in found]
         turned = [heat.flip(2) if mirrored else heat for heat, (_, mirrored) in zip(heats, found, strict=True)]
         means[config] = {"views": torch.stack(turned).mean(dim=0)}
     return Maps(pairs, logits, means, averaged=True)
@@ -136,11 +135,11 @@ def explain_scales(
     delta: float | None = None, scales: Sequence[float] = (1.0, 1.5), flip: bool = True, tiles: int | None = None,
     **options: Any,
 ) -> Tensor:  # fmt: skip
-    """Heatmaps averaged over scales, flips, crops: (P, H, W) in [0, 1], each over its maximum, of the pairs that `trace` gives.
+    """Heatmaps averaged over views or crops: (P, H, W) in [0, 1], each over its maximum, of the pairs that `trace` gives.
 
     targets, layers, and the options reshape and output  as in `trace`; targets None: the largest logit at the first scale, or
             with crops that of the whole image, resized to one crop
-    scales, flip, tiles  as in `over_views`: for crops alone, scales=(1.0,) and flip=False
+    scales, flip, tiles  as in `over_views`; tiles needs scales=(1.0,) and flip=False
     method, delta and the other options  as in `ltcam.Config`
 
     One scale of 1, without flip and crops, gives the maps of `explain` over their maximum. Raises InputError as both do.
@@ -170,43 +169,40 @@ def cost(size: Sequence[int], side: int, view: tuple[int, int]) -> tuple[int, fl
 
 
 def check(scales: Sequence[float], flip: bool, tiles: int | None = None) -> None:
-    """Raises InputError for other scales than numbers above 0, a flip that is not True or False, and tiles without a side."""
+    """Raises InputError for other scales than numbers above 0, a flip that is not True or False, and tiles beside several
+    views or without a side."""
     listed = scales if isinstance(scales, list | tuple) else ()
     if not listed or not all(is_number(scale) and 0 < scale < inf for scale in listed):
         raise InputError(f"scales={scales!r}: expected one or more numbers above 0, e.g. (1.0, 1.5)")
     if not isinstance(flip, bool):
         raise InputError(f"flip={flip!r}: expected True or False")
-    if tiles is not None:
-        whole("tiles", tiles)
-
-
-def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    return images if images.shape[2:] == size else interpolate(wide(images), size, mode="bilinear", antialias=True).to(images)
+    if tiles is not None and whole("tiles", tiles) and (flip or tuple(listed) != (1.0,)):
+        raise InputError(f"tiles={tiles} of scaled or mirrored images: expected scales=(1.0,) and flip=False")
 
 
 def _views(images: Tensor, size: tuple[int, int], scales: Sequence[float], flip: bool) -> Iterator[tuple[Tensor, bool]]:
     """The images (N, 3, h, w) at each scale of `size`, and whether they are mirrored."""
-    for scale in scales:
-        view = _resized(images, scaled(size, scale))
+    for own in (scaled(size, scale) for scale in scales):
+        view = images if images.shape[2:] == own else interpolate(wide(images), own, mode="bilinear", antialias=True).to(images)
         yield view, False
         if flip:
             yield view.flip(3), True
 
 
-def _of_crops(view: Tensor, side: int, pairs: Tensor, traced: Callable[..., Any]) -> dict[Config, LayerMaps]:
-    """The maps of all crops of a view, averaged where they overlap: one (P, *size) of each config."""
-    size = (view.shape[2], view.shape[3])
+def _of_crops(images: Tensor, side: int, pairs: Tensor, traced: Callable[..., Any]) -> dict[Config, LayerMaps]:
+    """The maps of all crops, averaged where they overlap: one (P, *size) of each config."""
+    size = (images.shape[2], images.shape[3])
     height, width = (min(side, n) for n in size)
     places = [(..., slice(top, top + height), slice(left, left + width)) for top, left in corners(size, side)]
-    sums, often = dict[Config, Tensor](), torch.zeros(size, device=view.device)
+    sums, often = dict[Config, Tensor](), torch.zeros(size, device=images.device)
     for place in places:
         often[place] += 1
     for image in sorted({*pairs[:, 0].tolist()}):
         own = torch.nonzero(pairs[:, 0] == image).flatten()
         for some in (places[start : start + CROPS] for start in range(0, len(places), CROPS)):
-            crops = torch.stack([view[image][place] for place in some])
+            crops = torch.stack([images[image][place] for place in some])
             for config, maps in traced(crops, [pairs[own, 1].tolist()] * len(some))[2].items():
-                total = sums.setdefault(config, torch.zeros(len(pairs), *size, device=view.device))
+                total = sums.setdefault(config, torch.zeros(len(pairs), *size, device=images.device))
                 for place, heat in zip(some, torch.split(fused(maps, config, (height, width)), len(own)), strict=True):
                     total[own[0] : own[-1] + 1][place] += heat
     return {config: {"crops": total / often} for config, total in sums.items()}

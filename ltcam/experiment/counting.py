@@ -87,7 +87,8 @@ def batches(data: Segmentation, protocol: Protocol, annotated: bool) -> list[lis
     ranks = data.labels.sum(dim=1).int().tolist()
     ordered = sorted(data.annotated if annotated else data.scored, key=lambda i: (ranks[i], data.sizes[i]))
     groups = [list(group) for _, group in groupby(ordered, key=lambda i: ranks[i])]
-    return [group[i : i + protocol.at_once] for group in groups for i in range(0, len(group), protocol.at_once)]
+    step = 1 if protocol.tiles else protocol.batch_size
+    return [group[i : i + step] for group in groups for i in range(0, len(group), step)]
 
 
 def image_loader(data: Segmentation, trained: Trained, protocol: Protocol, batches: list[list[int]]) -> DataLoader[Sample]:

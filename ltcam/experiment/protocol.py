@@ -34,8 +34,8 @@ class Protocol:
     size      (height, width) of the input; None: the size that the model was trained at
     bfloat16  autocast of the forward and the backward; the maps are still summed in float32
     scales, flip  maps are averaged over the input at each scale, and mirrored too; as in `ltcam.explain_scales`
-    tiles     images with a longer side than this many of their own pixels are explained in crops, one image at a time; as in
-              `ltcam.engine.views.over_views`. Others are explained whole, at `size`, as without it
+    tiles     images with a longer side, in their own pixels, are explained in crops, one image at a time, as `over_views` does.
+              Others are explained whole, at `size`. None: all are
     border    "reflected": the input is 32 pixels wider at each edge, by reflection, and the map is cut there. "masked": the
               map's outermost 32 pixels of the input are set to 0. None: neither. Of one view alone
     """
@@ -81,18 +81,13 @@ class Protocol:
         """Whether maps are means over views or crops, or of another scale."""
         return (*self.scales, self.flip, self.tiles) != (1.0, False, None)
 
-    @property
-    def at_once(self) -> int:
-        """How many images are explained together."""
-        return 1 if self.tiles else self.batch_size
-
     def crops(self, image: tuple[int, int]) -> int | None:
         """The side of crops of an image (H, W); None: it is explained whole."""
         return self.tiles if self.tiles and max(image) > self.tiles else None
 
     def entering(self, image: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-        """The size at which an image (H, W) enters: its own to be cut into crops, else that of the largest view, which has all
-        details. size: what the model was trained at."""
+        """The size at which an image (H, W) enters a network that was trained at `size`: its own to be cut into crops, else
+        that of the largest view, which has all details."""
         return image if self.crops(image) else scaled(self.size or size, max(1.0, *self.scales))
 
     @property

@@ -69,7 +69,8 @@ def export(trained: Trained, part: str, config: Config, out: AnyPath, protocol: 
         raise InputError(f"{out} has .npy files of another {', '.join(others)}: pass another --out, or delete them")
     images = sorted(data.labels.any(dim=1).nonzero().flatten().tolist(), key=lambda i: data.labels[i].sum())
     there = {i for i in images if _whole(out / f"{data.entries[i].name}.npy", len(data.classes))}
-    missing = [batch for batch in BatchSampler(images, protocol.at_once, False) if not there.issuperset(batch)]
+    step = 1 if protocol.tiles else protocol.batch_size
+    missing = [batch for batch in BatchSampler(images, step, False) if not there.issuperset(batch)]
     if missing or "finished" not in known:
         write(record, json.dumps(settings, indent=2) + "\n")
         for samples in tqdm(image_loader(data, trained, protocol, missing), f"{data.title} {part}", disable=None, leave=False):

@@ -23,7 +23,7 @@ from ltcam.experiment.study import Study
 from ltcam.experiment.trained import Trained
 from ltcam.paper import shares
 from ltcam.paper.breakdown import AMOUNTS, VALUE, fifths
-from ltcam.paper.registry import RESULTS, Need, make, measure, result
+from ltcam.paper.registry import RESULTS, Need, make, result
 from ltcam.paper.tables import SEVEN, margin
 
 LT, *OTHERS = GAINS = ["LTGrad-CAM(l=5, δ=20)", "Grad-CAM", "Layer-CAM(l=5, δ=0)"]
@@ -49,33 +49,28 @@ def border(study: Study) -> pd.DataFrame:
 
 
 def needs(study: Study) -> list[Need]:
-    """Every share on training images in crops, which tells the best of each method; then one view, and crops."""
-    tiles = replace(study.protocol, tiles=study.settings["tiles"])
-    cut = {None: shares.chosen, tiles: best}
-    held_out = [_seven(study, protocol)._replace(own=partial(_at, study, chosen)) for protocol, chosen in cut.items()]
-    return [Need(shares.every(SEVEN.values()), "train", tiles, 1, study.settings["chosen_on"]), *held_out]
+    """One view, and crops; also at the shares of the maximum that are chosen in one view."""
+    protocols = (None, replace(study.protocol, tiles=study.settings["tiles"]))
+    return [_seven(study, protocol)._replace(own=partial(at_shares, study)) for protocol in protocols]
 
 
-def best(study: Study, name: str) -> dict[Config, float]:
-    """The best share of each method in crops, on images that the training `name` was trained on."""
-    need = needs(study)[0]
-    if not study.kept:
-        measure(study, [need])
-    scores = draws(study.of_training(name, need.configs, "train", need.protocol, first=need.first), study.metric, 1)
-    mean = {config: values[0].mean() for config, values in scores.items()}
-    return {c: max(shares.SHARES, key=lambda at, c=c: mean[replace(c, fraction=at)]) for c in SEVEN.values()}  # type: ignore[misc]
+def at_shares(study: Study, name: str) -> list[Config]:
+    """The seven methods at the shares that the training `name` has chosen."""
+    chosen = shares.chosen(study, name)
+    return [replace(config, fraction=chosen[config]) for config in SEVEN.values()]
 
 
 @result("Crops at the image's own resolution, beside the single view", needs, tables=(4,))
 def crops(study: Study) -> pd.DataFrame:
     """The headline score of the seven methods in percent, in one view and in crops, and the change, by cut: Otsu's threshold,
-    or the share of the maximum that is best on training images, for one view and for crops each.
+    or the share of the maximum that is best on training images in one view. So nothing but the view changes, and crops could
+    do better at shares of their own.
 
     views  what the crops of an image cost on average, as a multiple of the pixels of one view
     """
     cost, rows = make("defects", study).drop_duplicates("name")["views"].mean(), []
     for cut in ("otsu", "share"):
-        one, many = (draws(_counted(study, need, cut == "share"), study.metric) for need in needs(study)[1:])
+        one, many = (draws(_counted(study, need, cut == "share"), study.metric) for need in needs(study))
         for row, c in SEVEN.items():
             about = {"cut": cut, "row": row, **ends(one[c], "single", "single_low", "single_high"), **ends(many[c])}
             rows.append(about | margin(many[c] - one[c]) | {"views": cost})
@@ -84,10 +79,6 @@ def crops(study: Study) -> pd.DataFrame:
 
 def _seven(study: Study, protocol: Protocol | None) -> Need:
     return Need([*SEVEN.values()], "test", protocol, 1, study.settings["scored_on"])
-
-
-def _at(study: Study, chosen: Any, name: str) -> list[Config]:
-    return [replace(c, fraction=chosen(study, name)[c]) for c in SEVEN.values()]
 
 
 def _counted(study: Study, need: Need, at_share: bool = False) -> Counts:

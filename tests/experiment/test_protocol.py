@@ -14,6 +14,7 @@ from ltcam.experiment.protocol import Protocol, explained
         ({"batch_size": 0}, "batch_size=0: expected a whole number"),
         ({"scales": ()}, "scales"), ({"scales": (0,)}, "scales"), ({"scales": 1.5}, "scales"), ({"flip": 1}, "flip"),
         ({"tiles": 0}, "tiles=0: expected a whole number"), ({"border": "black"}, "border='black' is unknown: expected"),
+        ({"flip": True, "tiles": 9}, r"tiles=9 of scaled or mirrored images: expected scales=\(1.0,\) and flip=False"),
         ({"border": "masked", "tiles": 9}, "border='masked' with scales, flip or tiles: expected it with one view"),
         ({"border": "reflected", "flip": True}, "border='reflected' with scales, flip or tiles"),
     ],
@@ -41,13 +42,12 @@ def test_values_are_plain_and_a_name_says_what_differs():
 
 
 def test_how_an_image_enters():
-    """At its own size where it is longer than a crop, and alone; else as without crops."""
-    plain, tiles = Protocol(4, scales=(1.0, 1.5)), Protocol(4, scales=(1.0, 1.5), tiles=60)
+    """At its own size where it is longer than a crop; else as without crops."""
+    plain, tiles = Protocol(4, scales=(1.0, 1.5)), Protocol(4, tiles=60)
     assert tiles.crops((61, 20)) == tiles.crops((20, 61)) == 60 and tiles.crops((60, 60)) is plain.crops((61, 20)) is None
     assert tiles.entering((61, 20), (64, 64)) == (61, 20)
-    assert tiles.entering((60, 20), (64, 64)) == plain.entering((61, 20), (64, 64)) == (96, 96)
+    assert tiles.entering((60, 20), (64, 64)) == (64, 64) and plain.entering((61, 20), (64, 64)) == (96, 96)
     assert Protocol(size=(32, 64), tiles=60).entering((9, 9), (64, 64)) == (32, 64)
-    assert (plain.at_once, tiles.at_once) == (4, 1)
 
 
 def test_what_a_model_names_by_hand():
