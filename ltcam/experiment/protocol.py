@@ -70,11 +70,8 @@ class Protocol:
     def identity(self, size: tuple[int, int]) -> dict[str, Any]:
         """What counts depend on, as plain values. size: what the model was trained at."""
         found = asdict(self) | {"size": list(self.size or size), "scales": list(self.scales)}
-        return {
-            name: value
-            for name, value in found.items()
-            if value is not None and (self.several or name not in ("scales", "flip"))
-        }
+        unused = () if self.several else ("scales", "flip")
+        return {name: value for name, value in found.items() if value is not None and name not in unused}
 
     @property
     def several(self) -> bool:
