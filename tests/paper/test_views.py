@@ -84,6 +84,21 @@ def test_each_defect_is_scored_in_every_view_by_itself(study):
             assert abs(found["tp"] - (claimed & mask).sum()) + abs(found["fp"] - (claimed & ~mask).sum()) <= 2
 
 
+def test_the_classes_of_a_crop_are_those_that_it_shows(trained):
+    """Two objects of 18 x 18 in 60 x 45, in rows 36 to 53 and 11 to 28: the upper crops show 4 rows of one, the lower 9 of the
+    other."""
+    sample = next(s for s in trained.load("val") if s.label.sum() == 2 and s.mask.shape == (60, 45))
+    found = views._in_views(trained, sample, Protocol(), 40)
+    first, second = sample.label.nonzero().flatten().tolist()
+    crops = [f"{top} {left}" for top in (0, 20) for left in (0, 5)]
+    expected = [(crop, c, row) for crop in ("whole", *crops) for c in (first, second) for row in views.GAINS]
+    assert [(crop, c, row) for crop, c, _, row, *_ in found] == expected
+    pixels = {(crop, c): tp + fn for crop, c, _, _, tp, _, fn, _ in found}
+    assert pixels["whole", first] == pixels["whole", second] == pixels["0 5", second] == pixels["20 0", first] == 18 * 18
+    assert pixels["0 0", first] == 18 * 4 and pixels["20 5", second] == 18 * 9
+    assert {row[-1] for row in found} == {4 * 40 * 40 / 64**2}
+
+
 def test_crops_stand_beside_the_single_view_of_the_first_seed(study):
     table, config = make("crops", study).set_index(["cut", "row"]), SEVEN["Grad-CAM"]
     tiles = Protocol(8, tiles=80)
