@@ -44,6 +44,7 @@ Flip = Annotated[bool, typer.Option("--flip", help="average over mirrored inputs
 Part = Annotated[str, typer.Option(help="part of the data set")]
 Subset = Annotated[bool, typer.Option("--subset", help="go on where files of a data set are missing")]
 Scales = Annotated[list[float] | None, typer.Option("--scale", help="average over scales of the input: --scale 1 --scale 1.5")]
+Tiles = Annotated[int | None, typer.Option(help="explain larger images in crops of this side, in pixels of the image")]
 
 
 @app.command()
@@ -54,22 +55,25 @@ def explain(
     target: Annotated[str, typer.Option("--class", help="name or index; default: the class with the largest logit")] = "",
     config: Annotated[str, typer.Option(help=CONFIG)] = "gradcam:all",
     per_stage: Annotated[bool, typer.Option(help="draw each stage's own map too")] = False,
+    tiles: Tiles = None,
     out: Annotated[Path, typer.Option(help="the picture: .png, .jpg, .pdf or .svg")] = Path("heat.png"),
 ) -> None:
     """Draw the heatmap of one class over one image."""
     from matplotlib import rc_context
 
+    from ltcam.engine.views import cost
     from ltcam.show import heatmaps, picture
 
     if out.suffix not in (".png", ".jpg", ".pdf", ".svg"):
         raise InputError(f"--out {out} is not a picture: expected a name that ends in .png, .jpg, .pdf or .svg")
     network = picture.classifier(model, checkpoint)
-    pixels, chosen, heats = picture.maps(image, network, target, Config.parse(config), per_stage)
+    pixels, chosen, heats = picture.maps(image, network, target, Config.parse(config), per_stage, tiles)
     figure = heatmaps.grid([pixels], [heats], [chosen], side=3.2, pixels=max(pixels.shape[1:]))
     dates = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # so that the same picture has the same bytes
     with files.atomic(out, new=True) as temporary, rc_context({"svg.hashsalt": "ltcam"}):
         figure.savefig(temporary, dpi=150, metadata=dates.get(out.suffix))
-    typer.echo(f"{out}: {chosen}")
+    said = tiles and "; {} crops, {:.3g} times the pixels of one view".format(*cost(pixels[0].shape, tiles, network[2]))
+    typer.echo(f"{out}: {chosen}{said or ''}")
 
 
 @app.command()
@@ -100,9 +104,9 @@ def train(
     load(data, chosen[0].recipe.train).check(subset)
     if setting and not out and not tune:
         raise InputError(f"--set {setting[0]} is not the profile's recipe, whose checkpoint stays: expected --out FOLDER too")
+    tried = [*(setting or []), *([] if seed is None else [f"seed={seed}"])]
     for each in chosen:
         own = out / each.name if out and len(chosen) > 1 else out
-        tried = [*(setting or []), *([] if seed is None else [f"seed={seed}"])]
         folder = own or study.runs / (f"tries/{', '.join(tried or ['profile'])}" if tune else each.name)
         with parallel.alone(folder, ".run.lock"):
             path = training.train(recipe.tuning(each.recipe) if tune else each.recipe, folder)
@@ -115,8 +119,7 @@ def train(
             run, labels = provenance.load(record), provenance.load(record.with_name("labels.csv"))
             about = {"mAP": labels["AP"].mean(), "loss": run["last"]["loss"], "minutes": run["seconds"] / 60}
             rows.append({"try": record.parent.name, **run["recipe"], **about})
-        table = pd.DataFrame(rows).drop_duplicates("try", keep="last")
-        provenance.save(table, path)
+        provenance.save(table := pd.DataFrame(rows).drop_duplicates("try", keep="last"), path)
         typer.echo(table[["try", "mAP", "loss"]].to_string(index=False))
 
 
@@ -130,6 +133,7 @@ def evaluate(
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="run forward and backward in bfloat16, which is faster")] = False,
     scales: Scales = None,
     flip: Flip = False,
+    tiles: Tiles = None,
 ) -> None:
     """Measure heatmaps, Otsu masks and scores on the checkpoint's data set, by default on the held-out part.
 
@@ -138,13 +142,12 @@ def evaluate(
     from ltcam.experiment import counting, parallel, provenance, scores, store, trained
     from ltcam.paper import tables
 
-    protocol = Protocol(batch_size, bfloat16=bfloat16, scales=tuple(scales or [1.0]), flip=flip)
-    wanted = {f"table{number}": [*rows.values()] for number, rows in tables.ROWS.items()}
-    if config:
-        wanted = {"scores": [Config.parse(text) for text in config]}
+    protocol = Protocol(batch_size, bfloat16=bfloat16, scales=tuple(scales or [1.0]), flip=flip, tiles=tiles)
+    of_tables = {f"table{number}": [*rows.values()] for number, rows in tables.ROWS.items()}
+    wanted = {"scores": [Config.parse(text) for text in config]} if config else of_tables
     model = trained.load_checkpoint(checkpoint)
-    part = part or model.recipe.test
-    folder, data = out or checkpoint.parent / "evaluated", model.load(part)
+    folder, part = out or checkpoint.parent / "evaluated", part or model.recipe.test
+    data = model.load(part)
     named = ",".join(filter(None, [part.replace("/", "-"), protocol.name]))
     with parallel.alone(folder, ".run.lock"):
         kept = store.Store(folder)
@@ -169,25 +172,22 @@ def export_seeds(
     batch_size: int = 8,
     scales: Scales = None,
     flip: Flip = False,
+    tiles: Tiles = None,
     best: Annotated[bool, typer.Option("--best", help="the best that was found, in its own views (notebook 09)")] = False,
 ) -> None:
-    """Write seeds for weakly-supervised segmentation, in IRN's format, by default of the part trained on.
-
-    An interrupted run goes on where it stopped.
-    """
+    """Write seeds in IRN's format, by default of the part trained on. An interrupted run goes on where it stopped."""
     from ltcam.experiment import seeds, trained
     from ltcam.paper import beyond
 
-    protocol, chosen = Protocol(batch_size, scales=tuple(scales or [1.0]), flip=flip), Config.parse(config)
+    protocol, chosen = Protocol(batch_size, scales=tuple(scales or [1.0]), flip=flip, tiles=tiles), Config.parse(config)
     if best and (config != SEEDS or protocol.several):
-        do = f"expected no --config {config}, --scale or --flip with it"
+        do = f"expected no --config {config}, --scale, --flip or --tiles with it"
         raise InputError(f"--best has its own configuration and views: {do}")
     model = trained.load_checkpoint(checkpoint)
     if best:
         chosen, views = beyond.BEST["argmax"]
         protocol = replace(protocol, size=beyond.enlarged(views, model.size))
-    images = seeds.export(model, part or model.recipe.train, chosen, out, protocol)
-    typer.echo(f"{out}: {images} images")
+    typer.echo(f"{out}: {seeds.export(model, part or model.recipe.train, chosen, out, protocol)} images")
 
 
 @app.command()
@@ -201,16 +201,18 @@ def eval_seeds(
     batch_size: int = 8,
     scales: Scales = None,
     flip: Flip = False,
+    tiles: Tiles = None,
     out: Annotated[Path | None, typer.Option(help="folder for seeds.csv and curves.csv, the score at every threshold")] = None,
 ) -> None:
     """Score seeds as weakly-supervised segmentation does: mIoU with background, by threshold, on the part trained on."""
     from ltcam.data import load
     from ltcam.experiment import provenance, seeds, trained
 
-    protocol = Protocol(batch_size, scales=tuple(scales or [1.0]), flip=flip)
+    protocol = Protocol(batch_size, scales=tuple(scales or [1.0]), flip=flip, tiles=tiles)
     asked = {text: Config.parse(text) for text in config or [SEEDS]}
     if (checkpoint is None) == (folder is None) or bool(folder) != bool(data) or (folder and (config or protocol.several)):
-        raise InputError("expected --checkpoint PATH, or --folder PATH with --data NAME and without --config, --scale, --flip")
+        alone = "--folder PATH with --data NAME and without --config, --scale, --flip, --tiles"
+        raise InputError(f"expected --checkpoint PATH, or {alone}")
     model = trained.load_checkpoint(checkpoint) if checkpoint else None
     part = part or (model.recipe.train if model else "train")
 
@@ -221,15 +223,13 @@ def eval_seeds(
         return {text: found[config] for text, config in asked.items()}
 
     if out:
-        made_by = [model.sha256 if model else str(folder), data, [*asked], part, choose_on, protocol.scales, flip]
-        provenance.only(out / "seeds.csv", made_by)
-    scored = tally(part)
-    table = seeds.table(scored, tally(choose_on) if choose_on else None)
+        views = [protocol.scales, flip, *filter(None, [tiles])]
+        provenance.only(out / "seeds.csv", [model.sha256 if model else str(folder), data, [*asked], part, choose_on, *views])
+    table = seeds.table(scored := tally(part), tally(choose_on) if choose_on else None)
     if out:
         provenance.save(seeds.curves(scored), out / "curves.csv")
         provenance.save(table, out / "seeds.csv")
-    title = (model.load(part) if model else load(data, part)).title
-    said = f"; t is the best on {choose_on}" if choose_on else ""
+    title, said = (model.load(part) if model else load(data, part)).title, f"; t is the best on {choose_on}" * bool(choose_on)
     typer.echo(f"{title}, part {part}: best_t is the best on {part} itself{said}\n{table.round(2).to_string(index=False)}")
 
 
@@ -250,8 +250,8 @@ def reproduce(
 
 
 def main() -> None:
-    first = os.environ.get("RANK", "0") == "0"  # of several processes
-    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING  # of several processes
+    logging.basicConfig(level=level, format="%(message)s")
     with one_line("ltcam"):
         app()
 

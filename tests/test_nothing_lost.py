@@ -143,25 +143,28 @@ WALKS = [  # a command, its options, and what each change of them is told: "" wh
     (
         "evaluate", "--checkpoint CHECKPOINT --config gradcam --out PLACE",
         dict.fromkeys(["--config layercam", "--batch-size 4", "--bfloat16", "--flip", "--part train", "--checkpoint OTHER"], "")
-        | {"--scale 1.5": ""},
+        | {"--scale 1.5": "", "--tiles 40": ""},
     ),
     (
         "export-seeds", "--checkpoint CHECKPOINT --config gradcam --out PLACE",
         {"--batch-size 4": "", "--best": "--best has its own"}
-        | dict.fromkeys(["--config layercam", "--flip", "--scale 1.5", "--part val", "--checkpoint OTHER"], NPY),
+        | dict.fromkeys(
+            ["--config layercam", "--flip", "--scale 1.5", "--tiles 40", "--part val", "--checkpoint OTHER"], NPY
+        ),
     ),
     (
         "eval-seeds", "--checkpoint CHECKPOINT --config gradcam --out PLACE",
         {"--batch-size 4": ""}
         | dict.fromkeys(
-            ["--config layercam", "--flip", "--scale 1.5", "--part val", "--choose-on val", "--checkpoint OTHER"], SCORES
+            ["--config layercam", "--flip", "--scale 1.5", "--tiles 40", "--part val", "--choose-on val", "--checkpoint OTHER"],
+            SCORES,
         ),
     ),
     ("eval-seeds", "--folder SEEDS --data voc2012 --out PLACE", {"--choose-on train": SCORES}),
     (
         "explain", "IMAGE --checkpoint CHECKPOINT --class cat --out PLACE/heat.png",
         {"--model vgg11": "", "--out PLACE/heat.svg": ""}
-        | dict.fromkeys(["--class dog", "--config layercam:S4", "--per-stage", "--checkpoint OTHER"], PICTURE),
+        | dict.fromkeys(["--class dog", "--config layercam:S4", "--per-stage", "--tiles 40", "--checkpoint OTHER"], PICTURE),
     ),
     *(
         ("explain", f"IMAGE --checkpoint CHECKPOINT --class cat --out PLACE/heat.{suffix}", {"--class dog": PICTURE})

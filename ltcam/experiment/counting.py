@@ -9,13 +9,14 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -24,11 +25,11 @@ from ltcam.data import Sample, Segmentation
 from ltcam.engine.config import Config
 from ltcam.engine.stages import stages
 from ltcam.engine.tricks import normalized
-from ltcam.engine.views import Maps, over_views, scaled
+from ltcam.engine.views import Maps, over_views
 from ltcam.errors import UnavailableError
 from ltcam.experiment.otsu import CHUNK, above, argmax_counts, count, otsu_counts, regions
 from ltcam.experiment.parallel import alone, gather_object, loader, processes
-from ltcam.experiment.protocol import Protocol, Way, explained
+from ltcam.experiment.protocol import BORDER, Protocol, Way, explained
 from ltcam.experiment.store import Row, Store
 from ltcam.experiment.trained import Trained
 
@@ -86,18 +87,20 @@ def batches(data: Segmentation, protocol: Protocol, annotated: bool) -> list[lis
     ranks = data.labels.sum(dim=1).int().tolist()
     ordered = sorted(data.annotated if annotated else data.scored, key=lambda i: (ranks[i], data.sizes[i]))
     groups = [list(group) for _, group in groupby(ordered, key=lambda i: ranks[i])]
-    return [group[i : i + protocol.batch_size] for group in groups for i in range(0, len(group), protocol.batch_size)]
+    step = 1 if protocol.tiles else protocol.batch_size
+    return [group[i : i + step] for group in groups for i in range(0, len(group), step)]
 
 
 def image_loader(data: Segmentation, trained: Trained, protocol: Protocol, batches: list[list[int]]) -> DataLoader[Sample]:
-    """Lists of samples whose images are ready for the network, at the size of the largest view, which has all details."""
-    largest = scaled(protocol.size or trained.size, max(1.0, *protocol.scales))
-    collate = partial(_preprocessed, largest)
+    """Lists of samples whose images are ready for the network."""
+    collate = partial(prepared, protocol, trained.size)
     return loader(data, next(trained.model.parameters()).device, batch_sampler=batches, collate_fn=collate)
 
 
-def _preprocessed(size: tuple[int, int], samples: list[Sample]) -> list[Sample]:
-    return [sample._replace(image=datasets.preprocess(sample.image, size)) for sample in samples]
+def prepared(protocol: Protocol, size: tuple[int, int], samples: Sequence[Sample]) -> list[Sample]:
+    """Samples whose images enter a network that was trained at `size`, as `Protocol.entering` says."""
+    sizes = [protocol.entering((sample.image.shape[1], sample.image.shape[2]), size) for sample in samples]
+    return [s._replace(image=datasets.preprocess(s.image, own)) for s, own in zip(samples, sizes, strict=True)]
 
 
 def count_batch(trained: Trained, samples: list[Sample], ways: Sequence[Way], protocol: Protocol) -> Batch:
@@ -138,12 +141,17 @@ def maps_of_batch(
     if not labels.any():
         return Maps(torch.zeros(0, 2, dtype=torch.long), labels, {config: {} for config in configs})
     size, layers, images = protocol.size or trained.size, stages(trained.model, protocol.outputs), _inputs(trained, samples)
+    border, wider = (BORDER / size[0], BORDER / size[1]) if protocol.border else (0.0, 0.0), protocol.border == "reflected"
+    if wider:
+        images, size = pad(images, (BORDER,) * 4, "reflect"), (size[0] + 2 * BORDER, size[1] + 2 * BORDER)
+    views = protocol.scales, protocol.flip, protocol.crops((samples[0].mask.shape[0], samples[0].mask.shape[1]))
     with (
         torch.backends.cudnn.flags(allow_tf32=False),
         torch.autocast(images.device.type, torch.bfloat16, enabled=protocol.bfloat16),
     ):
         classes = [row.nonzero().flatten().tolist() for row in labels]  # of a model that may have a logit for "none"
-        return over_views(trained.model, images, classes, configs, layers, size, protocol.scales, protocol.flip)
+        found = over_views(trained.model, images, classes, configs, layers, size, *views)
+    return replace(found, border=border, wider=wider)
 
 
 def each(maps: Maps, samples: Sequence[Sample], stride: int = 1) -> Iterator[tuple[Sample, Config, Tensor, Tensor]]:

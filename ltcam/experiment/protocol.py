@@ -12,10 +12,14 @@ from torch import Tensor
 from ltcam.engine.config import Config
 from ltcam.engine.stages import Outputs
 from ltcam.engine.tricks import one_of, whole
-from ltcam.engine.views import check
+from ltcam.engine.views import check, scaled
+from ltcam.errors import InputError
 
 Loss = Literal["sigmoid", "softmax"]
 Labels = Literal["true", "predicted", "top", "every"]
+Border = Literal["reflected", "masked"]
+BORDER = 32  # pixels of the input
+LATER = dict.fromkeys(("scales", "flip", "tiles", "border"))  # what counts that are made without it do not name
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,10 @@ class Protocol:
     size      (height, width) of the input; None: the size that the model was trained at
     bfloat16  autocast of the forward and the backward; the maps are still summed in float32
     scales, flip  maps are averaged over the input at each scale, and mirrored too; as in `ltcam.explain_scales`
+    tiles     images with a longer side, in their own pixels, are explained in crops, one image at a time, as `over_views` does.
+              Others are explained whole, at `size`. None: all are
+    border    "reflected": the input is 32 pixels wider at each edge, by reflection, and the map is cut there. "masked": the
+              map's outermost 32 pixels of the input are set to 0. None: neither. Of one view alone
     """
 
     batch_size: int = 8
@@ -39,12 +47,18 @@ class Protocol:
     bfloat16: bool = False
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+    tiles: int | None = None
+    border: Border | None = None
 
     def __post_init__(self) -> None:
         whole("batch_size", self.batch_size)
         one_of("labels", self.labels, Labels)
         one_of("outputs", self.outputs, Outputs)
-        check(self.scales, self.flip)
+        check(self.scales, self.flip, self.tiles)
+        if self.border is not None:
+            one_of("border", self.border, Border)
+            if self.several:
+                raise InputError(f"border={self.border!r} with scales, flip or tiles: expected it with one view")
         for field in fields(self):
             object.__setattr__(self, field.name, plain(getattr(self, field.name)))
 
@@ -56,12 +70,22 @@ class Protocol:
     def identity(self, size: tuple[int, int]) -> dict[str, Any]:
         """What counts depend on, as plain values. size: what the model was trained at."""
         found = asdict(self) | {"size": list(self.size or size), "scales": list(self.scales)}
-        return {name: value for name, value in found.items() if name not in ("scales", "flip") or self.several}
+        unused = () if self.several else ("scales", "flip")
+        return {name: value for name, value in found.items() if value is not None and name not in unused}
 
     @property
     def several(self) -> bool:
-        """Whether maps are means over views, or of another scale."""
-        return (self.scales, self.flip) != ((1.0,), False)
+        """Whether maps are means over views or crops, or of another scale."""
+        return (*self.scales, self.flip, self.tiles) != (1.0, False, None)
+
+    def crops(self, image: tuple[int, int]) -> int | None:
+        """The side of crops of an image (H, W); None: it is explained whole."""
+        return self.tiles if self.tiles and max(image) > self.tiles else None
+
+    def entering(self, image: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+        """The size at which an image (H, W) enters a network that was trained at `size`: its own to be cut into crops, else
+        that of the largest view, which has all details."""
+        return image if self.crops(image) else scaled(self.size or size, max(1.0, *self.scales))
 
     @property
     def name(self) -> str:

@@ -40,7 +40,7 @@ from ltcam.errors import InputError, MissingError
 from ltcam.experiment import provenance
 from ltcam.experiment.counting import batches, each, identity, image_loader, maps_of_batch
 from ltcam.experiment.otsu import argmax_counts, otsu_counts, regions
-from ltcam.experiment.protocol import Protocol
+from ltcam.experiment.protocol import LATER, Protocol
 from ltcam.experiment.trained import Trained
 from ltcam.experiment.vgg16 import unpickle
 from ltcam.files import AnyPath, atomic, write
@@ -53,7 +53,7 @@ THRESHOLDS = np.arange(101) / 100
 def export(trained: Trained, part: str, config: Config, out: AnyPath, protocol: Protocol | None = None) -> int:
     """Write the seeds of every image with a class in part `part` of the model's data set; returns the number of images.
 
-    protocol  its batch size, input size, scales and flip; None: the defaults
+    protocol  its batch size, input size, scales, flip and tiles; None: the defaults
 
     A file gets its name only when it is complete, so an interrupted call goes on with the batches that lack a file. Raises
     InputError if the folder has seeds of other settings.
@@ -63,12 +63,14 @@ def export(trained: Trained, part: str, config: Config, out: AnyPath, protocol: 
     del settings["batch_size"]  # where memory was short, a smaller one goes on
     record = out / "seeds.json"
     known = provenance.load(record) if record.is_file() else {}
-    others = [name for name, value in settings.items() if known.get(name) != json.loads(json.dumps(value))]
+    wanted = json.loads(json.dumps(settings))
+    others = [name for name in settings | LATER if known.get(name) != wanted.get(name)]
     if others and any(out.rglob("*.npy")):
         raise InputError(f"{out} has .npy files of another {', '.join(others)}: pass another --out, or delete them")
     images = sorted(data.labels.any(dim=1).nonzero().flatten().tolist(), key=lambda i: data.labels[i].sum())
     there = {i for i in images if _whole(out / f"{data.entries[i].name}.npy", len(data.classes))}
-    missing = [batch for batch in BatchSampler(images, protocol.batch_size, False) if not there.issuperset(batch)]
+    step = 1 if protocol.tiles else protocol.batch_size
+    missing = [batch for batch in BatchSampler(images, step, False) if not there.issuperset(batch)]
     if missing or "finished" not in known:
         write(record, json.dumps(settings, indent=2) + "\n")
         for samples in tqdm(image_loader(data, trained, protocol, missing), f"{data.title} {part}", disable=None, leave=False):

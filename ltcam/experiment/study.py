@@ -30,7 +30,7 @@ from ltcam.engine.config import Config
 from ltcam.errors import InputError, MissingError
 from ltcam.experiment import provenance
 from ltcam.experiment.counting import identity, measure
-from ltcam.experiment.protocol import Loss, Protocol, Way
+from ltcam.experiment.protocol import LATER, Loss, Protocol, Way
 from ltcam.experiment.recipe import Recipe, Training, planned, profile
 from ltcam.experiment.scores import Counts
 from ltcam.experiment.store import Store
@@ -48,7 +48,7 @@ DEFAULTS: dict[str, Any] = {
     "ablated": None, "others": [],  # the first so many seeds are ablated; other trainings, by their folders
     "first": None, "images": None,  # so many training images are swept, images looked into; None: all
     "chosen_on": None, "drawn_on": None, "scored_on": None,  # images for what goes beyond the paper
-    "pictures": 5,
+    "pictures": 5, "tiles": 320,  # pixels of a crop's side, for sets of defects
 }  # fmt: skip
 
 
@@ -228,7 +228,8 @@ class Study:
         part = getattr(recipe, role) + (f"/{first}" if first else "")
         checkpoint = dict(self.trainings[["name", "checkpoint"]].to_numpy()).get(name) or self._run(name)["checkpoint"]
         wanted = {"checkpoint": checkpoint, "part": part}
-        about = [own.identity(recipe.size or self.dataset.size) for own in (protocol, replace(protocol, labels="every"))]
+        both, size = (protocol, replace(protocol, labels="every")), recipe.size or self.dataset.size
+        about = [LATER | own.identity(size) for own in both]
         if not self.kept:
             trained = self.load(name)
             data = trained.load(part)

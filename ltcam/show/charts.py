@@ -80,7 +80,7 @@ def gains(each: pd.DataFrame, grouped: pd.DataFrame, names: Sequence[str], title
         panel.errorbar(middles, line["value"], _ends(line), color="black", marker="o", markersize=4, capsize=3)
         panel.axhline(0, color="black", linewidth=0.8)
         panel.set(xscale="log", xlabel=LABELS[by])
-        panel.xaxis.set(**_plain())
+        panel.xaxis.set(**plain())
     axes[0].set_ylabel("points of IoU gained")
     return figure
 
@@ -140,7 +140,7 @@ def boxes(rows: Mapping[str, Any], label: str, title: str = "", colors: Sequence
     for box, color in zip(drawn["boxes"], cycle(colors or ["none"]), strict=False):
         box.set_facecolor(color)
     axes.set(xscale="log", xlabel=label)
-    axes.xaxis.set(**_plain())
+    axes.xaxis.set(**plain())
     axes.invert_yaxis()
     return figure
 
@@ -160,6 +160,6 @@ def _ends(rows: pd.DataFrame) -> NDArray[np.float64]:
     return rows[["ci_low", "ci_high"]].sub(rows["value"], axis=0).abs().to_numpy().T
 
 
-def _plain() -> dict[str, Any]:
+def plain() -> dict[str, Any]:
     """Of a logarithmic axis with plain numbers."""
     return {"major_locator": LogLocator(subs=(1, 3)), "major_formatter": "{x:g}", "minor_formatter": ""}

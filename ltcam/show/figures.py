@@ -24,10 +24,10 @@ from ltcam.experiment.otsu import otsu_masks
 from ltcam.experiment.scores import Counts
 from ltcam.experiment.study import Study
 from ltcam.paper import areas as covered
-from ltcam.paper import beyond, breakdown
+from ltcam.paper import beyond, breakdown, views
 from ltcam.paper.beyond import BEST, Best
 from ltcam.paper.registry import make
-from ltcam.paper.tables import SEVEN
+from ltcam.paper.tables import SEVEN, published
 from ltcam.show import charts, heatmaps
 from ltcam.show.heatmaps import Pair
 
@@ -165,6 +165,21 @@ def dropped(study: Study) -> Figure:
     return figure
 
 
+def gain_by_share(study: Study) -> Figure:
+    """Points that LTGrad-CAM gains over two methods by a defect's share of the input, with bands; the paper's gains dashed."""
+    table = make("gain_by_share", study).query("of == 'all'")
+    wide, printed = table.pivot(index="area", columns="over", values="value")[views.OTHERS], published(4)["mIoU"]
+    x, y = "defect, % of the input", "points of IoU gained\n(dashed: printed for KSDD2)"
+    figure = charts.lines(wide, x, y, f"{LT}: {table['data'].iloc[0]}", colors=COLORS)
+    for color, row in zip(COLORS, views.OTHERS, strict=False):
+        band = table[table["over"] == row].set_index("area")
+        figure.axes[0].fill_between(band.index, band["ci_low"], band["ci_high"], color=color, alpha=0.15, linewidth=0)
+        figure.axes[0].axhline(printed[LT] - printed[row], color=color, linestyle="dashed", linewidth=1)
+    figure.axes[0].set_xscale("log")
+    figure.axes[0].xaxis.set(**charts.plain())
+    return figure
+
+
 def seeds(study: Study) -> Figure:
     """mIoU with background over the threshold, of Grad-CAM at S5 and of the best."""
     wide = pd.DataFrame(beyond.lines(study))
@@ -191,6 +206,7 @@ _OF: dict[str, Callable[..., Figure]] = {
     "dropped": dropped,
     "gain_by_area": lambda study: gained(study, "area"),
     "gain_by_overlap": lambda study: gained(study, "overlap"),
+    "gain_by_share": gain_by_share,
     "steps": lambda study: charts.steps(make("best", study), study.title),
     "beyond": lambda study, rows=5: compared(study, beyond.steps(BEST["argmax"]), heatmaps.examples(study.test, rows)),
     "seeds": seeds,

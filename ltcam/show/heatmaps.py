@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ltcam import Config
 from ltcam.data import Sample, Segmentation, preprocess
-from ltcam.engine.views import over_views
+from ltcam.experiment.counting import maps_of_batch, prepared
 from ltcam.experiment.otsu import count, regions
 from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.trained import Trained
@@ -63,8 +63,8 @@ def maps(
 ) -> dict[Key, Tensor]:
     """The heatmap of class `c`, (H, W) as the mask is, for each of `ways`, in the views of `protocol` (None: in one)."""
     how, size = protocol or Protocol(), (sample.mask.shape[0], sample.mask.shape[1])
-    images = inputs(trained, [sample], how.size)
-    found = over_views(trained.model, images, [c], ways.values(), scales=how.scales, flip=how.flip).heatmaps([0], size)
+    samples, label = prepared(how, trained.size, [sample]), torch.arange(len(trained.classes))[None] == c
+    found = maps_of_batch(trained, samples, label, [*dict.fromkeys(ways.values())], how).heatmaps([0], size)
     heats = {config: heat[0].cpu() for configs, stack in found for config, heat in zip(configs, stack, strict=True)}
     return {key: heats[config] for key, config in ways.items()}
 

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models import get_model, get_model_weights, list_models
 
-from ltcam import Config, trace
+from ltcam import Config
 from ltcam.data import preprocess
 from ltcam.data.base import read
-from ltcam.engine.cam import fused, layer_maps
+from ltcam.engine.stages import labels_in, stages
+from ltcam.engine.views import over_views
 from ltcam.errors import InputError, MissingError, UnavailableError
+from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.trained import load_checkpoint
 from ltcam.experiment.vgg16 import bare, load
 from ltcam.files import AnyPath
@@ -56,11 +58,12 @@ def classifier(name: str, checkpoint: AnyPath | None) -> Classifier:
 
 
 def maps(
-    image: AnyPath, model: Classifier, target: str, config: Config, per_stage: bool = False
+    image: AnyPath, model: Classifier, target: str, config: Config, per_stage: bool = False, tiles: int | None = None
 ) -> tuple[Tensor, str, dict[str, Tensor]]:
     """The image (3, H, W) uint8, the class explained, and {title: heatmap (H, W)}, that of `config` last.
 
-    target: a class by name or index, or "" for the class with the largest logit; per_stage: give each stage's own map too.
+    target: a class by name or index, or "" for the class with the largest logit; per_stage: give each stage's own map too;
+    tiles: as in `Protocol`.
     """
     network, classes, size = model
     if target and target not in classes and not target.isdecimal():
@@ -69,10 +72,13 @@ def maps(
     if not Path(image).is_file():
         raise MissingError(f"no image at {image}: expected a photograph there")
     pixels = torch.from_numpy(read(image, "RGB", upright=True)).permute(2, 0, 1)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    traced = trace(network.to(device), preprocess(pixels, size)[None].to(device), chosen, fullgrad=config.method == "fullgrad")
-    stages = [label for label, layer in traced.stages.items() if per_stage and layer in traced.select(config.layers)]
-    asked = {stage: replace(config, layers=stage, refine=None) for stage in stages} | {str(config): config}
+    device, views = "cuda" if torch.cuda.is_available() else "cpu", Protocol(tiles=tiles)
     at = (pixels.shape[1], pixels.shape[2])
-    heats = {title: fused(layer_maps(traced, own), own, at)[0].cpu() for title, own in asked.items()}
-    return pixels, classes[int(traced.pairs[0, 1])], heats
+    images = preprocess(pixels, views.entering(at, size))[None].to(device)
+    layers, own = stages(network.to(device), images=images), config.layers
+    named = {name for item in ([own] if isinstance(own, str) else own) for name in (labels_in(item) or [item])}
+    alone = [label for label, layer in layers.items() if per_stage and named & {label, layer, "all"}]
+    asked = {stage: replace(config, layers=stage, refine=None) for stage in alone} | {str(config): config}
+    found = over_views(network, images, chosen, asked.values(), layers, size, tiles=views.crops(at), one_by_one=True)
+    heats = {way: heat[0].cpu() for ways, stack in found.heatmaps([0], at) for way, heat in zip(ways, stack, strict=True)}
+    return pixels, classes[int(found.pairs[0, 1])], {title: heats[way] for title, way in asked.items()}

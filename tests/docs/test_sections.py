@@ -24,6 +24,7 @@ import ltcam
 from docs import sections
 from ltcam.__main__ import app
 from ltcam.errors import InputError
+from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.recipe import Recipe
 from ltcam.files import ROOT
 from ltcam.paper import tables
@@ -250,7 +251,7 @@ def test_every_equation_names_what_exists():
 
 def test_every_setting_names_a_parameter_that_exists():
     table = text("docs/settings.md").split("# Settings the paper omits, and ours\n")[1].split("\n#")[0]
-    known = {field.name for kind in (ltcam.Config, Recipe) for field in fields(kind)}
+    known = {field.name for kind in (ltcam.Config, Recipe, Protocol) for field in fields(kind)}
     known |= {*signature(ltcam.trace).parameters, *signature(ltcam.stages).parameters}
     used = {name for code in re.findall(r"`([^`]*=[^`]*)`", table) for name in re.findall(r"(\w+)=", code)}
     assert {"per", "compare", "head", "outputs", "size"} <= used <= known

@@ -7,7 +7,7 @@ from torch.nn.functional import interpolate
 
 from ltcam import Config, Refine, explain, explain_scales, stages, trace
 from ltcam.engine.cam import layer_maps, maps_of
-from ltcam.engine.views import over_views
+from ltcam.engine.views import Maps, corners, cost, over_views
 from ltcam.errors import InputError
 
 WAYS = [
@@ -197,3 +197,109 @@ def test_other_wrong_input(tiny, images):
         explain_scales(tiny, [images])
     with pytest.raises(InputError, match="method 'scam' is unknown"):
         explain_scales(tiny, images, method="scam")
+
+
+def test_crops_are_half_a_side_apart_and_the_last_ones_are_flush():
+    assert corners((10, 7), 4) == [(top, left) for top in (0, 2, 4, 6) for left in (0, 2, 3)]
+    assert corners((4, 3), 4) == [(0, 0)] and corners((5, 2), 4) == [(0, 0), (1, 0)]
+    assert corners((3, 1), 1) == [(0, 0), (1, 0), (2, 0)]
+    assert len(corners((1260, 500), 320)) == 7 * 3
+    assert cost((1260, 500), 320, (640, 232)) == (21, pytest.approx(21 * 320 * 320 / (640 * 232)))
+    assert cost((5, 2), 4, (4, 4)) == (2, 2 * 4 * 2 / 16) and cost((4, 3), 4, (8, 8)) == (0, 1)
+
+
+def test_two_overlapping_crops_by_hand():
+    """A row of 6 in crops of 4: the map of each is its own pixels, seen through its own mean, and not over its maximum.
+
+    The mean over 4 pixels gives each a gradient of 1/4. The crops are 1 0 3 0 and 3 0 8 0.
+    """
+    images = torch.tensor([[[[1.0, 0.0, 3.0, 0.0, 8.0, 0.0]]]])
+    found = over_views(linear([1.0]), images, 0, [Config("gradcam", ("1",))], ["1"], tiles=4)
+    heats, _ = heats_of(found, [0], (1, 6))
+    assert found.averaged and torch.allclose(*heats.values(), torch.tensor([[[1.0, 0, 3, 0, 8, 0]]]) / 4)
+    model = linear([0.0, 1.0])  # it looks to the right: pixel 3 sees the 8 in the second crop alone
+    heats, _ = heats_of(over_views(model, images, 0, [Config("gradcam", ("1",))], ["1"], tiles=4), [0], (1, 6))
+    assert torch.allclose(*heats.values(), torch.tensor([[[0.0, 3, 0, (0 + 8) / 2, 0, 0]]]) / 4)
+    found = explain_scales(model, images, 0, "gradcam", ["1"], scales=(1.0,), flip=False, tiles=4)
+    assert torch.allclose(found, torch.tensor([[[0.0, 3, 0, 4, 0, 0]]]) / 4)
+
+
+def test_a_crop_without_evidence_does_not_glow():
+    """Noise of a thousandth beside a spot of 1: over its own maximum the noise would be as bright as the spot."""
+    images = torch.full((1, 1, 8, 24), 1e-3)
+    images[..., 3, 3] = 1
+    found = explain_scales(linear([1.0]), images, 0, "gradcam", ["1"], scales=(1.0,), flip=False, tiles=8)
+    assert found[0, 3, 3] == 1 and found[..., 8:].max() < 0.01
+
+
+@pytest.mark.parametrize(("method", "delta", "options"), WAYS)
+def test_crops_are_explained_one_by_one_and_averaged(tiny, images, monkeypatch, method, delta, options):
+    """Two classes of an image too, and more crops than are traced at a time. Logits are of the whole images at `size`."""
+    monkeypatch.setattr("ltcam.engine.views.CROPS", 4)
+    options = options | ({"refine": Refine("S3-S5", 8)} if "refine" in options else {})
+    config, targets = Config(method, "all", delta, **options), [[0, 2], [1], [3]]
+    found = over_views(tiny, images, targets, [config], None, (32, 32), tiles=40)
+    sums, often = torch.zeros(4, 64, 64), torch.zeros(64, 64)
+    for top, left in [(y, x) for y in (0, 20, 24) for x in (0, 20, 24)]:
+        run = trace(tiny, images[:, :, top : top + 40, left : left + 40], targets, fullgrad=method == "fullgrad")
+        sums[:, top : top + 40, left : left + 40] += explain(run, method, None, delta, (40, 40), **options)
+        often[top : top + 40, left : left + 40] += 1
+    heats, _ = heats_of(found, range(4), (64, 64))
+    assert torch.allclose(heats[config], sums / often, rtol=1e-3, atol=1e-5 * float(sums.max()))
+    small = interpolate(images, (32, 32), mode="bilinear", antialias=True)
+    assert torch.allclose(found.logits, tiny(small)) and found.pairs.tolist() == [[0, 0], [0, 2], [1, 1], [2, 3]]
+
+
+@pytest.mark.parametrize("tiles", [64, 100])
+def test_one_crop_that_covers_the_image_is_the_plain_map(tiny, images, tiles):
+    configs = [*CONFIGS, Config("fullgrad", "all", 20)]
+    plain, found = (over_views(tiny, images, [0, 1, 2], configs, size=(48, 80), tiles=side) for side in (None, tiles))
+    assert not found.averaged and torch.equal(found.logits, plain.logits)
+    heats, expected = (heats_of(maps, [0, 2], (64, 64))[0] for maps in (found, plain))
+    assert all(torch.equal(heats[config], expected[config]) for config in configs)
+    of = (tiny, images, 1, "layercam", None, 20, (1.0,), False)
+    assert torch.equal(explain_scales(*of), explain_scales(*of, tiles=tiles))
+
+
+def test_the_whole_image_decides_the_class_that_is_not_named():
+    """A bright pixel makes class 0 likely in its crops, and in the whole image unless that is small."""
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(1, 2)).eval()
+    with torch.no_grad():
+        for parameter, values in zip(model.parameters(), ([1.0], [0.0], [1.0, 0.0], [0.0, 0.5]), strict=True):
+            parameter.copy_(torch.tensor(values).view_as(parameter))
+    images = torch.zeros(1, 1, 8, 8)
+    images[0, 0, 3, 3] = 1
+    for size, label in (((8, 8), 0), ((4, 4), 1), (None, 1)):
+        assert over_views(model, images, None, [Config("gradcam", ("0",))], ["0"], size, tiles=4).pairs.tolist() == [[0, label]]
+
+
+def test_a_border_is_cut_off_or_set_to_zero():
+    """A quarter of 8 rows and an eighth of 8 columns at each edge. A wider map is resized with its border, and then cut."""
+    config, heat = Config("gradcam"), torch.arange(1.0, 65).view(1, 8, 8)
+    of = {config: {"S5": heat}}
+    masked, wider = (Maps(torch.zeros(1, 2), heat, of, False, (0.25, 0.125), wide) for wide in (False, True))
+    expected = torch.zeros(1, 8, 8)
+    expected[:, 2:6, 1:7] = heat[:, 2:6, 1:7]
+    assert torch.equal(heats_of(masked, [0], (8, 8))[0][config], expected)
+    expected = interpolate(heat[None], (12, 10), mode="bilinear")[0][:, 2:10, 1:9]
+    assert torch.equal(heats_of(wider, [0], (8, 8))[0][config], expected)
+    half = Maps(torch.zeros(1, 2), heat, of, False, (0.5, 0.5))
+    assert all(not heats_of(half, [0], size)[0][config].any() for size in ((8, 8), (6, 10)))
+
+
+@pytest.mark.parametrize("wrong", [0, -4, 2.5, "32", True, (32, 32)])
+def test_wrong_tiles(tiny, images, wrong):
+    with pytest.raises(InputError, match=r"^tiles=.*: expected a whole number, at least 1$"):
+        explain_scales(tiny, images, tiles=wrong)
+    for views in ({}, {"scales": (1.0,)}, {"flip": False}, {"scales": (2.0,), "flip": False}):
+        with pytest.raises(
+            InputError, match=r"^tiles=32 of scaled or mirrored images: expected scales=\(1.0,\) and flip=False$"
+        ):
+            explain_scales(tiny, images, tiles=32, **views)
+
+
+def test_a_target_function_is_not_cut(tiny, images):
+    target = lambda logits: logits[1]  # noqa: E731
+    with pytest.raises(InputError, match="looks at places"):
+        explain_scales(tiny, images, target, scales=(1.0,), flip=False, tiles=48)
+    assert explain_scales(tiny, images, target, scales=(1.0,), flip=False, tiles=64).shape == (3, 64, 64)  # it is not larger

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from ltcam import Refine, explain, trace
 from ltcam import data as datasets
 from ltcam.engine.config import Config
-from ltcam.engine.views import Maps
+from ltcam.engine.views import Maps, over_views
 from ltcam.errors import InputError, UnavailableError
 from ltcam.experiment import counting, provenance
 from ltcam.experiment.counting import COUNTS, count_batch, identity, measure
@@ -170,6 +170,64 @@ def test_views_are_averaged(trained):
     assert not found and differ <= 1e-3 * pixels
 
 
+def test_crops_are_counted_on_the_whole_image(trained, tmp_path):
+    """To the pixel, with the maps of `over_views` of the image at its own size. Images that are no larger than a crop are
+    counted as without crops. In all passes the logits are those of the whole image at the network's size."""
+    model, config, data = double(trained), CONFIGS[1], trained.load("val")
+    sizes = {entry.name: size for entry, size in zip(data.entries, data.sizes, strict=True)}
+    assert {*sizes.values()} == {(45, 60), (60, 45)}
+    (store, number), (whole, other) = (
+        counted(tmp_path / str(side), model, "val", [config], Protocol(tiles=side)) for side in (40, 60)
+    )
+    columns = ["name", "class", "tp", "fp", "fn"]
+    rows = {(name, c): counts for name, c, *counts in store.frame(number)[columns].to_numpy()}
+    for sample in (s for s in data if s.label.any()):
+        image = datasets.preprocess(sample.image, sample.mask.shape)[None].double()
+        maps = over_views(model.model, image, sample.label[None], [config], size=(64, 64), tiles=40, one_by_one=True)
+        ((_, heats),) = maps.heatmaps(range(len(maps.pairs)), tuple(sample.mask.shape))
+        for (_, c), heat in zip(maps.pairs.tolist(), heats[0], strict=True):
+            assert rows.pop((sample.name, c)) == counts_of(heat.double().numpy(), None, sample.mask.numpy(), c)
+    assert not rows
+    plain, same = counted(tmp_path / "plain", model, "val", [config], Protocol(1))
+    assert whole.frame(other)[columns].equals(plain.frame(same)[columns])
+    near = model.model(torch.stack([s.image for s in samples_of(data, (64, 64), range(len(data)))]).double()).detach()
+    assert np.allclose(store.logits(number), near, atol=1e-2) and np.allclose(whole.logits(other), near, atol=1e-6)
+
+
+@pytest.mark.parametrize("labels", ["true", "every"])
+def test_crops_explain_what_the_whole_image_is_named(trained, tmp_path, labels):
+    (store, number), (whole, other) = (
+        counted(tmp_path / str(side), trained, "val", CONFIGS[:1], Protocol(tiles=side, labels=labels)) for side in (40, 99)
+    )
+    found, expected = store.frame(number), whole.frame(other)
+    assert found[["name", "class"]].equals(expected[["name", "class"]]) and found["tp"].sum() > 0
+
+
+@pytest.mark.parametrize("how", ["reflected", "masked"])
+def test_a_border_by_hand(trained, how):
+    """The reflected image is explained with its border, which is cut off at the mask's size; the masked map has 0 there."""
+    model, config = double(trained), CONFIGS[1]
+    model = dataclasses.replace(model, size=(128, 256))
+    sample = samples_of(model.load("val"), model.size)[0]
+    top, left = round(32 / 128 * sample.mask.shape[0]), round(32 / 256 * sample.mask.shape[1])
+    image, size = sample.image[None].double(), tuple(sample.mask.shape)
+    if how == "reflected":
+        inside = [*range(32, 0, -1)], [*range(-2, -34, -1)]
+        image = torch.cat([image[:, :, inside[0]], image, image[:, :, inside[1]]], dim=2)
+        image = torch.cat([image[..., inside[0]], image, image[..., inside[1]]], dim=3)
+        size = (size[0] + 2 * top, size[1] + 2 * left)
+    heats = explain(trace(model.model, image, sample.label[None]), **options(config) | {"size": size})
+    if how == "reflected":
+        heats = heats[:, top:-top, left:-left]
+    else:
+        kept = torch.zeros_like(heats)
+        kept[:, top:-top, left:-left] = heats[:, top:-top, left:-left]
+        heats = kept
+    found = {row.label: row[3:] for row in count_batch(model, [sample], [Way(config)], Protocol(border=how))[0]}
+    for c, heat in zip(sample.label.nonzero().flatten().tolist(), heats, strict=True):
+        assert [*found[c]] == counts_of(heat.double().numpy(), None, sample.mask.numpy(), c)
+
+
 def test_a_pass_of_every_label_explains_what_is_there_and_what_is_named(trained, tmp_path):
     data, ways = trained.load("val"), [Way(config) for config in CONFIGS[:2]]
     logits = torch.cat([trained.model(s.image[None]).detach() for s in samples_of(data, trained.size)])
@@ -224,15 +282,17 @@ def test_a_protocol_reaches_the_trace_and_its_counts_are_kept_beside(trained, tm
         return maps
 
     monkeypatch.setattr(counting, "over_views", noted)
-    pool = ((64, 64), (64, 64), "features.30", torch.float32, (1.0,), False)
+    pool = ((64, 64), (64, 64), "features.30", torch.float32, (1.0,), False, None)
     protocols = {
         Protocol(): pool, Protocol(outputs="relu"): (*pool[:2], "features.29", *pool[3:]),
         Protocol(size=(96, 64)): ((96, 64), (96, 64), *pool[2:]),
         Protocol(bfloat16=True): (*pool[:3], torch.bfloat16, *pool[4:]),
-        Protocol(flip=True): (*pool[:5], True), Protocol(scales=(0.5, 1.5)): ((96, 96), *pool[1:4], (0.5, 1.5), False),
+        Protocol(flip=True): (*pool[:5], True, None),
+        Protocol(scales=(0.5, 1.5)): ((96, 96), *pool[1:4], (0.5, 1.5), False, None),
+        Protocol(border="masked"): pool, Protocol(border="reflected"): ((128, 128), (128, 128), *pool[2:]),
     }  # fmt: skip
     found = [tuple(rows_of(tmp_path, trained, "val", CONFIGS[:2], protocol).values()) for protocol in protocols]
-    assert list(dict.fromkeys(seen)) == list(protocols.values()) and len(set(found)) == len(found)
+    assert list(dict.fromkeys(seen)) == [*dict.fromkeys(protocols.values())] and len(set(found)) == len(found)
     calls = len(seen)
     again = [tuple(rows_of(tmp_path, trained, "val", CONFIGS[:2], protocol).values()) for protocol in protocols]
     assert again == found and len(seen) == calls and next(trained.model.parameters()).dtype == torch.float32

@@ -163,6 +163,14 @@ def test_seeds_of_other_settings_are_refused(change, trained, tmp_path, monkeypa
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize(("name", "value"), [("tiles", 40), ("flip", True), ("border", "masked")])
+def test_seeds_of_several_views_are_not_those_of_one(name, value, trained, tmp_path):
+    """One view names less than several, and all that it names is theirs too."""
+    export(trained, "train/2", CONFIG, tmp_path, Protocol(**{name: value}))
+    with pytest.raises(InputError, match=rf"has \.npy files of another .*{name}: pass another --out, or delete them"):
+        export(trained, "train/2", CONFIG, tmp_path)
+
+
 def test_a_wrong_configuration_leaves_no_seeds(trained, tmp_path):
     with pytest.raises(InputError, match="'S9'"):
         export(trained, "train", Config.parse("gradcam:S9"), tmp_path)

@@ -75,6 +75,16 @@ def test_counts_are_those_of_every_training_and_measured_once(two, monkeypatch):
     assert set(two.counts(CONFIGS, seeds=1).pairs["training"]) == {"seed0"}
 
 
+@pytest.mark.parametrize("other", [{"tiles": 40}, {"border": "masked"}, {"flip": True}])
+def test_a_pass_of_other_views_is_not_taken_for_the_plain_one(two, other):
+    """Its identity has all that the plain one names, and more."""
+    config = Config("hirescam", "S4", len(other) + float(len(str(other))))  # counted nowhere else
+    views = two.of_training("seed0", [config], protocol=Protocol(4, **other))
+    plain = two.of_training("seed0", [config])
+    assert plain.values.tolist() != views.values.tolist()
+    assert two.of_training("seed0", [config], protocol=Protocol(4, **other)).values.tolist() == views.values.tolist()
+
+
 def test_kept_counts_are_read_without_data_and_checkpoints(two, monkeypatch, tmp_path):
     expected = two.counts(CONFIGS)
     (two.out / "counts.sqlite").rename(tmp_path / "gone")

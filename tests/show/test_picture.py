@@ -46,6 +46,24 @@ def test_a_state_dict_of_a_torchvision_model(photo, resnet):
     assert name == str(int(traced.logits.argmax())) and list(maps) == ["fullgrad:all"]
 
 
+def test_crops_of_a_photo(photo, resnet):
+    """At its own size, with each stage's map too. The class that is not named is that of the whole photo in one view."""
+    network, classes, size = picture.classifier("resnet18", resnet)
+    pixels, name, maps = picture.maps(photo, (network, classes, size), "", Config("gradcam", "S3-S5", 20), True, tiles=64)
+    _, whole, plain = picture.maps(photo, (network, classes, size), "", Config("gradcam", "S3-S5", 20), True)
+    assert name == whole and list(maps) == list(plain)
+    images = preprocess(pixels, (60, 90))[None]
+    for title, layers in (("S4", "S4"), ("gradcam:S3-S5:20", "S3-S5")):
+        crops = [explain(trace(network, images[..., x : x + 64], int(name)), "gradcam", layers, 20)[0] for x in (0, 26)]
+        expected, often = torch.zeros(60, 90), torch.zeros(60, 90)
+        for x, crop in zip((0, 26), crops, strict=True):
+            expected[:, x : x + 64] += crop
+            often[:, x : x + 64] += 1
+        assert torch.allclose(maps[title], expected / often, atol=1e-5 * float(expected.max()))
+    _, _, same = picture.maps(photo, (network, classes, size), "", Config("gradcam", "S3-S5", 20), True, tiles=90)
+    assert all(torch.equal(same[title], plain[title]) for title in plain)
+
+
 def test_the_command(photo, resnet, tmp_path):
     out = tmp_path / "heat.png"
     command = ["explain", str(photo), "--model", "resnet18", "--checkpoint", str(resnet), "--out", str(out)]
@@ -53,8 +71,12 @@ def test_the_command(photo, resnet, tmp_path):
     assert done.exit_code == 0 and done.output == f"{out}: 2\n"
     with Image.open(out) as image:
         assert image.width > 4 * image.height and np.array(image.convert("RGB")).std() > 10
+    out.unlink()
+    done = CliRunner().invoke(app, [*command, "--class", "2", "--tiles", "64"])
+    assert done.output == f"{out}: 2; 2 crops, 0.153 times the pixels of one view\n"  # 2 x 60 x 64 / 224 x 224
     before = out.read_bytes()
     for wrong, message in (
+        (["--tiles", "0"], "tiles=0: expected a whole number, at least 1"),
         (["--class", "cat"], "class 'cat' is unknown: expected an index or one of 0, 1, 2"),
         (["--class", "7"], "class 7 is out of range"),
         (["--config", "eigencam"], "method 'eigencam' is unknown"),
