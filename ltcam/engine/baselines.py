@@ -24,9 +24,8 @@ from ltcam.engine.tricks import whole
 from ltcam.errors import InputError
 
 Layer = str | nn.Module | None
-Rule = Callable[
-    [nn.Module, Tensor, Tensor, Tensor], Tensor
-]  # of a module, its input and output, and what arrives at the output
+# Of a module, its input and output, and what arrives at the output.
+Rule = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d)
 NONLINEAR = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.Sigmoid, nn.Tanh, nn.Softplus, *POOLS)
