@@ -159,7 +159,7 @@ def _per_channel(model: nn.Module, images: Tensor, traced: Trace, size: int, run
     scores = torch.empty_like(activation[:, :, 0, 0])
     chunks = torch.split(torch.arange(scores.shape[1], device=images.device), size)
     jobs = [(i, k) for i in sorted(set(pairs[:, 0].tolist())) for k in chunks]  # one forward serves all classes of an image
-    with torch.compiler.set_stance("force_eager"), torch.no_grad(), borrowed(model):
+    with torch.no_grad(), borrowed(model):
         for i, k in jobs:
             rows = torch.nonzero(pairs[:, 0] == i)
             logits = _logits(run(images[i].repeat(len(k), 1, 1, 1), activation[rows[0], k], k), len(k))
@@ -180,7 +180,7 @@ def _above(
     def ruled(m: nn.Module, x: Any, y: Tensor) -> Any:
         return _Ruled.apply(x[0], y.detach(), m, rule) if x else None
 
-    with torch.compiler.set_stance("force_eager"), torch.enable_grad(), borrowed(model), ExitStack() as stack:
+    with torch.enable_grad(), borrowed(model), ExitStack() as stack:
         for m in model.modules():
             if type(m) in kinds:  # a subclass may compute something else
                 if getattr(m, "inplace", False):  # the rule needs the input

@@ -207,12 +207,10 @@ class CAM:
         self.reshape, self.output, self.create_graph = reshape, output, create_graph
 
     def __call__(self, input_tensor: Tensor, targets: int | Sequence[int] | Score | Sequence[Score] | None = None) -> Tensor:
-        """(N, H, W) in [0, 1] on the images' device: each map over its maximum, or min-maxed with normalize="minmax".
+        """(N, H, W) in [0, 1]: each map over its maximum, or min-maxed with normalize="minmax"; zero without evidence.
 
-        The map of an image without evidence is zero.
-
-        targets: one per image. A target is a class, or a function of the image's logits such as that library's target objects.
-        None is the largest logit. `.logits` then has the logits of this pass. Raises InputError as `trace` does.
+        targets: one per image, a class or a function of its logits such as that library's target objects; None: the largest
+        logit. `.logits` then has the logits of this pass. Raises InputError as `trace` does.
         """
         traced = trace(
             self.model, input_tensor, targets, self.target_layers, self.config.method == "fullgrad",

@@ -44,7 +44,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def borrowed(model: nn.Module, frozen: bool = True) -> Iterator[None]:
-    """Eval mode and (if `frozen`) no weight gradients while the block runs, then everything as it was, bit for bit.
+    """Eval mode, no compiled code and (if `frozen`) no weight gradients in the block, then everything as it was, bit for bit.
 
     Other threads that borrow any of its modules wait. Buffers are put back, and so are the weights of modules that have a
     train() of their own, such as LoRA layers that merge in eval mode.
@@ -54,21 +54,21 @@ def borrowed(model: nn.Module, frozen: bool = True) -> Iterator[None]:
             locks = [_LOCKS.setdefault(m, RLock()) for m in sorted(model.modules(), key=id)]
         for lock in locks:  # always in one order, so that no two threads wait for each other
             back.enter_context(lock)
+        if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules()):
+            back.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code bypasses hooks
         modes = {module: module.training for module in model.modules()}
         plain, training = [nn.Module.train, nn.Module.eval], any(modes.values())
         own = [m for m in modes if plain != [getattr(function, "__func__", None) for function in (m.train, m.eval)]]
         custom = {m for module in own for m in module.modules()} if training else set()
-        scripted = [m for m in modes if isinstance(m, torch.jit.ScriptModule)]  # their stores are no dictionaries
-        stores: list[dict[str, Any]] = [m._buffers for m in modes if m not in scripted] + [m._parameters for m in custom]
-        stores += [dict(m.named_buffers(recurse=False)) for m in scripted]
+        plainly = [m for m in modes if not isinstance(m, torch.jit.ScriptModule)]  # whose buffers are in a dictionary
+        stores: list[dict[str, Any]] = [m._buffers for m in plainly] + [m._parameters for m in custom]
         back.callback(setattr, parametrize, "_cache_enabled", parametrize._cache_enabled)
         weights = [p for p in model.parameters() if p.is_leaf] if frozen else []  # copies with a history stay as they are
         for parameter in weights:
             back.callback(parameter.requires_grad_, parameter.requires_grad)
+        for value in [*model.buffers(), *(p for m in custom for p in m.parameters(recurse=False))]:
+            back.callback(_put_back, value, value.detach().clone())
         for store in stores:
-            for value in store.values():
-                if value is not None:
-                    back.callback(_put_back, value, value.detach().clone())
             back.callback(_refill, store, dict(store))
         for module, mode in modes.items():
             back.callback(setattr, module, "training", mode)

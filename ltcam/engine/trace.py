@@ -116,15 +116,27 @@ def trace(
     images = images if create_graph and images.requires_grad else images.detach().requires_grad_(fullgrad)
     kept: dict[str, Tensor] = {}
     running = [get_ident()]  # the thread of this forward pass, until it is over
-    # Compiled code bypasses the hooks.
-    compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
-    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-    with torch.enable_grad(), eager, borrowed(model, frozen=not create_graph), ExitStack() as hooks:
+
+    def keep(name: str, module: nn.Module, arguments: Any, output: Any) -> Tensor | None:
+        if running and get_ident() not in running:
+            return None  # another thread's
+        if isinstance(output, Tensor) and not output.requires_grad:
+            output.requires_grad_()  # the graph starts here, also for those who read this tensor in another way
+        if running:
+            check_output(name, module, output, reshape, images)
+            if name in kept:
+                do = "choose a module that runs once; of a pair of images compute one side before (docs/models.md)"
+                raise InputError(f"layer {name!r} runs more than once in a forward pass: {do}")
+            kept[name] = output
+        handed_on: Tensor = output.clone()  # the next layer may change its input in place
+        return handed_on
+
+    with torch.enable_grad(), borrowed(model, frozen=not create_graph), ExitStack() as hooks:
         biases = full.Biases(model, images, {*labels.values(), *modules}, running, not create_graph)
         if fullgrad:
             biases.hook(hooks)
         for name, module in modules.items():
-            hooks.enter_context(module.register_forward_hook(partial(_keep, kept, running, reshape, images, name)))
+            hooks.enter_context(module.register_forward_hook(partial(keep, name)))
         with biases if fullgrad else nullcontext():
             logits = logits_of(called(model, images), len(images), output)
         running.clear()  # checkpointing may run parts again
@@ -151,25 +163,6 @@ def trace(
         pair_of = {name: (reshape(value), reshape(gradient)) for name, (value, gradient) in pair_of.items()}
     found = {label: name for label, name in labels.items() if name in kept}
     return Trace(pairs, logits, list(kept), found, (images.shape[2], images.shape[3]), terms, inputs, residual, pair_of)
-
-
-def _keep(
-    kept: dict[str, Tensor], running: list[int], reshape: Reshape | None, images: Tensor,
-    name: str, module: nn.Module, arguments: Any, output: Any,
-) -> Tensor | None:  # fmt: skip
-    """The hook that keeps a traced layer's output."""
-    if running and get_ident() not in running:
-        return None  # another thread's
-    if isinstance(output, Tensor) and not output.requires_grad:
-        output.requires_grad_()  # the graph starts here, also for those who read this tensor in another way
-    if running:
-        check_output(name, module, output, reshape, images)
-        if name in kept:
-            do = "choose a module that runs once; of a pair of images compute one side before (docs/models.md)"
-            raise InputError(f"layer {name!r} runs more than once in a forward pass: {do}")
-        kept[name] = output
-    handed_on: Tensor = output.clone()  # the next layer may change its input in place
-    return handed_on
 
 
 def _backward(score: Tensor, pairs: Tensor, wanted: list[tuple[str, Any]], create_graph: bool) -> list[Tensor]:
