@@ -98,7 +98,7 @@ def check_images(model: nn.Module, images: Tensor) -> None:
     if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
         raise InputError("the model has weights that its first run makes: run it once before")
     if torch.is_inference_mode_enabled() or any(t.is_inference() for t in (images, *model.parameters())):
-        raise InputError("inference mode keeps no gradients: make the model and the images, and call trace, outside of it")
+        raise InputError("inference mode keeps no gradients: make model and images, and trace, outside torch.inference_mode")
     if not images.isfinite().all():
         raise InputError("images hold NaN or infinity: expected finite, normalized values")
     weights: list[Tensor] = [p for p in model.parameters() if p.is_floating_point()] or [images]
