@@ -142,7 +142,8 @@ class Store:
         query = f"{EVERY} AND cut = ? AND text IN ({','.join('?' * len(texts))})"
         table = pd.read_sql(query, self.db, params=(number, cut, *texts))
         wide = table.pivot(index=["name", "class", "group"], columns="config", values=["tp", "fp", "fn"]).fillna(0).astype(int)
-        values = np.stack([wide[kind].reindex(columns=texts).to_numpy() for kind in ("tp", "fp", "fn")], axis=-1)
+        kinds = [[(kind, text) for text in texts] for kind in ("tp", "fp", "fn")]
+        values = np.stack([wide.reindex(columns=own).to_numpy() for own in kinds], axis=-1)
         pairs = wide.index.to_frame(index=False).assign(training="", fold="")
         return Counts(pairs, tuple(configs), values)
 
