@@ -43,19 +43,16 @@ def liftcam(model: nn.Module, images: Tensor, targets: Targets = None, layer: La
     The reference is A = 0, so sum_kij C_kij = y(A) - y(0). The rule is for modules: ReLU, LeakyReLU, ELU, Sigmoid, Tanh,
     Softplus and max-pools. Raises InputError if the sum is another, because of another or a functional nonlinearity.
     """
-    model, module, traced, activation = _trace(model, images, targets, layer)
-    weights = torch.empty_like(activation[:, :, 0, 0])
-    for p, (i, c) in enumerate(traced.pairs.tolist()):
-        a = activation[p : p + 1]
-        both = torch.cat([a, torch.zeros_like(a)]).requires_grad_()
-        logits = _above(model, module, both, images[i].repeat(2, 1, 1, 1), NONLINEAR, _rescaled)
-        (multiplier,) = torch.autograd.grad(logits, both, F.one_hot(torch.tensor([c, c]), logits.shape[1]).to(logits))
-        found, (y, y_of_0) = a * multiplier[:1], logits[:, c].tolist()
-        rounding = torch.finfo(a.dtype).eps * (100 * found.abs().sum().item() + 10 * abs(y))
-        if not abs(found.sum().item() - (y - y_of_0)) <= rounding:
-            raise InputError(f"no DeepLIFT rule above {traced.layers[0]!r} (see liftcam): choose a later layer")
-        weights[p] = found.sum(dim=(0, 2, 3))
-    return weighted(weights, activation)
+    model, module, traced, a = _trace(model, images, targets, layer)
+    both, (image, c) = torch.cat([a, torch.zeros_like(a)]).requires_grad_(), traced.pairs.T
+    logits = _above(model, module, both, images[image].repeat(2, 1, 1, 1), NONLINEAR, _rescaled)
+    scores = logits.gather(1, c.repeat(2)[:, None])
+    (multiplier,) = torch.autograd.grad(scores.sum(), both)
+    found, (y, y_of_0) = a * multiplier[: len(a)], scores.detach().flatten().chunk(2)
+    rounding = torch.finfo(a.dtype).eps * (100 * found.abs().sum(dim=(1, 2, 3)) + 10 * y.abs())
+    if not ((found.sum(dim=(1, 2, 3)) - (y - y_of_0)).abs() <= rounding).all():
+        raise InputError(f"no DeepLIFT rule above {traced.layers[0]!r} (see liftcam): choose a later layer")
+    return weighted(found.sum(dim=(2, 3)), a)
 
 
 def relevancecam(
