@@ -48,7 +48,7 @@ def liftcam(model: nn.Module, images: Tensor, targets: Targets = None, layer: La
     logits = _above(model, module, both, images[image].repeat(2, 1, 1, 1), NONLINEAR, _rescaled)
     chosen = F.one_hot(c.repeat(2), logits.shape[1]).to(logits)
     (multiplier,) = torch.autograd.grad(logits, both, chosen)
-    found, (y, y_of_0) = a * multiplier[: len(a)], (chosen * logits.detach()).sum(dim=1).chunk(2)
+    found, (y, y_of_0) = a * multiplier[: len(a)], logits.detach()[chosen > 0].chunk(2)
     rounding = torch.finfo(a.dtype).eps * (100 * found.abs().sum(dim=(1, 2, 3)) + 10 * y.abs())
     if not ((found.sum(dim=(1, 2, 3)) - (y - y_of_0)).abs() <= rounding).all():
         raise InputError(f"no DeepLIFT rule above {traced.layers[0]!r} (see liftcam): choose a later layer")
