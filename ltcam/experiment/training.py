@@ -64,9 +64,9 @@ def train(recipe: Recipe, out: AnyPath) -> Path:
     """Train by `recipe`, or go on where an interrupted run of the same recipe stopped. Returns the path of the checkpoint.
 
     Writes `checkpoint.pt` (the last epoch), `train.csv` (loss per epoch), `labels.csv` (AP per class on the held-out part) and
-    `run.json` (what made them) into `out`. Of several processes only the main one writes there; their number may change between
-    calls. Raises InputError if `out` has another or a damaged training, UnavailableError if another run writes there or nothing
-    can be.
+    `run.json` (what made them) into `out`. A finished run is returned as it is. Of several processes, whose number may change
+    between calls, only the main one writes. Raises InputError if `out` has another or a damaged training, UnavailableError if
+    another run writes there or nothing can be.
     """
     data, last, kept = datasets.load(recipe.data, recipe.train), Path(out, "last.pt"), Path(out, "checkpoint.pt")
     identity = {"recipe": asdict(recipe), "fingerprint": data.fingerprint}
