@@ -120,7 +120,7 @@ def _halves(values: Tensor) -> tuple[Tensor, Tensor]:
     constant = span <= 8 * FLOAT32.eps * high
     # Outside of float32's range the bins' width, or the variance of their parts, is no number in float64 either.
     if not ((low >= 0) & (high <= FLOAT32.max) & (constant | (span >= 2.0**-149))).all():
-        raise InputError("heatmaps hold NaN, negative values or values outside float32's range: expected those of ltcam.explain")
+        raise InputError("heatmaps hold NaN, negative values or values that float32 has not: expected those of ltcam.explain")
     edges = low + span / BINS * torch.arange(BINS + 1, device=values.device)
     edges[:, -1:] = high
     if values.dtype != torch.float32 or (~constant & (span < 2.0**-100)).any():  # where float32 has no such scale

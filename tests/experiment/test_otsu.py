@@ -164,7 +164,7 @@ LARGEST, LEAST = torch.finfo(torch.float32).max, 2.0**-149
 )  # fmt: skip
 def test_values_that_float32_cannot_hold_apart_are_refused(pixels):
     """Beside a map that is well."""
-    said = "heatmaps hold NaN, negative values or values outside float32's range: expected those of ltcam.explain"
+    said = "heatmaps hold NaN, negative values or values that float32 has not: expected those of ltcam.explain"
     with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
         otsu_masks(torch.tensor([[[0.0, 1.0]], [pixels]], dtype=torch.float64))
 
