@@ -82,8 +82,8 @@ def test_the_plan_of_the_house():
     modules = sorted((ROOT / "ltcam").rglob("*.py"))
     lines = {path: len(path.read_text().splitlines()) for path in modules}
     assert len(modules) <= 57 and max(lines.values()) <= 260
-    assert sum(n for path, n in lines.items() if path.parent.name == "engine") <= 2052
-    assert sum(lines.values()) <= 8007 and sum(map(statements, modules)) <= 5412
+    assert sum(n for path, n in lines.items() if path.parent.name == "engine") <= 2049
+    assert sum(lines.values()) <= 8003 and sum(map(statements, modules)) <= 5411
     assert sum(n for n in lines.values()) / sum(map(statements, modules)) > 1.2  # not by squeezing
 
 

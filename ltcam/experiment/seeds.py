@@ -95,9 +95,8 @@ def read(path: AnyPath, classes: int) -> tuple[Tensor, Tensor]:
         raise MissingError(f"{path} is missing: expected the seeds of an image; run ltcam export-seeds, or name another folder")
     try:
         with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            if header(file)[2] != np.dtype(object):
+            np.lib.format.read_magic(file)
+            if np.lib.format.read_array_header_1_0(file)[2] != np.dtype(object):  # the header of a dictionary
                 raise InputError("it is a plain array")
             seeds = unpickle(file).item()
         keys, maps = (torch.as_tensor(seeds[name]) for name in ("keys", "high_res"))
