@@ -82,8 +82,8 @@ def test_the_plan_of_the_house():
     modules = sorted((ROOT / "ltcam").rglob("*.py"))
     lines = {path: len(path.read_text().splitlines()) for path in modules}
     assert len(modules) <= 58 and max(lines.values()) <= 260
-    assert sum(n for path, n in lines.items() if path.parent.name == "engine") <= 2149
-    assert sum(lines.values()) <= 8340 and sum(map(statements, modules)) <= 5616
+    assert sum(n for path, n in lines.items() if path.parent.name == "engine") <= 2112
+    assert sum(lines.values()) <= 8600 and sum(map(statements, modules)) <= 5800
     assert sum(n for n in lines.values()) / sum(map(statements, modules)) > 1.2  # not by squeezing
 
 

@@ -1,7 +1,7 @@
 """The files of the data sets: `ltcam data get` fetches them, `ltcam data check` says which are missing or damaged.
 
-A file in `checksums` is good if its SHA-256 is the one there, in a subset too. Any other is decoded to its end. A download
-that is cut off starts again; an archive that was put under the data root by hand is verified and unpacked like a download.
+A file in `checksums` is good if its SHA-256 is the one there. Any other is decoded. A download that is cut off starts again; an
+archive that was put under the data root by hand is verified and unpacked like a download.
 """
 
 import logging
@@ -75,12 +75,11 @@ def check(name: str, root: AnyPath | None = None) -> Report:
 def _fault(data: Segmentation, index: int, sums: Mapping[Path, str]) -> str:
     """What is wrong with an image or its mask, in words; empty if nothing is."""
     files = data.entries[index].image, data.entries[index].mask
+    if missing := [path for path in files if not path.is_file()]:
+        return f"{missing[0]} is missing: fetch the data set again"
+    if other := [path for path in files if path in sums and sha256(path) != sums[path]]:
+        return f"{other[0]} is not the file of the data set (its SHA-256 differs): fetch it again"
     try:
-        for path in files:
-            if not path.is_file():
-                return f"{path} is missing: fetch the data set again"
-            if path in sums and sha256(path) != sums[path]:
-                return f"{path} is not the file of the data set (its SHA-256 differs): fetch it again"
         if not sums.keys() >= {*files}:
             data.pair(index)
             for path in files:
@@ -101,10 +100,9 @@ def checksums(name: str) -> dict[str, str]:
 def state(name: str, root: AnyPath) -> str:
     """present, subset, incomplete, absent, or damaged (a wrong list of VOC), judged by the names of its files alone."""
     kind = known(name)
-    folder = Path(root) / kind.folder
     if not kind.folder:
         return "present"
-    if not folder.is_dir():
+    if not (folder := Path(root) / kind.folder).is_dir():
         return "absent"
     try:
         parts = kind.listed(folder)

@@ -24,9 +24,8 @@ from ltcam.engine.tricks import whole
 from ltcam.errors import InputError
 
 Layer = str | nn.Module | None
-Rule = Callable[
-    [nn.Module, Tensor, Tensor, Tensor], Tensor
-]  # of a module, its input and output, and what arrives at the output
+# Of a module, its input and output, and what arrives at the output.
+Rule = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d)
 NONLINEAR = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.Sigmoid, nn.Tanh, nn.Softplus, *POOLS)
@@ -44,19 +43,16 @@ def liftcam(model: nn.Module, images: Tensor, targets: Targets = None, layer: La
     The reference is A = 0, so sum_kij C_kij = y(A) - y(0). The rule is for modules: ReLU, LeakyReLU, ELU, Sigmoid, Tanh,
     Softplus and max-pools. Raises InputError if the sum is another, because of another or a functional nonlinearity.
     """
-    model, module, traced, activation = _trace(model, images, targets, layer)
-    weights = torch.empty_like(activation[:, :, 0, 0])
-    for p, (i, c) in enumerate(traced.pairs.tolist()):
-        a = activation[p : p + 1]
-        both = torch.cat([a, torch.zeros_like(a)]).requires_grad_()
-        logits = _above(model, module, both, images[i].repeat(2, 1, 1, 1), NONLINEAR, _rescaled)
-        (multiplier,) = torch.autograd.grad(logits, both, F.one_hot(torch.tensor([c, c]), logits.shape[1]).to(logits))
-        found, (y, y_of_0) = a * multiplier[:1], logits[:, c].tolist()
-        rounding = torch.finfo(a.dtype).eps * (100 * found.abs().sum().item() + 10 * abs(y))
-        if not abs(found.sum().item() - (y - y_of_0)) <= rounding:
-            raise InputError(f"no DeepLIFT rule above {traced.layers[0]!r} (see liftcam): choose a later layer")
-        weights[p] = found.sum(dim=(0, 2, 3))
-    return weighted(weights, activation)
+    model, module, traced, a = _trace(model, images, targets, layer)
+    both, (image, c) = torch.cat([a, torch.zeros_like(a)]).requires_grad_(), traced.pairs.T
+    logits = _above(model, module, both, images[image].repeat(2, 1, 1, 1), NONLINEAR, _rescaled)
+    chosen = F.one_hot(c.repeat(2), logits.shape[1]).to(logits)
+    (multiplier,) = torch.autograd.grad(logits, both, chosen)
+    found, (y, y_of_0) = a * multiplier[: len(a)], logits.detach()[chosen > 0].chunk(2)
+    rounding = torch.finfo(a.dtype).eps * (100 * found.abs().sum(dim=(1, 2, 3)) + 10 * y.abs())
+    if not ((found.sum(dim=(1, 2, 3)) - (y - y_of_0)).abs() <= rounding).all():
+        raise InputError(f"no DeepLIFT rule above {traced.layers[0]!r} (see liftcam): choose a later layer")
+    return weighted(found.sum(dim=(2, 3)), a)
 
 
 def relevancecam(
@@ -160,7 +156,7 @@ def _per_channel(model: nn.Module, images: Tensor, traced: Trace, size: int, run
     scores = torch.empty_like(activation[:, :, 0, 0])
     chunks = torch.split(torch.arange(scores.shape[1], device=images.device), size)
     jobs = [(i, k) for i in sorted(set(pairs[:, 0].tolist())) for k in chunks]  # one forward serves all classes of an image
-    with torch.compiler.set_stance("force_eager"), torch.no_grad(), borrowed(model):
+    with torch.no_grad(), borrowed(model):
         for i, k in jobs:
             rows = torch.nonzero(pairs[:, 0] == i)
             logits = _logits(run(images[i].repeat(len(k), 1, 1, 1), activation[rows[0], k], k), len(k))
@@ -181,7 +177,7 @@ def _above(
     def ruled(m: nn.Module, x: Any, y: Tensor) -> Any:
         return _Ruled.apply(x[0], y.detach(), m, rule) if x else None
 
-    with torch.compiler.set_stance("force_eager"), torch.enable_grad(), borrowed(model), ExitStack() as stack:
+    with torch.enable_grad(), borrowed(model), ExitStack() as stack:
         for m in model.modules():
             if type(m) in kinds:  # a subclass may compute something else
                 if getattr(m, "inplace", False):  # the rule needs the input

@@ -204,20 +204,15 @@ class CAM:
         reshape: Reshape | None = None, output: Output | None = None, create_graph: bool = False, **options: Any,
     ) -> None:  # fmt: skip
         self.model, self.target_layers, self.config = model, target_layers, Config(method, "all", delta, **options)
-        self.reshape, self.output, self.create_graph = reshape, output, create_graph
+        self.how: dict[str, Any] = {"reshape": reshape, "output": output, "create_graph": create_graph}
 
     def __call__(self, input_tensor: Tensor, targets: int | Sequence[int] | Score | Sequence[Score] | None = None) -> Tensor:
-        """(N, H, W) in [0, 1] on the images' device: each map over its maximum, or min-maxed with normalize="minmax".
+        """(N, H, W) in [0, 1]: each map over its maximum, or min-maxed with normalize="minmax"; zero without evidence.
 
-        The map of an image without evidence is zero.
-
-        targets: one per image. A target is a class, or a function of the image's logits such as that library's target objects.
-        None is the largest logit. `.logits` then has the logits of this pass. Raises InputError as `trace` does.
+        targets: one per image, a class or a function of its logits such as that library's target objects; None: the largest
+        logit. `.logits` then has the logits of this pass. Raises InputError as `trace` does.
         """
-        traced = trace(
-            self.model, input_tensor, targets, self.target_layers, self.config.method == "fullgrad",
-            reshape=self.reshape, output=self.output, create_graph=self.create_graph,
-        )  # fmt: skip
+        traced = trace(self.model, input_tensor, targets, self.target_layers, self.config.method == "fullgrad", **self.how)
         if traced.pairs[:, 0].tolist() != list(range(len(input_tensor))):
             raise InputError(f"{len(traced.pairs)} targets for {len(input_tensor)} images: expected one per image")
         self.logits = traced.logits

@@ -59,10 +59,8 @@ class Config:
                 self.fraction is not None and not (is_number(self.fraction) and 0 <= self.fraction < 1),
             f"by={self.by!r} is unknown: expected one of {', '.join([*get_args(By), *READINGS])}":
                 reading and self.by not in READINGS,
-            f"by={self.by!r} without delta cuts nothing: pass delta, or leave by out":
-                self.by != "percentile" and self.delta is None,
-            "compare='gt' without delta compares nothing: pass delta, or leave compare out":
-                self.delta is None and self.compare == "gt",
+            f"by={self.by!r}, compare={self.compare!r} without delta cuts nothing: pass delta, or leave them out":
+                self.delta is None and (self.by, self.compare) != ("percentile", "ge"),
             f"per_channel=True is an option of fullgrad: {self.method} does not normalize":
                 self.per_channel and not full,
             f"normalize={self.normalize!r} with fullgrad, whose terms Eq. 7 normalizes: use 'none'":
@@ -92,40 +90,33 @@ class Config:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The Config of a text such as "gradcam:S1-S5:20,refine=S3-S5:28:8". "gradcam" alone is at S5, without delta.
-
-        Raises InputError for anything else.
-        """
+        """The Config of a text; "gradcam" alone is at S5, without delta. Raises InputError for anything else."""
         head, *pairs = text.split(",")
         parts = head.split(":")
         try:
             name, layers, delta = (*parts, *("", "S5", "")[len(parts) :])
             options = {key: _READ[key](value) for key, value in (pair.split("=") for pair in pairs)}
-            number = float(delta) if delta else None
+            return cls(name, tuple(layers.split("+")), float(delta) if delta else None, **options)
         except InputError:
             raise
         except (ValueError, KeyError) as error:
-            raise InputError(
-                f"{text!r} is not a configuration: expected METHOD[:LAYERS[:DELTA]], e.g. gradcam:S1-S5:20 or "
-                "layercam:S1-S5:0,normalize=tanh,refine=S3-S5"
-            ) from error
-        return cls(name, tuple(layers.split("+")), number, **options)
+            do = "expected METHOD[:LAYERS[:DELTA]], e.g. gradcam:S1-S5:20 or layercam:S1-S5:0,normalize=tanh,refine=S3-S5:28:8"
+            raise InputError(f"{text!r} is not a configuration: {do}") from error
 
 
 def refine_text(how: Refine) -> str:
     """The text of a `Refine` in that of a Config: LAYERS:SIZE:POWER:STEPS[:THEN]."""
-    return ":".join([how.layers, str(how.size), _text(how.power), str(how.steps), *([how.then] if how.then else [])])
+    return ":".join(_text(getattr(how, field.name)) for field in fields(how)).removesuffix(":")
 
 
 def refine_of(text: str) -> Refine:
     """The `Refine` of a text, which may end early: the rest are the defaults. Raises InputError for anything else."""
-    parts = text.split(":")
+    kinds, parts = (str, int, float, int, str), text.split(":")
     try:
-        kinds = (str, int, float, int, str)[: len(parts)]
-        given: list[Any] = [kind(part) for kind, part in zip(kinds, parts, strict=True)]
+        given: list[Any] = [kind(part) for kind, part in zip(kinds[: len(parts)], parts, strict=True)]
     except ValueError as error:
-        said = "no way to spread a map: expected LAYERS[:SIZE[:POWER[:STEPS[:THEN]]]], e.g. S3-S5:28:8"
-        raise InputError(f"refine={text!r} is {said}") from error
+        do = "expected LAYERS[:SIZE[:POWER[:STEPS[:THEN]]]], e.g. S3-S5:28:8"
+        raise InputError(f"refine={text!r} is no way to spread a map: {do}") from error
     return Refine(*given)
 
 
@@ -145,9 +136,9 @@ def _over(values: Tensor, limits: Tensor) -> Tensor:
     return values >= limits.view(-1, 1, 1, 1)
 
 
-def _of_positive(values: Tensor, delta: float) -> Tensor:
-    """(P, ...) -> (P, 1): the percentile of the positive values, as `truncate` reads it."""
-    return thresholds(values.flatten(1), [delta])
+def _over_positive(values: Tensor, delta: float) -> Tensor:
+    """Which values (P, ...) are at or above the percentile of the positive ones, as in `truncate`."""
+    return _over(values, thresholds(values.flatten(1), [delta]))
 
 
 def _of_all(values: Tensor, delta: float) -> Tensor:
@@ -158,7 +149,7 @@ def _of_all(values: Tensor, delta: float) -> Tensor:
 
 def _of_weights(a: Tensor, g: Tensor, delta: float) -> Tensor:
     weights = g.clamp(min=0).mean(dim=(2, 3), keepdim=True)
-    return _over(weights, _of_positive(weights, delta)) & (g > 0)
+    return _over_positive(weights, delta) & (g > 0)
 
 
 # Other readings of Eq. 9: which gradients are kept, bool like G (P, K, h, w), of A, G and delta.
@@ -166,5 +157,5 @@ READINGS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "all values": lambda a, g, delta: _over(g, _of_all(g, delta)),
     "absolute values": lambda a, g, delta: _over(g, _of_all(g.abs(), delta)),
     "positive channel weights": _of_weights,
-    "positive activation times gradient": lambda a, g, delta: _over(a * g, _of_positive(a * g, delta)),
+    "positive activation times gradient": lambda a, g, delta: _over_positive(a * g, delta),
 }

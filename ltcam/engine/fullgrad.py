@@ -2,8 +2,7 @@
 
 Biases are found in the calls of torch's functions, whoever makes them: `x * scale + shift` has a bias as `nn.Conv2d` has. A
 normalization by the input's own statistics is replaced by its tangent J x + b (Srinivas and Fleuret's implicit bias). So
-input.grad + sum(bias.grad) is the logit if all else is piecewise linear (their Proposition 1). Each trace measures what is
-missing.
+input.grad + sum(bias.grad) is the logit if all else is piecewise linear (their Proposition 1).
 """
 
 import warnings
@@ -67,15 +66,14 @@ class Biases(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, images: Tensor, stops: Collection[str], running: list[int], frozen: bool) -> None:
         super().__init__()
-        self.images, self.stops, self.running, self.frozen = images, stops, running, frozen
-        self.names = {module: name for name, module in model.named_modules()}
-        self.names |= {module: name for name, module in model.named_modules(remove_duplicate=False) if name in stops}
-        self.root, self.inside = get_gradient_edge(images).node, [""]
-        self.marks: list[Mark] = []
-        self.stages: list[str] = []
+        self.model, self.images, self.stops, self.running, self.frozen = model, images, stops, running, frozen
+        self.inside, self.marks, self.stages = [""], list[Mark](), list[str]()
 
     def hook(self, stack: ExitStack) -> None:
         """Put hooks on every module, until `stack` closes."""
+        self.root = get_gradient_edge(self.images).node
+        self.names = {module: name for name, module in self.model.named_modules()}
+        self.names |= {m: name for name, m in self.model.named_modules(remove_duplicate=False) if name in self.stops}
         for module in self.names:
             stack.enter_context(module.register_forward_pre_hook(self._enter))
             stack.enter_context(module.register_forward_hook(self._leave))

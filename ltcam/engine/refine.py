@@ -77,7 +77,7 @@ def similarity(trace: Trace, how: Refine) -> Tensor:
     """(N, n, n) for the n places of `how.grid`: how much place j gives to place i. Rows sum to 1.
 
     It is the cosine of the features of two places on the grid, averaged over the layers, not below 0, to a power. A place is
-    like itself: 1. An image takes n^2 numbers, 2.5 MB in float32 for 28 x 28, and four times as much while they are made.
+    like itself: 1. An image takes n^2 numbers, and four times as much while they are made.
     """
     grid = how.grid(trace.size)
     features = [_resized(wide(trace.features(name)), grid).flatten(2) for name in trace.select(how.layers)]

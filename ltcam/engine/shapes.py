@@ -98,13 +98,10 @@ def check_images(model: nn.Module, images: Tensor) -> None:
     if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
         raise InputError("the model has weights that its first run makes: run it once before")
     if torch.is_inference_mode_enabled() or any(t.is_inference() for t in (images, *model.parameters())):
-        raise InputError(
-            "inference mode keeps no gradients: make the model and the images, and call trace, outside torch.inference_mode"
-        )
+        raise InputError("inference mode keeps no gradients: make model and images, and trace, outside torch.inference_mode")
     if not images.isfinite().all():
         raise InputError("images hold NaN or infinity: expected finite, normalized values")
-    weights: list[Tensor] = [p for p in model.parameters() if p.is_floating_point()]
-    weights = weights or [images]
+    weights: list[Tensor] = [p for p in model.parameters() if p.is_floating_point()] or [images]
     if all(p.device != images.device for p in weights):
         raise InputError(f"images are on {images.device}, the model is on {weights[0].device}: move one to the other")
     if all(p.dtype != images.dtype for p in weights) and not torch.is_autocast_enabled(images.device.type):

@@ -44,32 +44,31 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def borrowed(model: nn.Module, frozen: bool = True) -> Iterator[None]:
-    """Eval mode and (if `frozen`) no weight gradients while the block runs, then everything as it was, bit for bit.
+    """Eval mode, no compiled code and (if `frozen`) no weight gradients in the block, then everything as it was, bit for bit.
 
     Other threads that borrow any of its modules wait. Buffers are put back, and so are the weights of modules that have a
     train() of their own, such as LoRA layers that merge in eval mode.
     """
-    with ExitStack() as locks:
+    with ExitStack() as back:  # what is put on it is undone from the last to the first, also if one step fails
         with _GUARD:
-            wanted = [_LOCKS.setdefault(m, RLock()) for m in sorted(model.modules(), key=id)]
-        for lock in wanted:  # always in one order, so that no two threads wait for each other
-            locks.enter_context(lock)
+            locks = [_LOCKS.setdefault(m, RLock()) for m in sorted(model.modules(), key=id)]
+        for lock in locks:  # always in one order, so that no two threads wait for each other
+            back.enter_context(lock)
+        if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules()):
+            back.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code bypasses hooks
         modes = {module: module.training for module in model.modules()}
         plain, training = [nn.Module.train, nn.Module.eval], any(modes.values())
         own = [m for m in modes if plain != [getattr(function, "__func__", None) for function in (m.train, m.eval)]]
         custom = {m for module in own for m in module.modules()} if training else set()
-        scripted = [m for m in modes if isinstance(m, torch.jit.ScriptModule)]  # their stores are no dictionaries
-        stores: list[dict[str, Any]] = [m._buffers for m in modes if m not in scripted] + [m._parameters for m in custom]
-        stores += [dict(m.named_buffers(recurse=False)) for m in scripted]
-        back = locks  # what is put on it is undone from the last to the first, also if one step fails
+        plainly = [m for m in modes if not isinstance(m, torch.jit.ScriptModule)]  # whose buffers are in a dictionary
+        stores: list[dict[str, Any]] = [m._buffers for m in plainly] + [m._parameters for m in custom]
         back.callback(setattr, parametrize, "_cache_enabled", parametrize._cache_enabled)
         weights = [p for p in model.parameters() if p.is_leaf] if frozen else []  # copies with a history stay as they are
         for parameter in weights:
             back.callback(parameter.requires_grad_, parameter.requires_grad)
+        for value in [*model.buffers(), *(p for m in custom for p in m.parameters(recurse=False))]:
+            back.callback(_put_back, value, value.detach().clone())
         for store in stores:
-            for value in store.values():
-                if value is not None:
-                    back.callback(_put_back, value, value.detach().clone())
             back.callback(_refill, store, dict(store))
         for module, mode in modes.items():
             back.callback(setattr, module, "training", mode)
@@ -112,11 +111,7 @@ def stages(model: nn.Module, outputs: Outputs = "pool", images: Tensor | None = 
     """
     one_of("outputs", outputs, Outputs)
     model = unwrap(model)
-    features = getattr(model, "features", None)
-    pools: list[tuple[str, str]] = []
-    if isinstance(features, nn.Sequential) and isinstance(features[-1], nn.MaxPool2d):
-        pools = _pools(features, "features")  # of VGG, without running it
-    if not pools:
+    if not (pools := _pools(getattr(model, "features", None))):  # of VGG, without running it
         convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
         if convolution is None:
             raise InputError(f"{type(model).__name__} has no convolutions: pass layers=[module names]")
@@ -164,11 +159,16 @@ def labels_in(text: str) -> list[str]:
     return [f"S{i}" for i in range(int(match[1]), int(match[2] or match[1]) + 1)] if match else []
 
 
-def _pools(features: nn.Sequential, prefix: str) -> list[tuple[str, str]]:
-    """The names (input's module, pool) of each max-pool of a sequence. None if a pool runs more than once."""
-    children = [(f"{prefix}.{name}".lstrip("."), module) for name, module in features._modules.items()]
-    pools = {(before, name): pool for (before, _), (name, pool) in pairwise(children) if isinstance(pool, nn.MaxPool2d)}
-    return [*pools] if len({*pools.values()}) == len(pools) else []
+def _pools(features: Any) -> list[tuple[str, str]]:
+    """The names (input's module, pool) of the max-pools of a sequence that ends in one. None if a pool runs more than once."""
+    parts = [*features._modules.items()] if isinstance(features, nn.Sequential) else []
+    pools = {
+        (f"features.{before}", f"features.{name}"): pool
+        for (before, _), (name, pool) in pairwise(parts)
+        if isinstance(pool, nn.MaxPool2d)
+    }
+    ends, once = [*pools.values()][-1:] == [module for _, module in parts[-1:]], len({*pools.values()}) == len(pools)
+    return [*pools] if ends and once else []
 
 
 def _wrapped(model: nn.Module, octaves: Mapping[str, tuple[int, int]]) -> list[tuple[str, str]]:
@@ -237,9 +237,8 @@ def _last_blocks(model: nn.Module, octaves: Mapping[str, tuple[int, int]], runni
             inside = {octave for other, both in octaves.items() if other.startswith(f"{path}.") for octave in both}
             several = len(inside.union(octaves.get(path, ()))) > (2 if path in octaves else 1)  # with a head behind it
             if several or path not in running or grouped(child, path):
-                yield from blocks(
-                    child, f"{path}."
-                )  # a list of blocks; or one with the head, or whose inside checkpointing calls
+                # a list of blocks; or one with the head, or whose inside checkpointing calls
+                yield from blocks(child, f"{path}.")
             elif path in octaves and not isinstance(child, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
                 yield path
 

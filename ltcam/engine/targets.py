@@ -54,11 +54,9 @@ def _pairs(targets: Any, logits: Tensor) -> list[tuple[int, int]]:
         raise InputError(f"targets {targets!r}: expected an int or ints per image") from error
     if not pairs:
         raise InputError("targets are empty: expected at least one class for at least one image")
-    if outside := [c for _, c in pairs if not 0 <= c < classes]:
+    if out := [c for _, c in pairs if not 0 <= c < classes]:
         one = "; label 1 is class 0, and label 0 the function lambda logits: -logits[0]" if classes == 1 else ""
-        raise InputError(
-            f"class {outside[0]} is out of range: the model has {classes} logits, expected 0 to {classes - 1}{one}"
-        )
+        raise InputError(f"class {out[0]} is out of range: the model has {classes} logits, expected 0 to {classes - 1}{one}")
     return pairs
 
 

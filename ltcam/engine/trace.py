@@ -1,8 +1,7 @@
-"""Eq. 1 and everything that the methods need of it: one forward, and one backward per class rank.
+"""Eq. 1: one forward, and one backward per class rank, give the activation A and the gradient G = dy^c/dA of each layer.
 
-Every method, layer and delta is a function of a layer's activation A and gradient G = dy^c/dA. So a `Trace` keeps both for
-every (image, class) pair, and nothing runs again. In eval mode the images of a batch do not influence each other. So one
-backward serves all images: the first backward their first classes, the second their second classes, and so on.
+Every method, layer and delta is a function of these, so nothing runs again. In eval mode the images of a batch do not influence
+each other. So one backward serves all images: the first their first classes, the second their second classes, and so on.
 """
 
 import re
@@ -65,13 +64,12 @@ class Trace:
         if isinstance(layers, list | tuple):
             return [name for item in layers for name in self.select(item)]
         if self.stages.get(str(layers), layers) != layers and layers in self.layers:
-            raise InputError(
-                f"{layers!r} names a traced module and another stage: trace {{label: module name}} of other labels"
-            )
+            raise InputError(f"{layers!r} names a traced module and another stage: trace {{label: module name}} instead")
         if layers in self.layers:
-            return [layers]
-        if isinstance(layers, str) and all(label in self.stages for label in labels_in(layers) or [layers]):
-            return [self.stages[label] for label in labels_in(layers) or [layers]]
+            return [str(layers)]
+        labels = labels_in(str(layers)) or [str(layers)]
+        if self.stages.keys() >= {*labels}:
+            return [self.stages[label] for label in labels]
         raise InputError(f"layer {layers!r} was not traced: expected one of {self.layers} or of {list(self.stages)}")
 
     def terms(self, layers: str | Sequence[str] | None = None) -> list[full.Bias]:
@@ -118,16 +116,28 @@ def trace(
     images = images if create_graph and images.requires_grad else images.detach().requires_grad_(fullgrad)
     kept: dict[str, Tensor] = {}
     running = [get_ident()]  # the thread of this forward pass, until it is over
-    # Compiled code bypasses the hooks.
-    compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
-    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-    with torch.enable_grad(), eager, borrowed(model, frozen=not create_graph), ExitStack() as hooks:
-        biases = full.Biases(model, images, {*labels.values(), *modules}, running, not create_graph) if fullgrad else None
-        if biases:
+
+    def keep(name: str, module: nn.Module, arguments: Any, output: Any) -> Tensor | None:
+        if running and get_ident() not in running:
+            return None  # another thread's
+        if isinstance(output, Tensor) and not output.requires_grad:
+            output.requires_grad_()  # the graph starts here, also for those who read this tensor in another way
+        if running:
+            check_output(name, module, output, reshape, images)
+            if name in kept:
+                do = "choose a module that runs once; of a pair of images compute one side before (docs/models.md)"
+                raise InputError(f"layer {name!r} runs more than once in a forward pass: {do}")
+            kept[name] = output
+        handed_on: Tensor = output.clone()  # the next layer may change its input in place
+        return handed_on
+
+    with torch.enable_grad(), borrowed(model, frozen=not create_graph), ExitStack() as hooks:
+        biases = full.Biases(model, images, {*labels.values(), *modules}, running, not create_graph)
+        if fullgrad:
             biases.hook(hooks)
         for name, module in modules.items():
-            hooks.enter_context(module.register_forward_hook(partial(_keep, kept, running, reshape, images, name)))
-        with biases or nullcontext():
+            hooks.enter_context(module.register_forward_hook(partial(keep, name)))
+        with biases if fullgrad else nullcontext():
             logits = logits_of(called(model, images), len(images), output)
         running.clear()  # checkpointing may run parts again
         logits, pairs, score = explained(targets, logits)
@@ -141,38 +151,18 @@ def trace(
             if sure.any() and any(re.search(kind, node.name()) for node in full.ancestors(score.grad_fn)):
                 said = f"a score of {score[sure][0]:g} is certain to the last bit and has no gradient"
                 raise InputError(f"{said}: explain the logit before the softmax or sigmoid")
-        of_biases: list[tuple[str, Any]] = [(name, edge) for name, edge, *_ in biases.marks] if biases else []
-        wanted = [*kept.items(), *of_biases, *([("the input", images)] if fullgrad else [])]
-        gradients = iter(_backward(score, pairs, wanted, create_graph))
+        wanted: list[tuple[str, Any]] = [*kept.items(), *((name, edge) for name, edge, *_ in biases.marks)]
+        gradients = iter(_backward(score, pairs, wanted + [("the input", images)] * fullgrad, create_graph))
         if not create_graph:
             logits, images = logits.detach(), images.detach()
         pair_of = {name: (value if create_graph else value.detach(), next(gradients)) for name, value in kept.items()}
-        terms = biases.terms(gradients, pairs) if biases else []
+        terms = biases.terms(gradients, pairs)
         inputs = (per_pair(images, pairs), next(gradients)) if fullgrad else None
     residual = full.checked(score, inputs, terms, pair_of, pairs) if inputs else None
-    found, size = {label: name for label, name in labels.items() if name in kept}, (images.shape[2], images.shape[3])
     if reshape:
         pair_of = {name: (reshape(value), reshape(gradient)) for name, (value, gradient) in pair_of.items()}
-    return Trace(pairs, logits, list(kept), found, size, terms, inputs, residual, pair_of)
-
-
-def _keep(
-    kept: dict[str, Tensor], running: list[int], reshape: Reshape | None, images: Tensor,
-    name: str, module: nn.Module, arguments: Any, output: Any,
-) -> Tensor | None:  # fmt: skip
-    """The hook that keeps a traced layer's output."""
-    if running and get_ident() not in running:
-        return None  # another thread's
-    if isinstance(output, Tensor) and not output.requires_grad:
-        output.requires_grad_()  # the graph starts here, also for those who read this tensor in another way
-    if running:
-        check_output(name, module, output, reshape, images)
-        if name in kept:
-            do = "choose a module that runs once; of a pair of images compute one side before (docs/models.md)"
-            raise InputError(f"layer {name!r} runs more than once in a forward pass: {do}")
-        kept[name] = output
-    handed_on: Tensor = output.clone()  # the next layer may change its input in place
-    return handed_on
+    found = {label: name for label, name in labels.items() if name in kept}
+    return Trace(pairs, logits, list(kept), found, (images.shape[2], images.shape[3]), terms, inputs, residual, pair_of)
 
 
 def _backward(score: Tensor, pairs: Tensor, wanted: list[tuple[str, Any]], create_graph: bool) -> list[Tensor]:

