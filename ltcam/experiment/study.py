@@ -228,7 +228,8 @@ class Study:
         part = getattr(recipe, role) + (f"/{first}" if first else "")
         checkpoint = dict(self.trainings[["name", "checkpoint"]].to_numpy()).get(name) or self._run(name)["checkpoint"]
         wanted = {"checkpoint": checkpoint, "part": part}
-        about = [own.identity(recipe.size or self.dataset.size) for own in (protocol, replace(protocol, labels="every"))]
+        wider = protocol if protocol.labels == "all" else replace(protocol, labels="every")
+        about = [own.identity(recipe.size or self.dataset.size) for own in (protocol, wider)]
         if not self.kept:
             trained = self.load(name)
             data = trained.load(part)
