@@ -20,11 +20,11 @@ from ltcam import Config, trace, truncate
 from ltcam import data as datasets
 from ltcam.data import Segmentation
 from ltcam.errors import InputError
-from ltcam.experiment.otsu import otsu_masks
+from ltcam.experiment.otsu import above, otsu_masks
 from ltcam.experiment.scores import Counts
 from ltcam.experiment.study import Study
 from ltcam.paper import areas as covered
-from ltcam.paper import beyond, breakdown
+from ltcam.paper import beyond, breakdown, shares
 from ltcam.paper.beyond import BEST, Best
 from ltcam.paper.registry import make
 from ltcam.paper.tables import SEVEN
@@ -78,8 +78,11 @@ def areas(study: Study) -> Figure:
     return charts.boxes(rows, "area of a class, % of the image")
 
 
-def compared(study: Study, ways: Mapping[str, Config | Best], chosen: Mapping[Pair, float] | list[Pair]) -> Figure:
-    """A row for each pair, with its IoU if `chosen` has it, and a column for the heatmap of each way, in its own views."""
+def compared(
+    study: Study, ways: Mapping[str, Config | Best], chosen: Mapping[Pair, float] | list[Pair], cut: str = ""
+) -> Figure:  # fmt: skip
+    """A row for each pair, with its IoU if `chosen` has it, and a column for the heatmap of each way, in its own views. cut: a
+    way whose masks are two more columns."""
     best = {title: way if isinstance(way, Best) else Best(way) for title, way in ways.items()}
     configs = {title: way.config for title, way in best.items()}
     views = {way.views: beyond.fitted(way.views, study) for way in best.values()}
@@ -87,10 +90,18 @@ def compared(study: Study, ways: Mapping[str, Config | Best], chosen: Mapping[Pa
     for sample, (i, c) in zip(samples, chosen, strict=True):
         heats = {own: heatmaps.maps(study.trained, sample, c, configs, protocol) for own, protocol in views.items()}
         rows.append({title: heats[way.views][title] for title, way in best.items()})
+        for said, mask in masks(study, rows[-1][cut], configs[cut]).items() if cut else ():
+            rows[-1][f"{said},\nIoU {float(heatmaps.iou(mask, sample.mask, c)):.0f}%"] = mask
         iou = f"\nIoU {chosen[i, c]:.1f}%" if isinstance(chosen, Mapping) else ""
         labels.append((study.test.entries[i].kind or study.test.classes[c]) + iou)
-    masks = [sample.mask == c + 1 for sample, (_, c) in zip(samples, chosen, strict=True)]
-    return heatmaps.grid([sample.image for sample in samples], rows, labels, masks)
+    true = [sample.mask == c + 1 for sample, (_, c) in zip(samples, chosen, strict=True)]
+    return heatmaps.grid([sample.image for sample in samples], rows, labels, true)
+
+
+def masks(study: Study, heat: Tensor, config: Config) -> dict[str, Tensor]:
+    """The masks of a heatmap (H, W) of the first training: Otsu's, and that at the share that this training has chosen."""
+    share = shares.chosen(study, study.names[0])[config]
+    return {"Otsu's mask": otsu_masks(heat[None])[0], f"above {share:.0%}": above(heat, share)}
 
 
 def worst(counts: Counts, data: Segmentation, count: int = 4) -> dict[Pair, float]:
@@ -180,8 +191,8 @@ _OF: dict[str, Callable[..., Figure]] = {
     "truncation": truncation,
     "idea": idea,
     "fig2": lambda study: compared(study, SEVEN, heatmaps.examples(study.test, seed=3)),
-    "fig3": lambda study: compared(study, SEVEN, heatmaps.examples(study.test, seed=4)),
-    "failures": lambda study: compared(study, FAILING, worst(study.counts([SEVEN[LT]]), study.test)),
+    "fig3": lambda study: compared(study, SEVEN, heatmaps.examples(study.test, seed=4), LT),
+    "failures": lambda study: compared(study, FAILING, worst(study.counts([SEVEN[LT]]), study.test), LT),
     "fig4": lambda study: swept(study, "test"),
     "fig5": lambda study: swept(study, "train"),
     "ablations": lambda study: charts.changes(make("ablations", study), study.settings["varied"], study.title),

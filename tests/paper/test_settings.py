@@ -15,7 +15,7 @@ from ltcam.errors import InputError
 from ltcam.experiment.scores import scores
 from ltcam.experiment.study import Study
 from ltcam.experiment.training import train
-from ltcam.paper import RESULTS, joint, make, shares, tables
+from ltcam.paper import RESULTS, claims, joint, make, shares, tables
 from ltcam.paper.__main__ import main
 from ltcam.paper.registry import names, stale
 from ltcam.paper.tables import ROWS, published
@@ -123,9 +123,57 @@ def test_the_best_share_is_the_chosen_one_and_of_equals_the_smallest():
     best = {config: shares.SHARES[number % len(shares.SHARES)] for number, config in enumerate(shares.CUT)}
     known = {own: 60 if own.fraction == best[replace(own, fraction=None)] else 30 for own in shares.every(shares.CUT)}
     known |= {replace(shares.CUT[5], fraction=share): 40 for share in shares.SHARES}
-    study = SimpleNamespace(kept=True, settings={"chosen_on": 7}, metric="IoU")
-    study.of_training = lambda name, configs, role, first: made.counts(known).pick(configs)
+
+    class Study(SimpleNamespace):
+        __hash__ = object.__hash__
+
+        def of_training(self, name, configs, role, first):
+            return made.counts(known).pick(configs)
+
+    study = Study(kept=True, settings={"chosen_on": 7}, metric="IoU", names=["seed0"], loss="softmax", made={})
+    study.compared = ()
     assert shares.chosen(study, "seed0") == best | {shares.CUT[5]: shares.SHARES[0]}
+
+
+def test_the_sums_of_folds_are_pooled():
+    """Of two folds: 10 of 20 and 30 of 40 pixels of one class are 40 of 60."""
+    rows = [["seed0/fold0", 10, 0, 10], ["seed0/fold1", 30, 0, 10]]
+    sums = pd.DataFrame(rows, columns=["name", "tp", "fp", "fn"]).assign(**{"class": 0, "part": "test"})
+    configs = [Config("gradcam", fraction=share) for share in (0.2, 0.3)]
+    sums = pd.concat([sums.assign(config=str(config)) for config in configs]).sort_values("name", kind="stable")
+    counts = shares._counts(sums)
+    assert counts.configs == tuple(configs) and scores(counts)["IoU"].tolist() == pytest.approx([100 * 40 / 60] * 2)
+    assert counts.pairs["training"].tolist() == ["seed0", "seed0"]
+
+
+def test_the_claims_and_the_sweep_are_judged_at_the_chosen_share_too(both):
+    sides = [config for need in claims.needs(both) for config in need.configs]
+    assert {*sides} <= {*shares.CUT}
+    table, sweep = make("claims_share", both), make("sweep_share", both)
+    assert table["claim"].tolist() == make("claims", both)["claim"].tolist() and (table["verdict"] != "not measured").sum() > 10
+    assert table[["margin", "p"]].notna().any(axis=None) and not table["margin"].equals(make("claims", both)["margin"])
+    chosen, config = shares.chosen(both, "seed0"), Config("layercam", "S1-S5", 40.0)
+    for part, how in (("test", {}), ("train", {"role": "train", "first": 4})):
+        own = both.of_training("seed0", [replace(config, fraction=chosen[config])], **how)
+        row = sweep[(sweep["part"] == part) & (sweep["method"] == "layercam") & (sweep["delta"] == 40)]
+        assert row["mIoU"].item() == pytest.approx(scores(own)["mIoU"].item(), abs=1e-3)
+
+
+def test_git_gets_the_rows_of_chosen_shares_alone_and_all_tables_come_from_them(both):
+    file = both.out / "seed0" / "counts.train-4,labels=every.csv.gz"
+    before = {name: (both.out / RESULTS[name].file).read_bytes() for name in ("cuts", "shares", "claims_share", "sweep_share")}
+    whole = file.stat().st_size
+    shares.thin(both)
+    texts, chosen = {*pd.read_csv(file)["config"]}, shares.chosen(both, "seed0")
+    assert {str(replace(c, fraction=share)) for c, share in chosen.items()} <= texts and file.stat().st_size < whole
+    assert not {str(own) for own in shares.every(shares.CUT) if chosen[replace(own, fraction=None)] != own.fraction} & texts
+    (both.out / "counts.sqlite").rename(both.out / "gone")
+    kept = Study("toy", "voc2012", kept=True, loss="softmax")
+    assert stale(kept) == {} and {name: kept.made[name] for name in before} == before
+    (both.out / "cuts.csv.gz").rename(both.out / "away")  # then they cannot be made
+    assert {"shares.csv", "claims_share.csv"} <= {*stale(Study("toy", "voc2012", kept=True, loss="softmax"))}
+    (both.out / "away").rename(both.out / "cuts.csv.gz")
+    (both.out / "gone").replace(both.out / "counts.sqlite")
 
 
 def test_both_readings_of_delta_meet_at_zero(both):
