@@ -34,7 +34,8 @@ def surety(study: Study) -> pd.DataFrame:
     """By how much the logit of every pair is above the gate: training, name, class, surety."""
     found, (need,) = [], needs(study)
     for name, seed in study.trainings[["name", "seed"]].itertuples(index=False):
-        logits = study.store.logits(study.measured(name, [*map(Way, SEVEN.values())], protocol=need.protocol))
+        exact = study.store.logits(study.measured(name, [*map(Way, SEVEN.values())], protocol=need.protocol))
+        logits = exact.map("{:.6g}".format).astype(float)  # as exports have them: ties stay ties
         if study.loss == "softmax":
             logits = pd.DataFrame({c: own - logits.drop(columns=c).max(axis=1) for c, own in logits.items()})
         table = logits.reset_index().melt("name", var_name="class", value_name="surety")
