@@ -7,6 +7,7 @@ inputs and other protocols of notebooks 08 and 09.
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,7 +27,7 @@ from ltcam.experiment.trained import Trained
 from ltcam.experiment.vgg16 import vgg16
 from ltcam.paper.registry import RESULTS as TABLES
 from ltcam.paper.registry import names
-from ltcam.paper.shares import CUT, at
+from ltcam.paper.shares import CUT
 
 
 def noise(root: Path, images: int, size: tuple[int, int]) -> KSDD2:
@@ -46,7 +47,8 @@ def ways(study: Study) -> list[Way]:
     """What all tables read on the held-out part in one view; of the chosen shares, which are not known yet, one."""
     needs = [need for name in names(study) for need in TABLES[name].needs(study)]
     whole = [need for need in needs if (need.role, need.protocol, need.first) == ("test", None, None)]
-    return [*map(Way, dict.fromkeys([*(config for need in whole for config in need.configs), *at(CUT, 0.3)]))]
+    chosen = [replace(config, fraction=0.3) for config in CUT]
+    return [*map(Way, dict.fromkeys([*(config for need in whole for config in need.configs), *chosen]))]
 
 
 def measured(study: Study, recipe: Recipe, data: KSDD2, steps: int, images: int, counted: list[Way]) -> pd.DataFrame:

@@ -26,8 +26,8 @@ AREA = Way(SEVEN["Grad-CAM"], "argmax", 0.5)  # the only counts of background, s
 
 def needs(study: Study) -> list[Need]:
     seven = [*SEVEN.values()]
-    mine = lambda name: [replace(c, fraction=shares.chosen(study, name)[c]) for c in seven]  # noqa: E731
-    return [Need(seven, protocol=replace(study.protocol, labels="all"), own=mine, ways=[AREA])]
+    own = lambda name: shares.own(study, name, seven)  # noqa: E731
+    return [Need(seven, protocol=replace(study.protocol, labels="all"), own=own, ways=[AREA])]
 
 
 def surety(study: Study) -> pd.DataFrame:

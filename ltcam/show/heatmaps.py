@@ -159,16 +159,15 @@ def _show(
 def window(mask: Tensor) -> Window | None:
     """(left, right, top, bottom) around the pixels of a mask (H, W) bool, if that is at most a `SMALL` part of the image. It is
     `ZOOM` times as high as wide."""
-    sides = [torch.nonzero(mask.any(dim=dim)).flatten() for dim in (0, 1)]
-    if not len(sides[0]):
+    if not mask.any():
         return None
-    (left, right), (top, bottom) = ((int(side[0]), int(side[-1]) + 1) for side in sides)
+    (top, left), (bottom, right) = mask.nonzero().amin(dim=0).tolist(), (mask.nonzero().amax(dim=0) + 1).tolist()
     width = min(1.2 * max(right - left, (bottom - top) / ZOOM), mask.shape[1])
     height = ZOOM * width
     if bottom - top > height or width * height > SMALL * mask.numel():
         return None
-    x, y = ((low + high - span) / 2 for low, high, span in ((left, right, width), (top, bottom, height)))
-    x, y = min(max(x, 0), mask.shape[1] - width), min(max(y, 0), mask.shape[0] - height)
+    x = min(max((left + right - width) / 2, 0), mask.shape[1] - width)
+    y = min(max((top + bottom - height) / 2, 0), mask.shape[0] - height)
     return x, x + width, y, y + height
 
 

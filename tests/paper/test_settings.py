@@ -163,7 +163,7 @@ def test_a_claim_can_turn_with_the_cut(monkeypatch):
     """LTGrad-CAM finds 40% of the object under Otsu and 60% at its share; all else finds half."""
     lt = ROWS[4]["LTGrad-CAM(l=5, δ=20)"]
     known = dict.fromkeys(shares.CUT, 50) | {lt: 40}
-    known |= dict.fromkeys(shares.at(shares.CUT, 0.2), 50) | {replace(lt, fraction=0.4): 60}
+    known |= dict.fromkeys((replace(config, fraction=0.2) for config in shares.CUT), 50) | {replace(lt, fraction=0.4): 60}
     study = made.study(known, known, data="ksdd2")
     study.trainings = pd.DataFrame({"name": ["seed0"], "seed": ["seed0"], "fold": [""]})
     study.of_training = lambda name, configs, role, protocol, first: made.counts(known).pick(configs)
