@@ -14,7 +14,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import CenteredNorm
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
@@ -105,8 +106,9 @@ def grid(
             _show(panel, images[number], mask, heat, signed, pixels, windows[number])
             if title != above:
                 panel.set_title(title.replace("(", "\n(").replace(": ", ":\n").replace(", s", ",\ns"), fontsize=8)
-    bar = figure.colorbar(axes[0, -1].images[1], axes[0, -1].inset_axes((1.06, 0, 0.05, 1)))  # all maps have these colors
-    bar.set_ticks([*bar.ax.get_ylim()], labels=["-max" if signed else "0", "max"], fontsize=7)
+    colors = ScalarMappable(Normalize(-int(signed), 1), "RdBu_r" if signed else "jet")  # of every map
+    bar = figure.colorbar(colors, axes[0, -1].inset_axes((1.06, 0, 0.05, 1)), alpha=None if signed else 0.55)
+    bar.set_ticks([-int(signed), 1], labels=["-max" if signed else "0", "max"], fontsize=7)
     return figure
 
 

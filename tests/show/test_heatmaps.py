@@ -128,6 +128,8 @@ def test_a_bar_says_what_the_colors_are():
         figure = heatmaps.grid([image] * 2, [{"a": torch.rand(8, 16)}] * 2, ["x", "y"], [mask] * 2, signed)
         bars = [[t.get_text() for t in child.get_yticklabels()] for panel in figure.axes for child in panel.child_axes]
         assert bars == [said]
+    empty = heatmaps.grid([image], [{"a": torch.zeros(8, 16, dtype=torch.bool)}], ["x"], [mask]).axes[1]
+    assert empty.images[1].get_clim() == (0, 0)  # the bar beside it does not change its colors
 
 
 def test_signed_values_are_blue_below_zero_and_red_above():
