@@ -120,7 +120,8 @@ def test_a_share_is_chosen_on_images_that_the_training_has_seen(both):
         assert table.loc[row, "otsu"] == pytest.approx(make("table3", both).set_index("row").loc[row, both.metric], abs=1e-3)
 
 
-def test_the_best_share_is_the_chosen_one_and_of_equals_the_smallest():
+@pytest.mark.parametrize("name", ["seed0", ""])  # a single training has no name
+def test_the_best_share_is_the_chosen_one_and_of_equals_the_smallest(name):
     best = {config: shares.SHARES[number % len(shares.SHARES)] for number, config in enumerate(shares.CUT)}
     known = {own: 60 if own.fraction == best[replace(own, fraction=None)] else 30 for own in shares.every(shares.CUT)}
     known |= {replace(shares.CUT[5], fraction=share): 40 for share in shares.SHARES}
@@ -131,9 +132,9 @@ def test_the_best_share_is_the_chosen_one_and_of_equals_the_smallest():
         def of_training(self, name, configs, role, first):
             return made.counts(known).pick(configs)
 
-    study = Study(kept=True, settings={"chosen_on": 7}, metric="IoU", names=["seed0"], loss="softmax", made={}, compared=())
+    study = Study(kept=True, settings={"chosen_on": 7}, metric="IoU", names=[name], loss="softmax", made={}, compared=())
     study.out = Path("nowhere")
-    assert shares.chosen(study, "seed0") == best | {shares.CUT[5]: shares.SHARES[0]}
+    assert shares.chosen(study, name) == best | {shares.CUT[5]: shares.SHARES[0]}
 
 
 def test_the_sums_of_folds_are_pooled():
