@@ -82,7 +82,7 @@ def compared(
     study: Study, ways: Mapping[str, Config | Best], chosen: Mapping[Pair, float] | list[Pair], cut: str = ""
 ) -> Figure:  # fmt: skip
     """A row for each pair, with its IoU if `chosen` has it, and a column for the heatmap of each way, in its own views. cut: a
-    way whose masks are two more columns."""
+    way whose masks are two more columns: Otsu's, and that at the share that the first training has chosen."""
     best = {title: way if isinstance(way, Best) else Best(way) for title, way in ways.items()}
     configs = {title: way.config for title, way in best.items()}
     views = {way.views: beyond.fitted(way.views, study) for way in best.values()}
@@ -90,18 +90,14 @@ def compared(
     for sample, (i, c) in zip(samples, chosen, strict=True):
         heats = {own: heatmaps.maps(study.trained, sample, c, configs, protocol) for own, protocol in views.items()}
         rows.append({title: heats[way.views][title] for title, way in best.items()})
-        for said, mask in masks(study, rows[-1][cut], configs[cut]).items() if cut else ():
-            rows[-1][f"{said},\nIoU {float(heatmaps.iou(mask, sample.mask, c)):.0f}%"] = mask
+        if cut:
+            heat, share = rows[-1][cut], shares.chosen(study, study.names[0])[configs[cut]]
+            for said, mask in {"Otsu's mask": otsu_masks(heat[None])[0], f"above {share:.0%}": above(heat, share)}.items():
+                rows[-1][f"{said},\nIoU {float(heatmaps.iou(mask, sample.mask, c)):.0f}%"] = mask
         iou = f"\nIoU {chosen[i, c]:.1f}%" if isinstance(chosen, Mapping) else ""
         labels.append((study.test.entries[i].kind or study.test.classes[c]) + iou)
-    true = [sample.mask == c + 1 for sample, (_, c) in zip(samples, chosen, strict=True)]
-    return heatmaps.grid([sample.image for sample in samples], rows, labels, true)
-
-
-def masks(study: Study, heat: Tensor, config: Config) -> dict[str, Tensor]:
-    """The masks of a heatmap (H, W) of the first training: Otsu's, and that at the share that this training has chosen."""
-    share = shares.chosen(study, study.names[0])[config]
-    return {"Otsu's mask": otsu_masks(heat[None])[0], f"above {share:.0%}": above(heat, share)}
+    masks = [sample.mask == c + 1 for sample, (_, c) in zip(samples, chosen, strict=True)]
+    return heatmaps.grid([sample.image for sample in samples], rows, labels, masks)
 
 
 def worst(counts: Counts, data: Segmentation, count: int = 4) -> dict[Pair, float]:
