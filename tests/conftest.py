@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from ltcam import files
-from ltcam.data import load
+from ltcam.data import SETS
 from ltcam.engine.config import Config
 from ltcam.engine.refine import Refine
 from ltcam.experiment import scores
@@ -131,7 +131,8 @@ def toy(patch, root, output):
     patch.setenv("LTCAM_DATA", str(root / "data"))
     patch.setenv("LTCAM_OUTPUT", str(output))
     patch.setattr(files, "NOTEBOOKS", output / "notebooks")
-    patch.setattr(type(load("voc2012", "val")), "larger", (96, 96))
+    for kind in SETS.values():
+        patch.setattr(kind, "larger", (96, 96))
     patch.setattr(beyond, "BEST", {"otsu": FAR, "argmax": NEAR})
     for function in (scores.draws, breakdown.correlated):
         patch.setattr(function, "__defaults__", (DRAWS,))

@@ -33,14 +33,14 @@ def voc(root: Path) -> Path:
     return root
 
 
-def ksdd2(root: Path) -> Path:
-    """12 training and 8 test images of 23 x 63 (width x height), every other one defective; and the two duplicates."""
-    for part, count in (("train", 12), ("test", 8)):
+def ksdd2(root: Path, train: int = 12, test: int = 8) -> Path:
+    """Images of 23 x 63 (width x height), the later ones a little larger, every other one defective; and the two duplicates."""
+    for part, count in (("train", train), ("test", test)):
         folder = root / "KolektorSDD2" / part
         folder.mkdir(parents=True)
         for i in range(count):
-            rng = np.random.default_rng(i)
-            image, mask = rng.integers(90, 110, (63, 23, 3), dtype=np.uint8), np.zeros((63, 23), np.uint8)
+            rng, height, width = np.random.default_rng(i), 63 + i // 12, 23 + i // 12
+            image, mask = rng.integers(90, 110, (height, width, 3), dtype=np.uint8), np.zeros((height, width), np.uint8)
             if i % 2:
                 image[20:35, 5:15], mask[20:35, 5:15] = 20, 255
             Image.fromarray(image).save(folder / f"{10000 + i}.png")

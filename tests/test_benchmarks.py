@@ -12,7 +12,7 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 from torchvision.models import vgg16
 
-from benchmarks import beside, figure, floor, peers, scale, search, timing
+from benchmarks import beside, figure, floor, ksdd2, peers, scale, search, timing
 from ltcam import data as datasets
 from ltcam import files
 from ltcam.data.base import Segmentation
@@ -21,11 +21,14 @@ from ltcam.engine.refine import Refine
 from ltcam.errors import InputError
 from ltcam.experiment import seeds
 from ltcam.experiment import vgg16 as models
-from ltcam.experiment.protocol import Protocol
+from ltcam.experiment.protocol import Protocol, Way
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.scores import configurations
+from ltcam.experiment.study import Study
 from ltcam.experiment.trained import Trained
+from ltcam.paper.tables import SEVEN
 from tests.interrupts import at_call
+from tests.tiny import TINY
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +131,17 @@ def test_scale_has_a_number_a_round(monkeypatch, small):
     found = scale.table(slope=scale.slopes(small, images, 2))
     assert found["of"].tolist() == ["pixels", "batch", "classes", "deltas"]
     assert (found["min"] <= found["median"]).all() and (found["median"] <= found["max"]).all()
+
+
+def test_ksdd2_is_extrapolated_from_steps_and_images_of_its_size(tmp_path):
+    study, recipe = Study("paper", "ksdd2"), Recipe(data="ksdd2", **TINY)
+    data, ways = ksdd2.noise(tmp_path, 2, (63, 23)), ksdd2.ways(study)
+    assert len(data) == len(data.entries) == 2 and data.mask(0).sum() == 6 * 11 and {*map(Way, SEVEN.values())} <= {*ways}
+    table = ksdd2.measured(study, recipe, data, 2, 2, ways[:3]).set_index("what")
+    runs = 3 * 2  # seeds and settings
+    steps, images = runs * recipe.epochs * -(-2331 // recipe.batch_size), runs * (246 + 110 + 1004)
+    assert table["number"].tolist() == [steps, images] and (table["seconds"] > 0).all()
+    assert np.allclose(table["hours"] * 3600, table["seconds"] * table["number"])
 
 
 def test_devices_stand_side_by_side():

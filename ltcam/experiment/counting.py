@@ -85,7 +85,8 @@ def batches(data: Segmentation, protocol: Protocol, annotated: bool) -> list[lis
     """Batches of images with equally many classes, so that no image gets a backward that it does not need. Among these, images
     of one size come together, so that their masks are scored together. annotated: with the images that have no class."""
     ranks = data.labels.sum(dim=1).int().tolist()
-    ordered = sorted(data.annotated if annotated else data.scored, key=lambda i: (ranks[i], data.sizes[i]))
+    chosen = range(len(data)) if protocol.labels == "all" else data.annotated if annotated else data.scored
+    ordered = sorted(chosen, key=lambda i: (ranks[i], data.sizes[i]))
     groups = [list(group) for _, group in groupby(ordered, key=lambda i: ranks[i])]
     step = 1 if protocol.tiles else protocol.batch_size
     return [group[i : i + step] for group in groups for i in range(0, len(group), step)]
@@ -124,6 +125,7 @@ def _count(trained: Trained, samples: list[Sample], ways: Sequence[Way], protoco
     labels = torch.stack([s.label for s in samples]).bool()
     if protocol.labels == "every":
         labels |= _named(trained, samples, protocol)
+    labels |= protocol.labels == "all"
     maps = maps_of_batch(trained, samples, labels, list(dict.fromkeys(way.config for way in ways)), protocol)
     rows = list[Row]()
     argmax = [way for way in ways if way.cut == "argmax"]

@@ -16,7 +16,7 @@ from ltcam.engine.views import check, scaled
 from ltcam.errors import InputError
 
 Loss = Literal["sigmoid", "softmax"]
-Labels = Literal["true", "predicted", "top", "every"]
+Labels = Literal["true", "predicted", "top", "every", "all"]
 Border = Literal["reflected", "masked"]
 BORDER = 32  # pixels of the input
 LATER = dict.fromkeys(("scales", "flip", "tiles", "border"))  # what counts that are made without it do not name
@@ -29,7 +29,8 @@ class Protocol:
     labels    "true": heatmaps of the classes that are present. "predicted": of the classes with a logit above 0, or else of
               the largest logit. "top": of the class of the largest logit alone, or of none if that is the logit of "none". An
               explained class that is absent has only false positives, a missed one only false negatives. "every": a pass that
-              explains the classes of all three, so that each of them can be read from it
+              explains the classes of all three, so that each of them can be read from it. "all": every class in every image,
+              also where it is absent
     outputs   where the stages S1 to S5 are read, as in `ltcam.engine.stages.stages`
     size      (height, width) of the input; None: the size that the model was trained at
     bfloat16  autocast of the forward and the backward; the maps are still summed in float32
@@ -65,7 +66,7 @@ class Protocol:
     @property
     def measured(self) -> Protocol:
         """The protocol of a pass that these counts can be read from."""
-        return self if self.labels == "true" else replace(self, labels="every")
+        return self if self.labels in ("true", "all") else replace(self, labels="every")
 
     def identity(self, size: tuple[int, int]) -> dict[str, Any]:
         """What counts depend on, as plain values. size: what the model was trained at."""

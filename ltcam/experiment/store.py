@@ -117,15 +117,21 @@ class Store:
         with self._writing():
             self._insert(number, listed, logits)
 
-    def finish(self, number: int, ways: Iterable[Way], started: float, **record: Any) -> None:
-        """Mark `ways` as counted on every image, and export the pass. started, record: as `provenance.record` takes them."""
+    def finish(self, number: int, ways: Iterable[Way], started: float, without: Iterable[Way] = (), **record: Any) -> None:
+        """Mark `ways` as counted on every image, and export the pass, but for the rows of `without`. started, record: as
+        `provenance.record` takes them."""
         identity, file = self.about(number)
         clear((self.folder / file).parent)
         with self._writing():  # a run that is killed in here finishes again
             self._mark(number, ((str(way.config), way.cut, way.t) for way in ways))
-            self._export(number, file)
+            self._export(number, file, without)
             provenance.record(self.folder, file, started, identity=identity, **record)
             self.db.execute("INSERT OR IGNORE INTO imported VALUES (?)", (sha256(self.folder / file),))
+
+    def leave_out(self, number: int, ways: Iterable[Way]) -> None:
+        """Export a pass again without the rows of `ways`, which stay here. What made it is known, and stays its record."""
+        record = provenance.read(self.folder)[self.about(number)[1]]
+        self.finish(number, (), 0.0, ways, **{name: own for name, own in record.items() if name not in ("sha256", "identity")})
 
     def read(self, number: int, configs: Sequence[Config], cut: str = "otsu") -> Counts:
         """The counts of `configs` under a cut, sorted by image and class, of a training and a fold that have no name.
@@ -167,8 +173,9 @@ class Store:
         with self._writing():
             self.db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?, ?)", row)
 
-    def _export(self, number: int, file: str) -> None:
+    def _export(self, number: int, file: str, without: Iterable[Way]) -> None:
         done = pd.read_sql(DONE, self.db, params=(number,))  # of others an interrupted run has counted some images
+        done = done[~done.apply(tuple, axis=1).isin([(str(way.config), way.cut, way.t) for way in without])]
         table = self.frame(number).merge(done).sort_values(["name", "class", "config", "cut", "t"])
         provenance.save(table, self.folder / file)
         if len(logits := self.logits(number)):

@@ -228,8 +228,8 @@ class Study:
         part = getattr(recipe, role) + (f"/{first}" if first else "")
         checkpoint = dict(self.trainings[["name", "checkpoint"]].to_numpy()).get(name) or self._run(name)["checkpoint"]
         wanted = {"checkpoint": checkpoint, "part": part}
-        both, size = (protocol, replace(protocol, labels="every")), recipe.size or self.dataset.size
-        about = [LATER | own.identity(size) for own in both]
+        wider = protocol if protocol.labels == "all" else replace(protocol, labels="every")
+        about = [LATER | own.identity(recipe.size or self.dataset.size) for own in (protocol, wider)]
         if not self.kept:
             trained = self.load(name)
             data = trained.load(part)

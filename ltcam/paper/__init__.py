@@ -13,7 +13,7 @@ import logging
 
 from ltcam.engine.config import Config
 from ltcam.experiment.study import Study
-from ltcam.paper import ablations, areas, beyond, breakdown, claims, gradients, joint, shares, tables, views  # noqa: F401 - each registers its tables
+from ltcam.paper import ablations, areas, beyond, breakdown, claims, clean, gradients, joint, shares, tables, views  # noqa: F401 - they register tables
 from ltcam.paper.claims import judged
 from ltcam.paper.registry import RESULTS, check, golden, make
 from ltcam.paper.tables import SEVEN, beside

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from ltcam.errors import one_line
 from ltcam.experiment.study import Study
-from ltcam.paper.registry import make, names, stale
+from ltcam.paper.registry import stale
+from ltcam.paper.reproduce import whole
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -24,16 +25,13 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"{' '.join(given.pairs)} is not pairs of a profile and a data set; give e.g. paper voc2012 real ksdd")
     for profile, data in zip(given.pairs[::2], given.pairs[1::2], strict=True):
         if given.softmax:
-            measured = Study(profile, data, loss="softmax")
-            measured.train()
-            for name in names(measured):
-                make(name, measured)
+            whole(Study(profile, data, loss="softmax"))
         studies = [Study(profile, data, True, loss="softmax")] if given.softmax else Study(profile, data, kept=True).both
         for study in studies:
             for file, reason in stale(study, write=not given.check).items():
                 failed |= reason != "written"
                 sys.stdout.write(f"{study.out / file}: {reason}\n")
-            sys.stdout.write(f"{profile} {data}, {study.loss}: {len(names(study))} tables\n")
+            sys.stdout.write(f"{profile} {data}, {study.loss}: {len(study.made)} tables\n")
     return int(failed)
 
 

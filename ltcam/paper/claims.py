@@ -19,7 +19,7 @@ import yaml
 from scipy.stats import rankdata
 
 from ltcam.engine.config import Config
-from ltcam.experiment.scores import NEAR, Draws, Floats, agreement, draws, ends, judge, survive
+from ltcam.experiment.scores import NEAR, Counts, Draws, Floats, agreement, draws, ends, judge, survive
 from ltcam.experiment.study import Study
 from ltcam.paper.registry import Need, make, result
 from ltcam.paper.tables import BOTH, COLUMNS, DELTAS, ROWS, SWEEP, SWEPT, published
@@ -99,22 +99,26 @@ CURVES: dict[str, Callable[[str, Scores], Margin]] = {"peaks": _peaks, "agreemen
 CLAIMS = [Claim(**entry) for entry in yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text("utf-8"))]
 
 
-def _needs(study: Study) -> list[Need]:
+def needs(study: Study) -> list[Need]:
     sides = [side for claim in CLAIMS if not isinstance(claim.margins, str) for pair in claim.margins.values() for side in pair]
     texts = [text for side in sides for text in ([side] if isinstance(side, str) else side)]
     return [Need([*SWEEP, *map(Config.parse, texts)]), Need(SWEEP, "train")]
 
 
-@result("The paper's claims", _needs, losses=BOTH)
+@result("The paper's claims", needs, losses=BOTH)
 def claims(study: Study) -> pd.DataFrame:
-    """Every claim, one row each.
+    """The verdicts on masks at Otsu's threshold, as `verdicts` gives them."""
+    return verdicts(study, {need.role: study.counts(need.configs, need.role) for need in needs(study)})
+
+
+def verdicts(study: Study, counts: Mapping[str, Counts]) -> pd.DataFrame:
+    """Every claim, one row each, by the counts of each part.
 
     Columns: claim, section, quote, verdict (of `judge`, or "not measured"), holm (the verdict if it survives Holm's procedure
     over all claims of the data set, else "open"), numbers (ours that decide it and the paper's, in percent), paper ("holds" or
     "fails" by the paper's own numbers, or "no numbers"), paper_on (the paper's data set), margin, ci_low, ci_high (the margin
     that decides and its interval, in points), trainings (in how many it is above zero, "2 of 3"), and p (of `judge`).
     """
-    counts = {need.role: study.counts(need.configs, need.role) for need in _needs(study)}
 
     @cache
     def drawn(metric: str) -> dict[str, Draws]:
@@ -160,9 +164,9 @@ def _printed(claim: Claim) -> Scores:
     return {"test": {ROWS[n][str(row)]: score for n in numbers for row, score in published(n)[claim.metric].items()}}
 
 
-def judged(study: Study, *sections: str) -> Styler:
+def judged(study: Study, *sections: str, name: str = "claims") -> Styler:
     """The claims of some sections of the paper for display, one row per claim; without sections, all of them."""
-    table = make("claims", study)
+    table = make(name, study)
     table = table[table["section"].isin(sections) | (not sections)]
     caption = f"The paper's claims on {study.title}: ours, and by the paper's own numbers on the data set in the last column"
     spans = [f"{low:+.2f} to {high:+.2f}" if high == high else "" for low, high in table[["ci_low", "ci_high"]].to_numpy()]

@@ -28,7 +28,8 @@ TEXTS = {"section": str, "level": str, "group": str, "verdict": str, "name": str
 class Need(NamedTuple):
     """Configurations to count on a part, in the first `seeds` seeds (None: all), under a protocol (None: the default).
 
-    first: on the first images of the part alone, as in `Study.counts`; own: more configurations of each training, by its name
+    first: on the first images of the part alone, as in `Study.counts`; own: more configurations of each training, by its name;
+    ways: more that are cut otherwise
     """
 
     configs: Sequence[Config]
@@ -37,6 +38,7 @@ class Need(NamedTuple):
     seeds: int | None = None
     first: int | None = None
     own: Callable[[str], Sequence[Config]] = lambda name: ()
+    ways: Sequence[Way] = ()
 
 
 class Result(NamedTuple):
@@ -122,8 +124,8 @@ def measure(study: Study, needs: Iterable[Need]) -> None:
         same = [n for n in every if (n.role, n.protocol, n.first) == (role, protocol, first)]
         for name, seed in zip(study.names, study.trainings["seed"], strict=True):
             mine = [n for n in same if seed in study.seeds[: n.seeds]]
-            if ways := [*map(Way, dict.fromkeys(config for n in mine for config in (*n.configs, *n.own(name))))]:
-                study.measured(name, ways, role, protocol, first)
+            if ways := dict.fromkeys(way for n in mine for way in (*map(Way, n.configs), *map(Way, n.own(name)), *n.ways)):
+                study.measured(name, [*ways], role, protocol, first)
 
 
 def check(name: str, study: Study) -> str:
@@ -154,7 +156,8 @@ def golden(name: str, table: pd.DataFrame, profile: str, tolerance: float = TOLE
 
 def stale(study: Study, write: bool = False) -> dict[str, str]:
     """{file: what is wrong} for each table of a kept study whose bytes are not those of its file: "stale", or "written" if
-    `write` renewed it, or why it cannot be made. So too for each export of counts that is gone or changed."""
+    `write` renewed it, or why it cannot be made. So too for each export of counts that is gone or changed. A table that has no
+    file, and no counts, was not measured: nothing is wrong."""
     exports = {file: entry["sha256"] for file, entry in provenance.read(study.out).items() if "identity" in entry}
     wrong = [file for file, digest in exports.items() if not unchanged(study.out / file, digest)]
     found = dict.fromkeys(wrong, "these counts are missing or changed: restore them")
@@ -163,7 +166,7 @@ def stale(study: Study, write: bool = False) -> dict[str, str]:
         try:
             make(name, study)
         except MissingError as error:
-            found[path.name] = str(error)
+            found |= {path.name: str(error)} if path.is_file() or RESULTS[name].measured else {}
             continue
         if not path.is_file() or path.read_bytes() != study.made[name]:
             found[path.name] = "written" if write else "stale"

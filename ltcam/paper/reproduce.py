@@ -36,7 +36,7 @@ from ltcam.experiment import provenance
 from ltcam.experiment.parallel import alone
 from ltcam.experiment.recipe import profile
 from ltcam.experiment.study import Study
-from ltcam.paper import pictures, registry
+from ltcam.paper import pictures, registry, shares
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +85,16 @@ def reproduce(
             if study.counted_only() and not force:
                 _tables(study)
             else:
-                done += _series(study, series, chosen, force)
+                done += _series(study, series, chosen, force, not only)
     return done
+
+
+def whole(study: Study) -> None:
+    """Train what is not trained, make every table, and leave to git what these are made from."""
+    study.train()
+    for name in registry.names(study):
+        registry.make(name, study)
+    shares.thin(study)
 
 
 def _missing(study: Study, subset: bool) -> str:
@@ -108,12 +116,13 @@ def _tables(study: Study) -> None:
     log.warning(
         "%s: no checkpoint is in %s, so %d tables were made from kept counts; figures and notebooks stay as they are. "
         "To train again: ltcam reproduce --profile %s --data %s --force",
-        study.data, study.runs, len(registry.names(kept)), study.profile, study.data,
+        study.data, study.runs, len(kept.made), study.profile, study.data,
     )  # fmt: skip
 
 
-def _series(study: Study, series: Mapping[Path, set[str]], chosen: Sequence[Path], force: bool) -> list[Path]:
-    """Execute the `chosen` notebooks of a study that are not up to date. series: each notebook with its parameters."""
+def _series(study: Study, series: Mapping[Path, set[str]], chosen: Sequence[Path], force: bool, both: bool) -> list[Path]:
+    """Execute the `chosen` notebooks of a study that are not up to date. series: each notebook with its parameters. both: make
+    the `whole` of both settings before the last notebook, so that a run that is killed there goes on there."""
     digest, copies = hashlib.sha256(json.dumps(inputs(study), sort_keys=True).encode()), []
     stale = force or not _trained(study)
     for path, known in series.items():
@@ -125,6 +134,8 @@ def _series(study: Study, series: Mapping[Path, set[str]], chosen: Sequence[Path
         copies.append(files.results(study.profile) / "notebooks" / f"{path.stem}.{study.data}.ipynb")
         started, said = time.time(), "unchanged, skipped"
         if stale := stale or not _current(copies[-1], digest.hexdigest()):  # what follows reads what this one writes
+            for own in Study(study.profile, study.data, seeds=study.given).both if both and path == [*series][-1] else ():
+                whole(own)
             _execute(path, values, copies[-1], digest.hexdigest(), study)
             said = f"{time.time() - started:.0f} s"
         log.info("[%d/%d] %s %s: %s", len(copies), len(chosen), path.stem, study.data, said)

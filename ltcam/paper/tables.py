@@ -7,7 +7,7 @@ the held-out part and on the training part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import combinations, product
@@ -18,7 +18,7 @@ import pandas as pd
 
 from ltcam.engine.config import Config
 from ltcam.experiment.protocol import Loss
-from ltcam.experiment.scores import NEAR, Floats, draws, ends, judge, scores, span
+from ltcam.experiment.scores import NEAR, Counts, Floats, draws, ends, judge, scores, span
 from ltcam.experiment.study import Role, Study
 from ltcam.files import ROOT
 from ltcam.paper.registry import Need, make, result
@@ -93,9 +93,13 @@ for _number in ROWS:
 @result("Every score over δ", lambda study: [Need(SWEEP, role) for role in get_args(Role)], losses=BOTH)
 def sweep(study: Study) -> pd.DataFrame:
     """Figs. 4 and 5. Column `part` has the role: "test" or "train"."""
-    found = {role: scores(study.counts(SWEEP, role)) for role in get_args(Role)}
-    both: pd.DataFrame = pd.concat(found, names=["part", None]).reset_index("part")
-    return both.reset_index(drop=True)
+    return by_part({role: study.counts(SWEEP, role) for role in get_args(Role)})
+
+
+def by_part(counts: Mapping[str, Counts]) -> pd.DataFrame:
+    """The scores of each part, one below the other."""
+    both: pd.DataFrame = pd.concat({role: scores(own) for role, own in counts.items()}, names=["part", None])
+    return both.reset_index("part").reset_index(drop=True)
 
 
 @result("Both readings of δ", lambda study: [Need([*SWEEP, *FURTHER], role) for role in get_args(Role)], losses=("softmax",))

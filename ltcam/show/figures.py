@@ -20,11 +20,11 @@ from ltcam import Config, trace, truncate
 from ltcam import data as datasets
 from ltcam.data import Segmentation
 from ltcam.errors import InputError
-from ltcam.experiment.otsu import otsu_masks
+from ltcam.experiment.otsu import above, otsu_masks
 from ltcam.experiment.scores import Counts
 from ltcam.experiment.study import Study
 from ltcam.paper import areas as covered
-from ltcam.paper import beyond, breakdown, views
+from ltcam.paper import beyond, breakdown, shares, views
 from ltcam.paper.beyond import BEST, Best
 from ltcam.paper.registry import make
 from ltcam.paper.tables import SEVEN, published
@@ -78,8 +78,11 @@ def areas(study: Study) -> Figure:
     return charts.boxes(rows, "area of a class, % of the image")
 
 
-def compared(study: Study, ways: Mapping[str, Config | Best], chosen: Mapping[Pair, float] | list[Pair]) -> Figure:
-    """A row for each pair, with its IoU if `chosen` has it, and a column for the heatmap of each way, in its own views."""
+def compared(
+    study: Study, ways: Mapping[str, Config | Best], chosen: Mapping[Pair, float] | list[Pair], cut: str = ""
+) -> Figure:  # fmt: skip
+    """A row for each pair, with its IoU if `chosen` has it, and a column for the heatmap of each way, in its own views. cut: a
+    way whose masks are two more columns: Otsu's, and that at the share that the first training has chosen."""
     best = {title: way if isinstance(way, Best) else Best(way) for title, way in ways.items()}
     configs = {title: way.config for title, way in best.items()}
     views = {way.views: beyond.fitted(way.views, study) for way in best.values()}
@@ -87,6 +90,10 @@ def compared(study: Study, ways: Mapping[str, Config | Best], chosen: Mapping[Pa
     for sample, (i, c) in zip(samples, chosen, strict=True):
         heats = {own: heatmaps.maps(study.trained, sample, c, configs, protocol) for own, protocol in views.items()}
         rows.append({title: heats[way.views][title] for title, way in best.items()})
+        if cut:
+            heat, share = rows[-1][cut], shares.chosen(study, study.names[0])[configs[cut]]
+            for said, mask in {"Otsu's mask": otsu_masks(heat[None])[0], f"above {share:.0%}": above(heat, share)}.items():
+                rows[-1][f"{said},\nIoU {float(heatmaps.iou(mask, sample.mask, c)):.0f}%"] = mask
         iou = f"\nIoU {chosen[i, c]:.1f}%" if isinstance(chosen, Mapping) else ""
         labels.append((study.test.entries[i].kind or study.test.classes[c]) + iou)
     masks = [sample.mask == c + 1 for sample, (_, c) in zip(samples, chosen, strict=True)]
@@ -195,8 +202,8 @@ _OF: dict[str, Callable[..., Figure]] = {
     "truncation": truncation,
     "idea": idea,
     "fig2": lambda study: compared(study, SEVEN, heatmaps.examples(study.test, seed=3)),
-    "fig3": lambda study: compared(study, SEVEN, heatmaps.examples(study.test, seed=4)),
-    "failures": lambda study: compared(study, FAILING, worst(study.counts([SEVEN[LT]]), study.test)),
+    "fig3": lambda study: compared(study, SEVEN, heatmaps.examples(study.test, seed=4), LT),
+    "failures": lambda study: compared(study, FAILING, worst(study.counts([SEVEN[LT]]), study.test), LT),
     "fig4": lambda study: swept(study, "test"),
     "fig5": lambda study: swept(study, "train"),
     "ablations": lambda study: charts.changes(make("ablations", study), study.settings["varied"], study.title),

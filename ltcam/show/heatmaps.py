@@ -14,9 +14,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import CenteredNorm
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 from torchvision.transforms.v2 import functional as F
 
 from ltcam import Config
@@ -31,7 +34,9 @@ from ltcam.show.charts import own_style
 
 THUMBNAIL = 160  # pixels of the longer side: figures show photographs small
 PDF = 500_000  # bytes; photographs make it larger
+SMALL, ZOOM = 0.2, 0.5  # of `window`
 Pair = tuple[int, int]  # (image index, class)
+Window = tuple[float, float, float, float]
 Key = TypeVar("Key")
 
 
@@ -80,45 +85,54 @@ def grid(
     images: Sequence[Tensor], rows: Sequence[Mapping[str, Tensor]], labels: Sequence[str],
     masks: Sequence[Tensor] | None = None, signed: bool = False, side: float = 1.35, pixels: int = THUMBNAIL,
 ) -> Figure:  # fmt: skip
-    """A row for each image (3, H, W) uint8: the image, then its maps, each under its title unless that is as in the row above.
+    """A row for each image (3, H, W) uint8: the image, then its maps, each under its title unless the one above has the same.
 
     rows    heatmaps of any size, from 0 to their own maximum; signed: blue is below 0, red above, and white is 0
-    masks   (H, W) bool, outlined on the image and on the predicted masks (bool) among its maps
+    masks   (H, W) bool, outlined on the image and on the predicted masks (bool) among its maps. What is small is shown again
+            below each panel, enlarged, and outlined there by one pixel of the image
     side    inches of a panel's width; pixels: of the images
     """
-    heights = [min(image.shape[1] / image.shape[2], 1.5) for image in images]
-    columns, height = 1 + len(rows[0]), side * sum(heights) + 0.15 * len(images) + 0.4
-    figure = plt.figure(figsize=(side * columns, height), layout="constrained")
+    windows = [window(mask) for mask in masks] if masks else [None] * len(images)
+    heights, below = [min(image.shape[1] / image.shape[2], 1.5) for image in images], ZOOM * sum(map(bool, windows))
+    columns, height = 1 + len(rows[0]), side * (sum(heights) + below) + 0.15 * len(images) + 0.4
+    figure = plt.figure(figsize=(side * columns + 0.4, height), layout="constrained")
     axes = figure.subplots(len(images), columns, squeeze=False, height_ratios=heights)
     for number, (line, row) in enumerate(zip(axes, rows, strict=True)):
         line[0].set_ylabel(labels[number], fontsize=8)
-        for panel, (title, heat) in zip(line, {"image": None, **row}.items(), strict=True):
-            mask = masks[number] if masks and (heat is None or heat.dtype == torch.bool) else None
-            _show(panel, images[number], mask, heat, signed, pixels)
-            if number == 0 or [*row] != [*rows[number - 1]]:
+        before = ["image", *rows[number - 1]] if number else [""] * columns
+        for panel, above, (title, heat) in zip(line, before, {"image": None, **row}.items(), strict=True):
+            own = masks and (windows[number] or heat is None or heat.dtype == torch.bool)
+            mask = masks[number] if masks and own else None
+            _show(panel, images[number], mask, heat, signed, pixels, windows[number])
+            if title != above:
                 panel.set_title(title.replace("(", "\n(").replace(": ", ":\n").replace(", s", ",\ns"), fontsize=8)
+    colors = ScalarMappable(Normalize(-int(signed), 1), "RdBu_r" if signed else "jet")  # of every map
+    bar = figure.colorbar(colors, axes[0, -1].inset_axes((1.06, 0, 0.05, 1)), alpha=None if signed else 0.55)
+    bar.set_ticks([-int(signed), 1], labels=["-max" if signed else "0", "max"], fontsize=7)
     return figure
 
 
 @own_style
 def strip(images: Sequence[Tensor], titles: Sequence[str], masks: Sequence[Tensor]) -> Figure:
-    """A column for each image (3, H, W) uint8, at one height: plain, and below with its mask (H, W) bool outlined."""
-    widths = [max(image.shape[2] / image.shape[1], 0.5) for image in images]  # a narrower one has no room for a title
-    height = min(2.4, 11 / sum(widths))
-    figure = plt.figure(figsize=(height * sum(widths), 2 * height + 0.5), layout="constrained")
+    """A column for each image (3, H, W) uint8, at one height: plain, and below with its mask (H, W) bool outlined, which is
+    enlarged if it is small."""
+    widths = [max(image.shape[2] / image.shape[1], 0.65) for image in images]  # a narrower one has no room for a title
+    height, below = min(2.4, 11 / sum(widths)), ZOOM * any(map(window, masks))
+    figure = plt.figure(figsize=(height * sum(widths), (2 + below) * height + 0.5), layout="constrained")
     axes = figure.subplots(2, len(images), squeeze=False, width_ratios=widths)
     for (top, bottom), image, title, mask in zip(axes.T, images, titles, masks, strict=True):
         top.set_title(title, fontsize=7)
         _show(top, image)
-        _show(bottom, image, mask)
+        _show(bottom, image, mask, around=window(mask))
     return figure
 
 
 def _show(
     axes: Axes, image: Tensor, mask: Tensor | None = None, heat: Tensor | None = None, signed: bool = False,
-    pixels: int = THUMBNAIL,
+    pixels: int = THUMBNAIL, around: Window | None = None,
 ) -> None:  # fmt: skip
-    """An image, a map over it, and the outline of a mask at the mask's own resolution, so that thin things stay."""
+    """An image, a map over it, and the outline of a mask at the mask's own resolution, so that thin things stay. around: a
+    part of the image that is shown again below, enlarged, with the outline."""
     _, height, width = image.shape
     axes.set(xticks=[], yticks=[])
     small = F.resize(image, None, max_size=pixels, antialias=True)
@@ -127,10 +141,36 @@ def _show(
         jet: dict[str, Any] = {"cmap": "jet", "alpha": 0.55, "vmin": 0}
         how = {"cmap": "RdBu_r", "norm": CenteredNorm()} if signed else jet
         axes.imshow(heat.float().numpy(), extent=(0, width, height, 0), **how)
-    if mask is not None and mask.any():
+    if around:
+        left, right, top, bottom = around
+        wide = 0.95 * max(1, height / width / 1.5)  # of the image: its panel is as wide as others, whose image may be wider
+        tall = ZOOM * wide * width / height
+        inset = axes.inset_axes(((1 - wide) / 2, -tall - 0.03, wide, tall))
+        _show(inset, image, None, heat, signed, max(height, width))
+        inset.set(xlim=(left, right), ylim=(bottom, top))
+        if mask is not None:  # one pixel around it
+            ring = max_pool2d(mask[None].float(), 3, 1, 1)[0].bool() & ~mask
+            inset.imshow(np.where(ring[..., None], (1, 1, 0, 1.0), 0), extent=(0, width, height, 0))
+            axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="yellow", linewidth=0.8))
+    elif mask is not None and mask.any():
         axes.autoscale(False)
-        around = (-0.5, width + 0.5, -0.5, height + 0.5)  # padded, so that it is closed at the image's edges
-        axes.contour(np.pad(mask.numpy(), 1), [0.5], extent=around, colors="yellow", linewidths=0.8)
+        padded = (-0.5, width + 0.5, -0.5, height + 0.5)  # so that it is closed at the image's edges
+        axes.contour(np.pad(mask.numpy(), 1), [0.5], extent=padded, colors="yellow", linewidths=0.8)
+
+
+def window(mask: Tensor) -> Window | None:
+    """(left, right, top, bottom) around the pixels of a mask (H, W) bool, if that is at most a `SMALL` part of the image. It is
+    `ZOOM` times as high as wide."""
+    if not mask.any():
+        return None
+    (top, left), (bottom, right) = mask.nonzero().amin(dim=0).tolist(), (mask.nonzero().amax(dim=0) + 1).tolist()
+    width = min(1.2 * max(right - left, (bottom - top) / ZOOM), mask.shape[1])
+    height = ZOOM * width
+    if bottom - top > height or width * height > SMALL * mask.numel():
+        return None
+    x = min(max((left + right - width) / 2, 0), mask.shape[1] - width)
+    y = min(max((top + bottom - height) / 2, 0), mask.shape[0] - height)
+    return x, x + width, y, y + height
 
 
 @own_style

@@ -242,6 +242,21 @@ def test_a_pass_of_every_label_explains_what_is_there_and_what_is_named(trained,
     assert all(tp == fn == 0 for (name, c, *_), (tp, _, fn) in every.items() if (name, c) not in there)
 
 
+def test_a_pass_of_all_explains_every_class_in_every_image(tiles, tmp_path):
+    """Also in images without one, whose every pixel is then a false positive or right."""
+    data, ways, protocol = tiles.load("test"), [Way(CONFIGS[0]), Way(CONFIGS[0], "argmax", 0.5)], Protocol(4, labels="all")
+    found = rows_of(tmp_path / "all", tiles, "test", ways, protocol)
+    otsu = {key[0]: own for key, own in found.items() if key[3] == "otsu"}
+    true = rows_of(tmp_path / "true", tiles, "test", ways[:1])
+    assert {*otsu} == {entry.name for entry in data.entries} and len(data.scored) < len(data)
+    assert {key[0]: own for key, own in true.items()} == {name: own for name, own in otsu.items() if own[0] + own[2]}
+    clean = [name for name, own in otsu.items() if own[0] == own[2] == 0]
+    assert len(clean) == len(data) - len(data.scored) and all(otsu[name][1] for name in clean)
+    for name in otsu:  # what the table `clean` has the size of an image from
+        background = [own for key, own in found.items() if key[0] == name and key[3] == "argmax"]
+        assert sum(tp + fn for tp, _, fn in background) == 40 * 30
+
+
 def test_a_model_with_a_logit_for_none_explains_its_classes(tiles):
     """None of the labels asks for the last logit, and an image of which nothing is named has no map."""
     torch.manual_seed(0)

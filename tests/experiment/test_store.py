@@ -291,3 +291,19 @@ def test_notes_are_kept_by_key_and_batch(tmp_path):
     store.note({"of": "stages", "checkpoint": "abc"}, 2, "new")
     assert Store(tmp_path).notes({"checkpoint": "abc", "of": "stages"}) == {0: {"pairs": [0]}, 2: "new"}
     assert store.notes({"of": "stages"}) == {}
+
+
+def test_rows_that_are_left_out_stay_here_and_the_rest_is_as_it_was(kept, tmp_path):
+    store, number = kept
+    file, before = "seed0/counts.test.csv.gz", provenance.read(tmp_path)
+    whole = (tmp_path / file).read_bytes()
+    store.leave_out(number, [OTSU])
+    left, after = pd.read_csv(tmp_path / file), provenance.read(tmp_path)
+    assert len(left) == len(ROWS) - 3 and not ((left["config"] == str(A)) & (left["cut"] == "otsu")).any()
+    assert {**after[file], "sha256": ""} == {**before[file], "sha256": ""} and after[file]["sha256"] != before[file]["sha256"]
+    assert store.done(number) == Store(tmp_path).done(number) == {OTSU, ARGMAX, OTHER}
+    (tmp_path / "counts.sqlite").unlink()
+    other = Store(tmp_path)
+    assert other.done(1) == {ARGMAX, OTHER} and other.logits(1).equals(store.logits(number))
+    store.leave_out(number, [])
+    assert (tmp_path / file).read_bytes() == whole

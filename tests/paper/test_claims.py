@@ -124,7 +124,7 @@ def test_every_claim_is_flipped_above():
     assert set(BY_NAME) == {name for name, *_ in FLIPS} | {AGREE}
 
 
-HILLS = {part: {c: hill(c) for need in claims._needs(None) for c in need.configs} for part in ("test", "train")}
+HILLS = {part: {c: hill(c) for need in claims.needs(None) for c in need.configs} for part in ("test", "train")}
 
 
 @pytest.mark.parametrize(("data", "other"), [("voc2012", "Defects: "), ("ksdd2", "Objects: ")])

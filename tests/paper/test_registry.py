@@ -15,9 +15,10 @@ import torch
 
 from ltcam import files
 from ltcam.errors import InputError, MissingError
+from ltcam.experiment import provenance
 from ltcam.experiment.protocol import Way
 from ltcam.experiment.study import Study
-from ltcam.paper import registry
+from ltcam.paper import registry, shares
 from ltcam.paper.__main__ import main
 from ltcam.paper.registry import RESULTS, Result, make, names, stale
 from tests.paper import made
@@ -34,7 +35,7 @@ def test_every_table_has_a_caption_and_words_and_is_made(study):
         assert len(table) and set(own.golden) <= set(table), name
     known = {need.role for name in names(study) for need in RESULTS[name].needs(study)}
     other = {name for name, own in RESULTS.items() if study.loss not in own.losses}
-    assert known == {"test", "train"} and {*RESULTS} - {*names(study)} == {"table4", *other}
+    assert known == {"test", "train"} and {*RESULTS} - {*names(study)} == {"table4", "clean", *other}
 
 
 def test_a_table_comes_after_those_that_it_is_made_of(study, monkeypatch):
@@ -48,6 +49,7 @@ def test_a_table_comes_after_those_that_it_is_made_of(study, monkeypatch):
             kept = Study("toy", "voc2012", kept=True)
             RESULTS[name].make(kept) if not RESULTS[name].measured else None
     assert asked["comparison"] == ["table1", "table2", "table3"] and asked["correlations"] == ["pairs"]
+    assert {*asked["shares"]} == {"cuts"}
     for name, others in asked.items():
         assert all(order.index(other) < order.index(name) for other in others), name
 
@@ -57,10 +59,12 @@ def test_the_first_table_measures_what_all_read(study):
     asked = [need for name in names(study) for need in RESULTS[name].needs(study)]
     for need in asked:
         for name in study.names[: need.seeds]:
-            study.measured(name, [Way(config) for config in need.configs], need.role, need.protocol)  # or it would open images
+            ways = [Way(config) for config in (*need.configs, *need.own(name))]
+            study.measured(name, ways, need.role, need.protocol, need.first)  # or it would open images
     passes = study.store.db.execute("SELECT COUNT(*) FROM passes").fetchone()[0]
-    # of each seed: val and train; of the first the three other protocols; of each seed the larger view; the rest is one view
-    assert passes == 2 * 2 + 3 + 2
+    # of each seed: val and train, and the images of train that shares are chosen on; of the first the three other protocols; of
+    # each seed the larger view; the rest is one view
+    assert passes == 3 * 2 + 3 + 2
 
 
 def test_all_is_made_again_from_counts_alone(study, monkeypatch):
@@ -86,6 +90,23 @@ def test_a_table_is_read_as_it_was_written(study):
     assert list(table["row"]) == list(registry.pd.read_csv(study.out / "table3.csv")["row"])
 
 
+def test_what_was_not_measured_is_not_stale_and_what_was_published_is(study):
+    """Counts of before there was a second cut have no shares, and no table of them."""
+    second = [name for name in names(study) if RESULTS[name].needs is shares.needs]
+    assert second == ["cuts", "shares", "sweep_share", "claims_share"]
+    for name in study.names:
+        (study.out / name / "counts.train-4.csv.gz").unlink()
+    entries = provenance.read(study.out)
+    kept = {file: entry for file, entry in entries.items() if "train-4" not in file}
+    (study.out / provenance.NAME).write_text(json.dumps(kept))
+    (study.out / "counts.sqlite").unlink()
+    for name in second:
+        (study.out / RESULTS[name].file).unlink()
+    assert stale(Study("toy", "voc2012", kept=True)) == {}
+    (study.out / "shares.csv").write_text("row\n")
+    assert [*stale(Study("toy", "voc2012", kept=True))] == ["shares.csv"]
+
+
 @pytest.fixture
 def ksdd(tmp_path, monkeypatch):
     """The committed counts and tables of KolektorSDD; no data, and no checkpoint is opened."""
@@ -101,8 +122,7 @@ def ksdd(tmp_path, monkeypatch):
 
 
 def few(monkeypatch, *wanted):
-    for module in ("registry", "__main__"):
-        monkeypatch.setattr(f"ltcam.paper.{module}.names", lambda study: list(wanted))
+    monkeypatch.setattr("ltcam.paper.registry.names", lambda study: list(wanted))
 
 
 def test_the_committed_tables_come_out_to_the_byte_and_a_changed_digit_is_stale(ksdd, capsys, monkeypatch):

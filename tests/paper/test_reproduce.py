@@ -64,18 +64,20 @@ def here(ran):
 @pytest.fixture
 def toys(study, monkeypatch):
     """A function that runs a series of two notebooks for the study of profile "toy", and returns which ran. It has run once."""
-    ran = []
+    ran, whole = [], []
     monkeypatch.setattr(reproduce.papermill, "execute_notebook", here(ran))
+    monkeypatch.setattr(reproduce, "whole", lambda own: whole.append((own.loss, *ran)))
     for name in ("01_a", "02_b"):
         write(files.NOTEBOOKS / f"{name}.ipynb", FIRST, TABLE.format(name))
 
     def series(**options):
         ran.clear()
+        whole.clear()
         run("toy", **options)
         return ran.copy()
 
     assert series() == ["01_a", "02_b"] and series() == []
-    series.study, series.copies = study, files.results("toy") / "notebooks"
+    series.study, series.copies, series.whole = study, files.results("toy") / "notebooks", whole
     return series
 
 
@@ -120,6 +122,17 @@ def test_what_changed_runs_again_and_what_follows_too(toys, caplog):
     assert toys(seeds=[1, 0]) == ["01_a", "02_b"]
     toys(seeds=[1, 0], only="02")
     assert caplog.messages[-1].startswith("[1/1] 02_b voc2012: ")
+
+
+def test_all_tables_of_both_settings_are_made_before_the_last_notebook(toys):
+    """A run that is killed meanwhile goes on there. One notebook alone makes its own."""
+    toys(force=True)
+    assert toys.whole == [("sigmoid", "01_a")]
+    assert toys() == toys.whole == [] and toys(only="02", force=True) == ["02_b"] and toys.whole == []
+    profile = files.NOTEBOOKS / "profiles" / "toy.voc2012.yaml"
+    profile.write_text(profile.read_text() + "softmax: {seeds: [0]}\n")
+    toys()
+    assert toys.whole == [("sigmoid", "01_a"), ("softmax", "01_a")]
 
 
 def test_another_checkpoint_or_a_missing_one_runs_all_again(toys):
@@ -218,7 +231,7 @@ def test_without_checkpoints_the_tables_are_made_of_counts(toys, monkeypatch, ca
     assert toys() == [] and (toys.study.out / "table3.csv").read_bytes() == expected
     *reasons, said = [record.getMessage() for record in caplog.records if record.name == "ltcam.paper.reproduce"]
     assert reasons == [f"signs.csv.gz: {toys.study.out / 'signs.csv.gz'} is missing: run ltcam reproduce first"]
-    assert f"no checkpoint is in {toys.study.runs}, so 21 tables were made from kept counts" in said
+    assert f"no checkpoint is in {toys.study.runs}, so 24 tables were made from kept counts" in said
     assert "figures and notebooks stay as they are" in said and "reproduce --profile toy --data voc2012 --force" in said
     assert not (toys.study.out / "signs.csv.gz").exists()
 

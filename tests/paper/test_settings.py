@@ -1,6 +1,7 @@
 """The setting of the paper, a softmax and one class an image, beside that of the field: its tables, and how they are read."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,7 @@ from ltcam.errors import InputError
 from ltcam.experiment.scores import scores
 from ltcam.experiment.study import Study
 from ltcam.experiment.training import train
-from ltcam.paper import RESULTS, joint, make, shares, tables
+from ltcam.paper import RESULTS, claims, joint, make, shares, tables
 from ltcam.paper.__main__ import main
 from ltcam.paper.registry import names, stale
 from ltcam.paper.tables import ROWS, published
@@ -50,7 +51,7 @@ def test_a_setting_has_a_place_and_a_recipe_of_its_own(both):
     assert both.trained.recipe.loss == "softmax" and both.protocol.labels == "top" and both.reference == "toy/softmax"
     assert both.trained.model.classifier[-1].out_features == len(both.trained.classes)  # every image has a class
     assert [s.loss for s in Study("toy", "voc2012").both] == ["sigmoid", "softmax"] and both.both == [both]
-    assert {path.name for path in both.out.glob("*.csv")} == {RESULTS[n].file for n in names(both)} | {"trainings.csv"}
+    assert {path.name for path in both.out.glob("*.csv*")} == {RESULTS[n].file for n in names(both)} | {"trainings.csv"}
 
 
 def test_one_class_an_image_is_explained(both):
@@ -119,13 +120,76 @@ def test_a_share_is_chosen_on_images_that_the_training_has_seen(both):
         assert table.loc[row, "otsu"] == pytest.approx(make("table3", both).set_index("row").loc[row, both.metric], abs=1e-3)
 
 
-def test_the_best_share_is_the_chosen_one_and_of_equals_the_smallest():
+@pytest.mark.parametrize("name", ["seed0", ""])  # a single training has no name
+def test_the_best_share_is_the_chosen_one_and_of_equals_the_smallest(name):
     best = {config: shares.SHARES[number % len(shares.SHARES)] for number, config in enumerate(shares.CUT)}
     known = {own: 60 if own.fraction == best[replace(own, fraction=None)] else 30 for own in shares.every(shares.CUT)}
     known |= {replace(shares.CUT[5], fraction=share): 40 for share in shares.SHARES}
-    study = SimpleNamespace(kept=True, settings={"chosen_on": 7}, metric="IoU")
-    study.of_training = lambda name, configs, role, first: made.counts(known).pick(configs)
-    assert shares.chosen(study, "seed0") == best | {shares.CUT[5]: shares.SHARES[0]}
+
+    class Study(SimpleNamespace):
+        __hash__ = object.__hash__
+
+        def of_training(self, name, configs, role, first):
+            return made.counts(known).pick(configs)
+
+    study = Study(kept=True, settings={"chosen_on": 7}, metric="IoU", names=[name], loss="softmax", made={}, compared=())
+    study.out = Path("nowhere")
+    assert shares.chosen(study, name) == best | {shares.CUT[5]: shares.SHARES[0]}
+
+
+def test_the_sums_of_folds_are_pooled():
+    """Of two folds: 10 of 20 and 30 of 40 pixels of one class are 40 of 60."""
+    rows = [["seed0/fold0", 10, 0, 10], ["seed0/fold1", 30, 0, 10]]
+    sums = pd.DataFrame(rows, columns=["name", "tp", "fp", "fn"]).assign(**{"class": 0, "part": "test"})
+    configs = [Config("gradcam", fraction=share) for share in (0.2, 0.3)]
+    sums = pd.concat([sums.assign(config=str(config)) for config in configs]).sort_values("name", kind="stable")
+    counts = shares._counts(sums)
+    assert counts.configs == tuple(configs) and scores(counts)["IoU"].tolist() == pytest.approx([100 * 40 / 60] * 2)
+    assert counts.pairs["training"].tolist() == ["seed0", "seed0"]
+
+
+def test_the_claims_and_the_sweep_are_judged_at_the_chosen_share_too(both):
+    sides = [config for need in claims.needs(both) for config in need.configs]
+    assert {*sides} <= {*shares.CUT}
+    table, sweep = make("claims_share", both), make("sweep_share", both)
+    assert table["claim"].tolist() == make("claims", both)["claim"].tolist() and (table["verdict"] != "not measured").sum() > 10
+    chosen, config = shares.chosen(both, "seed0"), Config("layercam", "S1-S5", 40.0)
+    for part, how in (("test", {}), ("train", {"role": "train", "first": 4})):
+        own = both.of_training("seed0", [replace(config, fraction=chosen[config])], **how)
+        row = sweep[(sweep["part"] == part) & (sweep["method"] == "layercam") & (sweep["delta"] == 40)]
+        assert row["mIoU"].item() == pytest.approx(scores(own)["mIoU"].item(), abs=1e-3)
+
+
+def test_a_claim_can_turn_with_the_cut(monkeypatch):
+    """LTGrad-CAM finds 40% of the object under Otsu and 60% at its share; all else finds half."""
+    lt = ROWS[4]["LTGrad-CAM(l=5, δ=20)"]
+    known = dict.fromkeys(shares.CUT, 50) | {lt: 40}
+    known |= dict.fromkeys((replace(config, fraction=0.2) for config in shares.CUT), 50) | {replace(lt, fraction=0.4): 60}
+    study = made.study(known, known, data="ksdd2")
+    study.trainings = pd.DataFrame({"name": ["seed0"], "seed": ["seed0"], "fold": [""]})
+    study.of_training = lambda name, configs, role, protocol, first: made.counts(known).pick(configs)
+    monkeypatch.setattr(shares, "chosen", lambda study, name: dict.fromkeys(shares.CUT, 0.2) | {lt: 0.4})
+    statement = "Defects: LTGrad-CAM with δ=20 beats Layer-CAM (l=5)"
+    found = [make(study).set_index("claim").loc[statement] for make in (claims.claims, shares.claims_share)]
+    assert [(own["verdict"], own["margin"]) for own in found] == [("fails", -10), ("holds", 10)]
+    swept = shares.sweep_share(study).query("method == 'gradcam' and delta == 20")
+    assert swept["IoU"].tolist() == [60, 60] and swept["part"].tolist() == ["test", "train"]
+
+
+def test_git_gets_the_rows_of_chosen_shares_alone_and_all_tables_come_from_them(both):
+    file = both.out / "seed0" / "counts.train-4,labels=every.csv.gz"
+    before = {name: (both.out / RESULTS[name].file).read_bytes() for name in ("cuts", "shares", "claims_share", "sweep_share")}
+    shares.thin(both)
+    texts, chosen = {*pd.read_csv(file)["config"]}, shares.chosen(both, "seed0")
+    assert {str(replace(c, fraction=share)) for c, share in chosen.items()} <= texts
+    assert not {str(own) for own in shares.every(shares.CUT) if chosen[replace(own, fraction=None)] != own.fraction} & texts
+    (both.out / "counts.sqlite").rename(both.out / "gone")
+    kept = Study("toy", "voc2012", kept=True, loss="softmax")
+    assert stale(kept) == {} and {name: kept.made[name] for name in before} == before
+    (both.out / "cuts.csv.gz").rename(both.out / "away")  # then they cannot be made
+    assert {"shares.csv", "claims_share.csv"} <= {*stale(Study("toy", "voc2012", kept=True, loss="softmax"))}
+    (both.out / "away").rename(both.out / "cuts.csv.gz")
+    (both.out / "gone").replace(both.out / "counts.sqlite")
 
 
 def test_both_readings_of_delta_meet_at_zero(both):

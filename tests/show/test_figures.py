@@ -73,9 +73,11 @@ def keep(study, name, table):
 
 
 def titles(axes):
-    """Of each row; one without titles has those of the row above."""
-    found = [[a.get_title() for a in line] for line in axes]
-    return [row if row[0] else found[max(n for n in range(number) if found[n][0])] for number, row in enumerate(found)]
+    """Of each panel; one without a title has that of the panel above."""
+    found = [[""] * len(axes[0])]
+    for line in axes:
+        found.append([panel.get_title() or above for panel, above in zip(line, found[-1], strict=True)])
+    return found[1:]
 
 
 def test_every_figure_has_a_caption_and_a_text_of_its_own():
@@ -119,7 +121,7 @@ def test_samples_are_of_each_class_in_turn_with_their_masks(study):
     assert sorted(names[:4]) == ["crack", "scratch", "spot", "stain"] != names[:4] and names[4:] == names[:2]  # drawn
     areas = [float(a.get_title().split("\n")[1].rstrip("%")) for a in top]
     assert areas[0] <= areas[4] and areas[1] <= areas[5] and min(areas) > 0
-    assert all(len(a.collections) == 1 for a in bottom)
+    assert all(len(a.collections) + len(a.patches) == 1 for a in bottom)
     study.test.labels = torch.zeros(len(study.test), 4)
     del study.test.scored
     with pytest.raises(
@@ -147,10 +149,19 @@ def test_fig1_is_a_row_an_image_and_a_column_a_stage(study):
     assert [len(a.collections) for a in axes[0]] == [1, 0, 0, 0, 0, 0]  # the outline
 
 
-def test_failures_say_their_iou(study):
-    axes = np.reshape(figures.FIGURES["failures"].of(study).axes, (4, 4))
+def test_failures_say_their_iou_and_show_two_masks(study, monkeypatch):
+    monkeypatch.setattr(figures.shares, "chosen", lambda study, name: dict.fromkeys(figures.SEVEN.values(), 0.3))
+    axes = np.reshape(figures.FIGURES["failures"].of(study).axes, (4, 6))
     assert [line[0].get_ylabel().split("\n")[1] for line in axes] == ["IoU 0.0%", "IoU 0.0%", "IoU 33.3%", "IoU 33.3%"]
-    assert all(line[0].collections for line in axes)  # the outline
+    assert all(line[0].collections or line[0].patches for line in axes)  # the outline, or where it is enlarged
+    for line, (index, c) in zip(axes, figures.worst(study.counts([]), study.test), strict=True):
+        sample = study.test[index]
+        heat = heatmaps.maps(study.trained, sample, c, {"": figures.SEVEN[figures.LT]})[""]
+        for panel, mask in zip(line[4:], (figures.otsu_masks(heat[None])[0], heat > 0.3 * heat.max()), strict=True):
+            assert (np.asarray(panel.images[1].get_array()) == mask.numpy()).all()
+            iou = f"IoU {float(heatmaps.iou(mask, sample.mask, c)):.0f}%"
+            assert panel.get_title() in ("", f"Otsu's mask,\n{iou}", f"above 30%,\n{iou}")
+    assert [panel.get_title().split(",")[0] for panel in axes[0, 4:]] == ["Otsu's mask", "above 30%"]
 
 
 def test_truncation_shows_what_eq_9_keeps(study):
@@ -175,7 +186,7 @@ def test_the_idea_is_the_sum_of_the_stages_and_its_mask(study):
         iou = float(heatmaps.iou(figures.otsu_masks(fused[None])[0], sample.mask, c))
         assert named == ["image", "S1", "S2", "S3", "S4", "S5", "Eq. 8:\nsum", f"Otsu's mask, IoU {iou:.0f}%"]
         assert line[6].images[1].get_clim()[1] == pytest.approx(float(fused.max()), rel=0.05)
-        assert [len(a.collections) for a in line] == [1, 0, 0, 0, 0, 0, 0, 1]
+        assert [len(a.patches) for a in line] == [1] * 8  # where the object, which is small, is enlarged
     assert "δ=20" in axes[1, 0].get_ylabel()
 
 

@@ -36,7 +36,7 @@ def trained(demo):
 
 def square(height=40, width=80):
     mask = torch.zeros(height, width, dtype=torch.bool)
-    mask[10:20, 10:20] = True
+    mask[5:35, 10:70] = True
     return torch.zeros(3, height, width, dtype=torch.uint8), mask
 
 
@@ -75,7 +75,7 @@ def test_a_grid_has_a_row_an_image_and_a_title_where_it_changes():
     figure = heatmaps.grid([image] * 3, rows, ["one", "two", "three"], [mask] * 3)
     axes = np.reshape(figure.axes, (3, 3))
     assert [[a.get_title() for a in line] for line in axes] == [
-        ["image", "a\n(b)", "c"], ["", "", ""], ["image", "a\n(b)", "d"],
+        ["image", "a\n(b)", "c"], ["", "", ""], ["", "", "d"],
     ]  # fmt: skip
     assert [line[0].get_ylabel() for line in axes] == ["one", "two", "three"]
     assert [len(a.collections) for a in axes[0]] == [1, 0, 0]  # the outline
@@ -90,6 +90,46 @@ def test_a_mask_among_the_maps_is_outlined_too():
     axes = heatmaps.grid([image], [{"map": torch.rand(8, 16), "mask": ~mask}], ["a"], [mask]).axes
     assert [len(a.collections) for a in axes] == [1, 0, 1]
     assert len(heatmaps.grid([image], [{"mask": ~mask}], ["a"]).axes[1].collections) == 0
+
+
+def test_a_window_holds_a_small_mask_and_lies_in_the_image():
+    """Twice as wide as high: 1.2 times the mask's width, or as much as its height asks for."""
+    mask = torch.zeros(100, 50, dtype=torch.bool)
+    mask[40:44, 20:30] = True
+    assert heatmaps.window(mask) == (19, 31, 39, 45)
+    mask[:] = False
+    mask[0:10, 47:50] = True  # 1.2 * 10 / 0.5 = 24 wide, at the corner
+    assert heatmaps.window(mask) == (26, 50, 0, 12)
+    for rows, columns in ((slice(0, 40), slice(20, 22)), (slice(0, 60), slice(0, 50)), (slice(0, 0), slice(0, 0))):
+        mask[:] = False  # taller than any window, larger than a fifth of the image, empty
+        mask[rows, columns] = True
+        assert heatmaps.window(mask) is None
+
+
+def test_a_small_mask_is_enlarged_below_each_panel_in_an_outline_of_one_pixel():
+    image = torch.zeros(3, 100, 50, dtype=torch.uint8)
+    mask = torch.zeros(100, 50, dtype=torch.bool)
+    mask[40:44, 20:30] = True
+    figure = heatmaps.grid([image], [{"map": torch.rand(8, 16), "cut": mask}], ["crack"], [mask])
+    assert len(figure.axes) == 3 and not any(panel.collections for panel in figure.axes)
+    for number, panel in enumerate(figure.axes):
+        inset = panel.child_axes[0]
+        assert (*inset.get_xlim(), *inset.get_ylim()) == (19, 31, 45, 39) and len(inset.images) == 2 + (number > 0)
+        ring = np.asarray(inset.images[-1].get_array())[..., 3] > 0
+        assert ring.sum() == 12 * 6 - 10 * 4 and not (ring & mask.numpy()).any()  # one pixel on each side
+        (box,) = panel.patches
+        assert (*box.get_xy(), box.get_width(), box.get_height()) == (19, 39, 12, 6)
+        assert np.allclose(np.diff(panel.images[0].get_extent()), np.diff(inset.images[0].get_extent()))
+
+
+def test_a_bar_says_what_the_colors_are():
+    image, mask = square()
+    for signed, said in ((False, ["0", "max"]), (True, ["-max", "max"])):
+        figure = heatmaps.grid([image] * 2, [{"a": torch.rand(8, 16)}] * 2, ["x", "y"], [mask] * 2, signed)
+        bars = [[t.get_text() for t in child.get_yticklabels()] for panel in figure.axes for child in panel.child_axes]
+        assert bars == [said]
+    empty = heatmaps.grid([image], [{"a": torch.zeros(8, 16, dtype=torch.bool)}], ["x"], [mask]).axes[1]
+    assert empty.images[1].get_clim() == (0, 0)  # the bar beside it does not change its colors
 
 
 def test_signed_values_are_blue_below_zero_and_red_above():
