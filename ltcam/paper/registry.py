@@ -166,7 +166,7 @@ def stale(study: Study, write: bool = False) -> dict[str, str]:
         try:
             make(name, study)
         except MissingError as error:
-            found |= {path.name: str(error)} if path.is_file() or RESULTS[name].measured else {}
+            found |= {path.name: str(error)} if path.is_file() else {}
             continue
         if not path.is_file() or path.read_bytes() != study.made[name]:
             found[path.name] = "written" if write else "stale"
