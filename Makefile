@@ -10,7 +10,7 @@ export PYTHONPATH := $(CURDIR)
 # And a notebook's kernel is this environment's, whatever `python3` is installed elsewhere.
 unexport JUPYTER_PATH
 
-.PHONY: reproduce book docs gpu test lint tables unit nbval audit faults coverage mutation matrix environment golden notebooks lock
+.PHONY: reproduce book docs gpu test lint tables unit nbval audit faults rehearsal coverage mutation matrix environment golden notebooks lock
 
 # Linux: freed memory is kept, in huge pages, for the next batch (docs/speed.md).
 reproduce: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
@@ -68,6 +68,10 @@ audit:
 # What is killed, cut off or filled up, ten times where chance decides.
 faults: $(STAMP)
 	LTCAM_FAULTS=10 $(BIN)/python -m pytest tests/faults
+
+# All that `ltcam reproduce` does, from nothing, on small files that look like KSDD2. Minutes.
+rehearsal: $(STAMP)
+	LTCAM_REHEARSAL=1 $(BIN)/python -m pytest tests/paper/test_rehearsal.py
 
 # Lines of ltcam that the tests run, in all their processes; 95% at least.
 coverage: $(STAMP)

@@ -3,6 +3,7 @@
 Both settings, both cuts, every table, and images without a defect. A small network, and the notebooks in this process.
 """
 
+import os
 import shutil
 import sys
 
@@ -18,6 +19,7 @@ from tests.conftest import TINY, toy
 from tests.paper.test_reproduce import here
 
 TRAIN, TEST = 36, 24  # images, each with its mask
+pytestmark = pytest.mark.skipif("LTCAM_REHEARSAL" not in os.environ, reason="it takes minutes: make rehearsal")
 
 
 @pytest.fixture(scope="module")
