@@ -211,7 +211,7 @@ def test_fig4_and_fig5_are_the_two_parts_with_their_intervals_over_one_axis(stud
 def test_the_surest_is_that_of_the_largest_logit(study):
     sample, image, c = heatmaps.surest(study.trained, study.test)
     pairs = heatmaps.examples(study.test)
-    logits = [float(study.trained.model(heatmaps.inputs(study.trained, [study.test[i]]))[0, own]) for i, own in pairs]
+    logits = [study.trained.model(heatmaps.inputs(study.trained, [study.test[i]]))[0, own].item() for i, own in pairs]
     index, expected = pairs[int(np.argmax(logits))]
     assert c == expected and torch.equal(sample.image, study.test.image(index))
     assert torch.equal(image, heatmaps.inputs(study.trained, [sample])) and image.shape == (1, 3, 64, 64)
