@@ -1,7 +1,7 @@
 """One image file, one class, any torchvision CNN: `ltcam explain photo.jpg --model resnet50 --class "tabby" --out heat.png`."""
 
 from collections.abc import Sequence
-from contextlib import redirect_stderr, suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -59,7 +59,7 @@ def classifier(name: str, checkpoint: AnyPath | None) -> Classifier:
 
 def pretrained(name: str) -> Classifier | None:
     """`classifier` with torchvision's own weights, or None where they are out of reach. Says nothing of it."""
-    with suppress(UnavailableError), redirect_stderr(StringIO()):
+    with suppress(UnavailableError), redirect_stdout(StringIO()) as said, redirect_stderr(said):
         return classifier(name, None)
     return None
 

@@ -99,7 +99,8 @@ def test_pretrained_weights_are_taken_where_they_can_be_had(monkeypatch, capsys)
 
     def reached(name, weights):
         asked.append(weights)
-        sys.stderr.write("Downloading: ... to a place on this machine")
+        sys.stdout.write("Downloading: ... to a place on this machine")
+        sys.stderr.write("100%")
         if len(asked) > 1:
             raise OSError("no route to host")
         return made
