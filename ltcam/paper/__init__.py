@@ -16,9 +16,9 @@ from ltcam.experiment.study import Study
 from ltcam.paper import ablations, areas, beyond, breakdown, claims, clean, gradients, joint, shares, tables, views  # noqa: F401 - they register tables
 from ltcam.paper.claims import judged
 from ltcam.paper.registry import RESULTS, check, golden, make
-from ltcam.paper.tables import SEVEN, beside
+from ltcam.paper.tables import SEVEN, beside, settings
 
-__all__ = ["RESULTS", "SEVEN", "Config", "Study", "beside", "check", "golden", "judged", "make", "open"]
+__all__ = ["RESULTS", "SEVEN", "Config", "Study", "beside", "check", "golden", "judged", "make", "open", "settings"]
 
 
 def open(profile: str, data: str) -> Study:

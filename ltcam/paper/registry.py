@@ -137,11 +137,11 @@ def check(name: str, study: Study) -> str:
 def golden(name: str, table: pd.DataFrame, profile: str, tolerance: float = TOLERANCE) -> str:
     """Whether a table is within `tolerance` (points) of `data/golden/<profile>/<name>.csv`, in words; all else must be equal.
 
-    Raises InputError that names what is off.
+    Without such a file it gives the number of rows. Raises InputError that names what is off.
     """
     path = files.ROOT / "data" / "golden" / profile / f"{name}.csv"
     if not path.is_file():
-        return f"{name}: profile {profile} has no golden values"
+        return f"{name}: {len(table)} rows"
     expected = provenance.load(path, dtype=TEXTS).reindex(columns=table.columns)
     ours, theirs = table.reset_index(drop=True).align(expected)  # a row that is missing is not equal
     near = (ours.select_dtypes("number") - theirs.select_dtypes("number")).abs().le(tolerance)

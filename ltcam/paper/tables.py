@@ -107,11 +107,11 @@ def deltas(study: Study) -> pd.DataFrame:
     """The headline score over delta in both readings of Eq. 9, on both parts, as a percentile up to 99.
 
     Columns part, by, method, delta, value with its interval, and its change from no truncation, which is a row of the
-    percentile's without delta. A delta of 0 is the same in both.
+    percentile's without delta. A delta of 0 is the same in both. The sigmoid has no file of it, and the percentiles of `SWEEP`.
     """
-    rows = []
+    rows, configs = [], SWEEP + FURTHER * (study.loss == "softmax")
     for role in get_args(Role):
-        scores = draws(study.counts([*SWEEP, *FURTHER], role), study.metric)
+        scores = draws(study.counts(configs, role), study.metric)
         for config, own in scores.items():
             plain = scores[replace(config, delta=None, by="percentile")]
             about = {"part": role, "by": config.by, "method": config.method, "delta": config.delta}
@@ -179,14 +179,26 @@ def compared(number: int, ours: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def settings(study: Study) -> list[Study]:
+    """A study, and beside that of the sigmoid the softmax's if it was trained."""
+    return [own for own in study.both if own is study or (own.out / "trainings.csv").is_file()]
+
+
 def beside(number: int, study: Study, difference: bool = False) -> Styler:
-    """Table `number` for display: the paper's columns beside ours, with the best and second best of each column marked."""
-    wide = compared(number, make(f"table{number}", study)).rename_axis(index=None)
-    shown = wide if difference else wide.drop(columns="difference", level=1)
+    """Table `number` for display: the paper's columns beside ours, in each setting that was trained, with the best and second
+    best of each column marked."""
+    both, parts = settings(study), list[pd.DataFrame]()
+    for own in both:
+        named = {"ours": own.loss, "difference": f"{own.loss} - paper"} if len(both) > 1 else {}
+        wide = compared(number, make(f"table{number}", own)).rename_axis(index=None)
+        parts.append(wide.rename(columns=named, level=1).drop(columns="paper" if parts else [], level=1))
+    shown = pd.concat(parts, axis=1)[[*published(number)]]
     columns: list[Any] = list(shown)
-    formats: dict[Any, Any] = {column: "{:+.2f}" if column[1] == "difference" else "{:.2f}" for column in columns}
+    off = [column for column in columns if column[1] not in ("paper", "ours", *BOTH)]
+    shown = shown if difference else shown.drop(columns=off)
+    formats: dict[Any, Any] = {column: "{:+.2f}" if column in off else "{:.2f}" for column in shown}
     caption = f"Table {number}: the paper's on {PRINTED_ON[number]}, ours on {study.title}"
-    marked = [column for column in columns if column[1] != "difference"]
+    marked = [column for column in columns if column not in off]
     styled = shown.style.format(formats).set_caption(caption)
     return styled.apply(lambda column: [STYLES[rank] for rank in ranks(column)], subset=marked)
 

@@ -17,20 +17,45 @@ from numpy.typing import NDArray
 COLORS = {"better": "tab:green", "worse": "tab:red"}  # what is equal or open is gray
 LABELS = {"area": "object, % of the image", "overlap": "negative map on the object\nover positive map on it"}
 CUTS = {"otsu": "Otsu's threshold", "argmax": "largest class or background"}
+METHODS = ["tab:blue", "tab:orange", "tab:green"]  # the paper's in Figs. 4 and 5
+DELTA = "δ (percentile of the positive gradients)"
+READINGS = {"percentile": DELTA, "fraction of the maximum": "δ (percent of the largest gradient)"}
 PARTS = {"energy": "energy in the sum (%)", "half": "pixels that hold half of a map (%)", "kept": "gradients left (%)"}
 BESIDE: dict[str, Any] = {"fontsize": 8, "loc": "upper left", "bbox_to_anchor": (1, 1)}  # a legend that hides no curve
 own_style = plt.style.context("default")  # a decorator: a user's matplotlibrc is for his own figures
 
 
 @own_style
-def lines(wide: pd.DataFrame, x: str, y: str, title: str = "", marker: str = "o", colors: Sequence[str] = ()) -> Figure:
+def lines(wide: pd.DataFrame, x: str, y: str, title: str = "", marker: str = "o") -> Figure:
     """A line for each column over the index, whose values are marked unless `marker` is empty."""
     figure, (axes,) = _panels([title], (6.4, 3.2))
-    color = colors or sns.color_palette("viridis_r", wide.shape[1])
+    color = sns.color_palette("viridis_r", wide.shape[1])
     ticks = [*wide.index] if marker else None
     wide.plot(ax=axes, color=color, marker=marker, markersize=4, xlabel=x, ylabel=y, xticks=ticks, legend=False)
     if wide.shape[1] > 1:
         axes.legend(**BESIDE)
+    return figure
+
+
+@own_style
+def swept(table: pd.DataFrame, part: str, names: Mapping[str, str], y: str, title: str) -> Figure:
+    """A panel for each reading of δ: the score of each method with its interval, and dashed that without truncation.
+
+    table: `ltcam.paper.tables.deltas`. The y axis is that of all its parts. names: of the methods, in the order of `METHODS`.
+    """
+    own, readings = table[table["part"] == part], sorted(table["by"].unique(), reverse=True)
+    figure, axes = _panels([""] * len(readings), (2.4 + 4 * len(readings), 3.2), title)
+    for panel, by in zip(axes, readings, strict=True):
+        rows = own[(own["by"] == by) | ~(own["delta"] > 0)]  # those without truncation and at 0 are of both
+        for (method, name), color in zip(names.items(), METHODS, strict=True):
+            mine = rows[rows["method"] == method]
+            curve, plain = mine.dropna(subset="delta"), mine.loc[mine["delta"].isna(), "value"].item()
+            panel.plot(curve["delta"], curve["value"], "o-", color=color, markersize=4, label=name)
+            panel.fill_between(curve["delta"], curve["ci_low"], curve["ci_high"], color=color, alpha=0.15, linewidth=0)
+            panel.axhline(plain, color=color, linestyle="--", linewidth=1)
+        panel.set_xlabel(READINGS[by])
+    axes[0].set(ylabel=y, ylim=(table["ci_low"].min() - 0.5, table["ci_high"].max() + 0.5))
+    axes[-1].legend(**BESIDE)
     return figure
 
 

@@ -27,7 +27,7 @@ from ltcam.paper import areas as covered
 from ltcam.paper import beyond, breakdown, shares, views
 from ltcam.paper.beyond import BEST, Best
 from ltcam.paper.registry import make
-from ltcam.paper.tables import SEVEN, published
+from ltcam.paper.tables import SEVEN, deltas, published
 from ltcam.show import charts, heatmaps
 from ltcam.show.heatmaps import Pair
 
@@ -35,8 +35,7 @@ STAGES = {f"S{i}": Config("gradcam", f"S{i}") for i in range(1, 6)}
 LT = "LTGrad-CAM(l=5, δ=20)"
 FAILING = {row: SEVEN[row] for row in ("Grad-CAM", "Layer-CAM(l=5, δ=0)", LT)}
 SWEPT = {"gradcam": "Grad-CAM", "fullgrad": "FullGrad", "layercam": "Layer-CAM"}
-COLORS = ["tab:blue", "tab:orange", "tab:green"]  # the paper's in Figs. 4 and 5
-DELTA = "δ (percentile of the positive gradients)"
+WHERE = {"test": "held-out part", "train": "training part"}
 
 
 class Entry(NamedTuple):
@@ -121,17 +120,15 @@ def failures_beyond(study: Study) -> Figure:
 
 def truncation(study: Study) -> Figure:
     """The gradients, summed over channels, of the one among five examples whose class the model is surest of."""
-    pairs = heatmaps.examples(study.test)
-    found, classes = [study.test[i] for i, _ in pairs], [c for _, c in pairs]
-    traced = trace(study.trained.model, heatmaps.inputs(study.trained, found), classes)
-    best = int(traced.logits[range(len(classes)), classes].argmax())
+    sample, image, c = heatmaps.surest(study.trained, study.test)
+    traced = trace(study.trained.model, image, c)
     rows: dict[str, dict[str, Tensor]] = {"S2": {}, "S3": {}, "S5": {}}
     for stage, row in rows.items():
         for name, delta in {"all": None, **{f"δ = {delta}": delta for delta in (0, 20, 60, 90)}}.items():
-            kept = truncate(traced.gradient(traced.stages[stage])[[best]], delta)[0].cpu()
+            kept = truncate(traced.gradient(traced.stages[stage]), delta)[0]
             row[f"{name}\n{float((kept != 0).float().mean()):.0%} kept"] = kept.sum(dim=0)
-    mask = found[best].mask == classes[best] + 1
-    return heatmaps.grid([found[best].image] * len(rows), [*rows.values()], [*rows], [mask] * len(rows), signed=True)
+    mask = sample.mask == c + 1
+    return heatmaps.grid([sample.image] * len(rows), [*rows.values()], [*rows], [mask] * len(rows), signed=True)
 
 
 def idea(study: Study) -> Figure:
@@ -148,13 +145,8 @@ def idea(study: Study) -> Figure:
 
 def swept(study: Study, part: str) -> Figure:
     """The headline score over delta on one part, for three methods."""
-    table = make("sweep", study).replace({"method": SWEPT})
-    wide = table[table["part"] == part].pivot(index="delta", columns="method", values=study.metric)[[*SWEPT.values()]]
-    curves, flat = wide[wide.index.notna()], wide[wide.index.isna()].iloc[0]
-    x, y, title = f"{DELTA}; dashed: no truncation", f"{study.metric} (%)", f"{study.title}, part {part}"
-    figure = charts.lines(curves, x, y, title, colors=COLORS)
-    figure.axes[0].hlines(flat, curves.index[0], curves.index[-1], COLORS, "dashed", linewidth=1)
-    return figure
+    title = f"{study.title}, {WHERE[part]}, {study.loss}"
+    return charts.swept(deltas(study), part, SWEPT, f"{study.metric} (%)", title)
 
 
 def gained(study: Study, by: str) -> Figure:
@@ -167,7 +159,7 @@ def gained(study: Study, by: str) -> Figure:
 def dropped(study: Study) -> Figure:
     """The share of the positive gradient that Eq. 9 drops, by stage, and what it would be if all gradients were equal."""
     wide = make("dropped", study).pivot(index="delta", columns="stage", values="share")
-    figure = charts.lines(wide, f"{DELTA}; dashed: if all were equal", "dropped (% of their sum)", study.title)
+    figure = charts.lines(wide, f"{charts.DELTA}; dashed: if all were equal", "dropped (% of their sum)", study.title)
     figure.axes[0].plot(wide.index, wide.index, "--", color="gray", linewidth=1)
     return figure
 

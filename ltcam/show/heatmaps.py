@@ -63,6 +63,16 @@ def inputs(trained: Trained, samples: Sequence[Sample], size: tuple[int, int] | 
     return images.to(next(trained.model.parameters()).device)
 
 
+def surest(trained: Trained, data: Segmentation) -> tuple[Sample, Tensor, int]:
+    """Of five examples the one whose class the model is surest of: it, what the model takes of it (1, 3, h, w), the class."""
+    pairs = examples(data)
+    found, classes = [data[i] for i, _ in pairs], [c for _, c in pairs]
+    images = inputs(trained, found)
+    with torch.no_grad():
+        best = int(trained.model(images)[range(len(pairs)), classes].argmax())
+    return found[best], images[best, None], classes[best]
+
+
 def maps(
     trained: Trained, sample: Sample, c: int, ways: Mapping[Key, Config], protocol: Protocol | None = None
 ) -> dict[Key, Tensor]:
@@ -140,7 +150,7 @@ def _show(
     if heat is not None:
         jet: dict[str, Any] = {"cmap": "jet", "alpha": 0.55, "vmin": 0}
         how = {"cmap": "RdBu_r", "norm": CenteredNorm()} if signed else jet
-        axes.imshow(heat.float().numpy(), extent=(0, width, height, 0), **how)
+        axes.imshow(heat.detach().float().cpu().numpy(), extent=(0, width, height, 0), **how)
     if around:
         left, right, top, bottom = around
         wide = 0.95 * max(1, height / width / 1.5)  # of the image: its panel is as wide as others, whose image may be wider

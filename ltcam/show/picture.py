@@ -1,7 +1,9 @@
 """One image file, one class, any torchvision CNN: `ltcam explain photo.jpg --model resnet50 --class "tabby" --out heat.png`."""
 
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,13 @@ def classifier(name: str, checkpoint: AnyPath | None) -> Classifier:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{checkpoint} does not fit {name}: expected its state dict ({reason})") from error
     return model.eval(), classes, (224, 224)
+
+
+def pretrained(name: str) -> Classifier | None:
+    """`classifier` with torchvision's own weights, or None where they are out of reach. Says nothing of it."""
+    with suppress(UnavailableError), redirect_stdout(StringIO()) as said, redirect_stderr(said):
+        return classifier(name, None)
+    return None
 
 
 def maps(

@@ -30,5 +30,6 @@ def study(test=None, train=None, others=None, data="ksdd", metric="IoU", **setti
         compared={"voc2012": (3,), "demo": (3, 4)}.get(data, (4,)), protocol=Protocol(), names=[""], loss="sigmoid",
         recipe=lambda name: Recipe(),
     )  # fmt: skip
+    made.both = [made]
     made.counts = lambda configs, role="test", protocol=None, **_: known[protocol or role].pick(configs)
     return made

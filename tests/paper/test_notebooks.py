@@ -74,3 +74,54 @@ def test_profiles_are_recipes_and_settings(profile):
     assert set(values) - {"profile", "data", "recipe"} <= set(DEFAULTS)
     study = Study(values["profile"], values["data"])
     assert len(study.planned) == max(1, len(study.settings["seeds"])) * max(1, study.settings["folds"])
+
+
+TEACHING = [path for path in NOTEBOOKS if path.stem[:2] in ("00", "01", "02", "03", "04", "05", "07")]
+JUDGING = ("02", "03", "04", "05")  # what the paper claims there
+
+
+def sentences(text):
+    return re.findall(r"[.?!](?=\s+[A-Z]|$)", text.strip())
+
+
+@pytest.mark.parametrize("notebook", TEACHING, ids=lambda path: path.stem)
+def test_a_notebook_asks_quotes_and_ends_with_what_holds_for_any_data(notebook):
+    texts = [c.source for c in nbformat.read(notebook, 4).cells if c.cell_type == "markdown"]
+    for part in ("**The question.** ", '> *"', "**What you will know.** "):
+        assert part in texts[0], part
+    last = texts[-1].partition("## In three sentences")[2]
+    concluded, _, tried = last.partition("## Try")
+    assert len(sentences(concluded)) == 3 and len(re.findall(r"^- ", tried, re.MULTILINE)) == 2
+    cells = code(notebook)
+    assert len(cells) <= 12
+    assert any("paper.judged(" in c.source for c in cells) == (notebook.stem[:2] in JUDGING)
+    assert "judged" in last or notebook.stem[:2] in JUDGING  # or it says that nothing is
+
+
+def readable(notebook):
+    """What a reader sees, without code."""
+    for cell in nbformat.read(notebook, 4).cells:
+        if cell.cell_type == "markdown":
+            yield re.sub(r"`[^`]*`", "", cell.source)
+        for out in cell.get("outputs", []):
+            yield out.get("text", "") + "".join(out.get("data", {}).get(kind, "") for kind in ("text/plain", "text/html"))
+
+
+@pytest.mark.parametrize("notebook", TEACHING, ids=lambda path: path.stem)
+def test_a_reader_meets_words_and_no_code(notebook):
+    seen = "\n".join(readable(notebook))
+    assert not re.search(r"golden|\bseries\b|\b[a-z+]+:S\d|\bS\d-S\d:\d|best_delta|rank_correlation", seen)
+
+
+@pytest.mark.parametrize("number", ["02", "03", "04"])
+def test_the_equations_are_computed_without_ltcam_and_agree_with_it(number):
+    (notebook,) = [path for path in NOTEBOOKS if path.stem.startswith(number)]
+    cells = [c.source for c in code(notebook)]
+    own = {"02": ["einsum", "F.interpolate", "retain_grad"], "03": [".sort()", "torch.where", "einsum", "retain_grad"],
+           "04": [".sort()", "torch.where", "einsum", "F.interpolate", "retain_grad"]}[number]  # fmt: skip
+    for word in own:
+        assert any(word in c for c in cells), word
+    assert not [c for c in cells if re.search(r"einsum|interpolate\(|\.sort\(\)", c) and "ltcam." in c]
+    (same,) = [c for c in code(notebook) if 'print("the same")' in c.source]
+    assert re.search(r"assert_close\(.* rtol=0, atol=1e-5 \*|assert torch.equal\(ltcam\.", same.source)
+    assert same.outputs[0].text == "the same\n" and "NBVAL" not in same.source

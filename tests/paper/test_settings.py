@@ -204,8 +204,12 @@ def test_both_readings_of_delta_meet_at_zero(both):
 def test_a_change_is_from_no_truncation():
     configs = [*tables.SWEEP, *tables.FURTHER]
     known = {role: {config: start + n for n, config in enumerate(configs)} for role, start in (("test", 5), ("train", 20))}
-    table = tables.deltas(made.study(**known))
-    assert len(table) == 2 * len(configs) == 2 * 66
+    study = made.study(**known)
+    swept = tables.deltas(study)  # a sigmoid's, whose figures show what was swept
+    assert len(swept) == 2 * len(tables.SWEEP) == 2 * 33 and set(swept["by"]) == {"percentile"} and swept["delta"].max() == 90
+    study.loss = "softmax"
+    table = tables.deltas(study)
+    assert len(table) == 2 * len(configs) == 2 * 66 and len(swept.merge(table)) == len(swept)
     for _, row in table.iterrows():
         delta = None if np.isnan(row["delta"]) else row["delta"]
         own = Config(row["method"], tables.SWEPT[row["method"]], delta, by=row["by"])

@@ -172,6 +172,29 @@ def test_the_best_and_the_second_best_of_each_column_are_marked(ours):
     assert paper.ranks(pd.Series([3.0, 1, 3, 2])) == [1, 0, 1, 0]
 
 
+def test_both_settings_stand_beside_each_other_once_they_are_trained(ours, monkeypatch, tmp_path):
+    """The softmax's scores are two points above ours, so one above the paper's."""
+    study, other = made.study(data="ksdd2"), made.study(data="ksdd2")
+    other.loss, other.out, study.both = "softmax", tmp_path, [study, other]
+    more = dict.fromkeys(paper.POOLED.values(), 2.0)
+
+    def table(name, own):
+        found = ours(name).set_index("row")
+        return (found.add(pd.Series(more)).fillna(found) if own is other else found).reset_index()
+
+    monkeypatch.setattr(paper, "make", table)
+    assert [name for _, name in paper.beside(4, study).columns] == ["paper", "ours"] * 4
+    (tmp_path / "trainings.csv").touch()
+    shown = paper.beside(4, study)
+    assert [*shown.columns] == [(m, n) for m in paper.published(4) for n in ("paper", "sigmoid", "softmax")]
+    assert shown.data.loc["FullGrad", "Recall"].tolist() == [80.25, 79.25, 81.25]
+    whole = paper.beside(4, study, difference=True).data
+    assert whole.loc["FullGrad", "Recall"].to_dict() == {
+        "paper": 80.25, "sigmoid": 79.25, "sigmoid - paper": -1.0, "softmax": 81.25, "softmax - paper": 1.0,
+    }  # fmt: skip
+    assert "sigmoid" not in paper.beside(4, other).to_html()  # that of the softmax shows itself alone
+
+
 CURVES = {  # method: (train, test) at delta 0, 20, 60, 90
     "gradcam": ([10, 14, 13, 5], [20, 30, 26, 8]),  # the same order: the choice carries over
     "layercam": ([10, 14, 14, 5], [40, 26, 27, 28]),  # two best ones on the training part; falls and rises on the test part

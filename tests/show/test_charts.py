@@ -80,12 +80,11 @@ def test_stages_are_bars_and_curves():
     assert kept.lines[0].get_ydata().tolist() == [100, 99]
 
 
-def test_lines_have_the_colors_of_their_names():
+def test_lines_are_those_of_the_columns():
     wide = pd.DataFrame({"a": [1.0, 5.0, 7.0], "b": [2.0, 4.0, 4.0]}, index=[0.0, 50.0, 90.0])
-    (axes,) = charts.lines(wide, "δ", "IoU (%)", "title", colors=["tab:blue", "tab:green"]).axes
+    (axes,) = charts.lines(wide, "δ", "IoU (%)", "title").axes
     first, second = axes.lines
     assert first.get_xydata().tolist() == [[0, 1], [50, 5], [90, 7]] and second.get_ydata().tolist() == [2, 4, 4]
-    assert (first.get_color(), second.get_color()) == ("tab:blue", "tab:green")
     assert [t.get_text() for t in axes.get_legend().get_texts()] == ["a", "b"]
     assert axes.get_xticks().tolist() == [0, 50, 90] and axes.get_title() == "title"
     (plain,) = charts.lines(wide[["a"]], "t", "y", marker="").axes

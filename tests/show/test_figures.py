@@ -171,7 +171,7 @@ def test_truncation_shows_what_eq_9_keeps(study):
     images = heatmaps.inputs(study.trained, [study.test[i] for i, _ in pairs])
     traced = trace(study.trained.model, images, [c for _, c in pairs])
     best = max(range(5), key=lambda n: float(traced.logits[n, pairs[n][1]]))
-    kept = truncate(traced.gradient(traced.stages["S5"])[[best]], 60)[0]
+    kept = truncate(traced.gradient(traced.stages["S5"])[[best]], 60)[0]  # of five at once
     assert titles(axes)[2][4] == f"δ = 60\n{float((kept != 0).float().mean()):.0%} kept"
     assert torch.allclose(torch.as_tensor(np.asarray(axes[2, 4].images[1].get_array())), kept.sum(dim=0))
 
@@ -190,25 +190,42 @@ def test_the_idea_is_the_sum_of_the_stages_and_its_mask(study):
     assert "δ=20" in axes[1, 0].get_ylabel()
 
 
-def test_fig4_and_fig5_are_the_two_parts_of_the_sweep(study):
+@pytest.mark.parametrize("readings", [["percentile"], ["percentile", "fraction of the maximum"]], ids=len)
+def test_fig4_and_fig5_are_the_two_parts_with_their_intervals_over_one_axis(study, monkeypatch, readings):
+    """In the second reading a score is 0.25 higher; what is not truncated, and δ = 0, are rows of the first alone."""
+    scores = {"gradcam": 1.0, "fullgrad": 2.0, "layercam": 3.0}
     rows = [
-        (part, method, delta, score + (10 if part == "train" else 0) - (0.5 if delta is None else 0))
-        for part in ("test", "train")
-        for method, score in (("gradcam", 1.0), ("fullgrad", 2.0), ("layercam", 3.0))
-        for delta in (None, 0.0, 90.0)
-    ]
-    keep(study, "sweep", pd.DataFrame(rows, columns=["part", "method", "delta", "IoU"]))
-    for name, part, first in (("fig4", "test", 1), ("fig5", "train", 11)):
-        (axes,) = figures.FIGURES[name].of(study).axes
-        assert axes.get_title() == f"demo, part {part}" and axes.get_ylabel() == "IoU (%)"
-        assert [(line.get_label(), line.get_color()) for line in axes.lines] == [
-            ("Grad-CAM", "tab:blue"), ("FullGrad", "tab:orange"), ("Layer-CAM", "tab:green"),  # as in the paper
-        ]  # fmt: skip
-        assert [line.get_ydata().tolist() for line in axes.lines] == [[first + n] * 2 for n in range(3)]
-        (dashed,) = axes.collections
-        assert [line.tolist() for line in dashed.get_segments()] == [
-            [[0, first + n - 0.5], [90, first + n - 0.5]] for n in range(3)
-        ]
+        (part, by, method, delta, score + 10 * (part == "train") - 0.5 * (delta is None) + 0.25 * (by != "percentile"))
+        for part in ("test", "train") for by in readings for method, score in scores.items()
+        for delta in ((None, 0.0, 90.0) if by == "percentile" else (90.0,))
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["part", "by", "method", "delta", "value"])
+    table = table.assign(ci_low=table["value"] - 1, ci_high=table["value"] + 4)
+    monkeypatch.setattr(figures, "deltas", lambda study: table)
+    for name, where, first in (("fig4", "held-out part", 1), ("fig5", "training part", 11)):
+        figure = figures.FIGURES[name].of(study)
+        assert figure.get_suptitle() == f"demo, {where}, sigmoid" and figure.axes[0].get_ylabel() == "IoU (%)"
+        assert [axes.get_xlabel() for axes in figure.axes] == [figures.charts.READINGS[by] for by in readings]
+        assert [text.get_text() for text in figure.axes[-1].get_legend().get_texts()] == ["Grad-CAM", "FullGrad", "Layer-CAM"]
+        for number, axes in enumerate(figure.axes):
+            assert axes.get_ylim() == (0.5 - 1 - 0.5, 13 + 0.25 * (len(readings) - 1) + 4 + 0.5)  # of both parts
+            curves, dashed = axes.lines[::2], axes.lines[1::2]
+            assert [line.get_color() for line in curves] == ["tab:blue", "tab:orange", "tab:green"]  # as in the paper
+            for n, (curve, line, band) in enumerate(zip(curves, dashed, axes.collections, strict=True)):
+                last = first + n + 0.25 * number
+                assert curve.get_xydata().tolist() == [[0, first + n], [90, last]]
+                assert set(line.get_ydata()) == {first + n - 0.5} and line.get_linestyle() == "--"
+                low, high = band.get_paths()[0].vertices[:, 1].min(), band.get_paths()[0].vertices[:, 1].max()
+                assert (low, high) == (first + n - 1, last + 4)
+
+
+def test_the_surest_is_that_of_the_largest_logit(study):
+    sample, image, c = heatmaps.surest(study.trained, study.test)
+    pairs = heatmaps.examples(study.test)
+    logits = [study.trained.model(heatmaps.inputs(study.trained, [study.test[i]]))[0, own].item() for i, own in pairs]
+    index, expected = pairs[int(np.argmax(logits))]
+    assert c == expected and torch.equal(sample.image, study.test.image(index))
+    assert torch.equal(image, heatmaps.inputs(study.trained, [sample])) and image.shape == (1, 3, 64, 64)
 
 
 def test_ablations_show_the_rows_that_were_varied(study):

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from typer.testing import CliRunner
 from ltcam import Config, Refine, explain, trace
 from ltcam.__main__ import app
 from ltcam.data import preprocess
+from ltcam.errors import InputError
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.training import train
 from ltcam.show import picture
@@ -111,6 +114,27 @@ def test_weights_out_of_reach(monkeypatch):
     monkeypatch.setattr(picture, "get_model", unreachable)
     with pytest.raises(RuntimeError, match=r"resnet18.*\.pth is out of reach \(no route to host\).* pass --checkpoint"):
         picture.classifier("resnet18", None)
+
+
+def test_pretrained_weights_are_taken_where_they_can_be_had(monkeypatch, capsys):
+    made, asked = get_model("resnet18", weights=None), []
+
+    def reached(name, weights):
+        asked.append(weights)
+        sys.stdout.write("Downloading: ... to a place on this machine")
+        sys.stderr.write("100%")
+        if len(asked) > 1:
+            raise OSError("no route to host")
+        return made
+
+    monkeypatch.setattr(picture, "get_model", reached)
+    model, classes, size = picture.pretrained("resnet18")
+    assert model is made and not model.training and "tabby" in classes and size == (224, 224)
+    assert picture.pretrained("resnet18") is None
+    assert [str(weights) for weights in asked] == ["ResNet18_Weights.IMAGENET1K_V1"] * 2
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(InputError, match="model 'resnet19' is no classifier"):  # a wrong name is not a host that is down
+        picture.pretrained("resnet19")
 
 
 @pytest.mark.parametrize("name", ["nope.jpg", "."])
