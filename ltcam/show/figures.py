@@ -169,9 +169,9 @@ def gain_by_share(study: Study) -> Figure:
     table = make("gain_by_share", study).query("of == 'all'")
     wide, printed = table.pivot(index="area", columns="over", values="value")[views.OTHERS], published(4)["mIoU"]
     x, y = "defect, % of the input", "points of IoU gained\n(dashed: printed for KSDD2)"
-    figure = charts.lines(wide, x, y, f"{LT}: {table['data'].iloc[0]}", colors=COLORS)
-    for color, row in zip(COLORS, views.OTHERS, strict=False):
-        band = table[table["over"] == row].set_index("area")
+    figure = charts.lines(wide, x, y, f"{LT}: {table['data'].iloc[0]}")
+    for row, line in zip(views.OTHERS, [*figure.axes[0].lines], strict=True):
+        band, color = table[table["over"] == row].set_index("area"), line.get_color()
         figure.axes[0].fill_between(band.index, band["ci_low"], band["ci_high"], color=color, alpha=0.15, linewidth=0)
         figure.axes[0].axhline(printed[LT] - printed[row], color=color, linestyle="dashed", linewidth=1)
     figure.axes[0].set_xscale("log")
