@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"{' '.join(given.pairs)} is not pairs of a profile and a data set; give e.g. paper voc2012 real ksdd")
     for profile, data in zip(given.pairs[::2], given.pairs[1::2], strict=True):
         if given.softmax:
-            whole(Study(profile, data, loss="softmax"))
+            whole([Study(profile, data, loss="softmax")])
         studies = [Study(profile, data, True, loss="softmax")] if given.softmax else Study(profile, data, kept=True).both
         for study in studies:
             for file, reason in stale(study, write=not given.check).items():

@@ -43,7 +43,7 @@ class Need(NamedTuple):
 
 class Result(NamedTuple):
     """A table. tables: of the paper, that it is compared with; without them it belongs to every data set. losses: the settings
-    that have it."""
+    that have it; setting: of the profile, without which a data set does not have it."""
 
     name: str
     caption: str
@@ -54,6 +54,7 @@ class Result(NamedTuple):
     tables: tuple[int, ...] = ()
     packed: bool = False  # with every digit, since other tables are computed from it
     losses: Sequence[Loss] = ("sigmoid",)
+    setting: str = ""
     measured: bool = False  # made of images or models, so never made again from counts
 
     @property
@@ -78,7 +79,7 @@ def result(
 
 def names(study: Study) -> list[str]:
     """The tables of a study, each after those that it is made from."""
-    mine = {name: own for name, own in RESULTS.items() if study.loss in own.losses}
+    mine = {name: own for name, own in RESULTS.items() if study.loss in own.losses and study.settings.get(own.setting, 1)}
     return [name for name, own in mine.items() if not own.tables or set(own.tables) & set(study.compared)]
 
 
@@ -166,7 +167,7 @@ def stale(study: Study, write: bool = False) -> dict[str, str]:
         try:
             make(name, study)
         except MissingError as error:
-            found |= {path.name: str(error)} if path.is_file() else {}
+            found |= {path.name: str(error)} if path.is_file() or RESULTS[name].measured else {}
             continue
         if not path.is_file() or path.read_bytes() != study.made[name]:
             found[path.name] = "written" if write else "stale"

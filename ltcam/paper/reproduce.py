@@ -89,12 +89,14 @@ def reproduce(
     return done
 
 
-def whole(study: Study) -> None:
-    """Train what is not trained, make every table, and leave to git what these are made from."""
-    study.train()
-    for name in registry.names(study):
-        registry.make(name, study)
-    shares.thin(study)
+def whole(studies: Sequence[Study]) -> None:
+    """Train what is missing, make every table, and leave to git what these are made from: one setting counts for another."""
+    for study in studies:
+        study.train()
+        for name in registry.names(study):
+            registry.make(name, study)
+    for study in studies:
+        shares.thin(study)
 
 
 def _missing(study: Study, subset: bool) -> str:
@@ -121,8 +123,8 @@ def _tables(study: Study) -> None:
 
 
 def _series(study: Study, series: Mapping[Path, set[str]], chosen: Sequence[Path], force: bool, both: bool) -> list[Path]:
-    """Execute the `chosen` notebooks of a study that are not up to date. series: each notebook with its parameters. both: make
-    the `whole` of both settings before the last notebook, so that a run that is killed there goes on there."""
+    """Execute the `chosen` notebooks of a study that are not up to date. series: each notebook with its parameters. both: of
+    a profile with two settings make the `whole` of both before the last notebook. A run that is killed there goes on there."""
     digest, copies = hashlib.sha256(json.dumps(inputs(study), sort_keys=True).encode()), []
     stale = force or not _trained(study)
     for path, known in series.items():
@@ -134,8 +136,8 @@ def _series(study: Study, series: Mapping[Path, set[str]], chosen: Sequence[Path
         copies.append(files.results(study.profile) / "notebooks" / f"{path.stem}.{study.data}.ipynb")
         started, said = time.time(), "unchanged, skipped"
         if stale := stale or not _current(copies[-1], digest.hexdigest()):  # what follows reads what this one writes
-            for own in Study(study.profile, study.data, seeds=study.given).both if both and path == [*series][-1] else ():
-                whole(own)
+            if both and study.settings["softmax"] is not None and path == [*series][-1]:
+                whole(Study(study.profile, study.data, seeds=study.given).both)
             _execute(path, values, copies[-1], digest.hexdigest(), study)
             said = f"{time.time() - started:.0f} s"
         log.info("[%d/%d] %s %s: %s", len(copies), len(chosen), path.stem, study.data, said)

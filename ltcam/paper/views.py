@@ -36,7 +36,7 @@ def borders(study: Study) -> list[Need]:
     return [_seven(study, replace(study.protocol, border=how) if how else None) for how in (None, *get_args(Border))]
 
 
-@result("What the bright border costs", borders, tables=(4,))
+@result("What the bright border costs", borders, tables=(4,), setting="tiles")
 def border(study: Study) -> pd.DataFrame:
     """The headline score of the seven methods in percent, with each treatment of the border as in `Protocol`, and its change
     from none."""
@@ -60,7 +60,7 @@ def at_shares(study: Study, name: str) -> list[Config]:
     return [replace(config, fraction=chosen[config]) for config in SEVEN.values()]
 
 
-@result("Crops at the image's own resolution, beside the single view", needs, tables=(4,))
+@result("Crops at the image's own resolution, beside the single view", needs, tables=(4,), setting="tiles")
 def crops(study: Study) -> pd.DataFrame:
     """The headline score of the seven methods in percent, in one view and in crops, and the change, by cut: Otsu's threshold,
     or the share of the maximum that is best on training images in one view. So nothing but the view changes, and crops could
@@ -91,7 +91,7 @@ def _counted(study: Study, need: Need, at_share: bool = False) -> Counts:
     return Counts.join(parts)
 
 
-@result("Every defect in one view, and in each crop that shows some of it", packed=True, measured=True, tables=(4,))
+@result("Every defect in one view, and in the crops that show it", packed=True, measured=True, tables=(4,), setting="tiles")
 def defects(study: Study) -> pd.DataFrame:
     """Otsu's pixel counts of three methods, each view scored by itself: a row for each image, crop, class and method.
 
@@ -129,7 +129,7 @@ def _in_views(trained: Trained, sample: Sample, protocol: Protocol, side: int) -
     return rows
 
 
-@result("What truncation and fusion gain, by a defect's share of the input", tables=(4,))
+@result("What truncation and fusion gain, by a defect's share of the input", tables=(4,), setting="tiles")
 def gain_by_share(study: Study) -> pd.DataFrame:
     """The pooled IoU of LTGrad-CAM minus that of Grad-CAM and of Layer-CAM in points, by fifths of a defect's share of a view.
 

@@ -175,6 +175,7 @@ def test_the_figure_has_bands_and_the_papers_gains(few, tmp_path):
         for of in ("all", "crops") for row in views.OTHERS for n, area in enumerate((0.1, 1.0, 10.0))
     ]  # fmt: skip
     own = made.study()
+    own.settings = own.settings | {"tiles": 320}
     own.out, own.made = tmp_path, {"gain_by_share": pd.DataFrame(rows).to_csv(index=False).encode()}
     (axes,) = figures.gain_by_share(own).axes
     curves, dashed = axes.lines[:2], axes.lines[2:]
