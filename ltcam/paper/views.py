@@ -60,7 +60,7 @@ def at_shares(study: Study, name: str) -> list[Config]:
     return [replace(config, fraction=chosen[config]) for config in SEVEN.values()]
 
 
-@result("Crops beside the single view", needs, golden=("cut", "row", "single", "value"), tolerance=3, tables=(4,), setting="tiles")
+@result("Crops beside one view", needs, golden=("cut", "row", "single", "value"), tolerance=3, tables=(4,), setting="tiles")
 def crops(study: Study) -> pd.DataFrame:
     """The headline score of the seven methods in percent, in one view and in crops, and the change, by cut: Otsu's threshold,
     or the share of the maximum that is best on training images in one view. So nothing but the view changes, and crops could
