@@ -86,7 +86,7 @@ def figures():
 def place(tmp_path, looks, monkeypatch):
     """A folder for all that is written, and the profile `tiny` of two seeds."""
     monkeypatch.setattr(
-        files, "NOTEBOOKS", tiny.profile(tmp_path / "notebooks", "voc2012", {"epochs": 1}, seeds=[0, 1], softmax={})
+        files, "NOTEBOOKS", tiny.profile(tmp_path / "notebooks", "voc2012", {"epochs": 1}, seeds=[0, 1], softmax={"seeds": [0]})
     )
     monkeypatch.setenv("LTCAM_OUTPUT", str(tmp_path / "output"))
     return tmp_path / "output"
