@@ -79,7 +79,7 @@ def result(
 
 def names(study: Study) -> list[str]:
     """The tables of a study, each after those that it is made from."""
-    mine = {name: own for name, own in RESULTS.items() if study.loss in own.losses and study.settings.get(own.setting, 1)}
+    mine = {name: own for name, own in RESULTS.items() if study.loss in own.losses and study.settings.get(own.setting, True)}
     return [name for name, own in mine.items() if not own.tables or set(own.tables) & set(study.compared)]
 
 

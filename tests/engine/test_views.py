@@ -83,14 +83,20 @@ def test_one_scale_is_explain_bit_for_bit(tiny, images, method, delta, options):
     assert torch.equal(found, over_maximum(plain))
 
 
-def test_the_first_scale_decides_the_class_that_is_not_named():
-    """A single bright pixel makes class 0 likely, unless the image is small. The logit of class 1 is constant."""
+@pytest.fixture
+def bright():
+    """A model, and an image of one bright pixel, which makes class 0 likely unless the image is small; class 1 is constant."""
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(1, 2)).eval()
     with torch.no_grad():
         for parameter, values in zip(model.parameters(), ([1.0], [0.0], [1.0, 0.0], [0.0, 0.5]), strict=True):
             parameter.copy_(torch.tensor(values).view_as(parameter))
     images = torch.zeros(1, 1, 8, 8)
     images[0, 0, 3, 3] = 1
+    return model, images
+
+
+def test_the_first_scale_decides_the_class_that_is_not_named(bright):
+    model, images = bright
     assert explain_scales(model, images, layers=["0"], scales=(1.0, 0.5)).any()
     assert not explain_scales(model, images, layers=["0"], scales=(0.5, 1.0)).any()
 
@@ -261,14 +267,9 @@ def test_one_crop_that_covers_the_image_is_the_plain_map(tiny, images, tiles):
     assert torch.equal(explain_scales(*of), explain_scales(*of, tiles=tiles))
 
 
-def test_the_whole_image_decides_the_class_that_is_not_named():
+def test_the_whole_image_decides_the_class_that_is_not_named(bright):
     """A bright pixel makes class 0 likely in its crops, and in the whole image unless that is small."""
-    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(1, 2)).eval()
-    with torch.no_grad():
-        for parameter, values in zip(model.parameters(), ([1.0], [0.0], [1.0, 0.0], [0.0, 0.5]), strict=True):
-            parameter.copy_(torch.tensor(values).view_as(parameter))
-    images = torch.zeros(1, 1, 8, 8)
-    images[0, 0, 3, 3] = 1
+    model, images = bright
     for size, label in (((8, 8), 0), ((4, 4), 1), (None, 1)):
         assert over_views(model, images, None, [Config("gradcam", ("0",))], ["0"], size, tiles=4).pairs.tolist() == [[0, label]]
 
