@@ -225,3 +225,17 @@ def test_a_setting_that_a_profile_has_not(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="profile 'toy' has no softmax of 'voc2012'"):
         Study("toy", "voc2012", loss="softmax")
     assert len(Study("toy", "voc2012").both) == 1
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_the_sigmoid_of_the_softmaxs_machine_is_read_where_there_is_one(monkeypatch, tmp_path, again):
+    asked = []
+    field = SimpleNamespace(out=tmp_path, runs=tmp_path, names=["seed0"], of_training=lambda name, *_, **__: asked.append(name))
+    study = made.study()
+    study.profile, study.of_training = "toy", lambda name, *_, **__: None
+    monkeypatch.setattr(joint, "Study", lambda *_: field)
+    monkeypatch.setattr(joint, "draws", lambda counts, metric: {config: np.zeros((1, 1)) for config in joint.CONFIGS})
+    if again:
+        files.write(tmp_path / joint.AGAIN / "run.json", "{}")
+    joint.scores(study)
+    assert {*asked} == {joint.AGAIN if again else "seed0"}

@@ -16,7 +16,7 @@ from ltcam.engine.config import Config
 from ltcam.experiment import scores
 from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.study import Study
-from ltcam.paper import RESULTS, SEVEN, make, shares, views
+from ltcam.paper import RESULTS, SEVEN, make, registry, shares, views
 from ltcam.paper.tables import published
 from ltcam.show import figures
 from tests import lookalikes
@@ -190,3 +190,10 @@ def test_the_figure_has_bands_and_the_papers_gains(few, tmp_path):
 
 def test_nothing_is_measured_for_other_tables_than_those_of_defects(study):
     assert all(RESULTS[name].tables == (4,) and RESULTS[name].losses == ("sigmoid",) for name in MINE)
+
+
+@pytest.mark.parametrize("side", [None, 320])
+def test_a_profile_without_a_side_has_no_tables_of_crops(side):
+    study = made.study()
+    study.settings = study.settings | {"tiles": side}
+    assert {"border", "crops", "defects", "gain_by_share"}.isdisjoint(registry.names(study)) == (side is None)
