@@ -242,6 +242,24 @@ def test_a_pass_of_every_label_explains_what_is_there_and_what_is_named(trained,
     assert all(tp == fn == 0 for (name, c, *_), (tp, _, fn) in every.items() if (name, c) not in there)
 
 
+def test_images_that_are_named_more_classes_are_traced_by_themselves(trained, monkeypatch):
+    """So no image gets a backward that it does not need. Images of which nothing is named still have their logits."""
+    data, seen = trained.load("val"), []
+
+    def noted(model, images, labels, *rest):
+        seen.append([len(own) for own in labels])
+        return over_views(model, images, labels, *rest)
+
+    monkeypatch.setattr(counting, "over_views", noted)
+    samples = samples_of(data, trained.size)[:6]
+    named = torch.arange(len(trained.classes)) < torch.tensor([2, 1, 0, 3, 1, 0])[:, None]
+    monkeypatch.setattr(counting, "_named", lambda *_: named & False if seen else named)
+    blank = [sample._replace(label=sample.label * 0) for sample in samples]
+    rows, logits = count_batch(trained, blank, [Way(CONFIGS[0])], Protocol(labels="every"))
+    assert seen == [[1, 0, 1, 0], [2], [3]] and len(rows) == 7 and list(logits) == [samples[i].name for i in (1, 2, 4, 5, 0, 3)]
+    assert count_batch(trained, blank, [Way(CONFIGS[0])], Protocol(labels="every")) == ([], {})
+
+
 def test_a_pass_of_all_explains_every_class_in_every_image(tiles, tmp_path):
     """Also in images without one, whose every pixel is then a false positive or right."""
     data, ways, protocol = tiles.load("test"), [Way(CONFIGS[0]), Way(CONFIGS[0], "argmax", 0.5)], Protocol(4, labels="all")
