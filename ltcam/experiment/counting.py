@@ -121,14 +121,21 @@ def _count(trained: Trained, samples: list[Sample], ways: Sequence[Way], protoco
     labels = torch.stack([s.label for s in samples]).bool()
     if protocol.labels == "every":
         labels |= _named(trained, samples, protocol)
-    maps = maps_of_batch(trained, samples, labels, list(dict.fromkeys(way.config for way in ways)), protocol)
-    rows = list[Row]()
-    argmax = [way for way in ways if way.cut == "argmax"]
-    if cut := {way.config for way in ways if way.cut == "otsu"}:
-        rows += _otsu(maps, samples, cut)
-    for sample, config, classes, heats in each(maps, samples) if argmax else ():
-        rows += _argmax(sample, heats, classes, sorted((way for way in argmax if way.config == config), key=lambda way: way.t))
-    return rows, {s.name: row for s, row in zip(samples, maps.logits.float().tolist(), strict=True)} if labels.any() else {}
+    rows, logits, argmax = list[Row](), dict[str, list[float]](), [way for way in ways if way.cut == "argmax"]
+    counts = labels.sum(dim=1).tolist()
+    least = min((n for n in counts if n), default=0)  # images without a class go with others, whose trace gives their logits
+    for n in sorted({*counts} - {0} or {0}):  # as in `batches`, which does not know what is named
+        alike = [i for i, own in enumerate(counts) if max(own, least) == n]
+        part, own = [samples[i] for i in alike], labels[alike]
+        maps = maps_of_batch(trained, part, own, list(dict.fromkeys(way.config for way in ways)), protocol)
+        if cut := {way.config for way in ways if way.cut == "otsu"}:
+            rows += _otsu(maps, part, cut)
+        for sample, config, classes, heats in each(maps, part) if argmax else ():
+            mine = sorted((way for way in argmax if way.config == config), key=lambda way: way.t)
+            rows += _argmax(sample, heats, classes, mine)
+        if own.any():
+            logits |= {sample.name: row for sample, row in zip(part, maps.logits.float().tolist(), strict=True)}
+    return rows, logits
 
 
 def maps_of_batch(
