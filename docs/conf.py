@@ -29,7 +29,7 @@ SETS = {"voc2012": "/results/*/notebooks/*.voc2012", "ksdd": "/results/*/noteboo
 CHROMIUM = shutil.which("chromium")  # prints the article
 PRINT = ["--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer", "--virtual-time-budget=10000"]
 PAGES = {
-    "What came of it": ["docs/article", "docs/results", "docs/replication"],
+    "What came of it": ["docs/article", "docs/results", "docs/tables", "docs/replication"],
     "Notebooks and figures": [*(f"docs/{name}" for name in SETS), "docs/explore"],
     "Reference": ["docs/api", "docs/settings", "docs/models", "docs/wrong_maps", "docs/running", "docs/speed", "data/README",
                   "CONTRIBUTING", "CHANGELOG"],

@@ -33,7 +33,7 @@ def pages() -> dict[str, dict[str, str]]:
     beyond = [f"**{title}**\n\n{markdown(steps(table))}" for title, table in kept("best").items()]
     return {f"docs/{study.data}.md": {"gallery": gallery(study)} for study in STUDIES if study.loss == "sigmoid"} | {
         "README.md": {"summary": f"{summary('Grad-CAM of', 1)}\n\n{summary('method', 3, 4)}", "verdicts": verdicts()},
-        "docs/results.md": {"tables": "\n\n".join(beside), "claims": claims(), "beyond": "\n\n".join(beyond)},
+        "docs/tables.md": {"tables": "\n\n".join(beside), "claims": claims(), "beyond": "\n\n".join(beyond)},
         "docs/settings.md": {"settings": settings()},
         "docs/replication.md": {"replication": claims(numbers=False)},
     }
