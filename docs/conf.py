@@ -5,6 +5,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from docutils import nodes
+
 from docs import explorer
 
 project, author, copyright = "ltcam", "The ltcam authors", "the ltcam authors, MIT license"
@@ -39,6 +41,7 @@ PAGES = {
 def setup(app):
     app.connect("source-read", extended)
     app.connect("autodoc-process-docstring", plain)
+    app.connect("doctree-resolved", hinted)
     app.connect("build-finished", completed)
 
 
@@ -68,6 +71,20 @@ def plain(app, what, name, found, options, lines):
     text = "``".join(part if number % 2 else re.sub(r"([\\*_|])", r"\\\1", part) for number, part in enumerate(parts))
     blocks = [block if "  " not in block else "| " + block.replace("\n", "\n| ") for block in text.split("\n\n")]
     lines[:] = "\n\n".join(blocks).split("\n")
+
+
+def hinted(app, doctree, page):
+    """A reference within a page has a hint of what it leads to: a caption, a work, or the words before an equation.
+
+    Extensions with previews load their scripts from another host.
+    """
+    there = {name: node for node in doctree.findall(nodes.Element) for name in node.get("ids", ())}
+    for link in doctree.findall(nodes.reference):
+        if isinstance(node := there.get(link.get("refid")), nodes.target):
+            link["reftitle"] = node.previous_sibling().astext().split(". ")[-1]
+        elif node is not None:
+            words = node.next_node(nodes.caption) or node.next_node(nodes.title) or node
+            link["reftitle"] = " ".join(words.astext().split())
 
 
 def completed(app, error):

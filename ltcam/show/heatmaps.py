@@ -95,8 +95,8 @@ def grid(
     images: Sequence[Tensor], rows: Sequence[Mapping[str, Tensor]], labels: Sequence[str],
     masks: Sequence[Tensor] | None = None, signed: bool = False, side: float = 1.35, pixels: int = THUMBNAIL, cut: bool = False,
 ) -> Figure:  # fmt: skip
-    """A row for each image (3, H, W) uint8: the image, then its maps, each under its title unless the one above has the same.
-    Of a title that differs, the first line is not said again.
+    """A row for each image (3, H, W) uint8: the image, then its maps, each under its title. If the one above has the same first
+    line, it is not said again.
 
     rows    heatmaps of any size, from 0 to their own maximum; signed, or some below 0: blue is below 0, red above, white is 0
     cut     outline the mask of each map by Otsu's threshold in white
@@ -117,10 +117,9 @@ def grid(
             mask = masks[number] if masks and own else None
             _show(panel, images[number], mask, heat, signed, pixels, windows[number], cut)
             first, _, rest = title.partition("\n")
-            if title != above:
-                panel.set_title(rest if first == above.partition("\n")[0] else title.replace("(", "\n("), fontsize=8)
+            panel.set_title(rest if first == above.partition("\n")[0] else title.replace("(", "\n("), fontsize=8)
     colors = ScalarMappable(Normalize(-int(signed), 1), "RdBu_r" if signed else "jet")  # of every map
-    bar = figure.colorbar(colors, axes[0, -1].inset_axes((1.06, 0, 0.05, 1)), alpha=None if signed else 0.55)
+    bar = figure.colorbar(colors, axes[0, -1].inset_axes((1.06, 0.08, 0.05, 0.84)), alpha=None if signed else 0.55)
     bar.set_ticks([-int(signed), 1], labels=["-max" if signed else "0", "max"], fontsize=7)
     return figure
 

@@ -133,11 +133,11 @@ def test_a_bar_says_what_the_colors_are():
     assert empty.images[1].get_clim() == (0, 0)  # the bar beside it does not change its colors
 
 
-def test_of_a_title_that_differs_the_first_line_is_said_once():
+def test_the_first_line_of_a_title_is_said_once():
     image, mask = square()
     rows = [{"S1\n3% of sum": torch.rand(8, 16)}, {"S1\n5% of sum": torch.rand(8, 16)}, {"S1\n5% of sum": torch.rand(8, 16)}]
     axes = np.reshape(heatmaps.grid([image] * 3, rows, ["a", "b", "c"], [mask] * 3).axes, (3, 2))
-    assert [line[1].get_title() for line in axes] == ["S1\n3% of sum", "5% of sum", ""]
+    assert [line[1].get_title() for line in axes] == ["S1\n3% of sum", "5% of sum", "5% of sum"]
 
 
 def test_rows_have_even_gaps_whatever_the_shape_of_their_images():
