@@ -80,8 +80,10 @@ def hinted(app, doctree, page):
     """
     there = {name: node for node in doctree.findall(nodes.Element) for name in node.get("ids", ())}
     for link in doctree.findall(nodes.reference):
-        if isinstance(node := there.get(link.get("refid")), nodes.target):
-            link["reftitle"] = node.previous_sibling().astext().split(". ")[-1]
+        node = there.get(link.get("refid"))
+        if isinstance(node, nodes.math_block):
+            before = node.parent[: node.parent.index(node)]
+            link["reftitle"] = [own.astext() for own in before if isinstance(own, nodes.paragraph)][-1].split(". ")[-1]
         elif node is not None:
             words = node.next_node(nodes.caption) or node.next_node(nodes.title) or node
             link["reftitle"] = " ".join(words.astext().split())
