@@ -78,15 +78,15 @@ def hinted(app, doctree, page):
 
     Extensions with previews load their scripts from another host.
     """
-    there = {name: node for node in doctree.findall(nodes.Element) for name in node.get("ids", ())}
-    for link in doctree.findall(nodes.reference):
-        node = there.get(link.get("refid"))
-        if isinstance(node, nodes.math_block):
-            before = node.parent[: node.parent.index(node)]
-            link["reftitle"] = [own.astext() for own in before if isinstance(own, nodes.paragraph)][-1].split(". ")[-1]
-        elif node is not None:
+    hints, before = {}, ""
+    for node in doctree.findall(nodes.Element):
+        before = node.astext() if isinstance(node, nodes.paragraph) else before
+        for name in node.get("ids", ()):
             words = node.next_node(nodes.caption) or node.next_node(nodes.title) or node
-            link["reftitle"] = " ".join(words.astext().split())
+            hints[name] = before.split(". ")[-1] if isinstance(node, nodes.math_block) else words.astext()
+    for link in doctree.findall(nodes.reference):
+        if hint := hints.get(link.get("refid")):
+            link["reftitle"] = " ".join(hint.split())
 
 
 def completed(app, error):
