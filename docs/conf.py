@@ -5,6 +5,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from docutils import nodes
+
 from docs import explorer
 
 project, author, copyright = "ltcam", "The ltcam authors", "the ltcam authors, MIT license"
@@ -29,7 +31,7 @@ SETS = {"voc2012": "/results/*/notebooks/*.voc2012", "ksdd": "/results/*/noteboo
 CHROMIUM = shutil.which("chromium")  # prints the article
 PRINT = ["--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer", "--virtual-time-budget=10000"]
 PAGES = {
-    "What came of it": ["docs/article", "docs/results", "docs/replication"],
+    "What came of it": ["docs/article", "docs/results", "docs/tables", "docs/replication"],
     "Notebooks and figures": [*(f"docs/{name}" for name in SETS), "docs/explore"],
     "Reference": ["docs/api", "docs/settings", "docs/models", "docs/wrong_maps", "docs/running", "docs/speed", "data/README",
                   "CONTRIBUTING", "CHANGELOG"],
@@ -39,6 +41,7 @@ PAGES = {
 def setup(app):
     app.connect("source-read", extended)
     app.connect("autodoc-process-docstring", plain)
+    app.connect("doctree-resolved", hinted)
     app.connect("build-finished", completed)
 
 
@@ -68,6 +71,22 @@ def plain(app, what, name, found, options, lines):
     text = "``".join(part if number % 2 else re.sub(r"([\\*_|])", r"\\\1", part) for number, part in enumerate(parts))
     blocks = [block if "  " not in block else "| " + block.replace("\n", "\n| ") for block in text.split("\n\n")]
     lines[:] = "\n\n".join(blocks).split("\n")
+
+
+def hinted(app, doctree, page):
+    """A reference within a page has a hint of what it leads to: a caption, a work, or the words before an equation.
+
+    Extensions with previews load their scripts from another host.
+    """
+    hints, before = {}, ""
+    for node in doctree.findall(nodes.Element):
+        before = node.astext() if isinstance(node, nodes.paragraph) else before
+        for name in node.get("ids", ()):
+            words = node.next_node(nodes.caption) or node.next_node(nodes.title) or node
+            hints[name] = before.split(". ")[-1] if isinstance(node, nodes.math_block) else words.astext()
+    for link in doctree.findall(nodes.reference):
+        if hint := hints.get(link.get("refid")):
+            link["reftitle"] = " ".join(hint.split())
 
 
 def completed(app, error):

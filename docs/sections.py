@@ -33,7 +33,7 @@ def pages() -> dict[str, dict[str, str]]:
     beyond = [f"**{title}**\n\n{markdown(steps(table))}" for title, table in kept("best").items()]
     return {f"docs/{study.data}.md": {"gallery": gallery(study)} for study in STUDIES if study.loss == "sigmoid"} | {
         "README.md": {"summary": f"{summary('Grad-CAM of', 1)}\n\n{summary('method', 3, 4)}", "verdicts": verdicts()},
-        "docs/results.md": {"tables": "\n\n".join(beside), "claims": claims(), "beyond": "\n\n".join(beyond)},
+        "docs/tables.md": {"tables": "\n\n".join(beside), "claims": claims(), "beyond": "\n\n".join(beyond)},
         "docs/settings.md": {"settings": settings()},
         "docs/replication.md": {"replication": claims(numbers=False)},
     }
@@ -133,13 +133,14 @@ def linked(study: Study) -> str:
 
 
 def settings() -> str:
-    """The fields of every profile's recipe, and its number of trainings; a column for each file of `notebooks/profiles`."""
+    """The fields of every profile's recipe, and its numbers of trainings; a column for each file of `notebooks/profiles`."""
     columns = {}
     for profile, data in (path.stem.split(".") for path in sorted((NOTEBOOKS / "profiles").glob("*.yaml"))):
         study = Study(profile, data, kept=True)
         recipe = Recipe(data=data, **study.settings["recipe"])
-        columns[f"`{profile}.{data}`"] = vars(recipe) | {"trainings": len(study.planned)}
-    return markdown(pd.DataFrame(columns).loc[[*FIELDS, "trainings"]].rename_axis("").reset_index())
+        done = len(study.names) if (study.out / "trainings.csv").is_file() else 0
+        columns[f"`{profile}.{data}`"] = vars(recipe) | {"trainings planned": len(study.planned), "measured": done}
+    return markdown(pd.DataFrame(columns).loc[[*FIELDS, "trainings planned", "measured"]].rename_axis("").reset_index())
 
 
 def markdown(frame: pd.DataFrame, align: str = "left") -> str:

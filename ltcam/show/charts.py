@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from numpy.typing import NDArray
 
-COLORS = {"better": "tab:green", "worse": "tab:red"}  # what is equal or open is gray
+COLORS = {"better": "tab:blue", "holds": "tab:blue", "worse": "tab:orange", "fails": "tab:orange"}  # equal and open are gray
+HUES = "blue: holds or better; orange: fails or worse; gray: open or equal"  # apart for color-blind eyes too
 LABELS = {"area": "object, % of the image", "overlap": "negative map on the object\nover positive map on it"}
 CUTS = {"otsu": "Otsu's threshold", "argmax": "largest class or background"}
 METHODS = ["tab:blue", "tab:orange", "tab:green"]  # the paper's in Figs. 4 and 5
 DELTA = "δ (percentile of the positive gradients)"
 READINGS = {"percentile": DELTA, "fraction of the maximum": "δ (percent of the largest gradient)"}
-PARTS = {"energy": "energy in the sum (%)", "half": "pixels that hold half of a map (%)", "kept": "gradients left (%)"}
+PARTS = {"energy": "share of the sum (%)", "half": "pixels that hold half of a map (%)", "kept": "gradients left (%)"}
 BESIDE: dict[str, Any] = {"fontsize": 8, "loc": "upper left", "bbox_to_anchor": (1, 1)}  # a legend that hides no curve
+WORDS: Mapping[str, str] = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
 own_style = plt.style.context("default")  # a decorator: a user's matplotlibrc is for his own figures
 
 
@@ -60,21 +64,52 @@ def swept(table: pd.DataFrame, part: str, names: Mapping[str, str], y: str, titl
 
 
 @own_style
-def changes(table: pd.DataFrame, rows: Sequence[str], title: str) -> Figure:
-    """A forest plot: what each change is worth, with its interval, a panel for each of `rows`. table: ablations.csv."""
-    table = table[table["change"].notna() & (table["factor"] != "trick")]
-    colors = table["verdict"].str.split(",").str[0].map(COLORS).fillna("tab:gray")
-    table = table.assign(label=table["factor"] + " = " + table["level"], color=colors)
-    figure, axes = _panels(rows, (2.3 + 2.1 * len(rows), 1 + 0.25 * table["label"].nunique()), title)
-    for panel, row in zip(axes, rows, strict=True):
-        chosen = table[table["row"] == row]
-        panel.hlines(chosen["label"], chosen["change_low"], chosen["change_high"], chosen["color"], linewidth=2)
-        panel.scatter(chosen["change"], chosen["label"], s=25, c=chosen["color"])
-        panel.axvline(0, color="black", linewidth=0.8)
+def forest(panels: Mapping[str, pd.DataFrame], columns: Sequence[str], x: str, title: str) -> Figure:
+    """A panel for each table: in each row of it a dot with its interval, in the hue of its verdict. columns: of the tables, the
+    value and its ends; beside them they have `label` and `verdict`."""
+    labels, (value, low, high) = pd.concat([rows["label"] for rows in panels.values()]).unique(), columns
+    size = 0.07 * max(map(len, labels)) + 2.4 * len(panels), 0.9 + 0.25 * len(labels)
+    figure, axes = _panels([*panels], size, title)
+    for panel, rows in zip(axes, panels.values(), strict=True):
+        colors = rows["verdict"].str.split(",").str[0].map(COLORS).fillna("tab:gray")
+        panel.hlines(rows["label"], rows[low], rows[high], colors, linewidth=2)
+        panel.scatter(rows[value], rows["label"], s=25, c=colors)
         panel.grid(axis="x", alpha=0.3)
+        if value != "value":  # but a difference
+            panel.axvline(0, color="black", linewidth=0.8)
     axes[0].invert_yaxis()
-    figure.supxlabel("points from the defaults (95% interval)", fontsize=9)
+    figure.supxlabel(f"{x}\n{HUES}", fontsize=9)
     return figure
+
+
+def changes(table: pd.DataFrame, rows: Sequence[str], title: str) -> Figure:
+    """What each change is worth, with its interval, a panel for each of `rows`. table: ablations.csv."""
+    table = table[table["change"].notna() & (table["factor"] != "trick")]
+    table = table.assign(label=(table["factor"] + " = " + table["level"]).map(words))
+    panels = {row: table[table["row"] == row] for row in rows}
+    return forest(panels, ("change", "change_low", "change_high"), "points from the defaults (95% interval)", title)
+
+
+def claims(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """The margin of every claim that was measured, with its interval and verdict: a panel for each of `tables`, claims.csv of a
+    setting. Between -1 and 1 the axis is linear, beyond it is logarithmic."""
+    known = {name: table[table["margin"].notna()] for name, table in tables.items()}
+    panels = {name: own.assign(label=own["claim"].str.split(", a bound").str[0]) for name, own in known.items()}
+    figure = forest(panels, ("margin", "ci_low", "ci_high"), "margin in points, or in rank correlation (95% interval)", title)
+    for panel, rows in zip(figure.axes, panels.values(), strict=True):
+        panel.set_xscale("symlog", linthresh=1)
+        panel.set(xticks=[-10, -1, 0, 1, 10], xlim=(min(-2, rows["ci_low"].min() * 1.5), max(2, rows["ci_high"].max() * 1.5)))
+        panel.xaxis.set_major_formatter("{x:g}")
+        for label, verdict in rows[["label", "verdict"]].to_numpy():
+            panel.annotate(verdict, (1.02, label), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+    return figure
+
+
+def words(named: str) -> str:
+    """What a reader sees for a name in a table."""
+    for code, said in WORDS.items():
+        named = named.replace(code, said)
+    return named
 
 
 @own_style
@@ -84,10 +119,10 @@ def cross(table: pd.DataFrame, title: str) -> Figure:
     wide = table.dropna(subset="delta").set_index(["per", "normalize", "delta"])["value"].unstack(sort=False)
     wide = wide.rename(columns="{:g}".format)
     wide.insert(0, "no truncation", plain[wide.index.get_level_values("normalize")].to_numpy())
-    figure, (axes,) = _panels([title], (1.8 + 0.62 * wide.shape[1], 0.9 + 0.33 * len(wide)))
+    figure, (axes,) = _panels([title], (4 + 0.62 * wide.shape[1], 0.9 + 0.33 * len(wide)))
     sns.heatmap(wide, annot=True, fmt=".1f", cmap="viridis", cbar=False, annot_kws={"fontsize": 8}, ax=axes)
-    axes.set(xlabel="δ", ylabel="percentile over - scale of each map")
-    axes.tick_params(rotation=0)
+    axes.set(xlabel="δ", ylabel="")
+    axes.set_yticklabels([words(f"per = {per}, normalize = {scale}") for per, scale in wide.index], rotation=0)
     return figure
 
 
@@ -137,19 +172,11 @@ def stages(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-@own_style
 def steps(table: pd.DataFrame, title: str) -> Figure:
-    """A panel for each cut and a bar with its interval for each step. table: best.csv."""
-    chosen = table[table["kind"] == "step"]
-    figure, axes = _panels([*CUTS.values()], (9.6, 1 + 0.32 * chosen.groupby("cut").size().max()), title, sharey=False)
-    for panel, cut in zip(axes, CUTS, strict=True):
-        rows = chosen[chosen["cut"] == cut]
-        bars = panel.barh(rows["name"], rows["value"], xerr=_ends(rows), alpha=0.7, height=0.6)
-        panel.bar_label(bars, fmt=" %.1f", fontsize=8)
-        panel.margins(x=0.12)
-        panel.invert_yaxis()
-    figure.supxlabel("IoU (%) with its 95% interval", fontsize=9)
-    return figure
+    """A panel for each cut, and its score with the interval for each step. table: best.csv."""
+    chosen = table[table["kind"] == "step"].assign(label=lambda own: own["name"].map(words))
+    panels = {said: chosen[chosen["cut"] == cut] for cut, said in CUTS.items()}
+    return forest(panels, ("value", "ci_low", "ci_high"), "IoU (%) with its 95% interval", title)
 
 
 @own_style

@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import functional as F
 from ltcam import Config
 from ltcam.data import Sample, Segmentation, preprocess
 from ltcam.experiment.counting import maps_of_batch, prepared
-from ltcam.experiment.otsu import count, regions
+from ltcam.experiment.otsu import count, otsu_masks, regions
 from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.trained import Trained
 from ltcam.files import AnyPath, atomic
@@ -93,19 +93,21 @@ def iou(predicted: Tensor, mask: Tensor, c: int) -> Tensor:
 @own_style
 def grid(
     images: Sequence[Tensor], rows: Sequence[Mapping[str, Tensor]], labels: Sequence[str],
-    masks: Sequence[Tensor] | None = None, signed: bool = False, side: float = 1.35, pixels: int = THUMBNAIL,
+    masks: Sequence[Tensor] | None = None, signed: bool = False, side: float = 1.35, pixels: int = THUMBNAIL, cut: bool = False,
 ) -> Figure:  # fmt: skip
-    """A row for each image (3, H, W) uint8: the image, then its maps, each under its title unless the one above has the same.
+    """A row for each image (3, H, W) uint8: the image, then its maps, each under its title. If the one above has the same first
+    line, it is not said again.
 
-    rows    heatmaps of any size, from 0 to their own maximum; signed: blue is below 0, red above, and white is 0
+    rows    heatmaps of any size, from 0 to their own maximum; signed, or some below 0: blue is below 0, red above, white is 0
+    cut     outline the mask of each map by Otsu's threshold in white
     masks   (H, W) bool, outlined on the image and on the predicted masks (bool) among its maps. What is small is shown again
             below each panel, enlarged, and outlined there by one pixel of the image
     side    inches of a panel's width; pixels: of the images
     """
     windows = [window(mask) for mask in masks] if masks else [None] * len(images)
     heights, below = [min(image.shape[1] / image.shape[2], 1.5) for image in images], ZOOM * sum(map(bool, windows))
-    columns, height = 1 + len(rows[0]), side * (sum(heights) + below) + 0.15 * len(images) + 0.4
-    figure = plt.figure(figsize=(side * columns + 0.4, height), layout="constrained")
+    columns, height = 1 + len(rows[0]), side * (sum(heights) + below) + 0.3 * len(images) + 0.4
+    figure = plt.figure(figsize=(side * columns + 0.4, height), layout="compressed")  # even gaps
     axes = figure.subplots(len(images), columns, squeeze=False, height_ratios=heights)
     for number, (line, row) in enumerate(zip(axes, rows, strict=True)):
         line[0].set_ylabel(labels[number], fontsize=8)
@@ -113,11 +115,11 @@ def grid(
         for panel, above, (title, heat) in zip(line, before, {"image": None, **row}.items(), strict=True):
             own = masks and (windows[number] or heat is None or heat.dtype == torch.bool)
             mask = masks[number] if masks and own else None
-            _show(panel, images[number], mask, heat, signed, pixels, windows[number])
-            if title != above:
-                panel.set_title(title.replace("(", "\n(").replace(": ", ":\n").replace(", s", ",\ns"), fontsize=8)
+            _show(panel, images[number], mask, heat, signed, pixels, windows[number], cut)
+            first, _, rest = title.partition("\n")
+            panel.set_title(rest if first == above.partition("\n")[0] else title.replace("(", "\n("), fontsize=8)
     colors = ScalarMappable(Normalize(-int(signed), 1), "RdBu_r" if signed else "jet")  # of every map
-    bar = figure.colorbar(colors, axes[0, -1].inset_axes((1.06, 0, 0.05, 1)), alpha=None if signed else 0.55)
+    bar = figure.colorbar(colors, axes[0, -1].inset_axes((1.06, 0.08, 0.05, 0.84)), alpha=None if signed else 0.55)
     bar.set_ticks([-int(signed), 1], labels=["-max" if signed else "0", "max"], fontsize=7)
     return figure
 
@@ -139,16 +141,17 @@ def strip(images: Sequence[Tensor], titles: Sequence[str], masks: Sequence[Tenso
 
 def _show(
     axes: Axes, image: Tensor, mask: Tensor | None = None, heat: Tensor | None = None, signed: bool = False,
-    pixels: int = THUMBNAIL, around: Window | None = None,
+    pixels: int = THUMBNAIL, around: Window | None = None, cut: bool = False,
 ) -> None:  # fmt: skip
-    """An image, a map over it, and the outline of a mask at the mask's own resolution, so that thin things stay. around: a
-    part of the image that is shown again below, enlarged, with the outline."""
+    """An image, a map over it, and the outline of a mask. around: a part of the image that is shown again below, enlarged, with
+    the outline. cut: as in `grid`."""
     _, height, width = image.shape
     axes.set(xticks=[], yticks=[])
     small = F.resize(image, None, max_size=pixels, antialias=True)
     axes.imshow(small.permute(1, 2, 0).numpy(), extent=(0, width, height, 0))
     if heat is not None:
         jet: dict[str, Any] = {"cmap": "jet", "alpha": 0.55, "vmin": 0}
+        signed |= bool((heat < 0).any())
         how = {"cmap": "RdBu_r", "norm": CenteredNorm()} if signed else jet
         axes.imshow(heat.detach().float().cpu().numpy(), extent=(0, width, height, 0), **how)
     if around:
@@ -162,10 +165,19 @@ def _show(
             ring = max_pool2d(mask[None].float(), 3, 1, 1)[0].bool() & ~mask
             inset.imshow(np.where(ring[..., None], (1, 1, 0, 1.0), 0), extent=(0, width, height, 0))
             axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="yellow", linewidth=0.8))
-    elif mask is not None and mask.any():
+        mask = None
+    if cut and heat is not None and heat.dtype != torch.bool and not signed:
+        _outline(axes, otsu_masks(heat[None])[0], "white", width, height)
+    if mask is not None:
+        _outline(axes, mask, "yellow", width, height)
+
+
+def _outline(axes: Axes, mask: Tensor, color: str, width: int, height: int) -> None:
+    """Of a mask over an image of this size, at the mask's own resolution, so that thin things stay."""
+    if mask.any():
         axes.autoscale(False)
         padded = (-0.5, width + 0.5, -0.5, height + 0.5)  # so that it is closed at the image's edges
-        axes.contour(np.pad(mask.numpy(), 1), [0.5], extent=padded, colors="yellow", linewidths=0.8)
+        axes.contour(np.pad(mask.numpy(), 1), [0.5], extent=padded, colors=color, linewidths=0.8)
 
 
 def window(mask: Tensor) -> Window | None:
@@ -189,7 +201,10 @@ def save(figure: Figure, path: AnyPath, new: bool = False) -> None:
     in `ltcam.files.atomic`."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once, since each drawing moves things a little
-    ways: dict[str, Any] = {"png": {"dpi": 150}, "pdf": {"metadata": dict.fromkeys(["CreationDate", "Producer", "Creator"])}}
+    ways: dict[str, Any] = {
+        "png": {"dpi": 150, "bbox_inches": "tight", "pad_inches": 0.05},
+        "pdf": {"metadata": dict.fromkeys(["CreationDate", "Producer", "Creator"])},
+    }
     for suffix, how in ways.items():
         drawn = BytesIO()
         figure.savefig(drawn, format=suffix, **how)

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -115,6 +116,23 @@ def test_every_page_names_its_figures_tables_and_functions(book):
     functions = {tag["id"] for tag in parsed(book / "docs" / "api.html").find_all("dt", id=True)}
     assert {"ltcam.trace", "ltcam.explain", "ltcam.CAM", "ltcam.Config", "ltcam.truncate"} <= functions
     assert list((book / "_downloads").rglob("comparison.csv"))
+
+
+def test_references_of_the_article_hint_at_what_they_lead_to(book):
+    """A figure's and a table's caption, a work, and the words before an equation."""
+    links = parsed(book / "docs" / "article.html").article.select("a.reference.internal[href^='#']")
+    hints = {link["href"][1:]: link.get("title", "") for link in links}
+    assert len(hints) >= 14 and min(map(len, hints.values())) > 20, hints
+    assert hints["fig-idea"].startswith("The two changes on a photograph")
+    assert hints["tab-seven"].startswith("mIoU (%) of the seven methods")
+    assert hints["equation-eq-gradcam"].endswith("weighs each channel by its mean gradient:")
+    assert any("Rethinking Class Activation Maps" in hint for hint in hints.values())
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no Chromium prints the article")
+def test_the_article_has_four_pages(book):
+    printed = (book / "docs" / "article.pdf").read_bytes()
+    assert len(re.findall(rb"/Type /Page\b", printed)) == 4
 
 
 def test_nothing_of_this_machine_is_in_the_book(book):

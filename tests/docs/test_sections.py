@@ -23,6 +23,7 @@ from typer.main import get_command
 import ltcam
 from docs import sections
 from ltcam.__main__ import app
+from ltcam.data import sets
 from ltcam.errors import InputError
 from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.recipe import Recipe
@@ -120,7 +121,8 @@ def test_settings_are_the_profiles():
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in sections.settings().splitlines()]
     cells = {name: dict(zip(lines[0][1:], values, strict=True)) for name, *values in lines[2:]}
     assert cells["test"]["`paper.voc2012`"] == "val" and cells["frozen"]["`demo.demo`"] == "5"
-    assert cells["trainings"] == {
+    assert [cells["measured"][name] for name in ("`paper.voc2012`", "`paper.ksdd2`", "`real.ksdd`")] == ["3", "0", "3"]
+    assert cells["trainings planned"] == {
         "`demo.demo`": "1", "`paper.ksdd2`": "3", "`paper.voc2012`": "3", "`real.ksdd`": "9", "`real.magnetic_tile`": "3",
     }  # fmt: skip
 
@@ -135,7 +137,7 @@ def test_the_front_page_is_short():
     assert len(text("README.md").splitlines()) <= 150 and len(text("README.md").split()) <= 1600
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/replication.md", "docs/article.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/tables.md", "docs/replication.md", "docs/article.md"])
 def test_every_number_written_by_hand_is_in_a_table_that_its_paragraph_links(page):
     """Of each paragraph and point: what it says with decimals, as rounded there."""
     by_hand = re.sub(r"(?s)<!-- begin (\S+) -->.*?<!-- end \1 -->|```.*?```", "", text(page))
@@ -145,10 +147,91 @@ def test_every_number_written_by_hand_is_in_a_table_that_its_paragraph_links(pag
         links = re.findall(r"\]\((?:\.\./)?((?:results|data)/[^)]+\.csv)\)", point)
         tables = [pd.read_csv(ROOT / unquote(link), dtype=str).to_csv() for link in links]
         known = [abs(float(n)) for table in tables for n in re.findall(r"-?\d+\.?\d*", table)]
-        for number in re.findall(r"\d+\.\d+", re.sub(r"\]\([^)]*\)|(?:Python|or|arXiv) \d\S*", "", point)):
+        for number in re.findall(r"\d+\.\d+", re.sub(r"\]\([^)]*\)|(?:Python|or|arXiv) \d\S*|\d\.\d GB", "", point)):
             places, said = len(number.split(".")[1]), said + 1
             assert any(f"{value:.{places}f}" == number for value in known), f"{number} is in none of {links}: {point}"
-    assert said > 2
+    assert said
+
+
+VOC, KSDD = "results/paper/voc2012", "results/real/ksdd"
+MARGIN, VALUE, CHANGE = (
+    f"{name} {low}_low {low}_high".split() for name, low in (("margin", "ci"), ("value", "ci"), ("change", "change"))
+)
+INSTEAD = "factor == 'trick' and level == 'LTGrad-CAM instead of Layer-CAM{}'"
+TRUNCATED = "row == 'truncation at S5' and by == 'classes' and group == '{}'"
+REPEATED = {  # what a sentence says: the words that it has, in any order, and the cell and interval that its number is
+    ("at δ=0", "above grad-cam"): (f"{VOC}/claims.csv", "claim == 'Objects: LTGrad-CAM (l=5) beats Grad-CAM'", MARGIN),
+    ("at s5", "truncation", "gains"): (f"{VOC}/claims.csv", "claim.str.startswith('Truncation alone')", MARGIN),
+    ("layerization alone costs",): (f"{VOC}/claims.csv", "claim == 'Fusing all stages costs against S5 alone'", MARGIN),
+    ("changes ltgrad-cam by",): (f"{VOC}/claims.csv", "claim == 'Objects: δ=20 beats δ=0'", MARGIN),
+    ("share of the largest gradient", "gains"): (f"{VOC}/eq9.csv", "reading == 'fraction of the maximum'", CHANGE),
+    ("gains", "images of one class"): (f"{VOC}/breakdown.csv", TRUNCATED.format(1), VALUE),
+    ("costs", "images of two"): (f"{VOC}/breakdown.csv", TRUNCATED.format(2), VALUE),
+    ("training images choose",): (f"{VOC}/delta_choice.csv", "method == 'gradcam'", ["test"]),
+    ("s3 to s5 alone", "same miou"): (f"{VOC}/table1.csv", "row == 'S3+S4+S5'", ["mIoU"]),
+    ("relu before each pool", "above layer-cam"): (f"{VOC}/ablations.csv", INSTEAD.format(", outputs = relu"), CHANGE),
+    ("kolektorsdd", "points", "below layer-cam"): (f"{KSDD}/ablations.csv", INSTEAD.format(""), CHANGE),
+}  # fmt: skip
+
+
+def sentences(page):
+    """Of what is written by hand: in lower case, without marks and links."""
+    by_hand = re.sub(r"(?s)<!-- begin (\S+) -->.*?<!-- end \1 -->|```.*?```", "", text(page))
+    plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", by_hand).replace("δ = ", "δ=")
+    parts = re.split(r"(?<=[.?])\s+(?=[A-Z])|\n\n|\n- |\n\d\. ", re.sub(r"[*`]", "", plain))
+    return [" ".join(part.lower().split()) for part in parts]
+
+
+@pytest.mark.parametrize("words", REPEATED, ids=lambda words: " ".join(words))
+def test_what_is_said_on_several_pages_is_the_same_number_of_one_table(words):
+    """And so is each interval behind it."""
+    path, row, columns = REPEATED[words]
+    value, *span = pd.read_csv(ROOT / path).query(row)[columns].iloc[0]
+    ends = [tuple(sorted(sign * round(end, 2) for end in span)) for sign in (1, -1)]
+    found = {(page, own) for page in PAGES for own in sentences(page) if all(word in own for word in words)}
+    assert len({page for page, _ in found}) >= 2, found
+    for page, own in found:
+        number = re.search(rf"(?<![\d.]){abs(value):.2f}(?!\d)", own)
+        assert number, (page, own, value)
+        if behind := re.match(r"\D{0,70}?\(?(-?\d+\.\d+) to (-?\d+\.\d+)", own[number.end() :]):
+            assert tuple(map(float, behind.groups())) in ends, (page, own, span)
+
+
+@pytest.mark.parametrize(("said", "expected"), [
+    (r"(\d+) of the (\d+) pairs of (?:rows of )?table 3|in table 3, (\d+) of the (\d+) pairs", ("13", "21")),
+    (r"(?:makes|list) (\d+) claims", ("22",)),
+    (r"([\d,]+) training and ([\d,]+) validation images", ("1,464", "1,449")),
+    (r"(\d\.\d) gb(?: of disk|, most of it)", ("6.3",)),
+    (r"kolektorsdd (?:is|has) (.*) training of each fold", ("one",)),
+])  # fmt: skip
+def test_counts_that_several_pages_name_are_the_same(said, expected):
+    found = {
+        page: [tuple(filter(None, m.groups())) for own in sentences(page) for m in re.finditer(said, own)] for page in PAGES
+    }
+    assert sum(map(bool, found.values())) >= 2 and {own for each in found.values() for own in each} == {expected}, found
+
+
+def test_counts_of_claims_and_pairs_are_those_of_the_tables():
+    orders = pd.read_csv(ROOT / VOC / "orders.csv").set_index("table")
+    assert tuple(orders.loc[3, ["agree", "pairs"]]) == (13, 21) and len(pd.read_csv(ROOT / VOC / "claims.csv")) == 22
+    assert (sets.VOC2012.official["train"], sets.VOC2012.official["val"]) == (1464, 1449)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_costs_of_views_and_refinement_stand_in_one_place(page):
+    """Only in docs/speed.md, from benchmarks/results; times only in docs/running.md."""
+    said = " ".join(sentences(page))
+    assert page == "docs/speed.md" or not re.search(
+        r"refine`?[^.]*costs? \d[\d.]* ?%|took [\d.]+ times as long|takes? [\d.]+ times", said
+    )
+    assert page == "docs/running.md" or not re.search(r"make (?:test|reproduce)[^.]*\d+ min", said)
+
+
+def test_speed_says_what_was_measured():
+    table = pd.read_csv(ROOT / "benchmarks/results/scale_cpu.csv").set_index("of")["median"]
+    said = " ".join(sentences("docs/speed.md"))
+    assert f"refine costs {table['refine, % of the floor']:.1f}% of the floor" in said
+    assert f"take {table['views of 6.5 times the pixels, over one']:.2f} times as long" in said
 
 
 DIFFS = re.findall(r"```diff\n(.*?)```", text("CONTRIBUTING.md"), re.DOTALL)

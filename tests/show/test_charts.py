@@ -1,10 +1,14 @@
 """What is drawn is what the tables say."""
 
+import re
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 
+from ltcam.files import ROOT
 from ltcam.show import charts
 
 
@@ -27,12 +31,13 @@ def test_a_change_is_a_dot_in_its_rows_panel():
     ], columns=columns)  # fmt: skip
     figure = charts.changes(table, ["A", "B"], "title")
     first, second = figure.axes
-    assert labels(first.yaxis) == ["per = channel", "fuse = max"] and first.yaxis_inverted()
+    assert labels(first.yaxis) == ["percentile of each channel", "largest map, not the sum"] and first.yaxis_inverted()
     lines, dots = second.collections
     assert dots.get_offsets().tolist() == [[-2, 0], [0.1, 1]]
     assert [line.tolist() for line in lines.get_segments()] == [[[-3, 0], [-1, 0]], [[-1, 1], [1, 1]]]
-    red, gray = dots.get_facecolors()
-    assert red[0] > red[1] + 0.5 and np.ptp(gray[:3]) < 0.01
+    orange, gray = dots.get_facecolors()
+    assert orange[0] > orange[2] + 0.5 and np.ptp(gray[:3]) < 0.01
+    assert [line.get_xdata() for line in second.lines] == [[0, 0]]
     assert first.collections[1].get_offsets().tolist() == [[1, 0]]
     assert (first.get_title(), second.get_title(), figure.get_suptitle()) == ("A", "B", "title")
 
@@ -42,7 +47,11 @@ def test_the_cross_is_a_row_for_each_scope_and_scale():
     ways = [(per, scale, delta) for per in ("layer", "channel") for scale in ("none", "max") for delta in (0.0, 20.0)]
     rows += [{"normalize": scale, "per": per, "delta": delta, "value": 10 + v} for v, (per, scale, delta) in enumerate(ways)]
     (axes,) = charts.cross(pd.DataFrame(rows), "title").axes
-    assert labels(axes.yaxis) == ["layer-none", "layer-max", "channel-none", "channel-max"]
+    scopes, scales = (
+        ("percentile of the whole layer", "percentile of each channel"),
+        ("maps as they are", "maps over their maximum"),
+    )
+    assert labels(axes.yaxis) == [f"{scope}, {scale}" for scope in scopes for scale in scales]
     assert labels(axes.xaxis) == ["no truncation", "0", "20"]
     texts = np.array([text.get_text() for text in axes.texts]).reshape(4, 3).astype(float)
     assert texts.tolist() == [[0, 10, 11], [1, 12, 13], [0, 14, 15], [1, 16, 17]]
@@ -91,16 +100,61 @@ def test_lines_are_those_of_the_columns():
     assert len(plain.lines) == 1 and plain.lines[0].get_marker() == "" and plain.get_legend() is None
 
 
-def test_a_step_is_a_bar_with_its_interval():
-    rows = [["step", "Grad-CAM at S5", 30, 29, 31], ["step", "stages: S3-S5", 35, 34, 36], ["row", "Layer-CAM", 33, 0, 50]]
-    table = pd.DataFrame(rows, columns=["kind", "name", "value", "ci_low", "ci_high"])
+def test_a_step_is_a_dot_with_its_interval():
+    """On an axis that need not start at zero, since the gain is the point."""
+    rows = [
+        ["step", "Grad-CAM at S5", 30, 29, 31, np.nan],
+        ["step", "stages: S4-S5", 35, 34, 36, "holds"],
+        ["row", "A", 3, 0, 50, "open"],
+    ]
+    table = pd.DataFrame(rows, columns=["kind", "name", "value", "ci_low", "ci_high", "verdict"])
     figure = charts.steps(pd.concat([table.assign(cut="otsu"), table.assign(cut="argmax")]), "title")
     assert [panel.get_title() for panel in figure.axes] == [*charts.CUTS.values()]
+    assert labels(figure.axes[0].yaxis) == ["Grad-CAM at S5", "S4 and S5 summed"]
     for panel in figure.axes:
-        assert [bar.get_width() for bar in panel.patches] == [30, 35]
-        assert labels(panel.yaxis) == ["Grad-CAM at S5", "stages: S3-S5"]
-        (intervals,) = panel.collections
+        intervals, dots = panel.collections
+        assert dots.get_offsets().tolist() == [[30, 0], [35, 1]]
         assert [line[:, 0].tolist() for line in intervals.get_segments()] == [[29, 31], [34, 36]]
+        assert panel.get_xlim()[0] > 20 and not panel.lines
+
+
+def test_a_claim_is_its_margin_with_its_verdict_in_each_setting():
+    rows = [["A: x, a bound made", 5.0, 4, 6, "holds"], ["B", -0.2, -0.4, -0.1, "fails, negligible"], ["C", 0.1, -9, 2, "open"]]
+    table = pd.DataFrame(
+        [*rows, ["D", *[np.nan] * 3, "not measured"]], columns=["claim", "margin", "ci_low", "ci_high", "verdict"]
+    )
+    figure = charts.claims({"sigmoid": table, "softmax": table.assign(verdict="equal")}, "title")
+    first, second = figure.axes
+    assert labels(first.yaxis) == ["A: x", "B", "C"] and (first.get_title(), second.get_title()) == ("sigmoid", "softmax")
+    intervals, dots = first.collections
+    assert dots.get_offsets().tolist() == [[5, 0], [-0.2, 1], [0.1, 2]]
+    assert [line[:, 0].tolist() for line in intervals.get_segments()] == [[4, 6], [-0.4, -0.1], [-9, 2]]
+    blue, orange, gray = dots.get_facecolors()
+    assert blue[2] > blue[0] + 0.5 and orange[0] > orange[2] + 0.5 and np.ptp(gray[:3]) < 0.01
+    assert [text.get_text() for text in first.texts] == ["holds", "fails, negligible", "open"]
+    assert [text.xy[1] for text in first.texts] == ["A: x", "B", "C"] and first.get_xlim()[0] < -9
+    assert (np.ptp(second.collections[1].get_facecolors()[:, :3], axis=1) < 0.01).all()
+
+
+def test_better_and_worse_differ_to_a_color_blind_eye():
+    """By their contrast (WCAG), and by blue, which nearly all see. Red and green would have a contrast of 1.48."""
+    colors = np.array([to_rgb(charts.COLORS[word]) for word in ("better", "worse")])
+    dark, light = sorted(((colors + 0.055) / 1.055) ** 2.4 @ [0.2126, 0.7152, 0.0722])
+    assert (light + 0.05) / (dark + 0.05) > 1.6 and abs(np.subtract(*colors[:, 2])) > 0.5
+    assert (charts.COLORS["holds"], charts.COLORS["fails"]) == (charts.COLORS["better"], charts.COLORS["worse"])
+
+
+def test_names_are_words():
+    """Those of every committed table; the demo's too."""
+    paths = {name: ROOT.glob(f"results/[pr]*/*/{name}.csv") for name in ("best", "ablations")}
+    best, ablations = (pd.concat(map(pd.read_csv, found)) for found in paths.values())
+    changed = ablations.query("factor not in ('trick', 'defaults')")
+    steps, changes = {*best.query("kind == 'step'")["name"]}, {*(changed["factor"] + " = " + changed["level"])}
+    assert len(steps) >= 6 and len(changes) >= 12
+    for name in steps | changes:
+        said = charts.words(name)
+        assert said != name or name == "Grad-CAM at S5", name
+        assert not re.search(r"[:=_]|minmax|xgradcam|relu|gap|S\d-S\d", said.replace("δ = 0", "")), said
 
 
 def test_a_distribution_is_a_row_of_points_and_a_box():

@@ -53,7 +53,7 @@ def study(demo, tmp_path):
     counts = Counted(
         [("seed0", demo.entries[i].name, int(demo.labels[i].argmax()), n % 3, 1, 1) for n, i in enumerate(demo.scored[:6])]
     )
-    settings = {"varied": ["Grad-CAM", "LTGrad-CAM"]}
+    settings = {"varied": ["Grad-CAM", "LTGrad-CAM"], "ablated": None}
     about = {
         "data": "demo",
         "dataset": demo,
@@ -63,7 +63,7 @@ def study(demo, tmp_path):
         "made": {},
         "loss": "sigmoid",
     }
-    about |= {"names": ["seed0"], "recipe": lambda name: trained.recipe, "protocol": Protocol()}
+    about |= {"names": ["seed0"], "seeds": ["seed0"], "recipe": lambda name: trained.recipe, "protocol": Protocol()}
     return SimpleNamespace(trained=trained, test=demo, settings=settings, counts=lambda configs: counts, **about, **folders)
 
 
@@ -81,11 +81,11 @@ def titles(axes):
 
 
 def test_every_figure_has_a_caption_and_a_text_of_its_own():
-    assert len(figures.FIGURES) == 22 and set(figures._TEXTS) == set(figures._OF)
+    assert len(figures.FIGURES) == 23 and set(figures._TEXTS) == set(figures._OF)
     for name, entry in figures.FIGURES.items():
         assert len(entry.caption) > 10 and len(entry.alt) > 20 and entry.alt != entry.caption, name
         assert callable(entry.of) and not re.search(r"[_{}]", entry.caption + entry.alt)
-    assert len({entry.caption for entry in figures.FIGURES.values()}) == 22
+    assert len({entry.caption for entry in figures.FIGURES.values()}) == 23
 
 
 def test_every_committed_figure_has_an_entry():
@@ -138,30 +138,64 @@ def test_areas_have_a_row_for_each_data_set_and_class(study, monkeypatch):
     ]  # fmt: skip
 
 
+def test_areas_are_those_of_all_folds(study, monkeypatch):
+    seen = {"all": [1.0, 2.0, 4.0], "test0": [1.0]}
+    fold = SimpleNamespace(name="ksdd", official={"all": 3, "test0": 1}, title="KSDD", part="test0")
+    monkeypatch.setattr(datasets, "present", lambda: {"KSDD": fold})
+    monkeypatch.setattr(datasets, "load", lambda name, part: SimpleNamespace(part=part))
+    columns = {"class": "crack", "kind": ""}
+    monkeypatch.setattr(areas, "areas", lambda data: pd.DataFrame({"area": seen.get(data.part, [1.0]), **columns}))
+    study.test = fold
+    (axes,) = figures.areas(study).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["KSDD (3)", "crack (3)"]
+
+
 def test_fig1_is_a_row_an_image_and_a_column_a_stage(study):
     axes = np.reshape(figures.FIGURES["fig1"].of(study).axes, (5, 6))
-    assert [a.get_title() for a in axes[0]] == ["image", "S1", "S2", "S3", "S4", "S5"]
+    assert [a.get_title().split("\n")[0] for a in axes[0]] == ["image", "S1", "S2", "S3", "S4", "S5"]
     pairs = heatmaps.examples(study.test)
     assert [line[0].get_ylabel() for line in axes] == [study.test.classes[c] for _, c in pairs]
     index, c = pairs[1]
-    expected = heatmaps.maps(study.trained, study.test[index], c, {"S3": Config("gradcam", "S3")})["S3"]
-    assert axes[1, 3].images[1].get_clim()[1] == pytest.approx(float(expected.max()), rel=0.05)
+    ways = {**figures.STAGES, "sum": Config("gradcam", "S1-S5")}
+    expected = heatmaps.maps(study.trained, study.test[index], c, ways)
+    assert axes[1, 3].images[1].get_clim()[1] == pytest.approx(float(expected["S3"].max()), rel=0.05)
+    said = [float(a.get_title().split("\n")[-1].removesuffix("% of sum")) for a in axes[1, 1:]]
+    shares = [100 * float(expected[stage].sum() / expected["sum"].sum()) for stage in figures.STAGES]
+    assert said == pytest.approx(shares, abs=0.051) and sum(shares) == pytest.approx(100)
     assert [len(a.collections) for a in axes[0]] == [1, 0, 0, 0, 0, 0]  # the outline
 
 
-def test_failures_say_their_iou_and_show_two_masks(study, monkeypatch):
+def test_failures_say_their_iou_and_that_of_each_map_and_show_a_second_cut(study, monkeypatch):
     monkeypatch.setattr(figures.shares, "chosen", lambda study, name: dict.fromkeys(figures.SEVEN.values(), 0.3))
-    axes = np.reshape(figures.FIGURES["failures"].of(study).axes, (4, 6))
+    axes = np.reshape(figures.FIGURES["failures"].of(study).axes, (4, 5))
     assert [line[0].get_ylabel().split("\n")[1] for line in axes] == ["IoU 0.0%", "IoU 0.0%", "IoU 33.3%", "IoU 33.3%"]
     assert all(line[0].collections or line[0].patches for line in axes)  # the outline, or where it is enlarged
     for line, (index, c) in zip(axes, figures.worst(study.counts([]), study.test), strict=True):
         sample = study.test[index]
         heat = heatmaps.maps(study.trained, sample, c, {"": figures.SEVEN[figures.LT]})[""]
-        for panel, mask in zip(line[4:], (figures.otsu_masks(heat[None])[0], heat > 0.3 * heat.max()), strict=True):
-            assert (np.asarray(panel.images[1].get_array()) == mask.numpy()).all()
+        for panel, mask in zip(line[3:], (figures.otsu_masks(heat[None])[0], heat > 0.3 * heat.max()), strict=True):
             iou = f"IoU {float(heatmaps.iou(mask, sample.mask, c)):.0f}%"
-            assert panel.get_title() in ("", f"Otsu's mask,\n{iou}", f"above 30%,\n{iou}")
-    assert [panel.get_title().split(",")[0] for panel in axes[0, 4:]] == ["Otsu's mask", "above 30%"]
+            assert panel.get_title().split("\n")[-1] == iou
+        assert (np.asarray(line[4].images[1].get_array()) == mask.numpy()).all()
+    assert [panel.get_title().split("\n")[0] for panel in axes[0, 3:]] == ["LTGrad-CAM", "above 30%"]
+
+
+def test_the_comparison_shows_what_delta_20_changes(study):
+    """And not two maps that look the same."""
+    axes = np.reshape(figures.FIGURES["fig2"].of(study).axes, (5, 8))
+    index, c = heatmaps.examples(study.test, seed=3)[0]
+    zero, twenty = heatmaps.maps(study.trained, study.test[index], c, dict(enumerate([*figures.SEVEN.values()][-2:]))).values()
+    change = twenty / twenty.max() - zero / zero.max()
+    assert torch.allclose(torch.as_tensor(np.asarray(axes[0, 7].images[1].get_array())), change, atol=1e-5)
+    iou = float(heatmaps.iou(figures.otsu_masks(twenty[None])[0], study.test[index].mask, c))
+    said = ["LTGrad-CAM", "(l=5, δ=20)", f"IoU {iou:.0f}%", f"minus δ=0, up to {float(change.abs().max()):.0%}"]
+    assert axes[0, 7].get_title().split("\n") == said
+    assert all(white(panel) == 1 for panel in axes[0, 1:7]) and not white(axes[0, 7])
+
+
+def white(panel):
+    """How many white outlines a panel has."""
+    return sum(own.get_edgecolor().tolist() == [[1, 1, 1, 1]] for own in panel.collections)
 
 
 def test_truncation_shows_what_eq_9_keeps(study):
@@ -172,8 +206,11 @@ def test_truncation_shows_what_eq_9_keeps(study):
     traced = trace(study.trained.model, images, [c for _, c in pairs])
     best = max(range(5), key=lambda n: float(traced.logits[n, pairs[n][1]]))
     kept = truncate(traced.gradient(traced.stages["S5"])[[best]], 60)[0]  # of five at once
-    assert titles(axes)[2][4] == f"δ = 60\n{float((kept != 0).float().mean()):.0%} kept"
-    assert torch.allclose(torch.as_tensor(np.asarray(axes[2, 4].images[1].get_array())), kept.sum(dim=0))
+    assert axes[2, 4].get_title() == (f"{float((kept != 0).float().mean()):.0%} of all")
+    shown = [torch.as_tensor(np.asarray(panel.images[1].get_array())) for panel in axes[2, 1:]]
+    assert torch.allclose(shown[3], kept.sum(dim=0))
+    zero, twenty = (truncate(traced.gradient(traced.stages["S5"])[[best]], delta)[0] for delta in (0, 20))
+    assert axes[0, 3].get_title().startswith("δ = 20 drops\n") and torch.allclose(shown[2], (zero - twenty).sum(dim=0))
 
 
 def test_the_idea_is_the_sum_of_the_stages_and_its_mask(study):
@@ -184,7 +221,10 @@ def test_the_idea_is_the_sum_of_the_stages_and_its_mask(study):
         config = Config("gradcam", "S1-S5", delta)
         fused = heatmaps.maps(study.trained, sample, c, {"": config})[""]
         iou = float(heatmaps.iou(figures.otsu_masks(fused[None])[0], sample.mask, c))
-        assert named == ["image", "S1", "S2", "S3", "S4", "S5", "Eq. 8:\nsum", f"Otsu's mask, IoU {iou:.0f}%"]
+        assert named[6] == "Eq. 8: sum" and all(name.endswith("% of sum") for name in named[1:6])
+        shares = [float(name.split("\n")[-1].removesuffix("% of sum")) for name in named[1:6]]
+        assert sum(shares) == pytest.approx(100, abs=0.26)
+        assert named[7].endswith(f"IoU {iou:.0f}%")
         assert line[6].images[1].get_clim()[1] == pytest.approx(float(fused.max()), rel=0.05)
         assert [len(a.patches) for a in line] == [1] * 8  # where the object, which is small, is enlarged
     assert "δ=20" in axes[1, 0].get_ylabel()
@@ -202,9 +242,9 @@ def test_fig4_and_fig5_are_the_two_parts_with_their_intervals_over_one_axis(stud
     table = pd.DataFrame(rows, columns=["part", "by", "method", "delta", "value"])
     table = table.assign(ci_low=table["value"] - 1, ci_high=table["value"] + 4)
     monkeypatch.setattr(figures, "deltas", lambda study: table)
-    for name, where, first in (("fig4", "held-out part", 1), ("fig5", "training part", 11)):
+    for name, where, first in (("fig4", "test", 1), ("fig5", "train", 11)):
         figure = figures.FIGURES[name].of(study)
-        assert figure.get_suptitle() == f"demo, {where}, sigmoid" and figure.axes[0].get_ylabel() == "IoU (%)"
+        assert figure.get_suptitle() == f"demo, {where}, 1 seed, sigmoid" and figure.axes[0].get_ylabel() == "IoU (%)"
         assert [axes.get_xlabel() for axes in figure.axes] == [figures.charts.READINGS[by] for by in readings]
         assert [text.get_text() for text in figure.axes[-1].get_legend().get_texts()] == ["Grad-CAM", "FullGrad", "Layer-CAM"]
         for number, axes in enumerate(figure.axes):
@@ -234,7 +274,7 @@ def test_ablations_show_the_rows_that_were_varied(study):
     keep(study, "ablations", pd.DataFrame(rows, columns=columns))
     panels = figures.FIGURES["ablations"].of(study).axes
     assert [panel.get_title() for panel in panels] == ["Grad-CAM", "LTGrad-CAM"]
-    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["fraction = 0.2"]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["cut at 20% of the maximum"]
 
 
 def test_what_is_dropped_is_a_line_for_each_stage(study):
@@ -249,6 +289,21 @@ def test_seeds_have_a_dot_at_their_best(study, monkeypatch):
     (axes,) = figures.seeds(study).axes
     line, dot = axes.lines
     assert line.get_ydata().tolist() == [10, 30, 20] and (dot.get_xdata()[0], dot.get_ydata()[0]) == (0.5, 30)
+    assert axes.get_title() == "demo, train, 1 seed, sigmoid" and not axes.collections
+    study.data = "voc2012"
+    (axes,) = figures.seeds(study).axes
+    (published,) = axes.collections  # of VOC's training images
+    assert sorted(segment[0, 1] for segment in published.get_segments()) == [46.51, 48.3]
+    assert "46.51" in axes.get_legend().get_texts()[-1].get_text()
+
+
+def test_a_title_says_part_seeds_and_setting(study):
+    """VOC's held-out part is called val; folds are one part."""
+    study.title, study.seeds, study.recipe = "VOC", ["0", "1", "2"], lambda name: Recipe(data="voc2012", test="val")
+    assert figures.about(study) == "VOC, val, 3 seeds, sigmoid"
+    study.recipe = lambda name: Recipe(data="ksdd", train="train1", test="test1")
+    study.settings["ablated"] = 1
+    assert figures.about(study, "ablated", "train") == "VOC, train, 1 seed, sigmoid"
 
 
 def test_a_figure_is_drawn_of_the_table_that_the_registry_makes(study, monkeypatch):

@@ -1,6 +1,7 @@
 """Heatmaps over images: what a panel, an outline and a file hold."""
 
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -132,6 +133,40 @@ def test_a_bar_says_what_the_colors_are():
     assert empty.images[1].get_clim() == (0, 0)  # the bar beside it does not change its colors
 
 
+def test_the_first_line_of_a_title_is_said_once():
+    image, mask = square()
+    rows = [{"S1\n3% of sum": torch.rand(8, 16)}, {"S1\n5% of sum": torch.rand(8, 16)}, {"S1\n5% of sum": torch.rand(8, 16)}]
+    axes = np.reshape(heatmaps.grid([image] * 3, rows, ["a", "b", "c"], [mask] * 3).axes, (3, 2))
+    assert [line[1].get_title() for line in axes] == ["S1\n3% of sum", "5% of sum", "5% of sum"]
+
+
+def test_rows_have_even_gaps_whatever_the_shape_of_their_images():
+    """Of images that are wide, high and square, below a title each."""
+    images = [torch.zeros(3, *size, dtype=torch.uint8) for size in ((60, 90), (90, 60), (60, 90), (75, 75))]
+    rows = [{f"S1\n{number}": torch.rand(8, 16)} for number in range(4)]
+    figure = heatmaps.grid(images, rows, ["a"] * 4)
+    figure.draw_without_rendering()
+    boxes = [panel.get_position() for panel in np.reshape(figure.axes, (4, 2))[:, 1]]
+    gaps = [above.y0 - below.y1 for above, below in pairwise(boxes)]
+    assert min(gaps) > 0 and max(gaps) < 1.15 * min(gaps), gaps
+
+
+def test_a_map_is_cut_at_otsus_threshold_in_white():
+    image, mask = square()
+    heat = torch.zeros(40, 80)
+    heat[10:20, 30:50] = 1.0
+    rows = [{"map": heat, "difference": heat - 0.5, "mask": mask}]
+    _, cut, difference, drawn = heatmaps.grid([image], rows, ["a"], [mask], cut=True).axes
+    (outline,) = cut.collections
+    assert outline.get_edgecolor().tolist() == [[1, 1, 1, 1]]
+    (path,) = outline.get_paths()
+    assert path.vertices.min(axis=0) == pytest.approx((30, 10), abs=0.6)
+    assert path.vertices.max(axis=0) == pytest.approx((50, 20), abs=0.6)
+    assert not difference.collections and difference.images[1].get_clim() == (-0.5, 0.5)  # some below 0: signed
+    assert [c.get_edgecolor().tolist() for c in drawn.collections] == [[[1, 1, 0, 1]]]
+    assert not heatmaps.grid([image], rows, ["a"], [mask]).axes[1].collections
+
+
 def test_signed_values_are_blue_below_zero_and_red_above():
     image, _ = square()
     values = torch.tensor([[8.0, 0.0], [-3.0, 6.0]])
@@ -169,7 +204,7 @@ def test_files_are_the_same_bytes_every_time(figure, tmp_path):
     with Image.open(tmp_path / "a.png") as image:
         assert np.array(image.convert("L")).std() > 10 and image.info["dpi"][0] == pytest.approx(150, abs=1)
         drawn = BytesIO()
-        figure.savefig(drawn, dpi=150)
+        figure.savefig(drawn, dpi=150, bbox_inches="tight", pad_inches=0.05)
         exact, coarse = (np.array(each.convert("RGB"), dtype=int) for each in (Image.open(drawn), image))
         assert np.abs(exact - coarse).max() == 4 and len(np.unique(coarse)) <= 32 and coarse.max() == 255
     assert len(list(tmp_path.iterdir())) == 4
