@@ -112,7 +112,7 @@ golden: $(STAMP)
 	rm -rf data/golden/demo && mkdir -p data/golden/demo
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
 	LTCAM_RUNS= LTCAM_OUTPUT=$$out $(BIN)/python -m ltcam reproduce --profile demo && \
-	cd $$out/results/demo/demo && cp ablations.csv best.csv comparison.csv crops.csv cross.csv data.csv labels.csv sweep.csv table*.csv $(CURDIR)/data/golden/demo/
+	cd $$out/results/demo/demo && cp ablations.csv best.csv comparison.csv crops.csv cross.csv data.csv dropped.csv labels.csv sweep.csv table*.csv $(CURDIR)/data/golden/demo/
 
 notebooks: $(STAMP)
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \

@@ -2,7 +2,7 @@
 
 It times 50 steps of the training of `notebooks/profiles/paper.ksdd2.yaml`, and 50 images with all configurations that the
 tables read on the held-out part. From these it extrapolates to all images, seeds, epochs and settings. It leaves out the larger
-inputs and other protocols of notebooks 08 and 09.
+inputs and other protocols of notebooks 08 to 12.
 """
 
 import argparse

@@ -173,7 +173,7 @@ def export_seeds(
     scales: Scales = None,
     flip: Flip = False,
     tiles: Tiles = None,
-    best: Annotated[bool, typer.Option("--best", help="the best that was found, in its own views (notebook 09)")] = False,
+    best: Annotated[bool, typer.Option("--best", help="the best that was found, in its own views (notebook 12)")] = False,
 ) -> None:
     """Write seeds in IRN's format, by default of the part trained on. An interrupted run goes on where it stopped."""
     from ltcam.experiment import seeds, trained

@@ -48,7 +48,7 @@ DEFAULTS: dict[str, Any] = {
     "ablated": None, "others": [],  # the first so many seeds are ablated; other trainings, by their folders
     "first": None, "images": None,  # so many training images are swept, images looked into; None: all
     "chosen_on": None, "drawn_on": None, "scored_on": None,  # images for what goes beyond the paper
-    "pictures": 5, "tiles": None,  # pixels of a crop's side; None: nothing is cut into crops
+    "second_cut": True, "pictures": 5, "tiles": None,  # at a share of the maximum; pixels of a crop's side, None: no crops
 }  # fmt: skip
 
 

@@ -13,12 +13,12 @@ import logging
 
 from ltcam.engine.config import Config
 from ltcam.experiment.study import Study
-from ltcam.paper import ablations, areas, beyond, breakdown, claims, clean, gradients, joint, shares, tables, views  # noqa: F401 - they register tables
+from ltcam.paper import ablations, areas, beyond, breakdown, claims, clean, defects, gradients, joint, shares, tables  # noqa: F401 - they register tables
 from ltcam.paper.claims import judged
-from ltcam.paper.registry import RESULTS, check, golden, make
+from ltcam.paper.registry import RESULTS, check, golden, make, names
 from ltcam.paper.tables import SEVEN, beside, settings
 
-__all__ = ["RESULTS", "SEVEN", "Config", "Study", "beside", "check", "golden", "judged", "make", "open", "settings"]
+__all__ = ["RESULTS", "SEVEN", "Config", "Study", "beside", "check", "golden", "judged", "make", "names", "open", "settings"]
 
 
 def open(profile: str, data: str) -> Study:

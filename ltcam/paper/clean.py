@@ -51,7 +51,7 @@ def auroc(score: Floats, present: NDArray[np.bool_], weights: Floats) -> Floats:
     return np.asarray(100 * won / (mine.sum(axis=1) * others.sum(axis=1)).clip(min=1))
 
 
-@result("Images without a defect", needs, losses=BOTH, tables=(4,))
+@result("Images without a defect", needs, losses=BOTH, tables=(4,), setting="second_cut")
 def clean(study: Study) -> pd.DataFrame:
     """Row "classifier": its AUROC over all pairs, and in `masks` the clean pairs in which it finds the class. Then each method,
     by cut and gate, in percent:

@@ -45,7 +45,7 @@ def stages(study: Study) -> pd.DataFrame:
     return _looked_into(study, "stages", ["stage", "delta"], ["energy", "half", "kept"])
 
 
-@result("How much of the positive gradient δ drops", measured=True)
+@result("How much of the positive gradient δ drops", golden=("stage", "delta", "share"), measured=True)
 def dropped(study: Study) -> pd.DataFrame:
     """The median over all scored pairs of the share in `losses`, by stage and delta."""
     table = _looked_into(study, "dropped", ["stage", "delta"], ["share"])

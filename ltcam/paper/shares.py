@@ -82,7 +82,7 @@ def _counts(sums: pd.DataFrame) -> Counts:
     return Counts(pairs, tuple(map(Config.parse, texts)), sums[["tp", "fp", "fn"]].to_numpy().reshape(-1, len(texts), 3))
 
 
-@result("Pixels at every share of the maximum, summed over images", needs, packed=True, losses=BOTH)
+@result("Pixels at every share of the maximum, summed over images", needs, packed=True, losses=BOTH, setting="second_cut")
 def cuts(study: Study) -> pd.DataFrame:
     """tp, fp and fn of each training (name), part, class and configuration, of which exports have the chosen share alone."""
     if study.kept and (path := study.out / RESULTS["cuts"].file).is_file():
@@ -93,13 +93,13 @@ def cuts(study: Study) -> pd.DataFrame:
 def thin(study: Study) -> None:
     """Leave the rows of images at shares that were not chosen, and that no other table reads, out of the exports for git."""
     others = [need for name in names(study) if RESULTS[name].needs is not needs for need in RESULTS[name].needs(study)]
-    for name, need in product(study.names, needs(study)):
+    for name, need in product(study.names, needs(study) if study.settings["second_cut"] else []):
         read = {config for other in others for config in other.configs}.union(own(study, name, CUT))
         number = study.measured(name, [*map(Way, need.configs)], need.role, first=need.first)
         study.store.leave_out(number, [Way(config) for config in need.configs if config not in read])
 
 
-@result("The second cut: a share of the maximum", needs, losses=BOTH)
+@result("The second cut: a share of the maximum", needs, losses=BOTH, setting="second_cut")
 def shares(study: Study) -> pd.DataFrame:
     """The headline score of each row of Tables 3 and 4, with its interval: at Otsu's threshold; at the chosen share, and its
     change from Otsu's; at the share that would have been best on the held-out part (best, at best_share), and by how much more
@@ -117,13 +117,13 @@ def shares(study: Study) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-@result("Every score over δ, at the chosen share", needs, losses=BOTH)
+@result("Every score over δ, at the chosen share", needs, losses=BOTH, setting="second_cut")
 def sweep_share(study: Study) -> pd.DataFrame:
     """`sweep`, each configuration at its own share. The part "train" has the images that the shares were chosen on."""
     return by_part({role: counts(study, SWEEP, role) for role in get_args(Role)})
 
 
-@result("The paper's claims, at the chosen share", needs, losses=BOTH)
+@result("The paper's claims, at the chosen share", needs, losses=BOTH, setting="second_cut")
 def claims_share(study: Study) -> pd.DataFrame:
     """`claims` on masks at the chosen shares."""
     return claims.verdicts(study, {n.role: counts(study, n.configs, n.role) for n in claims.needs(study)})

@@ -26,7 +26,7 @@ from ltcam.experiment.scores import Counts
 from ltcam.experiment.study import Role, Study
 from ltcam.files import ROOT
 from ltcam.paper import areas as covered
-from ltcam.paper import beyond, breakdown, shares, views
+from ltcam.paper import beyond, breakdown, defects, shares
 from ltcam.paper.beyond import BEST, Best
 from ltcam.paper.registry import make
 from ltcam.paper.tables import SEVEN, deltas, published, settings
@@ -94,13 +94,13 @@ def compared(
 
     Each heatmap says the IoU of its mask by Otsu's threshold, which is outlined; those of `STAGES` their share of the sum. The
     last of `SEVEN` is shown by its difference from the one before, which looks the same. cut: a way whose mask at the share
-    that the first training has chosen is one more column."""
+    that the first training has chosen is one more column, if the profile has a second cut."""
     best = {title: way if isinstance(way, Best) else Best(way) for title, way in ways.items()}
-    configs = {title: way.config for title, way in best.items()}
     views = {way.views: beyond.fitted(way.views, study) for way in best.values()}
+    configs = {own: {title: way.config for title, way in best.items() if way.views == own} for own in views}
     samples, rows, labels = [study.test[i] for i, _ in chosen], [], []
     for sample, (i, c) in zip(samples, chosen, strict=True):
-        heats = {own: heatmaps.maps(study.trained, sample, c, configs, protocol) for own, protocol in views.items()}
+        heats = {own: heatmaps.maps(study.trained, sample, c, configs[own], protocol) for own, protocol in views.items()}
         row = {title: heats[way.views][title] for title, way in best.items()}
         rows.append(shared(row) if ways is STAGES else scored(row, sample, c))
         if ways is SEVEN:
@@ -108,8 +108,8 @@ def compared(
             change = after / after.max().clamp(min=TINY) - before / before.max().clamp(min=TINY)
             del rows[-1][title]
             rows[-1][f"{title}\nminus δ=0, up to {float(change.abs().max()):.0%}"] = change
-        if cut:
-            share = shares.chosen(study, study.names[0])[configs[cut]]
+        if cut and study.settings["second_cut"]:
+            share = shares.chosen(study, study.names[0])[best[cut].config]
             rows[-1] |= scored({f"above {share:.0%}": above(row[cut], share)}, sample, c)
         iou = f"\nIoU {chosen[i, c]:.1f}%" if isinstance(chosen, Mapping) else ""
         labels.append((study.test.entries[i].kind or study.test.classes[c]) + iou)
@@ -204,10 +204,10 @@ def dropped(study: Study) -> Figure:
 def gain_by_share(study: Study) -> Figure:
     """Points that LTGrad-CAM gains over two methods by a defect's share of the input, with bands; the paper's gains dashed."""
     table = make("gain_by_share", study).query("of == 'all'")
-    wide, printed = table.pivot(index="area", columns="over", values="value")[views.OTHERS], published(4)["mIoU"]
+    wide, printed = table.pivot(index="area", columns="over", values="value")[defects.OTHERS], published(4)["mIoU"]
     x, y = "defect, % of the input", "points of IoU gained\n(dashed: printed for KSDD2)"
     figure = charts.lines(wide, x, y, f"{LT}: {table['data'].iloc[0]}")
-    for row, line in zip(views.OTHERS, [*figure.axes[0].lines], strict=True):
+    for row, line in zip(defects.OTHERS, [*figure.axes[0].lines], strict=True):
         band, color = table[table["over"] == row].set_index("area"), line.get_color()
         figure.axes[0].fill_between(band.index, band["ci_low"], band["ci_high"], color=color, alpha=0.15, linewidth=0)
         figure.axes[0].axhline(printed[LT] - printed[row], color=color, linestyle="dashed", linewidth=1)
@@ -232,11 +232,11 @@ def seeds(study: Study) -> Figure:
 _OF: dict[str, Callable[..., Figure]] = {
     "samples": lambda study: samples(study.test),
     "areas": areas,
-    "fig1": lambda study: compared(study, STAGES, heatmaps.examples(study.test)),
+    "fig1": lambda study: compared(study, STAGES, heatmaps.examples(study.test, study.settings["pictures"])),
     "truncation": truncation,
     "idea": idea,
-    "fig2": lambda study: compared(study, SEVEN, heatmaps.examples(study.test, seed=3)),
-    "fig3": lambda study: compared(study, SEVEN, heatmaps.examples(study.test, seed=4), LT),
+    "fig2": lambda study: compared(study, SEVEN, heatmaps.examples(study.test, study.settings["pictures"], 3)),
+    "fig3": lambda study: compared(study, SEVEN, heatmaps.examples(study.test, study.settings["pictures"], 4), LT),
     "failures": lambda study: compared(study, FAILING, worst(study.counts([SEVEN[LT]]), study.test), LT),
     "fig4": lambda study: swept(study, "test"),
     "fig5": lambda study: swept(study, "train"),

@@ -2,10 +2,12 @@
 
 from types import SimpleNamespace
 
+import nbformat
 import numpy as np
 import pandas as pd
 
 from ltcam import data as datasets
+from ltcam import files
 from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.recipe import Recipe
 from ltcam.experiment.scores import Counts
@@ -18,6 +20,15 @@ def counts(scores, images=8, training="seed0"):
     pairs = pd.DataFrame({"training": training, "fold": "", "name": names, "group": names, "class": 0})
     row = [[score, 0, 100 - score] for score in scores.values()]
     return Counts(pairs, tuple(scores), np.array([row] * images, dtype=np.int64))
+
+
+def run(number, word, **names):
+    """Execute the one cell of a notebook that has a word in it; returns the tables that it displays."""
+    (path,) = (files.ROOT / "notebooks").glob(f"{number}_*.ipynb")
+    (source,) = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code" and word in c.source]
+    shown = []
+    exec(source, {**names, "display": lambda styled: shown.append(styled.data)})
+    return shown
 
 
 def study(test=None, train=None, others=None, data="ksdd", metric="IoU", **settings):

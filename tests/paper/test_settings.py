@@ -4,13 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from scipy.stats import kendalltau
 
-from ltcam import files
+from ltcam import files, paper
 from ltcam.engine.config import Config
 from ltcam.errors import InputError
 from ltcam.experiment.scores import scores
@@ -158,6 +160,22 @@ def test_the_claims_and_the_sweep_are_judged_at_the_chosen_share_too(both):
         own = both.of_training("seed0", [replace(config, fraction=chosen[config])], **how)
         row = sweep[(sweep["part"] == part) & (sweep["method"] == "layercam") & (sweep["delta"] == 40)]
         assert row["mIoU"].item() == pytest.approx(scores(own)["mIoU"].item(), abs=1e-3)
+
+
+def test_the_notebooks_show_the_second_cut_and_the_nearest_readings_where_they_are_measured(both):
+    """The demo has neither."""
+    drawn = []
+    image = {"heatmap": torch.rand(1, 8, 8), "mask": torch.eye(8).bool(), "photo": None, "name": "", "plt": plt}
+    grid = SimpleNamespace(grid=lambda images, rows, *_: drawn.extend(rows[0]))
+    cut, verdicts = made.run("04", '"shares" in', study=both, paper=paper, heatmaps=grid, **image)
+    assert cut["at the share"].tolist() == make("shares", both)["value"].tolist() and "gap" in cut and len(drawn) == 5
+    judged = make("claims_share", both).query("section == '3.4'")
+    assert verdicts["ours"].tolist() == judged["verdict"].tolist() and len(judged) > 5
+    readings = pd.DataFrame({"tau": [0.5], "ci_low": 0.1, "ci_high": 0.7, "farthest": 9.0}, index=["the defaults"])
+    first, nearest = made.run("08", '"joint" in', study=both, paper=paper, table=readings)
+    assert [*first] == ["tau", "from", "to", "farthest"]
+    assert nearest["distance"].tolist() == make("joint", both)["distance"].tolist()[:5]
+    assert {*nearest["outputs"]} <= {"behind the pool", "before the pool"} and "none" not in {*nearest["scale"]}
 
 
 def test_a_claim_can_turn_with_the_cut(monkeypatch):

@@ -10,20 +10,21 @@ import yaml
 from PIL import Image
 from skimage.filters import threshold_otsu
 
-from ltcam import explain, files, trace
+from ltcam import explain, files, paper, trace
 from ltcam.data import preprocess
 from ltcam.engine.config import Config
 from ltcam.experiment import scores
 from ltcam.experiment.protocol import Protocol
 from ltcam.experiment.study import Study
-from ltcam.paper import RESULTS, SEVEN, make, registry, shares, views
+from ltcam.paper import RESULTS, SEVEN, defects, make, registry, shares
 from ltcam.paper.tables import published
-from ltcam.show import figures
+from ltcam.show import figures, heatmaps
 from tests import lookalikes
 from tests.conftest import TINY
 from tests.paper import made
 
 MINE = ("border", "crops", "defects", "gain_by_share")
+SECOND = {"cuts", "shares", "sweep_share", "claims_share", "clean"}  # of profiles with a second cut
 TOY = {
     "profile": "toy", "data": "ksdd2", "seeds": [0, 1], "recipe": {"train": "train", "test": "test", **TINY, "epochs": 1},
     "tiles": 80,
@@ -46,7 +47,7 @@ def study(tmp_path_factory):
         patch.setattr(scores.draws, "__defaults__", (40,))
         found = Study("toy", "ksdd2")
         found.train()
-        for name in MINE:
+        for name in (*MINE, "clean"):
             make(name, found)
         yield found
 
@@ -55,7 +56,7 @@ def test_the_tables_are_made_again_from_what_is_kept(study):
     kept = Study("toy", "ksdd2", kept=True)
     (study.out / "counts.sqlite").rename(study.out / "gone")
     try:
-        for name in MINE:
+        for name in (*MINE, "clean"):
             make(name, kept)
             assert kept.made[name] == study.made[name] == (study.out / RESULTS[name].file).read_bytes()
     finally:
@@ -75,7 +76,7 @@ def test_each_defect_is_scored_in_every_view_by_itself(study):
         rows = slice(top, top if top is None else top + 80)
         image, mask = sample.image[:, rows], sample.mask[rows].numpy() == 1
         traced = trace(model, preprocess(image, (64, 64) if top is None else (80, 46))[None], 0)
-        for row in views.GAINS:
+        for row in defects.GAINS:
             config = SEVEN[row]
             heat = explain(traced, config.method, config.layers, config.delta, mask.shape)[0].double().numpy()
             claimed = heat > threshold_otsu(heat)
@@ -88,10 +89,10 @@ def test_the_classes_of_a_crop_are_those_that_it_shows(trained):
     """Two objects of 18 x 18 in 60 x 45, in rows 36 to 53 and 11 to 28: the upper crops show 4 rows of one, the lower 9 of the
     other."""
     sample = next(s for s in trained.load("val") if s.label.sum() == 2 and s.mask.shape == (60, 45))
-    found = views._in_views(trained, sample, Protocol(), 40)
+    found = defects._in_views(trained, sample, Protocol(), 40)
     first, second = sample.label.nonzero().flatten().tolist()
     crops = [f"{top} {left}" for top in (0, 20) for left in (0, 5)]
-    expected = [(crop, c, row) for crop in ("whole", *crops) for c in (first, second) for row in views.GAINS]
+    expected = [(crop, c, row) for crop in ("whole", *crops) for c in (first, second) for row in defects.GAINS]
     assert [(crop, c, row) for crop, c, _, row, *_ in found] == expected
     pixels = {(crop, c): tp + fn for crop, c, _, _, tp, _, fn, _ in found}
     assert pixels["whole", first] == pixels["whole", second] == pixels["0 5", second] == pixels["20 0", first] == 18 * 18
@@ -126,11 +127,11 @@ def test_a_border_is_compared_with_none(study):
     assert table.loc["none", "change"].isna().all()
 
 
-def defects(data, gains, groups=6):
+def measured(data, gains, groups=6):
     """A `defects` table: objects of 1, 2, ... % in one view, of which Grad-CAM and Layer-CAM find half, and LTGrad-CAM more."""
     rows = []
     for n, gain in enumerate(gains):
-        for row, tp in zip(views.GAINS, (50 + gain, 50, 50 - gain), strict=True):
+        for row, tp in zip(defects.GAINS, (50 + gain, 50, 50 - gain), strict=True):
             rows.append([f"i{n}", f"g{n % groups}", "whole" if n % 2 else "0 0", 0, 1.0 + n, row, tp, 0, 100 - tp, 1.0])
     columns = ["name", "group", "crop", "class", "area", "row", "tp", "fp", "fn", "views"]
     return pd.DataFrame(rows, columns=columns).to_csv(index=False).encode()
@@ -138,11 +139,11 @@ def defects(data, gains, groups=6):
 
 def test_gains_by_share_by_hand(few, tmp_path, monkeypatch):
     """Ten objects, two a fifth, the larger the more is gained: 1 to 10 points over Grad-CAM, twice that over Layer-CAM."""
-    monkeypatch.setattr(views, "profile", lambda name: {"ksdd": {}})
-    monkeypatch.setattr(views, "make", lambda name, own: pd.read_csv(own.made[name]))
-    (tmp_path / "defects").write_bytes(defects("ksdd", range(1, 11)))
+    monkeypatch.setattr(defects, "profile", lambda name: {"ksdd": {}})
+    monkeypatch.setattr(defects, "make", lambda name, own: pd.read_csv(own.made[name]))
+    (tmp_path / "defects").write_bytes(measured("ksdd", range(1, 11)))
     own = SimpleNamespace(data="ksdd", profile="real", title="K", out=tmp_path, made={"defects": tmp_path / "defects"})
-    table = views.gain_by_share(own)
+    table = defects.gain_by_share(own)
     every = table[(table["of"] == "all") & (table["over"] == "Grad-CAM")]
     assert every["value"].tolist() == pytest.approx([1.5, 3.5, 5.5, 7.5, 9.5])
     assert every["area"].tolist() == [1.5, 3.5, 5.5, 7.5, 9.5] and set(every["defects"]) == {2}
@@ -156,23 +157,23 @@ def test_gains_by_share_by_hand(few, tmp_path, monkeypatch):
 def test_the_data_sets_before_are_pooled(few, tmp_path, monkeypatch):
     """One group in two data sets is two groups, and one image two images. A set that is not measured is left out."""
     sets = {name: SimpleNamespace(data=name, profile="real", title=name.upper(), out=tmp_path / name) for name in "abc"}
-    monkeypatch.setattr(views, "profile", lambda name: dict.fromkeys("abcd"))
-    monkeypatch.setattr(views, "Study", lambda profile, data, kept: sets[data])
-    monkeypatch.setattr(views, "make", lambda name, own: pd.read_csv(own.out / RESULTS["defects"].file, compression=None))
+    monkeypatch.setattr(defects, "profile", lambda name: dict.fromkeys("abcd"))
+    monkeypatch.setattr(defects, "Study", lambda profile, data, kept: sets[data])
+    monkeypatch.setattr(defects, "make", lambda name, own: pd.read_csv(own.out / RESULTS["defects"].file, compression=None))
     for name, gain in (("a", 10), ("c", 20)):
-        files.write(tmp_path / name / RESULTS["defects"].file, defects(name, [gain] * 5).decode())
-    table = views.gain_by_share(sets["c"])
+        files.write(tmp_path / name / RESULTS["defects"].file, measured(name, [gain] * 5).decode())
+    table = defects.gain_by_share(sets["c"])
     every = table[(table["of"] == "all") & (table["over"] == "Grad-CAM")]
     assert every["defects"].sum() == 10 and every["value"].tolist() == pytest.approx([15] * 5)
     assert set(table["data"]) == {"A and C"}
-    first = views.gain_by_share(sets["a"])
+    first = defects.gain_by_share(sets["a"])
     assert set(first["data"]) == {"A"} and first.query("of == 'all'")["defects"].sum() == 10  # 5 over each method
 
 
 def test_the_figure_has_bands_and_the_papers_gains(few, tmp_path):
     rows = [
         {"of": of, "over": row, "area": area, "value": 5.0 * n, "ci_low": 5.0 * n - 1, "ci_high": 5.0 * n + 2, "data": "K"}
-        for of in ("all", "crops") for row in views.OTHERS for n, area in enumerate((0.1, 1.0, 10.0))
+        for of in ("all", "crops") for row in defects.OTHERS for n, area in enumerate((0.1, 1.0, 10.0))
     ]  # fmt: skip
     own = made.study()
     own.settings = own.settings | {"tiles": 320}
@@ -190,6 +191,34 @@ def test_the_figure_has_bands_and_the_papers_gains(few, tmp_path):
 
 def test_nothing_is_measured_for_other_tables_than_those_of_defects(study):
     assert all(RESULTS[name].tables == (4,) and RESULTS[name].losses == ("sigmoid",) for name in MINE)
+
+
+def test_a_profile_without_a_second_cut_has_none_of_its_tables_and_chooses_no_share(study, monkeypatch):
+    """Its crops are cut at Otsu's threshold alone, with the same numbers, and a figure shows one mask."""
+    assert {name for name, own in RESULTS.items() if own.setting == "second_cut"} == SECOND <= {*registry.names(study)}
+
+    def titled(study):
+        drawn = figures.compared(study, {"a": SEVEN["Grad-CAM"]}, heatmaps.examples(study.test, 1), "a")
+        return [panel.get_title()[:5] for panel in drawn.axes]
+
+    both, own = make("crops", study), Study("toy", "ksdd2", kept=True)
+    assert "above" in titled(study)
+    own.settings = own.settings | {"second_cut": False}
+    monkeypatch.setattr(shares, "chosen", lambda *_: pytest.fail("a share was chosen"))
+    monkeypatch.setattr(registry, "measure", lambda *_: pytest.fail("something was measured"))
+    pd.testing.assert_frame_equal(make("crops", own), both[both["cut"] == "otsu"].reset_index(drop=True))
+    assert SECOND.isdisjoint(registry.names(own)) and {*MINE} < {*registry.names(own)}
+    shares.thin(own)
+    assert "above" not in titled(own)
+    plt.close("all")
+
+
+def test_the_notebook_shows_clean_images_where_they_are_scored(study):
+    table = make("clean", study)
+    sure, methods = made.run("11", '"clean" in', study=study, paper=paper, cuts={"otsu": "Otsu's threshold"})
+    assert sure["AUROC (%)"].tolist() == table["AUROC"][:1].tolist() and len(sure) == 1
+    assert len(methods) == len(table) - 1 == 4 * len(SEVEN) and {*methods["gated"]} == {"yes", "no"}
+    assert methods["IoU (%)"].tolist() == table["IoU"][1:].tolist() and methods["cut"].iloc[0] == "Otsu's threshold"
 
 
 @pytest.mark.parametrize("side", [None, 320])

@@ -55,9 +55,8 @@ def needs(study: Study) -> list[Need]:
 
 
 def at_shares(study: Study, name: str) -> list[Config]:
-    """The seven methods at the shares that the training `name` has chosen."""
-    chosen = shares.chosen(study, name)
-    return [replace(config, fraction=chosen[config]) for config in SEVEN.values()]
+    """The seven methods at the shares that the training `name` has chosen, if there is a second cut."""
+    return shares.own(study, name, SEVEN.values()) if study.settings["second_cut"] else []
 
 
 @result("Crops beside one view", needs, golden=("cut", "row", "single", "value"), tolerance=3, tables=(4,), setting="tiles")
@@ -69,7 +68,7 @@ def crops(study: Study) -> pd.DataFrame:
     views  what the crops of an image cost on average, as a multiple of the pixels of one view
     """
     cost, rows = make("defects", study).drop_duplicates("name")["views"].mean(), []
-    for cut in ("otsu", "share"):
+    for cut in ("otsu", *["share"] * study.settings["second_cut"]):
         one, many = (draws(_counted(study, need, cut == "share"), study.metric) for need in needs(study))
         for row, c in SEVEN.items():
             about = {"cut": cut, "row": row, **ends(one[c], "single", "single_low", "single_high"), **ends(many[c])}
