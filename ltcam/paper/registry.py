@@ -120,13 +120,18 @@ def _write(path: Path, content: bytes) -> None:
 
 def measure(study: Study, needs: Iterable[Need]) -> None:
     """Measure all that any table reads on the same part under the same protocol, in one pass for each training."""
+
+    def key(need: Need) -> tuple[Role, Protocol, int | None]:
+        usual = study.settings["first"] if need.role == "train" else None
+        return need.role, need.protocol or study.protocol, need.first or usual
+
     every = [need for name in names(study) for need in RESULTS[name].needs(study)]
-    for role, protocol, first in dict.fromkeys((need.role, need.protocol, need.first) for need in needs):
-        same = [n for n in every if (n.role, n.protocol, n.first) == (role, protocol, first)]
+    for own in dict.fromkeys(map(key, needs)):
+        same = [need for need in every if key(need) == own]
         for name, seed in zip(study.names, study.trainings["seed"], strict=True):
             mine = [n for n in same if seed in study.seeds[: n.seeds]]
             if ways := dict.fromkeys(way for n in mine for way in (*map(Way, n.configs), *map(Way, n.own(name)), *n.ways)):
-                study.measured(name, [*ways], role, protocol, first)
+                study.measured(name, [*ways], *own)
 
 
 def check(name: str, study: Study) -> str:

@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from ltcam import files
+from ltcam.engine.config import Config
 from ltcam.errors import InputError, MissingError
 from ltcam.experiment import provenance
 from ltcam.experiment.protocol import Way
 from ltcam.experiment.study import Study
 from ltcam.paper import registry, shares
 from ltcam.paper.__main__ import main
-from ltcam.paper.registry import RESULTS, Result, make, names, stale
+from ltcam.paper.registry import RESULTS, Need, Result, make, names, stale
 from tests.paper import made
 
 GOLDEN = files.ROOT / "data" / "golden" / "demo"
@@ -67,6 +68,18 @@ def test_the_first_table_measures_what_all_read(study):
     # of each seed: val and train, and the images of train that shares are chosen on; of the first the three other protocols; of
     # each seed the larger view; the rest is one view
     assert passes == 3 * 2 + 3 + 2
+
+
+def test_needs_that_name_the_defaults_are_measured_in_the_same_pass(study, monkeypatch):
+    one, two, calls = Config("gradcam"), Config("layercam"), []
+    needs = [Need([one]), Need([two], protocol=study.protocol), Need([one], "train"), Need([two], "train", first=5)]
+    monkeypatch.setitem(study.settings, "first", 5)
+    monkeypatch.setattr(registry, "names", lambda study: ["only"])
+    monkeypatch.setitem(RESULTS, "only", Result("only", "", pytest.fail, lambda study: needs))
+    monkeypatch.setattr(study, "measured", lambda name, ways, *rest: calls.append((name, [way.config for way in ways], *rest)))
+    registry.measure(study, needs[:3])
+    expected = [("test", study.protocol, None), ("train", study.protocol, 5)]
+    assert calls == [(name, [one, two], *key) for key in expected for name in study.names]
 
 
 def test_all_is_made_again_from_counts_alone(study, monkeypatch):
