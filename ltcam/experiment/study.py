@@ -71,10 +71,9 @@ class Study:
                 raise InputError(f"profile {name!r} has no softmax of {data!r}: expected `softmax: {{}}` in its file")
             own |= own["softmax"] | {"recipe": {**own["recipe"], "loss": loss}, "others": []}
         self.settings = own | ({"seeds": list(seeds)} if seeds else {})
-        # whose golden values are compared
-        self.reference = f"{name}{'/softmax' * softmax}" + ("" if self.settings == own else f" with seeds {list(seeds)}")
-        own_place = f"{data}{'/softmax' * softmax}"
-        self.out, self.runs, self.figures = (f(name, own_place) for f in (files.results, files.runs, files.figures))
+        place, suffix = data + "/softmax" * softmax, "" if self.settings == own else f" with seeds {list(seeds)}"
+        self.reference = name + "/softmax" * softmax + suffix  # whose golden values are compared
+        self.out, self.runs, self.figures = (f(name, place) for f in (files.results, files.runs, files.figures))
         self.dataset = known(data)
         self.metric, self.compared = self.dataset.headline, self.dataset.compared
         self.protocol = Protocol(self.settings["batch_size"], "top" if softmax else "true")
@@ -154,9 +153,10 @@ class Study:
 
     @property
     def described(self) -> str:
-        """One line: the data set, its held-out part, how many images are scored, for how many seeds, and the classes."""
-        scored = f"{len(self.test.scored)} images to score, seeds: {len(self.seeds)}"
-        return f"{self.title}, part {self.test.part}: {scored}, classes: {', '.join(self.test.classes)}"
+        """One line: the data set, its held-out parts, how many images are scored, for how many seeds, and the classes."""
+        sets = [datasets.load(self.data, part) for part in sorted({own.recipe.test for own in self.planned.values()})]
+        about = f"{sum(len(data.scored) for data in sets)} images to score, seeds: {len(self.seeds)}, classes: "
+        return f"{self.title}, part {' + '.join(data.part for data in sets)}: {about}{', '.join(sets[0].classes)}"
 
     def parameters(self) -> dict[str, Any]:
         """Of its notebooks."""
@@ -173,8 +173,7 @@ class Study:
 
     def _load(self, name: str) -> Trained:
         path, known = self.runs / name / "checkpoint.pt", dict(self.trainings[["name", "checkpoint"]].to_numpy())
-        found = load_checkpoint(path)
-        if name in known and found.sha256 != known[name]:
+        if (found := load_checkpoint(path)).sha256 != known.get(name, found.sha256):
             do = "restore it, or make all tables of this one by ltcam reproduce"
             raise InputError(f"{path} is not the checkpoint that {self.out / 'trainings.csv'} names: {do}")
         return found

@@ -135,6 +135,7 @@ def test_every_defective_image_is_counted_once_in_the_pooled_folds(tmp_path, mon
     counts, train = (study.counts(CONFIGS[:1], role).pairs for role in ("test", "train"))
     whole = datasets.load("ksdd", "all")
     assert sorted(counts["name"]) == sorted(whole.entries[i].name for i in whole.scored) and len(counts) == 14
+    assert ", part test0 + test1 + test2: 14 images to score, seeds: 1, classes: defect" in study.described
     assert counts["training"].unique().tolist() == ["seed0"] and set(counts["fold"]) == {""}
     groups = dict(zip((entry.name for entry in whole.entries), whole.groups, strict=True))
     assert counts["group"].tolist() == [groups[name] for name in counts["name"]]
