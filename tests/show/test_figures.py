@@ -53,7 +53,7 @@ def study(demo, tmp_path):
     counts = Counted(
         [("seed0", demo.entries[i].name, int(demo.labels[i].argmax()), n % 3, 1, 1) for n, i in enumerate(demo.scored[:6])]
     )
-    settings = {"varied": ["Grad-CAM", "LTGrad-CAM"], "ablated": None}
+    settings = {"varied": ["Grad-CAM", "LTGrad-CAM"], "ablated": None, "pictures": 5, "second_cut": True}
     about = {
         "data": "demo",
         "dataset": demo,
