@@ -176,7 +176,7 @@ def steps(table: pd.DataFrame, title: str) -> Figure:
     """A panel for each cut, and its score with the interval for each step. table: best.csv."""
     chosen = table[table["kind"] == "step"].assign(label=lambda own: own["name"].map(words))
     panels = {said: chosen[chosen["cut"] == cut] for cut, said in CUTS.items()}
-    return forest(panels, ("value", "ci_low", "ci_high"), "IoU (%) with its 95% interval", title)
+    return forest(panels, ("value", "ci_low", "ci_high"), "score (%) with its 95% interval; hue: beside the step above", title)
 
 
 @own_style
