@@ -14,6 +14,18 @@ from ltcam.experiment.protocol import Loss, plain
 from ltcam.experiment.vgg16 import Head
 
 Augment = Literal["none", "flips", "light"]
+# What a profile may set beside its recipe.
+DEFAULTS: dict[str, Any] = {
+    "seeds": [], "folds": 0, "batch_size": 8,
+    "softmax": None,  # what the setting "softmax" changes here, e.g. {seeds: [0]}; None: it is not trained
+    "deltas": [float(delta) for delta in range(0, 100, 10)],  # of the cross of percentile scope, scale and delta
+    "varied": ["Grad-CAM", "Grad-CAM, fused", "LTGrad-CAM", "Layer-CAM", "LTLayer-CAM", "FullGrad"],  # rows of the ablations
+    "protocols": ["labels", "outputs", "size"],  # of the ablations
+    "ablated": None, "others": [],  # the first so many seeds are ablated; other trainings, by their folders
+    "first": None, "images": None,  # so many training images are swept, images looked into; None: all
+    "chosen_on": None, "drawn_on": None, "scored_on": None,  # images for what goes beyond the paper
+    "second_cut": True, "pictures": 5, "tiles": None,  # at a share of the maximum; pixels of a crop's side, None: no crops
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -75,13 +75,17 @@ class Counts:
         """The counts if a map claimed only the classes that `labels` names; of other classes that are there all is missed.
 
         logits: a row for each image by its name, a column for each output, as `Store.logits` gives them.
+        Raises MissingError if an image has none.
         """
         if labels == "every":
             return self
         area = (self.values[..., 0] + self.values[..., 2]).max(axis=1, initial=0)
-        named = explained(torch.tensor(logits.to_numpy()), labels, loss) if labels != "true" else None
-        rows = logits.index.get_indexer(pd.Index(self.pairs["name"]))
-        claims = area > 0 if named is None else named.numpy()[rows, self.pairs["class"]]
+        claims, names = area > 0, pd.Index(self.pairs["name"])
+        if labels != "true":
+            if len(without := names.difference(logits.index)):
+                raise MissingError(f"{without[0]} has no logits: restore logits.*.csv.gz beside the counts")
+            named = explained(torch.tensor(logits.loc[names].to_numpy()), labels, loss)
+            claims = named.numpy()[np.arange(len(names)), self.pairs["class"]]
         missed = np.zeros_like(self.values)
         missed[..., 2] = area[:, None]
         values = np.where(claims[:, None, None], self.values, missed)

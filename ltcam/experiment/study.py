@@ -13,6 +13,7 @@ training parts are computed fold by fold and averaged.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -31,7 +32,7 @@ from ltcam.errors import InputError, MissingError
 from ltcam.experiment import provenance
 from ltcam.experiment.counting import identity, measure
 from ltcam.experiment.protocol import LATER, Loss, Protocol, Way
-from ltcam.experiment.recipe import Recipe, Training, planned, profile
+from ltcam.experiment.recipe import DEFAULTS, Recipe, Training, planned, profile
 from ltcam.experiment.scores import Counts
 from ltcam.experiment.store import Store
 from ltcam.experiment.trained import Trained, load_checkpoint
@@ -39,24 +40,14 @@ from ltcam.experiment.training import train
 from ltcam.files import sha256
 
 Role = Literal["test", "train"]
-DEFAULTS: dict[str, Any] = {
-    "seeds": [], "folds": 0, "batch_size": 8,
-    "softmax": None,  # what the setting "softmax" changes here, e.g. {seeds: [0]}; None: it is not trained
-    "deltas": [float(delta) for delta in range(0, 100, 10)],  # of the cross of percentile scope, scale and delta
-    "varied": ["Grad-CAM", "Grad-CAM, fused", "LTGrad-CAM", "Layer-CAM", "LTLayer-CAM", "FullGrad"],  # rows of the ablations
-    "protocols": ["labels", "outputs", "size"],  # of the ablations
-    "ablated": None, "others": [],  # the first so many seeds are ablated; other trainings, by their folders
-    "first": None, "images": None,  # so many training images are swept, images looked into; None: all
-    "chosen_on": None, "drawn_on": None, "scored_on": None,  # images for what goes beyond the paper
-    "second_cut": True, "pictures": 5, "tiles": None,  # at a share of the maximum; pixels of a crop's side, None: no crops
-}  # fmt: skip
+AGAIN = "again"  # a training made where the checkpoints of the kept counts are gone
 
 
 class Study:
     """The trainings of data set `data` in `profile`. Raises InputError for an unknown profile or data set of it.
 
-    kept: read only what is kept, and open no data and no checkpoint, as for tables of committed counts. Then what is missing is
-    an error. Without it, what is missing is measured. seeds: to train instead of the profile's. loss: the setting.
+    kept: read what is kept, and measure and train nothing: what is missing is an error. The variable LTCAM_KEPT sets it for
+    every study. seeds: to train instead of the profile's. loss: the setting.
     """
 
     def __init__(
@@ -64,8 +55,8 @@ class Study:
     ) -> None:  # fmt: skip
         if data not in (sets := profile(name)):
             raise InputError(f"profile {name!r} has no data set {data!r}: expected one of {list(sets)}")
-        self.profile, self.data, self.kept, self.given, self.loss = name, data, kept, seeds, loss
-        own, softmax = DEFAULTS | sets[data], loss == "softmax"
+        self.profile, self.data, self.given, self.loss = name, data, seeds, loss
+        self.kept, own, softmax = kept or bool(os.environ.get("LTCAM_KEPT")), DEFAULTS | sets[data], loss == "softmax"
         if softmax:
             if own["softmax"] is None:
                 raise InputError(f"profile {name!r} has no softmax of {data!r}: expected `softmax: {{}}` in its file")
@@ -106,7 +97,9 @@ class Study:
         return Store(self.out)
 
     def train(self) -> None:
-        """Train what is not trained yet, one by one. Writes `trainings.csv`, and losses and label scores of each training."""
+        """Train what is not trained yet, unless the study is `kept`. Writes `trainings.csv`, and losses and label scores."""
+        if self.kept:
+            return
         self.complete()
         rows = []
         for training in self.planned.values():
@@ -137,8 +130,14 @@ class Study:
 
     @cached_property
     def trained(self) -> Trained:
-        """The first training. Figures show its heatmaps, on images that it has not seen."""
-        return self._load(self.names[0])
+        """The training whose heatmaps figures show, on images that it has not seen."""
+        return self._load(self.pictured)
+
+    @property
+    def pictured(self) -> str:
+        """The name of that training: the first, or `AGAIN` if only that has a checkpoint."""
+        there = [name for name in (self.names[0], AGAIN) if (self.runs / name / "checkpoint.pt").is_file()]
+        return [*there, self.names[0]][0]
 
     @cached_property
     def test(self) -> Segmentation:
@@ -155,8 +154,10 @@ class Study:
     def described(self) -> str:
         """One line: the data set, its held-out parts, how many images are scored, for how many seeds, and the classes."""
         sets = [datasets.load(self.data, part) for part in sorted({own.recipe.test for own in self.planned.values()})]
-        about = f"{sum(len(data.scored) for data in sets)} images to score, seeds: {len(self.seeds)}, classes: "
-        return f"{self.title}, part {' + '.join(data.part for data in sets)}: {about}{', '.join(sets[0].classes)}"
+        scored, classes = sum(len(data.scored) for data in sets), ", ".join(sets[0].classes)
+        about = f"{self.title}, part {' + '.join(data.part for data in sets)}: {scored} images to score"
+        again = "\nHeatmaps are of a training made again: no checkpoint is left of those whose counts the tables have."
+        return f"{about}, seeds: {len(self.seeds)}, classes: {classes}{again * (self.pictured == AGAIN)}"
 
     def parameters(self) -> dict[str, Any]:
         """Of its notebooks."""
@@ -169,7 +170,7 @@ class Study:
 
     def load(self, name: str) -> Trained:
         """Raises InputError for another checkpoint than the one whose tables are there."""
-        return self.trained if name == self.names[0] else self._load(name)
+        return self.trained if name == self.pictured else self._load(name)
 
     def _load(self, name: str) -> Trained:
         path, known = self.runs / name / "checkpoint.pt", dict(self.trainings[["name", "checkpoint"]].to_numpy())

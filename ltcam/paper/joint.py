@@ -19,12 +19,11 @@ from ltcam.engine.stages import Outputs
 from ltcam.engine.tricks import Normalize
 from ltcam.experiment.protocol import Labels, Loss, Protocol
 from ltcam.experiment.scores import Floats, draws, ends
-from ltcam.experiment.study import Study
+from ltcam.experiment.study import AGAIN, Study
 from ltcam.paper.ablations import tau
 from ltcam.paper.registry import Need, make, result
 from ltcam.paper.tables import ROWS, margin, published
 
-AGAIN = "again"  # a sigmoid training of the softmax's machine, where those of the field's study were made on another
 SCALES: tuple[Normalize, ...] = ("none", "minmax", "tanh")
 LABELS: tuple[Labels, ...] = ("true", "predicted", "top")
 PERMUTED = 10_000

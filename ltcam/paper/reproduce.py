@@ -82,7 +82,7 @@ def reproduce(
             continue
         with alone(study.out, ".run.lock"):
             files.clear(study.figures)
-            if study.counted_only() and not force:
+            if study.counted_only() and not force and not study.kept:
                 _tables(study)
             else:
                 done += _series(study, series, chosen, force, not only)
@@ -126,7 +126,7 @@ def _series(study: Study, series: Mapping[Path, set[str]], chosen: Sequence[Path
     """Execute the `chosen` notebooks of a study that are not up to date. series: each notebook with its parameters. both: of
     a profile with two settings make the `whole` of both before the last notebook. A run that is killed there goes on there."""
     digest, copies = hashlib.sha256(json.dumps(inputs(study), sort_keys=True).encode()), []
-    stale = force or not _trained(study)
+    stale, both = force or not (study.kept or _trained(study)), both and not study.kept
     for path, known in series.items():
         values = {key: value for key, value in study.parameters().items() if key in known}
         cells = [(cell["cell_type"], cell["source"]) for cell in json.loads(path.read_text("utf-8"))["cells"]]

@@ -14,7 +14,6 @@ import seaborn as sns
 import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
-from numpy.typing import NDArray
 
 COLORS = {"better": "tab:blue", "holds": "tab:blue", "worse": "tab:orange", "fails": "tab:orange"}  # equal and open are gray
 HUES = "blue: holds or better; orange: fails or worse; gray: open or equal"  # apart for color-blind eyes too
@@ -137,7 +136,8 @@ def gains(each: pd.DataFrame, grouped: pd.DataFrame, names: Sequence[str], title
         panel.plot(each[by], each[name], ".", markersize=2.5, alpha=0.35)
         line = grouped[(grouped["by"] == by) & (grouped["row"] == name)]
         middles = line["group"].map(each.groupby("group")[by].median())
-        panel.errorbar(middles, line["value"], _ends(line), color="black", marker="o", markersize=4, capsize=3)
+        reach = line[["ci_low", "ci_high"]].sub(line["value"], axis=0).abs().to_numpy().T
+        panel.errorbar(middles, line["value"], reach, color="black", marker="o", markersize=4, capsize=3)
         panel.axhline(0, color="black", linewidth=0.8)
         panel.set(xscale="log", xlabel=LABELS[by])
         panel.xaxis.set(**plain())
@@ -205,11 +205,6 @@ def _panels(titles: Sequence[str], size: tuple[float, float], title: str = "", s
         panel.tick_params(labelsize=8)
     figure.suptitle(title, fontsize=10)
     return figure, axes
-
-
-def _ends(rows: pd.DataFrame) -> NDArray[np.float64]:
-    """How far the interval of each value reaches below and above it: (2, rows)."""
-    return rows[["ci_low", "ci_high"]].sub(rows["value"], axis=0).abs().to_numpy().T
 
 
 def plain() -> dict[str, Any]:

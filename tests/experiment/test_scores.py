@@ -300,3 +300,13 @@ def test_labels_are_a_query():
     assert read("true") == there and read("every") == there | {("b", 2): [0, 7, 0]}
     assert read("top") == there | wrong | {("a", 1): [0, 0, 4]}
     assert read("predicted") == there | wrong  # exp(-0.5) is more than half
+
+
+@pytest.mark.parametrize("kept", ["", "ab"])
+def test_an_image_without_logits_is_named(kept):
+    """As when the file of logits is gone or cut off: no other image's logits speak for it."""
+    counts = table([("a", 0, 4, 1, 2), ("b", 0, 5, 2, 0), ("c", 0, 1, 1, 8)])
+    logits = pd.DataFrame(np.zeros((len(kept), 2)), index=[*kept])
+    assert len(counts.explained(logits, "true", "sigmoid").pairs) == 3
+    with pytest.raises(MissingError, match=f"^{'abc'[len(kept)]} has no logits: restore logits"):
+        counts.explained(logits, "top", "sigmoid")

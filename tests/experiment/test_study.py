@@ -189,3 +189,24 @@ def test_another_checkpoint_does_not_stand_beside_the_tables_of_the_first(two, t
             InputError, match=r"seed0/checkpoint.pt is not the checkpoint that .*trainings.csv names: restore it"
         ):
             call()
+
+
+def test_pictures_are_of_a_training_made_again_where_checkpoints_are_gone(two, monkeypatch, tmp_path):
+    """LTCAM_KEPT reads kept counts in every study, and trains nothing. Its heatmaps are of the training `again`."""
+    expected, first = two.counts(CONFIGS).values.tolist(), two.load("seed0").sha256
+    monkeypatch.setenv("LTCAM_KEPT", "1")
+    monkeypatch.setenv("LTCAM_RUNS", str(tmp_path))
+    (tmp_path / "voc2012" / "again").mkdir(parents=True)
+    kept = Study("tiny", "voc2012")
+    with pytest.raises(MissingError, match=r"no weights at .*seed0/checkpoint.pt"):
+        kept.trained  # noqa: B018
+    shutil.copyfile(two.runs / "seed1" / "checkpoint.pt", tmp_path / "voc2012" / "again" / "checkpoint.pt")
+    kept = Study("tiny", "voc2012")
+    before = sorted(path for path in two.out.rglob("*"))
+    kept.train()
+    assert before == sorted(path for path in two.out.rglob("*")) and kept.counts(CONFIGS).values.tolist() == expected
+    assert kept.trained.sha256 != first and kept.described == f"{two.described}\nHeatmaps are of a training made again: no " + (
+        "checkpoint is left of those whose counts the tables have."
+    )
+    with pytest.raises(MissingError, match=r"no weights at .*seed0/checkpoint.pt"):
+        kept.load("seed0")  # no other is measured in its name

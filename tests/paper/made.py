@@ -9,9 +9,8 @@ import pandas as pd
 from ltcam import data as datasets
 from ltcam import files
 from ltcam.experiment.protocol import Protocol
-from ltcam.experiment.recipe import Recipe
+from ltcam.experiment.recipe import DEFAULTS, Recipe
 from ltcam.experiment.scores import Counts
-from ltcam.experiment.study import DEFAULTS
 
 
 def counts(scores, images=8, training="seed0"):

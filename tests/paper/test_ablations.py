@@ -7,8 +7,8 @@ from scipy import stats
 from ltcam.engine.config import READINGS, Config
 from ltcam.errors import InputError
 from ltcam.experiment.protocol import Protocol
+from ltcam.experiment.recipe import DEFAULTS as SETTINGS
 from ltcam.experiment.scores import Counts, scores
-from ltcam.experiment.study import DEFAULTS as SETTINGS
 from ltcam.experiment.study import Study
 from ltcam.experiment.training import train
 from ltcam.paper import ablations

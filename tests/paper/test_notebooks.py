@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from ltcam import files
-from ltcam.experiment.recipe import Recipe
-from ltcam.experiment.study import DEFAULTS, Study
+from ltcam.experiment.recipe import DEFAULTS, Recipe
+from ltcam.experiment.study import Study
 from ltcam.paper import breakdown
 from tests.paper import made
 

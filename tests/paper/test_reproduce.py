@@ -236,6 +236,15 @@ def test_without_checkpoints_the_tables_are_made_of_counts(toys, monkeypatch, ca
     assert not (toys.study.out / "signs.csv.gz").exists()
 
 
+def test_a_kept_study_runs_its_notebooks_and_measures_nothing(toys, monkeypatch):
+    """So pictures and pages follow where the checkpoints of the counts are gone."""
+    for checkpoint in toys.study.runs.rglob("*.pt"):
+        checkpoint.unlink()
+    monkeypatch.setenv("LTCAM_KEPT", "1")
+    edit("01_a", lambda cells: cells.append(nbformat.v4.new_markdown_cell("A word.")))
+    assert toys() == ["01_a", "02_b"] and toys.whole == [] and toys() == []
+
+
 def test_missing_data_are_all_named_before_anything_runs(tmp_path, monkeypatch, output):
     monkeypatch.setenv("LTCAM_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(DataError) as caught:

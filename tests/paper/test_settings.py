@@ -16,7 +16,7 @@ from ltcam import files, paper
 from ltcam.engine.config import Config
 from ltcam.errors import InputError
 from ltcam.experiment.scores import scores
-from ltcam.experiment.study import Study
+from ltcam.experiment.study import AGAIN, Study
 from ltcam.experiment.training import train
 from ltcam.paper import RESULTS, claims, joint, make, shares, tables
 from ltcam.paper.__main__ import main
@@ -41,7 +41,7 @@ def both(tmp_path_factory):
         patch.setattr(joint, "PERMUTED", 100)
         field, paper = Study("toy", "voc2012").both
         field.train()
-        train(field.planned["seed0"].recipe, field.runs / joint.AGAIN)
+        train(field.planned["seed0"].recipe, field.runs / AGAIN)
         paper.train()
         for name in names(paper):
             make(name, paper)
@@ -254,6 +254,6 @@ def test_the_sigmoid_of_the_softmaxs_machine_is_read_where_there_is_one(monkeypa
     monkeypatch.setattr(joint, "Study", lambda *_: field)
     monkeypatch.setattr(joint, "draws", lambda counts, metric: {config: np.zeros((1, 1)) for config in joint.CONFIGS})
     if again:
-        files.write(tmp_path / joint.AGAIN / "run.json", "{}")
+        files.write(tmp_path / AGAIN / "run.json", "{}")
     joint.scores(study)
-    assert {*asked} == {joint.AGAIN if again else "seed0"}
+    assert {*asked} == {AGAIN if again else "seed0"}
