@@ -118,16 +118,19 @@ def steps(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def gallery(study: Study) -> str:
-    """Every figure of a study with its caption, and a link to every table."""
-    drawn = {name: entry for name, entry in FIGURES.items() if (study.figures / f"{name}.png").is_file()}
-    place = f"{study.profile}/{study.data}"
-    pictures = [f"![{entry.alt}](figures/{place}/{name}.png)\n\n*{entry.caption}*" for name, entry in drawn.items()]
-    return "\n\n".join(["## Figures", *pictures, *(f"## Tables: {titled(own)}\n\n{linked(own)}" for own in study.both)])
+    """Every figure of a study, in both settings, with its caption, and a link to every table."""
+    said = []
+    for own in study.both:
+        place = own.figures.relative_to(ROOT).as_posix()
+        drawn = {name: entry for name, entry in FIGURES.items() if (own.figures / f"{name}.png").is_file()}
+        setting = "; softmax, one class an image" * (own.loss == "softmax")
+        said += [f"![{entry.alt}]({place}/{name}.png)\n\n*{entry.caption}{setting}*" for name, entry in drawn.items()]
+    return "\n\n".join(["## Figures", *said, *(f"## Tables: {titled(own)}\n\n{linked(own)}" for own in study.both)])
 
 
 def linked(study: Study) -> str:
     """A point for each table of a study, with a link to its file."""
-    place = f"results/{study.profile}/{study.data}{'/softmax' * (study.loss == 'softmax')}"
+    place = study.out.relative_to(ROOT).as_posix()
     made = [own for own in RESULTS.values() if (study.out / own.file).is_file()]
     return "\n".join(f"- {own.caption}: [{own.file}]({place}/{own.file})" for own in made)
 
