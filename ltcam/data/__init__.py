@@ -32,7 +32,7 @@ def load(name: str, part: str) -> Segmentation:
     elif side in ("fit", "tune"):
         groups = sorted(set(data.groups))
         if len(groups) < 2:
-            raise DataError(f"part {whole!r} of {name} is one image or group: a hold-out takes at least two; complete it")
+            raise DataError(f"part {whole!r} of {name} is one image or group: a hold-out needs at least two; complete it")
         random.Random(0).shuffle(groups)
         tune = set(groups[: max(1, round(0.1 * len(groups)))])
         data.entries = [e for e, group in zip(data.entries, data.groups, strict=True) if (group in tune) == (side == "tune")]

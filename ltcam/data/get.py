@@ -175,7 +175,7 @@ def _download(archive: Path, name: str, temporary: Path) -> Path:
             archive.unlink(missing_ok=True)
             reasons.append(f"{url}: {' '.join(str(error).split())}")
     exact = f"{source.size:,} bytes, SHA-256 {source.sha256}" if source.sha256 else f"SHA-256 of its files in {CHECKSUMS.name}"
-    do = f"run `ltcam data get {name}` again, or fetch it elsewhere with `curl -C - -O URL`, put it at {archive} and run that"
+    do = f"run `ltcam data get {name}` again, or fetch it elsewhere with `curl -C - -O URL`, put it at {archive} and run it"
     raise UnavailableError(f"{source.file} ({exact}) could not be fetched ({'; '.join(reasons)}): {do}")
 
 

@@ -114,7 +114,7 @@ def over_views(
             pairs, logits = own, values
             if int(pairs[0, 1]) < 0 and (side or (logits.ndim > 2 and (flip or len(scales) > 1))):
                 raise InputError(
-                    "a target that looks at places is not turned or cut with the views: pass a class, or explain one view"
+                    "a target function that reads single pixels cannot follow the views: pass a class, or explain one view"
                 )
             targets = logits.argmax(dim=1) if targets is None else targets
         found.append((maps, mirrored))
