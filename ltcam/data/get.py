@@ -132,7 +132,7 @@ def get(name: str, root: AnyPath | None = None) -> Path:
     """The folder of data set `name` under `root` (None: `LTCAM_DATA`). It is fetched unless it is complete.
 
     Raises DataError if the folder is incomplete, nothing says where to fetch it, or an archive put there by hand is damaged.
-    Raises UnavailableError if no mirror gives the archive, the disk is full, or the folder cannot be written or is being.
+    Raises UnavailableError if no mirror gives the archive, the disk is full, or the folder is closed or in use.
     """
     kind, root = known(name), data_root() if root is None else Path(root)
     target, found, temporary = root / kind.folder, state(name, root), root / f".{name}.partial"

@@ -27,7 +27,7 @@ def channels_last(output: Tensor) -> Tensor:
 def tokens_to_map(tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
     """(N, T, K) -> (N, K, h, w), row by row: the `reshape` for vision transformers. The last h w tokens are the places.
 
-    grid  (h, w); None: the largest square. It leaves out up to 2 h tokens before it (class, distillation, registers).
+    grid  (h, w); None: the largest square. Up to 2 h tokens before it are left out (class, distillation, registers).
           For images that are not square: `functools.partial(ltcam.tokens_to_map, grid=(h, w))`
 
     Raises InputError for other shapes, and for fewer tokens than places.

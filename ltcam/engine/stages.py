@@ -105,9 +105,9 @@ def _put_back(value: Tensor, copy: Tensor) -> None:
 def stages(model: nn.Module, outputs: Outputs = "pool", images: Tensor | None = None) -> dict[str, str]:
     """{"S1": module name, ...}, from shallow to deep: where the paper reads its stages.
 
-    VGG and its like, wrapped, in slices or not: the max-pool outputs, or the inputs of those pools with outputs="relu".
-    Other CNNs: the last block at each resolution that runs once. They run on an empty square, so that images of any size have
-    the same stages. A model that refuses it runs on the first of `images` (N, 3, H, W). Raises InputError if none is found.
+    VGG-like models, also wrapped or in slices: the max-pool outputs, or with outputs="relu" the inputs of those pools. Other
+    CNNs: at each resolution the last block that runs once. These run on an empty square image, so that the stages do not depend
+    on the images' size. If a model refuses it, the first of `images` (N, 3, H, W) is used. Raises InputError if none is found.
     """
     one_of("outputs", outputs, Outputs)
     model = unwrap(model)
