@@ -136,7 +136,7 @@ WALKS = [  # a command, its options, and what each change of them is told: "" wh
     ("train", f"{TRAIN} --seed 0 --out PLACE", {"--seed 1": RECIPE, "--set lr=0.01": RECIPE, "--set epochs=2": RECIPE}),
     (
         "train", f"{TRAIN} --seed 0",
-        {"--seed 1": "", "--set lr=0.01": "is not the profile's recipe", "--out PLACE/one": "", "--tune": ""}
+        {"--seed 1": "", "--set lr=0.01": "changes the profile's recipe", "--out PLACE/one": "", "--tune": ""}
         | {"--softmax": "", "--subset": ""},
     ),
     ("train", f"{TRAIN} --tune", {"--seed 0": "", "--seed 1": "", "--set lr=0.01": "", "--set lr=0.01 --set epochs=2": ""}),
