@@ -42,9 +42,9 @@ Checkpoint = Annotated[Path, typer.Option(help="checkpoint.pt of a training run"
 Configs = Annotated[list[str] | None, typer.Option(help=CONFIG)]
 Flip = Annotated[bool, typer.Option("--flip", help="average over mirrored inputs too")]
 Part = Annotated[str, typer.Option(help="part of the data set")]
-Subset = Annotated[bool, typer.Option("--subset", help="go on where files of a data set are missing")]
+Subset = Annotated[bool, typer.Option("--subset", help="run even if files of a data set are missing")]
 Scales = Annotated[list[float] | None, typer.Option("--scale", help="average over scales of the input: --scale 1 --scale 1.5")]
-Tiles = Annotated[int | None, typer.Option(help="explain larger images in crops of this side, in pixels of the image")]
+Tiles = Annotated[int | None, typer.Option(help="explain larger images in square crops with this side, in pixels")]
 
 
 @app.command()
@@ -79,15 +79,15 @@ def explain(
 @app.command()
 def train(
     data: Annotated[str, typer.Option(help="a data set of `ltcam data list`")],
-    profile: Annotated[str, typer.Option(help="take its recipe; default: the profile that has DATA")] = "",
-    seed: Annotated[int | None, typer.Option(help="train this seed only, not all of the profile's")] = None,
-    softmax: Annotated[bool, typer.Option("--softmax", help="in the setting of the paper: a softmax")] = False,
-    setting: Annotated[list[str] | None, typer.Option("--set", help="set NAME=VALUE in the recipe, e.g. epochs=2")] = None,
+    profile: Annotated[str, typer.Option(help="profile with the recipe; default: one that has DATA")] = "",
+    seed: Annotated[int | None, typer.Option(help="train only this seed; default: all of the profile")] = None,
+    softmax: Annotated[bool, typer.Option("--softmax", help="train in the setting of the paper, a softmax")] = False,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="change the recipe: NAME=VALUE, e.g. epochs=2")] = None,
     tune: Annotated[bool, typer.Option("--tune", help="train on 9/10 of the training part, score on the rest")] = False,
     out: Annotated[Path | None, typer.Option(help="folder of the run; default: in LTCAM_RUNS or the results")] = None,
     subset: Subset = False,
 ) -> None:
-    """Train classifiers on image labels, several in a folder each. An interrupted run goes on where it stopped."""
+    """Train classifiers on image labels, each in its own folder. An interrupted run goes on where it stopped."""
     import pandas as pd
 
     from ltcam.data import load
@@ -103,7 +103,7 @@ def train(
     chosen = [*study.planned.values()][: 1 if tune else None]
     load(data, chosen[0].recipe.train).check(subset)
     if setting and not out and not tune:
-        raise InputError(f"--set {setting[0]} is not the profile's recipe, whose checkpoint stays: expected --out FOLDER too")
+        raise InputError(f"--set {setting[0]} changes the profile's recipe: pass --out FOLDER too, to keep its checkpoint")
     tried = [*(setting or []), *([] if seed is None else [f"seed={seed}"])]
     for each in chosen:
         own = out / each.name if out and len(chosen) > 1 else out
@@ -135,7 +135,7 @@ def evaluate(
     flip: Flip = False,
     tiles: Tiles = None,
 ) -> None:
-    """Measure heatmaps, Otsu masks and scores on the checkpoint's data set, by default on the held-out part.
+    """Measure heatmaps, Otsu masks and scores on the checkpoint's data set. The default is its held-out part.
 
     Without --config it measures the rows of all tables of the paper.
     """
@@ -173,9 +173,9 @@ def export_seeds(
     scales: Scales = None,
     flip: Flip = False,
     tiles: Tiles = None,
-    best: Annotated[bool, typer.Option("--best", help="the best that was found, in its own views (notebook 12)")] = False,
+    best: Annotated[bool, typer.Option("--best", help="use the best configuration and views of notebook 12")] = False,
 ) -> None:
-    """Write seeds in IRN's format, by default of the part trained on. An interrupted run goes on where it stopped."""
+    """Write seeds in IRN's format. The default part is the training part. An interrupted run goes on where it stopped."""
     from ltcam.experiment import seeds, trained
     from ltcam.paper import beyond
 
@@ -192,11 +192,11 @@ def export_seeds(
 
 @app.command()
 def eval_seeds(
-    checkpoint: Annotated[Path | None, typer.Option(help="checkpoint.pt of a training run, whose seeds are scored")] = None,
-    folder: Annotated[Path | None, typer.Option(help="or a folder of seeds: <image name>.npy, in IRN's format")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="score the seeds of this checkpoint.pt of a training run")] = None,
+    folder: Annotated[Path | None, typer.Option(help="or score a folder of seeds: <image name>.npy, in IRN's format")] = None,
     data: Annotated[str, typer.Option(help="the data set of FOLDER, e.g. voc2012")] = "",
     part: Part = "",
-    choose_on: Annotated[str, typer.Option(help="another part, whose best threshold is used too, e.g. train for val")] = "",
+    choose_on: Annotated[str, typer.Option(help="also use the threshold that is best on this part, e.g. train for val")] = "",
     config: Configs = None,
     batch_size: int = 8,
     scales: Scales = None,
@@ -204,7 +204,7 @@ def eval_seeds(
     tiles: Tiles = None,
     out: Annotated[Path | None, typer.Option(help="folder for seeds.csv and curves.csv, the score at every threshold")] = None,
 ) -> None:
-    """Score seeds as weakly-supervised segmentation does: mIoU with background, by threshold, on the part trained on."""
+    """Score seeds by mIoU with background at each threshold, as papers do. The default part is the training part."""
     from ltcam.data import load
     from ltcam.experiment import provenance, seeds, trained
 
@@ -240,10 +240,10 @@ def reproduce(
     data: Annotated[str, typer.Option(help="run only this data set of the profile")] = "",
     start: Annotated[str, typer.Option("--from", help="begin at the notebook whose name starts with this, e.g. 03")] = "",
     force: Annotated[bool, typer.Option("--force", help="also run notebooks whose inputs have not changed")] = False,
-    seed: Annotated[list[int] | None, typer.Option(help="use this training only, not all of the profile's")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="use only this seed, may be repeated; default: all")] = None,
     subset: Subset = False,
 ) -> None:
-    """Run the notebooks. They leave every table, figure and executed notebook. What is up to date is skipped."""
+    """Run the notebooks, which write all tables and figures. Notebooks that are up to date are skipped."""
     from ltcam.paper.reproduce import reproduce as run
 
     run(profile, only, data, start=start, force=force, seeds=seed or [], subset=subset)

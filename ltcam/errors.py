@@ -32,13 +32,13 @@ class DivergedError(LtcamError, FloatingPointError):
 
 @contextmanager
 def one_line(program: str) -> Iterator[None]:
-    """Ends `program` with one line where the block fails for a reason that is no bug. A bug keeps its traceback."""
+    """Ends `program` with one line if the block fails for a reason that is no bug. A bug keeps its traceback."""
     try:
         yield
     except (LtcamError, PermissionError) as error:
         if isinstance(closed := error.__cause__ if isinstance(error, InputError) else error, PermissionError):
             do = "ask its owner, or set LTCAM_OUTPUT, LTCAM_RUNS or LTCAM_DATA to a folder of your own"
-            sys.exit(f"{program}: {closed.filename} is closed to you ({closed.strerror}): {do}")
+            sys.exit(f"{program}: {closed.filename} cannot be opened ({closed.strerror}): {do}")
         sys.exit(f"{program}: {error}")
     except RuntimeError as error:
         if not of_loader(error):

@@ -52,7 +52,7 @@ def _place(variable: str, default: str = "") -> Path:
     try:
         return ROOT / Path(given).expanduser()
     except RuntimeError as error:
-        raise InputError(f"{variable}={given} begins with a home that is not there: expected a folder") from error
+        raise InputError(f"{variable}={given} begins with the home of an unknown user: expected a folder") from error
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def atomic(path: AnyPath, new: bool = False) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             if new and path.is_file() and path.read_bytes() != temporary.read_bytes():
-                raise InputError(f"{path} is there and shows something else: name another file, or move it away")
+                raise InputError(f"{path} exists and is not the same: name another file, or move it away")
             temporary.replace(path)
     finally:
         with suppress(OSError):  # where nothing could be written, there is nothing to remove

@@ -103,7 +103,7 @@ def test_train_names_its_folders_by_seed_and_fold(study, monkeypatch, tmp_path):
     command = ["train", "--data", "voc2012", "--profile", "toy"]
     ltcam(*command, "--out", tmp_path, "--set", "epochs=9")
     assert [folder for folder, _ in asked] == [tmp_path / f"seed{s}" / f"fold{f}" for s in (0, 1) for f in (0, 1)]
-    with pytest.raises(InputError, match=r"^--set epochs=9 is not the profile.s recipe, whose checkpoint stays: expected"):
+    with pytest.raises(InputError, match=r"^--set epochs=9 changes the profile.s recipe: pass --out FOLDER too"):
         ltcam(*command, "--set", "epochs=9")
 
 

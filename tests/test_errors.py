@@ -205,7 +205,7 @@ def test_results_of_another_user_end_in_one_line(file, study, closed, monkeypatc
         monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(name, run_name="__main__")
-    said = f"{name}: {path} is closed to you (Permission denied): ask its owner, or set LTCAM_OUTPUT, LTCAM_RUNS or LTCAM_DATA"
+    said = f"{name}: {path} cannot be opened (Permission denied): ask its owner, or set LTCAM_OUTPUT, LTCAM_RUNS or LTCAM_DATA"
     assert ended.value.code == f"{said} to a folder of your own"
 
 

@@ -40,7 +40,7 @@ def test_an_empty_place_is_the_default_and_a_tilde_is_the_home(variable, monkeyp
         monkeypatch.setenv(variable, given)
         assert place() == expected
     monkeypatch.setenv(variable, "~nobody-of-that-name")
-    with pytest.raises(InputError, match=rf"{variable}=~nobody-of-that-name begins with a home that is not there: expected"):
+    with pytest.raises(InputError, match=rf"{variable}=~nobody-of-that-name begins with the home of an unknown user: expected"):
         place()
 
 

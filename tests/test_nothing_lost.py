@@ -129,14 +129,14 @@ def walk(folder, command, first, changed):
 TRAIN = "--data voc2012 --profile tiny"
 RECIPE, SCORES = (
     "has a training of another recipe or data, or no last.pt: name another",
-    "seeds.csv is there and was made by other options: name",
+    "seeds.csv exists and was made with other options: name",
 )
-PICTURE, NPY, TABLES = "is there and shows something else: name another file", ".npy files of another", "set LTCAM_OUTPUT to"
+PICTURE, NPY, TABLES = "exists and is not the same: name another file", ".npy files of another", "set LTCAM_OUTPUT to"
 WALKS = [  # a command, its options, and what each change of them is told: "" where it adds
     ("train", f"{TRAIN} --seed 0 --out PLACE", {"--seed 1": RECIPE, "--set lr=0.01": RECIPE, "--set epochs=2": RECIPE}),
     (
         "train", f"{TRAIN} --seed 0",
-        {"--seed 1": "", "--set lr=0.01": "is not the profile's recipe", "--out PLACE/one": "", "--tune": ""}
+        {"--seed 1": "", "--set lr=0.01": "changes the profile's recipe", "--out PLACE/one": "", "--tune": ""}
         | {"--softmax": "", "--subset": ""},
     ),
     ("train", f"{TRAIN} --tune", {"--seed 0": "", "--seed 1": "", "--set lr=0.01": "", "--set lr=0.01 --set epochs=2": ""}),

@@ -62,7 +62,7 @@ def test_the_wheel_has_all_that_the_package_reads(site):
 def test_what_wants_a_checkout_says_so_in_one_line(command, installed, tmp_path):
     done = installed(*command)
     said = (
-        r"ltcam(\.paper)?: \S+/profiles has no profiles: train and reproduce want a checkout of the repository: run them .*\n"
+        r"ltcam(\.paper)?: \S+/profiles has no profiles: train and reproduce need a checkout of the repository: run them .*\n"
     )
     assert done.returncode == 1 and re.fullmatch(said, done.stderr), done.stderr
     assert not [*(tmp_path / "empty").iterdir()]

@@ -21,9 +21,9 @@ __all__ = ["DataError", "Sample", "Segmentation", "load", "preprocess", "present
 def load(name: str, part: str) -> Segmentation:
     """Part `part` of the data set `name` under `LTCAM_DATA`.
 
-    part is "train" or "test", for voc2012 the name of a list, for ksdd "all", "train0", "test0" and so on. `<part>/fit` and
-    `<part>/tune` are the two sides of a hold-out of it, whose groups stay whole. `<part>/36` is its first 36 images. Raises
-    DataError if the data set or the part is not there.
+    part is "train" or "test", for voc2012 the name of a list, for ksdd "all", "train0", "test0" and so on. `<part>/fit` is nine
+    tenths of the part, `<part>/tune` the rest; groups are not split. `<part>/36` is its first 36 images. Raises DataError
+    if the data set or the part is not there.
     """
     whole, slash, side = part.partition("/")
     data = known(name)(whole, data_root())
@@ -32,7 +32,7 @@ def load(name: str, part: str) -> Segmentation:
     elif side in ("fit", "tune"):
         groups = sorted(set(data.groups))
         if len(groups) < 2:
-            raise DataError(f"part {whole!r} of {name} is one image or group: a hold-out takes at least two; complete it")
+            raise DataError(f"part {whole!r} of {name} is one image or group: a hold-out needs at least two; complete it")
         random.Random(0).shuffle(groups)
         tune = set(groups[: max(1, round(0.1 * len(groups)))])
         data.entries = [e for e, group in zip(data.entries, data.groups, strict=True) if (group in tune) == (side == "tune")]

@@ -55,7 +55,7 @@ class Entry:
 
 
 class Segmentation(Dataset[Sample], ABC):
-    """A data set with image labels to train on and masks to score against. What is set here is that of a set of defects."""
+    """A data set with image labels to train on and masks to score against. The values here fit a set of defects."""
 
     name: str
     title: str  # the name in results; that of a subset says so
@@ -88,7 +88,7 @@ class Segmentation(Dataset[Sample], ABC):
     @classmethod
     @abstractmethod
     def listed(cls, folder: Path) -> dict[str, list[Entry]]:
-        """The images of each part, in a fixed order. Raises DataError if they cannot be told."""
+        """The images of each part, in a fixed order. Raises DataError if they cannot be listed."""
 
     @classmethod
     def under(cls, root: AnyPath) -> Path:
@@ -189,7 +189,7 @@ def read(path: AnyPath, mode: str | None = None, upright: bool = False) -> NDArr
     """An image file as an array, converted to `mode`: "RGB" (16 bits become 8, alpha is left out), "L", or None for indices.
 
     upright: turn the image as its EXIF orientation says. Without it the image stays as stored, which is how masks are drawn.
-    Raises DataError if the file is missing, damaged, too large to be safe, has too many bits, or fills 12 of 16 at most.
+    Raises DataError if the file is missing, damaged, too large to be safe, has too many bits, or uses at most 12 of 16.
     """
     taken, expected = MODES[mode]
     with opened(path) as image:

@@ -132,7 +132,7 @@ def get(name: str, root: AnyPath | None = None) -> Path:
     """The folder of data set `name` under `root` (None: `LTCAM_DATA`). It is fetched unless it is complete.
 
     Raises DataError if the folder is incomplete, nothing says where to fetch it, or an archive put there by hand is damaged.
-    Raises UnavailableError if no mirror gives the archive, the disk is full, or the folder cannot be written or is being.
+    Raises UnavailableError if no mirror gives the archive, the disk is full, or the folder is closed or in use.
     """
     kind, root = known(name), data_root() if root is None else Path(root)
     target, found, temporary = root / kind.folder, state(name, root), root / f".{name}.partial"
@@ -175,7 +175,7 @@ def _download(archive: Path, name: str, temporary: Path) -> Path:
             archive.unlink(missing_ok=True)
             reasons.append(f"{url}: {' '.join(str(error).split())}")
     exact = f"{source.size:,} bytes, SHA-256 {source.sha256}" if source.sha256 else f"SHA-256 of its files in {CHECKSUMS.name}"
-    do = f"run `ltcam data get {name}` again, or fetch it elsewhere with `curl -C - -O URL`, put it at {archive} and run that"
+    do = f"run `ltcam data get {name}` again, or fetch it elsewhere with `curl -C - -O URL`, put it at {archive} and run it"
     raise UnavailableError(f"{source.file} ({exact}) could not be fetched ({'; '.join(reasons)}): {do}")
 
 

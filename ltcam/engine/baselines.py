@@ -60,8 +60,8 @@ def relevancecam(
 ) -> Tensor:  # fmt: skip
     """Relevance-CAM (Lee et al. 2021): w_k = sum_ij R_kij, the relevance that reaches the layer from the logits.
 
-    It starts as |y^c| at class c and, if contrastive, -|y^c| / (C - 1) at the others. The paper's y^c would invert the map of a
-    negative logit; the authors' code has 1. Conv2d, Linear and average pools hand it on by the z+ rule without biases,
+    It starts as |y^c| at class c and, if contrastive, as -|y^c| / (C - 1) at the others. With the paper's y^c a negative
+    logit would invert the map; the authors' code has 1. Conv2d, Linear and average pools hand it on by the z+ rule, no biases:
     R_i = sum_j R_j (x_i w_ij)^+ / sum_i (x_i w_ij)^+. A max-pool's winner takes all; ReLU, dropout, views and batch norm keep
     it. It is lost only at units without a positive input, and at zeros before a batch norm. Raises InputError for any other
     operation above the layer (residual additions, functional averages, other activations), and if contrastive for one logit.
@@ -90,8 +90,8 @@ def scorecam(
 ) -> Tensor:  # fmt: skip
     """Score-CAM (Wang et al. 2020): w = softmax over k of y^c(X M_k) - y^c(0), M_k = A_k upsampled and scaled to [0, 1].
 
-    This is the paper's, with the logit as y^c like pytorch-grad-cam and torchcam. The authors' code has w_k = c's probability.
-    The baseline of zeros (the mean colour) cancels in the softmax, so it is not run. A constant A_k has M_k = 0.
+    This is the paper's formula with the logit as y^c, as in pytorch-grad-cam and torchcam. In the authors' code w_k is c's
+    probability. The baseline of zeros (the mean colour) cancels in the softmax, so it is not run. A constant A_k has M_k = 0.
     """
 
     def masked(inputs: Tensor, maps: Tensor, k: Tensor) -> Any:
@@ -110,7 +110,7 @@ def ablationcam(
     """Ablation-CAM (Desai and Ramaswamy 2020): w_k = (y^c - y^c_k) / |y^c|, y^c_k the logit with channel k set to zero.
 
     The paper divides by y^c. That is the same if y^c is positive, but a negative y^c would invert the map. If y^c is 0, the
-    drop itself is the weight. With `reshape` a channel is what `reshape` makes a channel.
+    drop itself is the weight. With `reshape` the channels are those of its result.
     """
 
     def ablated(inputs: Tensor, maps: Tensor, k: Tensor) -> Any:

@@ -1,8 +1,8 @@
 """Eqs. 10 and 11: LT + a method = layerize([method(A, truncate(G, delta)) for each layer]).
 
 Many configurations of one trace share what they can: the thresholds of all deltas cut the gradients of a layer into bins. Each
-method is a sum over G (see `methods`), so it is summed once in each bin. What a delta keeps are the bins from the largest down
-to its own.
+method is a sum over G (see `methods`), so it is summed once in each bin. A delta keeps the bins from the largest down to its
+own.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence

@@ -15,14 +15,14 @@ from ltcam.errors import InputError
 
 @dataclass(frozen=True)
 class Config:
-    """How a trace becomes a heatmap, and a heatmap a mask. It is hashable: what is measured is kept by its Config.
+    """How a trace becomes a heatmap, and a heatmap a mask. It is hashable: measurements are kept by their Config.
 
     method     a name in `ltcam.METHODS`
-    layers     what is fused: a layer's name, a stage label ("S5"), a range ("S3-S5"), a tuple of these, or "all" that is traced
+    layers     what is fused: a layer's name, a stage label ("S5"), a range ("S3-S5"), a tuple of these, or "all" traced layers
     delta      None (as published), or the percentile of Eq. 9 in [0, 100); `per` and `compare` as in `truncate`
     fuse, normalize, align_corners  as in `layerize`; align_corners=True for the maps of FullGrad's reference implementation
     fraction   the mask is what lies above this part of the heatmap's maximum, in [0, 1); None: above Otsu's threshold
-    refine     spread the fused map along the trace's own features; None: not
+    refine     spread the fused map along the trace's own features; None: do not spread
     per_channel  the literal reading of FullGrad's Eq. 7
     by         how Eq. 9 is read: as in `truncate`, or a name in READINGS
 

@@ -32,7 +32,7 @@ class Refine:
     size    the map gets about size x size places, at most 64 x 64, in the images' aspect: 28 x 28 for square images
     power   of the similarities, above 0. The larger it is, the fewer places share
     steps   how often the map is spread
-    then    what follows: "" nothing, "times" the map itself is multiplied in, "floor" the least value is taken off
+    then    what follows: "" nothing, "times" multiplies by the map itself, "floor" subtracts the least value
     """
 
     layers: str = "S3-S5"

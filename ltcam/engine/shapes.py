@@ -27,7 +27,7 @@ def channels_last(output: Tensor) -> Tensor:
 def tokens_to_map(tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
     """(N, T, K) -> (N, K, h, w), row by row: the `reshape` for vision transformers. The last h w tokens are the places.
 
-    grid  (h, w); None: the largest square. It leaves out up to 2 h tokens before it (class, distillation, registers).
+    grid  (h, w); None: the largest square. Up to 2 h tokens before it are left out (class, distillation, registers).
           For images that are not square: `functools.partial(ltcam.tokens_to_map, grid=(h, w))`
 
     Raises InputError for other shapes, and for fewer tokens than places.
@@ -36,7 +36,7 @@ def tokens_to_map(tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor
         raise InputError(f"tokens_to_map got {describe(tokens)}: expected one tensor (N, T, K)")
     h, w = (isqrt(tokens.shape[1]),) * 2 if grid is None else grid
     if not 0 < h * w <= tokens.shape[1] or (grid and tokens.shape[1] > h * w + MORE * max(h, w)):  # as of an image resized
-        raise InputError(f"{tokens.shape[1]} tokens make no grid of {h} x {w}: pass the image's height and width in patches")
+        raise InputError(f"{tokens.shape[1]} tokens do not form a grid of {h} x {w}: pass grid=(height, width) in patches")
     return tokens[:, tokens.shape[1] - h * w :].transpose(1, 2).reshape(len(tokens), -1, h, w)
 
 
@@ -96,7 +96,7 @@ def check_images(model: nn.Module, images: Tensor) -> None:
         other = "signals, volumes and pairs need a module around the model (docs/wrong_maps.md)"
         raise InputError(f"images are {describe(images)}: expected floats (N, 3, H, W); {other}")
     if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
-        raise InputError("the model has weights that its first run makes: run it once before")
+        raise InputError("the model has lazy weights, which its first run makes: run it once before")
     if torch.is_inference_mode_enabled() or any(t.is_inference() for t in (images, *model.parameters())):
         raise InputError("inference mode keeps no gradients: make model and images, and trace, outside torch.inference_mode")
     if not images.isfinite().all():
@@ -116,7 +116,7 @@ def called(model: nn.Module, images: Tensor) -> Any:
         if isinstance(error, LtcamError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and of_loader(error)):
             raise
         said = f"the model does not run on {describe(images)} ({type(error).__name__}: {error})"
-        way = "expected images that fit it, and a wrapper around a model of more inputs"
+        way = "pass images that fit it, and wrap a model that needs more inputs"
         if re.search("requires_grad|gradient", str(error)):  # it asks for gradients of its own, which frozen weights lack
             way = "pass create_graph=True, which keeps the gradients that the model asks for"
         raise InputError(f"{said}: {way}") from error
@@ -132,6 +132,6 @@ def logits_of(returned: Any, count: int, output: Output | None = None) -> Tensor
     if not isinstance(logits, Tensor) or logits.ndim < 2 or len(logits) != count:
         by, do = "the model" if output is None else "output=", "see output= of trace"
         if isinstance(logits, list) and any(isinstance(found, Mapping) and "scores" in found for found in logits):
-            do = "of boxes, output=lambda found: torch.stack([image['scores'].sum() for image in found])"
+            do = "for boxes pass output=lambda found: torch.stack([image['scores'].sum() for image in found])"
         raise InputError(f"{by} gives {describe(logits)}: expected the logits (N, C) of {count} images; {do}")
     return logits

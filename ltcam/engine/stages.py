@@ -105,9 +105,9 @@ def _put_back(value: Tensor, copy: Tensor) -> None:
 def stages(model: nn.Module, outputs: Outputs = "pool", images: Tensor | None = None) -> dict[str, str]:
     """{"S1": module name, ...}, from shallow to deep: where the paper reads its stages.
 
-    VGG and its like, wrapped, in slices or not: the max-pool outputs, or the inputs of those pools with outputs="relu".
-    Other CNNs: the last block at each resolution that runs once. They run on an empty square, so that images of any size have
-    the same stages. A model that refuses it runs on the first of `images` (N, 3, H, W). Raises InputError if none is found.
+    VGG-like models, also wrapped or in slices: the max-pool outputs, or with outputs="relu" the inputs of those pools. Other
+    CNNs: at each resolution the last block that runs once. These run on an empty square image, so that the stages do not depend
+    on the images' size. If a model refuses it, the first of `images` (N, 3, H, W) is used. Raises InputError if none is found.
     """
     one_of("outputs", outputs, Outputs)
     model = unwrap(model)
@@ -123,7 +123,7 @@ def stages(model: nn.Module, outputs: Outputs = "pool", images: Tensor | None = 
             octaves, running = _octaves(model, images[:1].detach())
         pools = _wrapped(model, octaves)
     if outputs == "relu" and not pools:
-        raise InputError(f"stage outputs 'relu' are of VGG-like models: {type(model).__name__} has no .features with max-pools")
+        raise InputError(f"outputs='relu' needs a VGG-like model: {type(model).__name__} has no .features with max-pools")
     found = [pool if outputs == "pool" else before for before, pool in pools] or _last_blocks(model, octaves, running)
     return {f"S{i}": name for i, name in enumerate(found, 1)}
 
@@ -207,7 +207,7 @@ def _octaves(model: nn.Module, image: Tensor) -> tuple[dict[str, tuple[int, int]
     inside = {name: {o for n, both in found.items() if n.startswith(f"{name}.") for o in both} for name in given}
     for one, other in combinations(sorted(given), 2):
         if given[one] is given[other] and not other.startswith(f"{one}.") and min(len(inside[one]), len(inside[other])) > 2:
-            said = f"{type(model).__name__} gives the images to {one!r} and to {other!r}, which have stages each"
+            said = f"{type(model).__name__} gives the images to {one!r} and to {other!r}, which both have stages"
             raise InputError(f"{said}: pass layers=[module names] of each, or explain one by one")
     return {name: octaves for name, octaves in found.items() if runs[name] == 1}, runs
 
@@ -244,6 +244,6 @@ def _last_blocks(model: nn.Module, octaves: Mapping[str, tuple[int, int]], runni
 
     last = {octaves[name][1]: name for name in sorted(blocks(model, ""), key=list(octaves).index)}
     if len(last) < 2:
-        do = "pass layers=[module names], or of a pair of images compute one side before (docs/models.md)"
+        do = "pass layers=[module names], or for a pair of images compute one side first (docs/models.md)"
         raise InputError(f"{type(model).__name__} has no stages of falling resolution in modules that run once: {do}")
     return [name for _, name in sorted(last.items())]

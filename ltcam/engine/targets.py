@@ -40,7 +40,7 @@ def explained(targets: Targets, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]
 def _pairs(targets: Any, logits: Tensor) -> list[tuple[int, int]]:
     listed, (count, classes) = _plain(logits.argmax(dim=1) if targets is None else targets), logits.shape
     if isinstance(listed, Iterable) and not isinstance(listed, Sequence):
-        raise InputError(f"targets are {describe(listed)}, which has no sure order: pass a list or a tensor")
+        raise InputError(f"targets are {describe(listed)}, which has no fixed order: pass a list or a tensor")
     listed = list(listed) if isinstance(listed, Sequence) else [listed] * count
     try:
         if getattr(targets, "ndim", 0) == 2:  # rows of 0 and 1 in one tensor, array or frame
@@ -55,7 +55,7 @@ def _pairs(targets: Any, logits: Tensor) -> list[tuple[int, int]]:
     if not pairs:
         raise InputError("targets are empty: expected at least one class for at least one image")
     if out := [c for _, c in pairs if not 0 <= c < classes]:
-        one = "; label 1 is class 0, and label 0 the function lambda logits: -logits[0]" if classes == 1 else ""
+        one = "; for label 1 pass class 0, for label 0 the function lambda logits: -logits[0]" if classes == 1 else ""
         raise InputError(f"class {out[0]} is out of range: the model has {classes} logits, expected 0 to {classes - 1}{one}")
     return pairs
 

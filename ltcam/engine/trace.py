@@ -125,7 +125,7 @@ def trace(
         if running:
             check_output(name, module, output, reshape, images)
             if name in kept:
-                do = "choose a module that runs once; of a pair of images compute one side before (docs/models.md)"
+                do = "choose a module that runs once; for a pair of images compute one side first (docs/models.md)"
                 raise InputError(f"layer {name!r} runs more than once in a forward pass: {do}")
             kept[name] = output
         handed_on: Tensor = output.clone()  # the next layer may change its input in place
@@ -149,7 +149,7 @@ def trace(
         for top, kind in ((1, "Softmax|Sigmoid"), (0, "LogSoftmax")):  # rounding leaves no gradient there, or a wrong one
             sure = ((score == 0) | (score == 1)) & (rows.amax(dim=1) == top)
             if sure.any() and any(re.search(kind, node.name()) for node in full.ancestors(score.grad_fn)):
-                said = f"a score of {score[sure][0]:g} is certain to the last bit and has no gradient"
+                said = f"a score of {score[sure][0]:g} is saturated, so it has no gradient"
                 raise InputError(f"{said}: explain the logit before the softmax or sigmoid")
         wanted: list[tuple[str, Any]] = [*kept.items(), *((name, edge) for name, edge, *_ in biases.marks)]
         gradients = iter(_backward(score, pairs, wanted + [("the input", images)] * fullgrad, create_graph))

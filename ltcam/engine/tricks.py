@@ -99,7 +99,7 @@ def layerize(
     """The layers' maps (P, h_l, w_l), bilinearly resized to `size` (H, W) and fused: (P, H, W). Eq. 8 is the plain sum.
 
     fuse is "sum", "mean", the element-wise "max", or "prod", the geometric mean of the maps, each over its maximum. normalize
-    acts on each map before, as in `normalized`; align_corners as in torch's interpolate. Maps of one size are added before they
+    scales each map first, as in `normalized`; align_corners as in torch's interpolate. Maps of one size are added before they
     are resized, because resizing is linear. Two published ways: method "hirescam" with normalize="max" and fuse="max" is
     Zoom-CAM (Shi et al. 2020, arXiv 2010.08644). "prod" orders pixels as RefineCAM's product of the same maps does (Domeniconi
     et al. 2026, arXiv 2605.14641).

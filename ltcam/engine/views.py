@@ -33,8 +33,8 @@ class Maps:
     pairs  (P, 2) long: (image, class), sorted
     logits (N, C) of the first view, or of the whole images where crops are explained
     of     {config: {layer: (P, h, w) float32}}; means of several views or crops are fused already: one map at their size
-    border the share of the height and of the width that heatmaps leave out at each edge: where the input was that much `wider`
-           at each edge it is cut off, else it is set to 0
+    border the share of the height and of the width that heatmaps leave out at each edge. If the input was `wider` by this share
+           at each edge, the heatmap is cut there, else it is set to 0 there
     """
 
     pairs: Tensor
@@ -47,7 +47,7 @@ class Maps:
     def heatmaps(self, chosen: Sequence[int], size: tuple[int, int]) -> Iterator[tuple[list[Config], Tensor]]:
         """Groups of configs with their fused heatmaps of the `chosen` pairs: (len(group), len(chosen), *size).
 
-        The configs of a group differ in layers and fraction alone. Of plain sums a layer's map is resized once in a group.
+        The configs of a group differ in layers and fraction alone. For plain sums a group resizes each layer's map once.
         """
         pairs, groups = list(chosen), dict[Config, list[Config]]()
         top, left = (min(round(share * side), side // 2) for share, side in zip(self.border, size, strict=True))
@@ -81,17 +81,17 @@ def over_views(
     size    (H, W) of the images at scale 1; None: their own
     scales, flip  each scale is one trace more, of the images resized by it (1.5 costs 2.25 traces), and with flip two
     tiles   pixels: an image with a longer side is explained in square crops of this side at its own resolution, half a side
-            apart, the last ones flush with its edges (`corners`). `cost` says what they cost. In one scale, without flip
+            apart, the last ones flush with its edges (`corners`). `cost` says what they cost. Needs one scale and no flip
     one_by_one  make maps as `explain` does, to the bit; they cost more than those of `maps_of`
 
-    Maps of several views are each fused, over their maximum, turned back and averaged.
+    Maps of several views are each fused, divided by their maximum, mirrored back and averaged.
 
-    The maps of crops are fused and averaged where they overlap, as they are: their values are the evidence for the class. Over
-    its own maximum, a crop without evidence would glow like one with an object. What a config scales by itself it scales in
+    The maps of crops are fused, and averaged where they overlap, without scaling: their values are the evidence for the class.
+    Divided by its maximum, a crop without evidence would look like one with an object. What a config itself scales is scaled in
     each crop: FullGrad's layers, maps with `normalize`, and the thresholds of `delta`. All crops explain the classes of the
-    whole images, which are traced too, at `size` (None: that of a crop), and give the logits.
+    whole images, which are traced too, at `size` (None: the size of a crop), and give the logits.
 
-    Raises InputError as `trace` does, and for a target function with crops, or one that looks at places with several views.
+    Raises InputError as `trace` does, for a target function with crops, or one that reads single pixels with several views.
     """
     check(scales, flip, tiles)
     check_images(unwrap(model), images)
@@ -114,7 +114,7 @@ def over_views(
             pairs, logits = own, values
             if int(pairs[0, 1]) < 0 and (side or (logits.ndim > 2 and (flip or len(scales) > 1))):
                 raise InputError(
-                    "a target that looks at places is not turned or cut with the views: pass a class, or explain one view"
+                    "a target function that reads single pixels cannot follow the views: pass a class, or explain one view"
                 )
             targets = logits.argmax(dim=1) if targets is None else targets
         found.append((maps, mirrored))
@@ -135,14 +135,14 @@ def explain_scales(
     delta: float | None = None, scales: Sequence[float] = (1.0, 1.5), flip: bool = True, tiles: int | None = None,
     **options: Any,
 ) -> Tensor:  # fmt: skip
-    """Heatmaps averaged over views or crops: (P, H, W) in [0, 1], each over its maximum, of the pairs that `trace` gives.
+    """Heatmaps averaged over views or crops: (P, H, W) in [0, 1], each divided by its maximum, for the pairs of `trace`.
 
     targets, layers, and the options reshape and output  as in `trace`; targets None: the largest logit at the first scale, or
             with crops that of the whole image, resized to one crop
     scales, flip, tiles  as in `over_views`; tiles needs scales=(1.0,) and flip=False
     method, delta and the other options  as in `ltcam.Config`
 
-    One scale of 1, without flip and crops, gives the maps of `explain` over their maximum. Raises InputError as both do.
+    One scale of 1, without flip and crops, gives `explain`'s, divided by their maximum. Raises InputError as `over_views`.
     """
     traced = {name: options.pop(name) for name in ("reshape", "output") if name in options}
     config = Config(method, "all", delta, **options)

@@ -83,7 +83,7 @@ def argmax_counts(maps: Tensor, classes: Tensor, mask: Tensor, t: Sequence[float
 def regions(mask: Tensor, c: int) -> Tensor:
     """What each pixel of a mask (H, W) is for class c: (H, W) int32. 0 is void, `OTHER` or `CLASS`."""
     if c + 1 == VOID:
-        raise InputError(f"class {c} is void in a mask: expected another class than {VOID - 1}")
+        raise InputError(f"class {c} has the mask value {VOID}, which is void: expected another class")
     return (mask != VOID).int() + (mask == c + 1).int()
 
 
@@ -120,7 +120,7 @@ def _halves(values: Tensor) -> tuple[Tensor, Tensor]:
     constant = span <= 8 * FLOAT32.eps * high
     # Outside of float32's range the bins' width, or the variance of their parts, is no number in float64 either.
     if not ((low >= 0) & (high <= FLOAT32.max) & (constant | (span >= 2.0**-149))).all():
-        raise InputError("heatmaps hold NaN, negative values or values that float32 has not: expected those of ltcam.explain")
+        raise InputError("heatmaps hold NaN, negative values or values outside float32: expected those of ltcam.explain")
     edges = low + span / BINS * torch.arange(BINS + 1, device=values.device)
     edges[:, -1:] = high
     if values.dtype != torch.float32 or (~constant & (span < 2.0**-100)).any():  # where float32 has no such scale

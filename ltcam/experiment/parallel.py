@@ -28,7 +28,7 @@ def processes() -> PartialState:
     left = [f"{n}={v}" for n, v in os.environ.items() if n == "LOCAL_RANK" or (cpu and n in _SIZES and v != "1")]
     if left and not (launched and "MASTER_ADDR" in os.environ):
         do = "unset them, or start all processes by `accelerate launch` or torchrun"
-        raise UnavailableError(f"{', '.join(left)} without MASTER_ADDR and a RANK, as a scheduler leaves behind: {do}")
+        raise UnavailableError(f"{', '.join(left)} without MASTER_ADDR and a RANK, perhaps left by a scheduler: {do}")
     return PartialState(cpu=cpu)
 
 

@@ -34,7 +34,7 @@ def load(path: AnyPath, **options: Any) -> Any:
             raise InputError("it has no rows")
         return found
     except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        do = "restore it, or delete it; what it named is then made again"
+        do = "restore it, or delete it, so that its contents are made again"
         raise InputError(f"{path} is damaged ({error}): {do}") from error
 
 
@@ -45,10 +45,10 @@ def read(folder: AnyPath) -> dict[str, dict[str, Any]]:
 
 
 def only(path: AnyPath, asked: Sequence[Any]) -> None:
-    """Note beside `path` by which options it is made. Raises InputError if it is there and was made by others."""
+    """Note beside `path` the options that it is made with. Raises InputError if it exists and was made with others."""
     note, text = Path(f"{path}.json"), json.dumps(asked, indent=1) + "\n"
     if Path(path).is_file() and not (note.is_file() and note.read_text("utf-8") == text):
-        raise InputError(f"{path} is there and was made by other options: name another folder, or move it away")
+        raise InputError(f"{path} exists and was made with other options: name another folder, or move it away")
     write(note, text)
 
 

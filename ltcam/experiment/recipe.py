@@ -114,7 +114,7 @@ def profile(name: str) -> dict[str, dict[str, Any]]:
     """The settings of profile `name` by data set, from `notebooks/profiles`. Raises InputError for an unknown one."""
     found = sorted((files.NOTEBOOKS / "profiles").glob("*.yaml"))
     if not found:
-        do = "train and reproduce want a checkout of the repository: run them in it, or install it with pip install -e"
+        do = "train and reproduce need a checkout of the repository: run them in it, or install it with pip install -e"
         raise InputError(f"{files.NOTEBOOKS / 'profiles'} has no profiles: {do}")
     read = [yaml.safe_load(file.read_text("utf-8")) for file in found if file.name.startswith(f"{name}.")]
     if not read:

@@ -107,7 +107,7 @@ def read(path: AnyPath, classes: int) -> tuple[Tensor, Tensor]:
         raise InputError(f"{path} holds no seeds ({error}): {expected}") from error
     if keys.ndim != 1 or keys.is_floating_point() or maps.ndim != 3 or len(keys) != len(maps) or not maps.is_floating_point():
         said = f"{path} has keys {describe(keys)} and high_res {describe(maps)}"
-        raise InputError(f"{said}: expected ints (n,) and floats (n, H, W), of uint8 over 255")
+        raise InputError(f"{said}: expected ints (n,) and floats (n, H, W), uint8 divided by 255")
     if any(not 0 <= key < classes for key in keys.tolist()) or len({*keys.tolist()}) < len(keys):
         raise InputError(f"{path} has the keys {keys.tolist()}: expected different classes from 0 to {classes - 1}")
     if not ((maps >= 0) & (maps <= 1)).all():

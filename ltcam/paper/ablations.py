@@ -173,7 +173,7 @@ def eq9(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(data=study.title, metric=study.metric)
 
 
-@result("The best of the sweep on the training part, on the held-out part", needs)
+@result("The sweep's best configuration on the training part, scored on the held-out part", needs)
 def beyond(study: Study) -> pd.DataFrame:
     """The best configuration on the training part, in the form of `ablations`, then the seven methods, on the held-out part.
 

@@ -40,9 +40,9 @@ def data_check(name: Name) -> None:
 def data_show(
     name: Name,
     part: Annotated[str, typer.Option(help="part or list of the data set; for ksdd: all, train0, test0, ...")] = "train",
-    out: Annotated[Path, typer.Option(help="draw samples with their masks as OUT.png, and OUT.pdf if small")] = Path("samples"),
+    out: Annotated[Path, typer.Option(help="draw samples with masks in OUT.png, and in OUT.pdf if small")] = Path("samples"),
 ) -> None:
-    """Show how many images have each class and how much of them it covers, and draw samples."""
+    """Show how many images have each class and how much of an image the class covers. Draw samples."""
     from ltcam.data import load
     from ltcam.paper import areas
     from ltcam.show import figures, heatmaps

@@ -39,7 +39,7 @@ def classifier(name: str, checkpoint: AnyPath | None) -> Classifier:
         try:
             model = get_model(name, weights=pretrained)
         except OSError as error:
-            raise UnavailableError(f"{pretrained.url} is out of reach ({error}): fetch it and pass --checkpoint") from error
+            raise UnavailableError(f"{pretrained.url} cannot be reached ({error}): fetch it and pass --checkpoint") from error
         if dense:
             model.aux_classifier = None  # a head for training, which no logit depends on
         return model.eval(), pretrained.meta["categories"], (224, 224)

@@ -192,7 +192,7 @@ def test_a_download_that_is_cut_off_starts_again_at_the_next_mirror(ksdd2, serve
         f"{server.url}/a: ('Connection broken: IncompleteRead(",
         f"{server.url}/b: 404 Client Error: Not Found for url",
         "run `ltcam data get ksdd2` again, or fetch it elsewhere with `curl -C - -O URL`, "
-        f"put it at {root / 'KolektorSDD2.zip'} and run that",
+        f"put it at {root / 'KolektorSDD2.zip'} and run it",
     ):
         assert part in str(error.value) and "\n" not in str(error.value)
     get.get("ksdd2", root)

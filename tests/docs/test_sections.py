@@ -304,8 +304,8 @@ def test_the_recipes_of_contributing_do_what_they_say(tmp_path):
 
 @pytest.mark.parametrize("page", [*PAGES, "data/README.md"])
 def test_modules_files_targets_and_options_that_a_page_names_exist(page):
-    """But for what left."""
-    said = text(page).split("## What left")[0]
+    """But for what was removed."""
+    said = text(page).split("## What was removed")[0]
     assert all(pkgutil.resolve_name(name) for name in re.findall(r"`(ltcam(?:\.\w+)+)", said))
     paths = {path if (ROOT / path).exists() else f"ltcam/{path}" for path in re.findall(r"`((?:\w+/)+\w+\.(?:py|yaml))`", said)}
     assert not [path for path in paths if not path.startswith("ltcam/benchmarks") and not (ROOT / path).exists()]

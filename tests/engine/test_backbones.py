@@ -57,7 +57,7 @@ def test_stages_and_ltgradcam(name):
 def test_relu_stages(tiny):
     assert list(stages(tiny, "relu").values()) == [f"features.{i}" for i in (3, 8, 15, 22, 29)]
     assert all(isinstance(tiny.get_submodule(name), nn.ReLU) for name in stages(tiny, "relu").values())
-    with pytest.raises(ValueError, match="stage outputs 'relu' are of VGG-like models: ResNet has no"):
+    with pytest.raises(ValueError, match="outputs='relu' needs a VGG-like model: ResNet has no"):
         stages(build("torchvision/resnet18"), "relu")
     with pytest.raises(ValueError, match="outputs='conv' is unknown: expected 'pool' or 'relu'"):
         stages(tiny, "conv")

@@ -51,7 +51,7 @@ def test_what_the_model_said_is_named(images, error):
 
     with pytest.raises(
         ValueError,
-        match=rf"does not run on .* \({error.__name__}: missing 'age'\).*and a wrapper around a model of more inputs",
+        match=rf"does not run on .* \({error.__name__}: missing 'age'\).*and wrap a model that needs more inputs",
     ):
         trace(Net(fail), images, 1, ["conv"])
 

@@ -107,7 +107,7 @@ def test_tokens_of_an_image_that_is_not_square():
     traced = trace(model, images, 0, ["norm"], reshape=partial(tokens_to_map, grid=(13, 15)))
     by_hand = trace(model, images, 0, ["norm"], reshape=lambda t: t[:, 1:].reshape(1, 13, 15, 6).movedim(3, 1))
     assert torch.equal(traced.activation("norm"), by_hand.activation("norm"))
-    with pytest.raises(ValueError, match="196 tokens make no grid of 20 x 20"):
+    with pytest.raises(ValueError, match="196 tokens do not form a grid of 20 x 20"):
         trace(model, images, 0, ["norm"], reshape=partial(tokens_to_map, grid=(20, 20)))
 
 

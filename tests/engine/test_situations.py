@@ -252,7 +252,7 @@ def test_targets_that_look_at_places_are_refused_beside_views(images):
     target = lambda logits: (logits[1] * mask).sum()  # noqa: E731
     assert explain_scales(model, images, target, layers=["0"], scales=(1.0,), flip=False).shape == (2, 16, 16)
     for views in ({"flip": True, "scales": (1.0,)}, {"flip": False, "scales": (1.0, 1.5)}, {}):
-        with pytest.raises(InputError, match="looks at places"):
+        with pytest.raises(InputError, match="reads single pixels"):
             explain_scales(model, images, target, layers=["0"], **views)
     assert explain_scales(model, images, 1, layers=["0"]).shape == (2, 16, 16)  # a class has no place
 
@@ -456,7 +456,7 @@ def test_weights_with_a_history_are_explained_as_they_are(images):
 
 def test_weights_that_the_first_run_makes_are_refused_until_it_ran(images):
     model = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(3)).eval()
-    with pytest.raises(InputError, match="weights that its first run makes: run it once"):
+    with pytest.raises(InputError, match="lazy weights, which its first run makes: run it once"):
         trace(model, images, 1, ["0"])
     model(images)
     assert trace(model, images, 1, ["0"]).gradient("0").shape == (2, 4, 14, 14)
@@ -555,9 +555,9 @@ def test_a_siamese_pair_is_explained_against_its_other_side(images):
     torch.testing.assert_close(found, expected)
     twins = torch.cat([images, other], dim=1)
     for layers in (["encoder.1"], None):
-        with pytest.raises(InputError, match=r"once.*of a pair of images compute one side before"):
+        with pytest.raises(InputError, match=r"once.*for a pair of images compute one side first"):
             trace(pair, twins, 0, layers)
-    with pytest.raises(InputError, match=r"missing 1 required .*: expected images that fit it, and a wrapper around a model"):
+    with pytest.raises(InputError, match=r"missing 1 required .*: pass images that fit it, and wrap a model"):
         trace(Two(pair.encoder), images, 0, ["encoder.1"])
     for wrong in ((images, other), torch.stack([images, other], dim=1)):
         with pytest.raises(InputError, match="pairs need a module around the model"):
@@ -612,7 +612,7 @@ class Detector(nn.Module):
 def test_a_detector_is_told_how_its_boxes_are_explained(images):
     torch.manual_seed(0)
     model = Detector().eval()
-    with pytest.raises(InputError, match=r"gives a list: .*; of boxes, output=lambda found: (.*)$") as error:
+    with pytest.raises(InputError, match=r"gives a list: .*; for boxes pass output=lambda found: (.*)$") as error:
         trace(model, images, 0, ["features"])
     said = eval(str(error.value).partition("output=")[2])  # the way out as it is said
     found = trace(model, images, 0, ["features"], output=said).gradient("features")
@@ -671,7 +671,7 @@ def test_a_squeezed_head_of_one_logit_is_one_class(images):
             assert torch.equal(found.logits, model(some).reshape(-1, 1))
         torch.testing.assert_close(scorecam(model, some, 0, "inner.1"), scorecam(inner, some, 0, "1"))
     with pytest.raises(
-        InputError, match=r"class 1 is out of range: .*; label 1 is class 0, and label 0 the function (.*)$"
+        InputError, match=r"class 1 is out of range: .*; for label 1 pass class 0, for label 0 the function (.*)$"
     ) as error:
         trace(inner, images, [0, 1], ["2"])
     against = trace(inner, images, eval(str(error.value).partition("the function ")[2]), ["2"])
@@ -691,7 +691,7 @@ def test_a_saturated_probability_is_no_black_map(dtype, images):
             inner[-1].bias.copy_(torch.tensor([bias, 0.0]))
         return nn.Sequential(inner, head).eval()
 
-    said = r"a score of [01] is certain to the last bit and has no gradient: explain the logit before the softmax or sigmoid"
+    said = r"a score of [01] is saturated, so it has no gradient: explain the logit before the softmax or sigmoid"
     for head in (nn.Softmax(1), nn.Sigmoid(), nn.LogSoftmax(1)):
         for targets in (0, [[0], [1]], None, lambda y: y[0], *([1] if isinstance(head, nn.Softmax) else [])):
             with pytest.raises(InputError, match=said):

@@ -56,7 +56,7 @@ def test_as_in_a_tensor(tiny, images, targets, pairs):
     ],
 )
 def test_what_has_no_order_is_refused(tiny, images, targets):
-    with pytest.raises(ValueError, match="which has no sure order: pass a list or a tensor"):
+    with pytest.raises(ValueError, match="which has no fixed order: pass a list or a tensor"):
         trace(tiny, images, targets)
 
 

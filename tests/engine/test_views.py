@@ -301,6 +301,6 @@ def test_wrong_tiles(tiny, images, wrong):
 
 def test_a_target_function_is_not_cut(tiny, images):
     target = lambda logits: logits[1]  # noqa: E731
-    with pytest.raises(InputError, match="looks at places"):
+    with pytest.raises(InputError, match="reads single pixels"):
         explain_scales(tiny, images, target, scales=(1.0,), flip=False, tiles=48)
     assert explain_scales(tiny, images, target, scales=(1.0,), flip=False, tiles=64).shape == (3, 64, 64)  # it is not larger

@@ -164,7 +164,7 @@ LARGEST, LEAST = torch.finfo(torch.float32).max, 2.0**-149
 )  # fmt: skip
 def test_values_that_float32_cannot_hold_apart_are_refused(pixels):
     """Beside a map that is well."""
-    said = "heatmaps hold NaN, negative values or values that float32 has not: expected those of ltcam.explain"
+    said = "heatmaps hold NaN, negative values or values outside float32: expected those of ltcam.explain"
     with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
         otsu_masks(torch.tensor([[[0.0, 1.0]], [pixels]], dtype=torch.float64))
 
@@ -195,7 +195,7 @@ def test_what_does_not_fit_is_refused(predicted, mask, said):
 
 
 def test_the_class_that_is_void_is_refused():
-    with pytest.raises(InputError, match=r"^class 254 is void in a mask: expected another class than 254$"):
+    with pytest.raises(InputError, match=r"^class 254 has the mask value 255, which is void: expected another class$"):
         regions(torch.zeros(2, 2), 254)
     assert count(torch.ones(1, 2, 2, dtype=torch.bool), regions(torch.full((2, 2), 254), 253)).tolist() == [[4, 0, 0]]
 

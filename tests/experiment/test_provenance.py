@@ -97,7 +97,7 @@ def test_results_that_were_cut_off_are_one_clear_error(kind, study, trained, tmp
         before = path.read_bytes()
         path.write_bytes(CUT[kind])
         with pytest.raises(
-            InputError, match=r"^[^\n]+ is damaged \([^\n]*\): restore it, or delete it; what it named is then made"
+            InputError, match=r"^[^\n]+ is damaged \([^\n]*\): restore it, or delete it, so that its contents are made"
         ):
             read()
         path.write_bytes(before)

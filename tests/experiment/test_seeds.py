@@ -257,7 +257,7 @@ def test_a_file_that_holds_code_or_no_seeds_is_refused(tmp_path, capsys):
         ({**good, "high_res": np.ones((2, 3, 4), int)}, r"a torch.int64 tensor \(2, 3, 4\): expected ints \(n,\) and floats"),
         (
             {**good, "high_res": np.full((2, 3, 4), 255, np.uint8)},
-            r"uint8 .*: expected .* floats \(n, H, W\), of uint8 over 255",
+            r"uint8 .*: expected .* floats \(n, H, W\), uint8 divided by 255",
         ),
         ({**good, "high_res": np.ones((2, 3, 4), bool)}, r"a torch.bool tensor"),
         ({**good, "keys": np.array([0, 4])}, r"has the keys \[0, 4\]: expected different classes from 0 to 3"),

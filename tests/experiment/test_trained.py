@@ -83,6 +83,6 @@ def test_a_hold_out_of_one_image_is_refused(clean, tmp_path, monkeypatch):
     for image in sorted((tmp_path / "data" / "KolektorSDD2" / "train").glob("1*.png"))[2:]:
         image.unlink()
     with pytest.raises(
-        DataError, match=r"^part 'train' of ksdd2 is one image or group: a hold-out takes at least two; complete it$"
+        DataError, match=r"^part 'train' of ksdd2 is one image or group: a hold-out needs at least two; complete it$"
     ):
         CliRunner().invoke(app, ["train", "--data", "ksdd2", "--profile", "tiny", "--tune", "--subset"], catch_exceptions=False)

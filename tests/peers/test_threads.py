@@ -116,7 +116,7 @@ def test_the_model_needs_two_inputs():
             return self.model(x, self.age)
 
     model, images, age = Both(), pictures(), torch.tensor([[2.0], [3.0]])
-    with pytest.raises(ltcam.LtcamError, match=r"does not run on .*missing 1 required .*'age'.*a wrapper around"):
+    with pytest.raises(ltcam.LtcamError, match=r"does not run on .*missing 1 required .*'age'.*wrap a model"):
         gradcam(model, images, 2, "two")
     expected = by_hand(WithAge(model, age), model.two, images, lambda logits: logits[:, 2].sum())
     assert the_same(gradcam(WithAge(model, age), images, 2, "model.two"), expected)

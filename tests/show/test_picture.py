@@ -112,7 +112,7 @@ def test_weights_out_of_reach(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(picture, "get_model", unreachable)
-    with pytest.raises(RuntimeError, match=r"resnet18.*\.pth is out of reach \(no route to host\).* pass --checkpoint"):
+    with pytest.raises(RuntimeError, match=r"resnet18.*\.pth cannot be reached \(no route to host\).* pass --checkpoint"):
         picture.classifier("resnet18", None)
 
 
