@@ -52,7 +52,7 @@ def swept(table: pd.DataFrame, part: str, names: Mapping[str, str], y: str, titl
         rows = own[(own["by"] == by) | ~(own["delta"] > 0)]  # those without truncation and at 0 are of both
         for (method, name), color in zip(names.items(), METHODS, strict=True):
             mine = rows[rows["method"] == method]
-            curve, plain = mine.dropna(subset="delta"), mine.loc[mine["delta"].isna(), "value"].item()
+            curve, plain = mine.dropna(subset="delta").sort_values("delta"), mine.loc[mine["delta"].isna(), "value"].item()
             panel.plot(curve["delta"], curve["value"], "o-", color=color, markersize=4, label=name)
             panel.fill_between(curve["delta"], curve["ci_low"], curve["ci_high"], color=color, alpha=0.15, linewidth=0)
             panel.axhline(plain, color=color, linestyle="--", linewidth=1)

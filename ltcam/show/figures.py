@@ -240,7 +240,7 @@ _OF: dict[str, Callable[..., Figure]] = {
     "failures": lambda study: compared(study, FAILING, worst(study.counts([SEVEN[LT]]), study.test), LT),
     "fig4": lambda study: swept(study, "test"),
     "fig5": lambda study: swept(study, "train"),
-    "claims": lambda study: charts.claims({own.loss: make("claims", own) for own in settings(study)}, about(study)),
+    "claims": lambda s: charts.claims({own.loss: make("claims", own) for own in settings(s)}, about(s).rpartition(",")[0]),
     "ablations": lambda study: charts.changes(make("ablations", study), study.settings["varied"], about(study, "ablated")),
     "cross": lambda study: charts.cross(make("cross", study), f"LTGrad-CAM, {study.metric} (%): {about(study, 'ablated')}"),
     "signs": lambda study: charts.signs(make("signs", study), about(study, 1)),

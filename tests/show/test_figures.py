@@ -241,6 +241,7 @@ def test_fig4_and_fig5_are_the_two_parts_with_their_intervals_over_one_axis(stud
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=["part", "by", "method", "delta", "value"])
     table = table.assign(ci_low=table["value"] - 1, ci_high=table["value"] + 4)
+    table = table.sort_values(["part", "by", "method", "delta"], na_position="first")  # as `deltas` has them
     monkeypatch.setattr(figures, "deltas", lambda study: table)
     for name, where, first in (("fig4", "test", 1), ("fig5", "train", 11)):
         figure = figures.FIGURES[name].of(study)
