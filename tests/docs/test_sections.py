@@ -160,7 +160,10 @@ MARGIN, VALUE, CHANGE = (
 INSTEAD = "factor == 'trick' and level == 'LTGrad-CAM instead of Layer-CAM{}'"
 TRUNCATED = "row == 'truncation at S5' and by == 'classes' and group == '{}'"
 REPEATED = {  # what a sentence says: the words that it has, in any order, and the cell and interval that its number is
-    ("at δ=0", "above grad-cam"): (f"{VOC}/claims.csv", "claim == 'Objects: LTGrad-CAM (l=5) beats Grad-CAM'", MARGIN),
+    ("it is open:", "points"): (f"{VOC}/claims.csv", "claim == 'Objects: LTGrad-CAM (l=5) beats Grad-CAM'", MARGIN),
+    ("ltgrad-cam beats grad-cam", "setting of the paper's text"): (
+        f"{VOC}/softmax/claims.csv", "claim == 'Objects: LTGrad-CAM (l=5) beats Grad-CAM'", MARGIN,
+    ),
     ("at s5", "truncation", "gains"): (f"{VOC}/claims.csv", "claim.str.startswith('Truncation alone')", MARGIN),
     ("layerization alone costs",): (f"{VOC}/claims.csv", "claim == 'Fusing all stages costs against S5 alone'", MARGIN),
     ("changes ltgrad-cam by",): (f"{VOC}/claims.csv", "claim == 'Objects: δ=20 beats δ=0'", MARGIN),
