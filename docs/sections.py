@@ -121,16 +121,21 @@ def gallery(study: Study) -> str:
     """Every figure of a study, in both settings, with its caption, and a link to every table."""
     said = []
     for own in study.both:
-        place = own.figures.relative_to(ROOT).as_posix()
+        place = f"figures/{placed(own)}"
         drawn = {name: entry for name, entry in FIGURES.items() if (own.figures / f"{name}.png").is_file()}
         setting = "; softmax, one class an image" * (own.loss == "softmax")
         said += [f"![{entry.alt}]({place}/{name}.png)\n\n*{entry.caption}{setting}*" for name, entry in drawn.items()]
     return "\n\n".join(["## Figures", *said, *(f"## Tables: {titled(own)}\n\n{linked(own)}" for own in study.both)])
 
 
+def placed(study: Study) -> str:
+    """Where a study's files are, in `results` and in `figures`."""
+    return f"{study.profile}/{study.data}{'/softmax' * (study.loss == 'softmax')}"
+
+
 def linked(study: Study) -> str:
     """A point for each table of a study, with a link to its file."""
-    place = study.out.relative_to(ROOT).as_posix()
+    place = f"results/{placed(study)}"
     made = [own for own in RESULTS.values() if (study.out / own.file).is_file()]
     return "\n".join(f"- {own.caption}: [{own.file}]({place}/{own.file})" for own in made)
 
