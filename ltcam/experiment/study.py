@@ -136,8 +136,7 @@ class Study:
     @property
     def pictured(self) -> str:
         """The name of that training: the first, or `AGAIN` if only that has a checkpoint."""
-        there = [name for name in (self.names[0], AGAIN) if (self.runs / name / "checkpoint.pt").is_file()]
-        return [*there, self.names[0]][0]
+        return next((n for n in (self.names[0], AGAIN) if (self.runs / n / "checkpoint.pt").is_file()), self.names[0])
 
     @cached_property
     def test(self) -> Segmentation:

@@ -183,7 +183,8 @@ def idea(study: Study) -> Figure:
 
 def swept(study: Study, part: Role) -> Figure:
     """The headline score over delta on one part, for three methods."""
-    return charts.swept(deltas(study), part, SWEPT, f"{study.metric} (%)", about(study, role=part))
+    some = f", first {first} images" if part == "train" and (first := study.settings["first"]) else ""
+    return charts.swept(deltas(study), part, SWEPT, f"{study.metric} (%)", about(study, role=part) + some)
 
 
 def gained(study: Study, by: str) -> Figure:

@@ -161,7 +161,7 @@ INSTEAD = "factor == 'trick' and level == 'LTGrad-CAM instead of Layer-CAM{}'"
 TRUNCATED = "row == 'truncation at S5' and by == 'classes' and group == '{}'"
 REPEATED = {  # what a sentence says: the words that it has, in any order, and the cell and interval that its number is
     ("it is open:", "points"): (f"{VOC}/claims.csv", "claim == 'Objects: LTGrad-CAM (l=5) beats Grad-CAM'", MARGIN),
-    ("ltgrad-cam beats grad-cam", "setting of the paper's text"): (
+    ("ltgrad-cam beats grad-cam", "setting"): (
         f"{VOC}/softmax/claims.csv", "claim == 'Objects: LTGrad-CAM (l=5) beats Grad-CAM'", MARGIN,
     ),
     ("at s5", "truncation", "gains"): (f"{VOC}/claims.csv", "claim.str.startswith('Truncation alone')", MARGIN),

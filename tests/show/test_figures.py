@@ -243,9 +243,11 @@ def test_fig4_and_fig5_are_the_two_parts_with_their_intervals_over_one_axis(stud
     table = table.assign(ci_low=table["value"] - 1, ci_high=table["value"] + 4)
     table = table.sort_values(["part", "by", "method", "delta"], na_position="first")  # as `deltas` has them
     monkeypatch.setattr(figures, "deltas", lambda study: table)
+    study.settings["first"] = 36
     for name, where, first in (("fig4", "test", 1), ("fig5", "train", 11)):
         figure = figures.FIGURES[name].of(study)
-        assert figure.get_suptitle() == f"demo, {where}, 1 seed, sigmoid" and figure.axes[0].get_ylabel() == "IoU (%)"
+        some = ", first 36 images" * (where == "train")
+        assert figure.get_suptitle() == f"demo, {where}, 1 seed, sigmoid{some}" and figure.axes[0].get_ylabel() == "IoU (%)"
         assert [axes.get_xlabel() for axes in figure.axes] == [figures.charts.READINGS[by] for by in readings]
         assert [text.get_text() for text in figure.axes[-1].get_legend().get_texts()] == ["Grad-CAM", "FullGrad", "Layer-CAM"]
         for number, axes in enumerate(figure.axes):
