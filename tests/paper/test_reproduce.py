@@ -241,6 +241,8 @@ def test_a_kept_study_runs_its_notebooks_and_measures_nothing(toys, monkeypatch)
     for checkpoint in toys.study.runs.rglob("*.pt"):
         checkpoint.unlink()
     monkeypatch.setenv("LTCAM_KEPT", "1")
+    profile = files.NOTEBOOKS / "profiles" / "toy.voc2012.yaml"
+    profile.write_text(profile.read_text() + "softmax: {seeds: [0]}\n")  # which would be trained, and all its tables made
     edit("01_a", lambda cells: cells.append(nbformat.v4.new_markdown_cell("A word.")))
     assert toys() == ["01_a", "02_b"] and toys.whole == [] and toys() == []
 
