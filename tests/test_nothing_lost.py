@@ -244,16 +244,18 @@ def test_evaluate_beside_the_results_of_a_profile(place):
         assert said.startswith("refused: ") == (gone == "counts.sqlite") and snapshot(place).items() <= before.items()
 
 
-@pytest.mark.parametrize("room", [0, heatmaps.PDF])
-def test_a_picture_in_two_files(tmp_path, monkeypatch, room):
-    """The second is left out where it is large; then it is nobody's to remove, unless figures are drawn anew."""
-    monkeypatch.setattr(heatmaps, "PDF", room)
-    figure = plt.figure()
+@pytest.mark.parametrize("photograph", [False, True])
+def test_a_picture_in_two_files(tmp_path, photograph):
+    """The second is left out for a photograph, and then it is nobody's to replace."""
+    figure, axes = plt.subplots()
+    if photograph:
+        axes.imshow([[0]])
     files.write(tmp_path / "mine.pdf", "the user's own")
     run(lambda: heatmaps.save(figure, tmp_path / "mine", new=True))
     assert (tmp_path / "mine.pdf").read_text() == "the user's own"
     heatmaps.save(figure, tmp_path / "mine")
-    assert (tmp_path / "mine.pdf").is_file() == bool(room) and (tmp_path / "mine.png").is_file()
+    kept = (tmp_path / "mine.pdf").read_bytes() == b"the user's own"
+    assert kept == photograph and (tmp_path / "mine.png").is_file()
 
 
 def test_data_get(ksdd2, root, monkeypatch):  # noqa: F811

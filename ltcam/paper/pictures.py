@@ -16,7 +16,7 @@ COARSE = [round(round(v * 31 / 255) * 255 / 31) for v in range(256)]  # 32 steps
 def coarse(png: bytes, **options: Any) -> bytes:
     """`png` with 32 steps a color and without transparency; options: of PIL's writer, such as dpi."""
     small = BytesIO()
-    Image.open(BytesIO(png)).convert("RGB").point(COARSE * 3).save(small, "PNG", optimize=True, **options)
+    Image.open(BytesIO(png)).convert("RGB").point(COARSE * 3).save(small, "PNG", **options)
     return small.getvalue()
 
 

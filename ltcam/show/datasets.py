@@ -40,7 +40,7 @@ def data_check(name: Name) -> None:
 def data_show(
     name: Name,
     part: Annotated[str, typer.Option(help="part or list of the data set; for ksdd: all, train0, test0, ...")] = "train",
-    out: Annotated[Path, typer.Option(help="draw samples with masks in OUT.png, and in OUT.pdf if small")] = Path("samples"),
+    out: Annotated[Path, typer.Option(help="draw samples with masks in OUT.png")] = Path("samples"),
 ) -> None:
     """Show how many images have each class and how much of an image the class covers. Draw samples."""
     from ltcam.data import load

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any, TypeVar
 
 import matplotlib.pyplot as plt
@@ -33,7 +32,6 @@ from ltcam.paper.pictures import coarse
 from ltcam.show.charts import own_style
 
 THUMBNAIL = 160  # pixels of the longer side: figures show photographs small
-PDF = 500_000  # bytes; photographs make it larger
 SMALL, ZOOM = 0.2, 0.5  # of `window`
 Pair = tuple[int, int]  # (image index, class)
 Window = tuple[float, float, float, float]
@@ -197,18 +195,14 @@ def window(mask: Tensor) -> Window | None:
 
 @own_style
 def save(figure: Figure, path: AnyPath, new: bool = False) -> None:
-    """`path` + .png (150 dpi, 32 steps a color), and .pdf if that is small. The same bytes on every run of one machine. new: as
-    in `ltcam.files.atomic`."""
+    """`path` + .png (150 dpi, 32 steps a color), and .pdf if it has no photographs, which would make it large. The same bytes on
+    every run of one machine. new: as in `ltcam.files.atomic`."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once, since each drawing moves things a little
-    ways: dict[str, Any] = {
-        "png": {"dpi": 150, "bbox_inches": "tight", "pad_inches": 0.05},
-        "pdf": {"metadata": dict.fromkeys(["CreationDate", "Producer", "Creator"])},
-    }
-    for suffix, how in ways.items():
-        drawn = BytesIO()
-        figure.savefig(drawn, format=suffix, **how)
-        with atomic(f"{path}.{suffix}", new) as temporary:
-            temporary.write_bytes(coarse(drawn.getvalue(), dpi=(150, 150)) if suffix == "png" else drawn.getvalue())
-    if len(drawn.getvalue()) > PDF:
-        Path(f"{path}.pdf").unlink()
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=150, bbox_inches="tight", pad_inches=0.05)
+    with atomic(f"{path}.png", new) as temporary:
+        temporary.write_bytes(coarse(drawn.getvalue(), dpi=(150, 150)))
+    if not any(axes.images for axes in figure.axes):
+        with atomic(f"{path}.pdf", new) as temporary:
+            figure.savefig(temporary, format="pdf", metadata=dict.fromkeys(["CreationDate", "Producer", "Creator"]))

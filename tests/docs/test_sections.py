@@ -161,18 +161,18 @@ INSTEAD = "factor == 'trick' and level == 'LTGrad-CAM instead of Layer-CAM{}'"
 TRUNCATED = "row == 'truncation at S5' and by == 'classes' and group == '{}'"
 REPEATED = {  # what a sentence says: the words that it has, in any order, and the cell and interval that its number is
     ("it is open:", "points"): (f"{VOC}/claims.csv", "claim == 'Objects: LTGrad-CAM (l=5) beats Grad-CAM'", MARGIN),
-    ("ltgrad-cam beats grad-cam", "setting"): (
+    ("ltgrad-cam", "beats grad-cam", "points", "paper's"): (
         f"{VOC}/softmax/claims.csv", "claim == 'Objects: LTGrad-CAM (l=5) beats Grad-CAM'", MARGIN,
     ),
     ("at s5", "truncation", "gains"): (f"{VOC}/claims.csv", "claim.str.startswith('Truncation alone')", MARGIN),
     ("layerization alone costs",): (f"{VOC}/claims.csv", "claim == 'Fusing all stages costs against S5 alone'", MARGIN),
     ("changes ltgrad-cam by",): (f"{VOC}/claims.csv", "claim == 'Objects: δ=20 beats δ=0'", MARGIN),
-    ("share of the largest gradient", "gains"): (f"{VOC}/eq9.csv", "reading == 'fraction of the maximum'", CHANGE),
+    ("of the largest gradient", "points"): (f"{VOC}/eq9.csv", "reading == 'fraction of the maximum'", CHANGE),
     ("gains", "images of one class"): (f"{VOC}/breakdown.csv", TRUNCATED.format(1), VALUE),
     ("costs", "images of two"): (f"{VOC}/breakdown.csv", TRUNCATED.format(2), VALUE),
     ("training images choose",): (f"{VOC}/delta_choice.csv", "method == 'gradcam'", ["test"]),
     ("s3 to s5 alone", "same miou"): (f"{VOC}/table1.csv", "row == 'S3+S4+S5'", ["mIoU"]),
-    ("relu before each pool", "above layer-cam"): (f"{VOC}/ablations.csv", INSTEAD.format(", outputs = relu"), CHANGE),
+    ("at the relu before", "ltgrad-cam is"): (f"{VOC}/ablations.csv", INSTEAD.format(", outputs = relu"), CHANGE),
     ("kolektorsdd", "points", "below layer-cam"): (f"{KSDD}/ablations.csv", INSTEAD.format(""), CHANGE),
 }  # fmt: skip
 
