@@ -13,7 +13,7 @@ unexport JUPYTER_PATH
 .PHONY: reproduce book docs gpu test lint tables unit nbval audit faults rehearsal coverage mutation matrix environment golden notebooks lock
 
 # Linux: freed memory is kept, in huge pages, for the next batch (docs/speed.md).
-reproduce: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
+reproduce nbval golden notebooks: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
 reproduce: $(STAMP)
 	$(BIN)/python -m ltcam reproduce --profile $(PROFILE)
 

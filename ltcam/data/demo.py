@@ -1,4 +1,4 @@
-"""A data set that needs no download: 170 images of 160 x 160 made on the fly, always the same.
+"""A data set that needs no download: 120 images of 160 x 160 made on the fly, always the same.
 
 The backgrounds are textures that scikit-image ships (brick, grass, gravel). Scratches, spots, stains and cracks of varied size,
 contrast and place are drawn on them: one or two classes in an image, none in about a third. Every defect is drawn from a signed
@@ -24,14 +24,14 @@ Field = NDArray[np.float64]  # (SIZE, SIZE) signed distance in pixels, negative 
 
 
 class Demo(Segmentation):
-    name, title, official = "demo", "demo (generated)", {"train": 140, "test": 30}
+    name, title, official = "demo", "demo (generated)", {"train": 96, "test": 24}
     compared, classes = (3, 4), ("scratch", "spot", "stain", "crack")
     size, jitter = (SIZE, SIZE), (0.8, 1.25)
 
     @classmethod
     def listed(cls, folder: Path) -> dict[str, list[Entry]]:
-        entries = [Entry(f"demo/{number:03d}") for number in range(170)]
-        return {"train": entries[30:], "test": entries[:30]}
+        entries = [Entry(f"demo/{number:03d}") for number in range(120)]
+        return {"train": entries[24:], "test": entries[:24]}
 
     def drawn(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         return render(int(self.entries[index].name.removeprefix("demo/")))

@@ -81,7 +81,7 @@ def test_a_whole_one_of_each(voc, tiles, ksdd, ksdd2, tmp_path):
     report = check("ksdd2", tmp_path)
     assert report.table.to_numpy().tolist() == [["train", 12, 12, 12], ["test", 8, 8, 8]] and not report.findings
     report = check("demo", tmp_path)
-    assert report.table["images"].tolist() == [140, 30] and not report.findings
+    assert report.table["images"].tolist() == [96, 24] and not report.findings
 
 
 def test_a_file_of_the_list_is_not_decoded_and_another_is(voc, listed, tmp_path, monkeypatch):

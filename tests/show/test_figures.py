@@ -134,7 +134,7 @@ def test_areas_have_a_row_for_each_data_set_and_class(study, monkeypatch):
     monkeypatch.setattr(datasets, "present", dict)
     (axes,) = figures.areas(study).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == [
-        "demo (generated) (30)", *(f"{c} ({len(t)})" for c, t in areas.by_class(areas.areas(study.test)).items()),
+        "demo (generated) (24)", *(f"{c} ({len(t)})" for c, t in areas.by_class(areas.areas(study.test)).items()),
     ]  # fmt: skip
 
 
