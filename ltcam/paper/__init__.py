@@ -15,10 +15,10 @@ from ltcam.engine.config import Config
 from ltcam.experiment.study import Study
 from ltcam.paper import ablations, areas, beyond, breakdown, claims, clean, defects, gradients, joint, shares, tables  # noqa: F401 - they register tables
 from ltcam.paper.claims import judged
-from ltcam.paper.registry import RESULTS, check, golden, make, names
+from ltcam.paper.registry import RESULTS, check, golden, make, shown
 from ltcam.paper.tables import SEVEN, beside, settings
 
-__all__ = ["RESULTS", "SEVEN", "Config", "Study", "beside", "check", "golden", "judged", "make", "names", "open", "settings"]
+__all__ = ["RESULTS", "SEVEN", "Config", "Study", "beside", "check", "golden", "judged", "make", "open", "settings", "shown"]
 
 
 def open(profile: str, data: str) -> Study:

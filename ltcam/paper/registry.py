@@ -83,6 +83,11 @@ def names(study: Study) -> list[str]:
     return [name for name, own in mine.items() if not own.tables or set(own.tables) & set(study.compared)]
 
 
+def shown(study: Study) -> list[str]:
+    """The `names` that a notebook can show: of a kept study those that have a file."""
+    return [name for name in names(study) if not study.kept or (study.out / RESULTS[name].file).is_file()]
+
+
 def make(name: str, study: Study) -> pd.DataFrame:
     """Table `name` of `study` as its file has it. The counts of the whole series are measured with the first that needs them.
 

@@ -28,7 +28,7 @@ from ltcam.files import ROOT
 from ltcam.paper import areas as covered
 from ltcam.paper import beyond, breakdown, defects, shares
 from ltcam.paper.beyond import BEST, Best
-from ltcam.paper.registry import make
+from ltcam.paper.registry import make, shown
 from ltcam.paper.tables import SEVEN, deltas, published, settings
 from ltcam.show import charts, heatmaps
 from ltcam.show.heatmaps import Pair
@@ -94,7 +94,7 @@ def compared(
 
     Each heatmap says the IoU of its mask by Otsu's threshold, which is outlined; those of `STAGES` their share of the sum. The
     last of `SEVEN` is shown by its difference from the one before, which looks the same. cut: a way whose mask at the share
-    that the first training has chosen is one more column, if the profile has a second cut."""
+    that the first training has chosen is one more column, if the study has a second cut."""
     best = {title: way if isinstance(way, Best) else Best(way) for title, way in ways.items()}
     views = {way.views: beyond.fitted(way.views, study) for way in best.values()}
     configs = {own: {title: way.config for title, way in best.items() if way.views == own} for own in views}
@@ -108,7 +108,7 @@ def compared(
             change = after / after.max().clamp(min=TINY) - before / before.max().clamp(min=TINY)
             del rows[-1][title]
             rows[-1][f"{title}\nminus δ=0, up to {float(change.abs().max()):.0%}"] = change
-        if cut and study.settings["second_cut"]:
+        if cut and "shares" in shown(study):
             share = shares.chosen(study, study.names[0])[best[cut].config]
             rows[-1] |= scored({f"above {share:.0%}": above(row[cut], share)}, sample, c)
         iou = f"\nIoU {chosen[i, c]:.1f}%" if isinstance(chosen, Mapping) else ""

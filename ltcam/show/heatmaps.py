@@ -195,8 +195,8 @@ def window(mask: Tensor) -> Window | None:
 
 @own_style
 def save(figure: Figure, path: AnyPath, new: bool = False) -> None:
-    """`path` + .png (150 dpi, 32 steps a color), and .pdf if it has no photographs, which would make it large. The same bytes on
-    every run of one machine. new: as in `ltcam.files.atomic`."""
+    """`path` + .png (150 dpi, 32 steps a color), and .pdf if it has no photographs, which would make it large. The same bytes
+    on every run of one machine. new: as in `ltcam.files.atomic`."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once, since each drawing moves things a little
     drawn = BytesIO()

@@ -21,7 +21,7 @@ from ltcam.experiment.protocol import Way
 from ltcam.experiment.study import Study
 from ltcam.paper import registry, shares
 from ltcam.paper.__main__ import main
-from ltcam.paper.registry import RESULTS, Need, Result, make, names, stale
+from ltcam.paper.registry import RESULTS, Need, Result, make, names, shown, stale
 from tests.paper import made
 
 GOLDEN = files.ROOT / "data" / "golden" / "demo"
@@ -117,7 +117,8 @@ def test_what_was_not_measured_is_not_stale_and_what_was_published_is(study):
     (study.out / "counts.sqlite").unlink()
     for name in second:
         (study.out / RESULTS[name].file).unlink()
-    assert stale(Study("toy", "voc2012", kept=True)) == {}
+    old = Study("toy", "voc2012", kept=True)
+    assert stale(old) == {} and shown(study) == names(study) and {*names(study)} - {*shown(old)} == {*second}
     (study.out / "shares.csv").write_text("row\n")
     assert [*stale(Study("toy", "voc2012", kept=True))] == ["shares.csv"]
 
