@@ -144,7 +144,7 @@ def test_every_number_written_by_hand_is_in_a_table_that_its_paragraph_links(pag
     points = [point for point in re.split(r"\n\n|\n- ", by_hand) if point[:1] not in ("|", "#")]
     said = 0
     for point in points:
-        links = re.findall(r"\]\((?:\.\./)?((?:results|data)/[^)]+\.csv)\)", point)
+        links = re.findall(r"\]\((?:\.\./)?((?:results|data|benchmarks)/[^)]+\.csv)\)", point)
         tables = [pd.read_csv(ROOT / unquote(link), dtype=str).to_csv() for link in links]
         known = [abs(float(n)) for table in tables for n in re.findall(r"-?\d+\.?\d*", table)]
         for number in re.findall(r"\d+\.\d+", re.sub(r"\]\([^)]*\)|(?:Python|or|arXiv) \d\S*|\d\.\d GB", "", point)):
