@@ -51,6 +51,8 @@ class _Loader(DataLoader[Any]):
             if not str(error).startswith("Caught "):
                 raise
             raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
+        except ConnectionError as error:  # the process died while it handed over a batch, before torch saw it
+            raise RuntimeError("DataLoader worker exited unexpectedly") from error
 
 
 class Shuffled(BatchSampler):

@@ -58,15 +58,24 @@ def test_two_processes_train_and_count_what_one_does(checkpoint, trained, tmp_pa
     assert first["counted"] == second["counted"] == 2 and not list(tmp_path.rglob("*partial*"))  # of six images
 
 
-def test_an_error_of_a_loader_process_is_raised_as_it_was_there():
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (ValueError("Caught ValueError in DataLoader worker process 0.\nTraceback\nltcam.errors.InputError: a: b"), "a: b"),
+        (ConnectionResetError("[Errno 104] Connection reset by peer"), "DataLoader worker exited unexpectedly"),
+    ],
+)
+def test_an_error_of_a_loader_process_is_raised_as_it_was_there(raised, said):
+    """And one that dies in the middle of a batch is named."""
+
     class Bad(torch.utils.data.Dataset):
         def __len__(self):
             return 1
 
         def __getitem__(self, index):
-            raise ValueError("Caught ValueError in DataLoader worker process 0.\nTraceback\nltcam.errors.InputError: a: b")
+            raise raised
 
-    with pytest.raises(ValueError, match=r"^a: b$"):
+    with pytest.raises((ValueError, RuntimeError), match=f"^{said}$"):
         list(parallel.loader(Bad(), torch.device("cpu")))
 
 

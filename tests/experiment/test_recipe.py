@@ -35,7 +35,7 @@ def test_seeds_and_folds_have_folders_and_parts_of_their_own():
 
 
 def test_profiles_are_read_by_data_set(tmp_path, monkeypatch):
-    assert list(profile("paper")) == ["ksdd2", "voc2012"] and profile("demo")["demo"]["recipe"]["epochs"] == 20
+    assert list(profile("paper")) == ["ksdd2", "voc2012"] and profile("demo")["demo"]["recipe"]["epochs"] == 15
     monkeypatch.setattr(files, "NOTEBOOKS", tiny.profile(tmp_path, "voc2012", seeds=[0]))
     assert profile("tiny")["voc2012"]["seeds"] == [0]
     with pytest.raises(InputError, match=r"profile 'big' is unknown: expected one of \['tiny'\]"):
@@ -86,7 +86,7 @@ def test_the_first_images_of_a_part(looks):
 def test_a_hold_out_of_generated_images():
     whole, tune = datasets.load("demo", "train"), datasets.load("demo", "train/tune")
     names = [entry.name for entry in whole.entries]
-    assert len(tune) == 14 and torch.equal(tune[3].mask, whole[names.index(tune[3].name)].mask)
+    assert len(tune) == 10 and torch.equal(tune[3].mask, whole[names.index(tune[3].name)].mask)
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def refuse():
 WORKERS = {
     "a loader process that is killed": (
         die,
-        r"^DataLoader worker \(pid.* \d+\) (exited unexpectedly|is killed by signal: Killed)",
+        r"^DataLoader worker (\(pid.* \d+\) )?(exited unexpectedly|is killed by signal: Killed)",
     ),
     "an image that a loader process cannot read": (
         refuse,

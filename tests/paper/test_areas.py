@@ -64,7 +64,7 @@ def test_the_demos_areas_are_those_of_its_masks_and_a_summary_has_their_quantile
         of_class = each[each["class"].isin([name] if name != "all" else data.classes)]
         assert row.tolist()[1:] == pytest.approx(np.quantile(of_class["area"], [0.1, 0.5, 0.9]))
         assert row["images"] == len(set(of_class["name"]))
-    assert table.loc["all", "images"] == len(data.scored) == 40
+    assert table.loc["all", "images"] == len(data.scored) == 16
     assert table["images"].iloc[:-1].tolist() == [int(data.labels[:, data.classes.index(c)].sum()) for c in table.index[:-1]]
 
 

@@ -56,6 +56,7 @@ def study(demo, tmp_path):
     settings = {"varied": ["Grad-CAM", "LTGrad-CAM"], "ablated": None, "pictures": 5, "second_cut": True}
     about = {
         "data": "demo",
+        "kept": False,
         "dataset": demo,
         "title": "demo",
         "metric": "IoU",
