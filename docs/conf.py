@@ -22,7 +22,7 @@ nb_execution_mode = "off"
 nb_merge_streams = True
 autodoc_member_order = "groupwise"
 html_theme, html_title = "furo", "ltcam"
-html_static_path = html_css_files = ["print.css"]
+html_static_path = html_css_files = ["book.css"]
 html_copy_source = html_show_sourcelink = False
 html_show_search_summary = False  # it would fetch pages, which a browser refuses from file://
 
