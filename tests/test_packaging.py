@@ -83,7 +83,7 @@ def test_the_plan_of_the_house():
     lines = {path: len(path.read_text().splitlines()) for path in modules}
     assert len(modules) <= 59 and max(lines.values()) <= 260
     assert sum(n for path, n in lines.items() if path.parent.name == "engine") <= 2112
-    assert sum(lines.values()) <= 8657 and sum(map(statements, modules)) <= 5877
+    assert sum(lines.values()) <= 8659 and sum(map(statements, modules)) <= 5878
     assert sum(n for n in lines.values()) / sum(map(statements, modules)) > 1.2  # not by squeezing
 
 

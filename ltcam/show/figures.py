@@ -107,7 +107,7 @@ def compared(
             (_, before), (title, after) = [*rows[-1].items()][-2:]
             change = after / after.max().clamp(min=TINY) - before / before.max().clamp(min=TINY)
             del rows[-1][title]
-            rows[-1][f"{title}\nminus δ=0, up to {float(change.abs().max()):.0%}"] = change
+            rows[-1][f"{title}\nminus δ=0, up to {float(change.abs().max()):.1%}"] = change
         if cut and "shares" in shown(study):
             share = shares.chosen(study, study.names[0])[best[cut].config]
             rows[-1] |= scored({f"above {share:.0%}": above(row[cut], share)}, sample, c)

@@ -89,6 +89,8 @@ def test_the_nearest_reading_by_hand(both):
         assert row["distance"] == pytest.approx(off.mean(), abs=1e-3)
         assert row["distance12"] == pytest.approx(off[:10].mean(), abs=1e-3)
         assert row["distance3"] == pytest.approx(off[10:].mean(), abs=1e-3)
+        assert row["gain"] == pytest.approx(row["LTGrad-CAM(l=5, δ=0)"] - row["S5"], abs=1e-3)
+        assert row["gain_low"] <= row["gain"] <= row["gain_high"]
         if len(np.unique(ours)) == len(ours):
             assert row["tau"] == pytest.approx(kendalltau(ours, numbers).statistic, abs=1e-3)
     usual = table[(table[["loss", "labels", "scale", "outputs"]] == ["softmax", "top", "none", "pool"]).all(axis=1)]

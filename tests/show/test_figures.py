@@ -179,6 +179,8 @@ def test_failures_say_their_iou_and_that_of_each_map_and_show_a_second_cut(study
             assert panel.get_title().split("\n")[-1] == iou
         assert (np.asarray(line[4].images[1].get_array()) == mask.numpy()).all()
     assert [panel.get_title().split("\n")[0] for panel in axes[0, 3:]] == ["LTGrad-CAM", "above 30%"]
+    study.kept = True  # and without the table of shares there is no such column
+    assert len(figures.FIGURES["failures"].of(study).axes) == 16
 
 
 def test_the_comparison_shows_what_delta_20_changes(study):
@@ -189,7 +191,7 @@ def test_the_comparison_shows_what_delta_20_changes(study):
     change = twenty / twenty.max() - zero / zero.max()
     assert torch.allclose(torch.as_tensor(np.asarray(axes[0, 7].images[1].get_array())), change, atol=1e-5)
     iou = float(heatmaps.iou(figures.otsu_masks(twenty[None])[0], study.test[index].mask, c))
-    said = ["LTGrad-CAM", "(l=5, δ=20)", f"IoU {iou:.0f}%", f"minus δ=0, up to {float(change.abs().max()):.0%}"]
+    said = ["LTGrad-CAM", "(l=5, δ=20)", f"IoU {iou:.0f}%", f"minus δ=0, up to {float(change.abs().max()):.1%}"]
     assert axes[0, 7].get_title().split("\n") == said
     assert all(white(panel) == 1 for panel in axes[0, 1:7]) and not white(axes[0, 7])
 
