@@ -1,6 +1,7 @@
 """All trainings of a data set: two tiny ones, folds, and studies of which only counts are left."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -210,3 +211,10 @@ def test_pictures_are_of_a_training_made_again_where_checkpoints_are_gone(two, m
     )
     with pytest.raises(MissingError, match=r"no weights at .*seed0/checkpoint.pt"):
         kept.load("seed0")  # no other is measured in its name
+
+
+@pytest.mark.parametrize(("there", "pictured"), [(["seed0", "again"], "seed0"), (["again"], "again"), ([], "seed0")])
+def test_heatmaps_are_of_the_first_training_or_of_one_made_again(there, pictured, tmp_path):
+    for name in there:
+        files.write(tmp_path / name / "checkpoint.pt", "")
+    assert Study.pictured.fget(SimpleNamespace(names=["seed0", "seed1"], runs=tmp_path)) == pictured
