@@ -3,6 +3,8 @@
 import matplotlib.font_manager  # noqa: F401 - looks for a place for its cache once, so that no kernel speaks of it on stderr
 import pytest
 
+from ltcam.paper import kernels
+
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     cells = [item for item in terminalreporter.config.stash[ITEMS] if hasattr(item, "cell")]
@@ -16,3 +18,4 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 ITEMS = pytest.StashKey[list[pytest.Item]]()
+kernels.fork()

@@ -81,9 +81,10 @@ def test_the_plan_of_the_house():
     assert files == {"__init__.py", "__main__.py", "errors.py", "files.py", "py.typed"}
     modules = sorted((ROOT / "ltcam").rglob("*.py"))
     lines = {path: len(path.read_text().splitlines()) for path in modules}
-    assert len(modules) <= 59 and max(lines.values()) <= 260
+    assert len(modules) <= 60 and max(lines.values()) <= 260
     assert sum(n for path, n in lines.items() if path.parent.name == "engine") <= 2112
-    assert sum(lines.values()) <= 8659 and sum(map(statements, modules)) <= 5878
+    # 80 of them are `paper/kernels.py`, without which the demo takes six minutes instead of four.
+    assert sum(lines.values()) <= 8739 and sum(map(statements, modules)) <= 5939
     assert sum(n for n in lines.values()) / sum(map(statements, modules)) > 1.2  # not by squeezing
 
 

@@ -36,7 +36,7 @@ from ltcam.experiment import provenance
 from ltcam.experiment.parallel import alone
 from ltcam.experiment.recipe import profile
 from ltcam.experiment.study import Study
-from ltcam.paper import pictures, registry, shares
+from ltcam.paper import kernels, pictures, registry, shares
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ def reproduce(
     UnavailableError. It never replaces a good copy.
     """
     logging.getLogger("papermill").setLevel(logging.WARNING)
+    kernels.fork()
     studies = [Study(name, key, seeds=seeds) for key in profile(name) if data in ("", key)]
     numbered = [path for path in sorted(files.NOTEBOOKS.glob("*.ipynb")) if re.fullmatch(r"\d\d_\w+", path.stem)]  # no copies
     expected = {path: set(papermill.inspect_notebook(_literal(path))) for path in numbered}
@@ -228,7 +229,7 @@ class _OwnKernel(AsyncKernelManager):
         try:
             home = mkdtemp()
             finalize(self, rmtree, home, ignore_errors=True)
-            pinned = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "IPYTHONDIR": home}
+            pinned = {"MPLBACKEND": kernels.INLINE, "IPYTHONDIR": home}
             await self._async_start_kernel(**options | {"env": {**os.environ, **pinned}})
         except (OSError, NoSuchKernel) as error:  # or its folder would be told as closed
             raise RuntimeError(str(error)) from error

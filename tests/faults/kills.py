@@ -107,8 +107,8 @@ def kernels(output):
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get("LTCAM_OUTPUT") == str(output) and "ipykernel_launcher" in process.cmdline():
-                found.append(process)
+            if process.environ().get("LTCAM_OUTPUT") == str(output) and os.getpgid(process.pid) == process.pid:
+                found += [process] * any("forkserver" in text for text in process.cmdline())
         except psutil.Error:
             continue
     return found
