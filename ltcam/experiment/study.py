@@ -155,7 +155,7 @@ class Study:
         sets = [datasets.load(self.data, part) for part in sorted({own.recipe.test for own in self.planned.values()})]
         scored, classes = sum(len(data.scored) for data in sets), ", ".join(sets[0].classes)
         about = f"{self.title}, part {' + '.join(data.part for data in sets)}: {scored} images to score"
-        again = "\nHeatmaps are of a training made again: no checkpoint is left of those whose counts the tables have."
+        again = "\nHeatmaps are of a repeated training: the checkpoints behind the tables are gone."
         return f"{about}, seeds: {len(self.seeds)}, classes: {classes}{again * (self.pictured == AGAIN)}"
 
     def parameters(self) -> dict[str, Any]:

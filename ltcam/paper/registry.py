@@ -152,7 +152,7 @@ def golden(name: str, table: pd.DataFrame, profile: str, tolerance: float = TOLE
     """
     path = files.ROOT / "data" / "golden" / profile / f"{name}.csv"
     if not path.is_file():
-        return f"{name}: {len(table)} rows"
+        return f"{name}: {len(table)} rows, and nothing to compare them with"
     expected = provenance.load(path, dtype=TEXTS).reindex(columns=table.columns)
     ours, theirs = table.reset_index(drop=True).align(expected)  # a row that is missing is not equal
     near = (ours.select_dtypes("number") - theirs.select_dtypes("number")).abs().le(tolerance)

@@ -208,7 +208,7 @@ def test_golden_values_are_compared_within_a_tolerance():
             registry.golden("table1", changed, "demo")
     with pytest.raises(InputError):
         registry.golden("table1", table.assign(mIoU=table["mIoU"].where(table.index > 0, np.nan)), "demo")
-    assert registry.golden("table1", table, "real") == f"table1: {len(table)} rows"  # nothing to compare with
+    assert registry.golden("table1", table, "real") == f"table1: {len(table)} rows, and nothing to compare them with"
 
 
 def test_check_compares_the_golden_columns_within_the_tables_own_tolerance(monkeypatch):
