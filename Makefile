@@ -116,7 +116,8 @@ golden: $(STAMP)
 
 notebooks: $(STAMP)
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
-	LTCAM_RUNS= LTCAM_OUTPUT=$$out $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN \
+	LTCAM_RUNS= LTCAM_OUTPUT=$$out $(BIN)/python -c "from ltcam.paper.kernels import fork; fork(); \
+	    from nbconvert.nbconvertapp import main; main()" --to notebook --execute --inplace --log-level WARN \
 	    --ExecutePreprocessor.record_timing=False notebooks/[0-9]*.ipynb
 	$(BIN)/python -m ltcam.paper.pictures notebooks/[0-9]*.ipynb
 
