@@ -10,6 +10,7 @@ from threading import Thread
 from typing import Any
 
 import matplotlib
+import pandas as pd
 from ipykernel.kernelapp import IPKernelApp
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
@@ -58,6 +59,7 @@ class Kernel(ForkServerProcess):
         os.environ.clear()
         os.environ.update(self.env)
         matplotlib.rcParams["backend"] = INLINE  # pyplot loads it later, when IPython is there
+        pd.set_option("display.max_columns", 20)  # as pandas has it where it finds a notebook
         Thread(target=_end_with_parent, daemon=True).start()
         IPKernelApp.launch_instance([*self.argv, f"--IPKernelApp.parent_handle={os.getppid()}"])  # or it says how to connect
 

@@ -206,10 +206,10 @@ def test_pictures_are_of_a_training_made_again_where_checkpoints_are_gone(two, m
     before = sorted(path for path in two.out.rglob("*"))
     kept.train()
     assert before == sorted(path for path in two.out.rglob("*")) and kept.counts(CONFIGS).values.tolist() == expected
-    assert kept.trained.sha256 != first
-    assert (
-        kept.described == f"{two.described}\nHeatmaps are of a repeated training: the checkpoints behind the tables are gone."
-    )
+    again = "Heatmaps are of a repeated training: the checkpoints behind the tables are gone."
+    assert kept.trained.sha256 != first and kept.described == f"{two.described}\n{again}"
+    with pytest.raises(MissingError, match=r"no weights at .*seed0/checkpoint.pt"):
+        kept.load("seed0")  # no other is measured in its name
 
 
 @pytest.mark.parametrize(("there", "pictured"), [(["seed0", "again"], "seed0"), (["again"], "again"), ([], "seed0")])

@@ -16,8 +16,9 @@ from ltcam.paper import kernels
 ASKED = """
 import json, os, sys
 imported = "ltcam.show.figures" in sys.modules
-import matplotlib.pyplot as plt
-print(json.dumps([imported, os.getcwd(), os.environ.get("MINE"), os.getsid(0) == os.getpid(), plt.get_backend()]))
+import matplotlib.pyplot as plt, pandas as pd
+shown = pd.get_option("display.max_columns")
+print(json.dumps([imported, os.getcwd(), os.environ.get("MINE"), os.getsid(0) == os.getpid(), plt.get_backend(), shown]))
 """
 STARTS = """
 from jupyter_client.manager import start_new_kernel
@@ -53,7 +54,7 @@ def test_a_kernel_has_its_own_folder_and_surroundings_and_what_notebooks_import(
         async with kernel(tmp_path) as (_, ask):
             return await ask(ASKED)
 
-    assert json.loads(asyncio.run(talk())[1]) == [True, str(tmp_path), "own", True, kernels.INLINE]
+    assert json.loads(asyncio.run(talk())[1]) == [True, str(tmp_path), "own", True, kernels.INLINE, 20]
 
 
 def test_kernels_do_not_share_what_they_change(tmp_path):
