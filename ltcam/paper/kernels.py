@@ -21,13 +21,16 @@ LAUNCHER = "ipykernel_launcher"
 
 
 def fork() -> None:
-    """Python's kernels that this process starts from now on are forks. They import from where this process does."""
+    """Python's kernels that this process starts from now on are forks. They import from where this process does. Raises OSError
+    where the process that is forked cannot start."""
     before = dict(os.environ)
-    os.environ.update(PYTHONPATH=os.pathsep.join(path or "." for path in sys.path), PYTHONSAFEPATH="1")
-    forkserver.set_forkserver_preload(IMPORTED)
-    forkserver.ensure_running()
-    os.environ.clear()
-    os.environ.update(before)
+    try:
+        os.environ.update(PYTHONPATH=os.pathsep.join(path or "." for path in sys.path), PYTHONSAFEPATH="1")
+        forkserver.set_forkserver_preload(IMPORTED)
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
     own = EntryPoint("local-provisioner", f"{__name__}:Forks", KernelProvisionerFactory.GROUP_NAME)
     KernelProvisionerFactory.instance().provisioners[own.name] = own
 

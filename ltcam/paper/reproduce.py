@@ -61,7 +61,6 @@ def reproduce(
     UnavailableError. It never replaces a good copy.
     """
     logging.getLogger("papermill").setLevel(logging.WARNING)
-    kernels.fork()
     studies = [Study(name, key, seeds=seeds) for key in profile(name) if data in ("", key)]
     numbered = [path for path in sorted(files.NOTEBOOKS.glob("*.ipynb")) if re.fullmatch(r"\d\d_\w+", path.stem)]  # no copies
     expected = {path: set(papermill.inspect_notebook(_literal(path))) for path in numbered}
@@ -227,6 +226,7 @@ class _OwnKernel(AsyncKernelManager):
 
     async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
         try:
+            kernels.fork()
             home = mkdtemp()
             finalize(self, rmtree, home, ignore_errors=True)
             pinned = {"MPLBACKEND": kernels.INLINE, "IPYTHONDIR": home}
