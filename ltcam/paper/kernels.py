@@ -74,7 +74,8 @@ class Kernel(ForkServerProcess):
         return self.exitcode
 
     def send_signal(self, number: int) -> None:
-        os.kill(self.pid or 0, number)
+        if self.pid and self.is_alive():
+            os.kill(self.pid, number)
 
 
 def _end_with_parent() -> None:

@@ -77,6 +77,18 @@ def test_a_kernel_can_be_interrupted(tmp_path):
     assert asyncio.run(talk())[0]["ename"] == "KeyboardInterrupt"
 
 
+def test_a_kernel_that_died_is_told_and_can_be_shut_down(tmp_path):
+    async def talk():
+        async with kernel(tmp_path) as (manager, _):
+            process = psutil.Process(manager.provisioner.pid)
+            process.kill()
+            psutil.wait_procs([process], timeout=30)
+            await manager.provisioner.send_signal(signal.SIGINT)
+            return await manager.provisioner.poll(), await manager.is_alive()
+
+    assert asyncio.run(talk()) == (-signal.SIGKILL, False)
+
+
 def test_no_kernel_outlives_the_process_that_started_it(tmp_path):
     (tmp_path / "starts.py").write_text(STARTS)
     with subprocess.Popen([sys.executable, tmp_path / "starts.py"], stdin=-1, stdout=-1, text=True) as process:
