@@ -83,7 +83,7 @@ def test_the_plan_of_the_house():
     lines = {path: len(path.read_text().splitlines()) for path in modules}
     assert len(modules) <= 60 and max(lines.values()) <= 260
     assert sum(n for path, n in lines.items() if path.parent.name == "engine") <= 2112
-    # 80 of them are `paper/kernels.py`, without which the demo takes six minutes instead of four.
+    # 85 of them are `paper/kernels.py`, without which the demo takes six minutes instead of four.
     assert sum(lines.values()) <= 8745 and sum(map(statements, modules)) <= 5943
     assert sum(n for n in lines.values()) / sum(map(statements, modules)) > 1.2  # not by squeezing
 

@@ -34,7 +34,9 @@ if __name__ == "__main__":
 @asynccontextmanager
 async def kernel(folder):
     """A kernel, and a function that runs code in it and returns its reply and what it printed."""
+    before = dict(os.environ)
     kernels.fork()
+    assert dict(os.environ) == before
     manager, client = await start_new_async_kernel(cwd=str(folder), env={**os.environ, "MINE": "own"})
     number = manager.provisioner.pid
 
